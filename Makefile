@@ -1,0 +1,68 @@
+# make demo    train, evaluate, export and sample a small Llama 3.1 on text that this machine has
+# make check   linters, types and the tests that need no torch, in a minute
+# make test    everything
+#
+# Overrides: make demo RUN=mine DEMO_ARGS='schedule.total_tokens=400000'   make test PYTEST_ARGS='-k resume'   PYTHON=python3.12
+
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.12 python3.11; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+endif
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := demo
+DEMO_ARGS :=
+PYTEST_ARGS :=
+PROMPT := def read(self, path):
+
+# One thread per process: the processes of a run share the cores.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help demo demo-short check lint test clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
+
+# The commands that a user would type. Each is a no-op, or nearly, when its result is there already.
+demo: $(VENV)/.runtime
+	$(BIN)/python -m recipes.pack data=demo tokenizer=demo
+	$(BIN)/torchrun --nproc-per-node 2 -m recipes.pretrain --config-name demo name=$(RUN) $(DEMO_ARGS)
+	$(BIN)/python -m recipes.evaluate data=demo tokenizer=demo checkpoint=runs/$(RUN)
+	$(BIN)/python -m recipes.convert direction=to_hf checkpoint=runs/$(RUN) hf=runs/$(RUN)/hf overwrite=true
+	$(BIN)/python -c "from transformers import pipeline; \
+	    print(pipeline('text-generation', 'runs/$(RUN)/hf')('$(PROMPT)', max_new_tokens=48, do_sample=False)[0]['generated_text'])"
+	@echo "loss curve: runs/$(RUN)/loss.png   model for transformers and vLLM: runs/$(RUN)/hf"
+
+# The same at a tenth of its steps.
+demo-short:
+	$(MAKE) demo RUN=demo-short DEMO_ARGS='schedule.total_tokens=45_056 schedule.warmup_tokens=4_096'
+
+check: lint
+	$(BIN)/python -m pytest -m 'not torch and not parallel and not slow and not gpu' $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+clean:
+	rm -rf .mypy_cache .pytest_cache .ruff_cache *.egg-info
+
+# Stamps: an environment is made again when what it is made from has changed.
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 12) or sys.exit(f"Python 3.11 or 3.12 is needed, and $(PYTHON) is {v[0]}.{v[1]}: name another with PYTHON=/path/to/python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: requirements.txt pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet -r requirements.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+	@touch $@
