@@ -1,0 +1,239 @@
+"""What the keys of a config must satisfy, alone (`values`) and together (`validate`). No torch: answers at once.
+
+Everything is collected before anything is raised, so that a config is mended in one go.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llama31 import layout, schedule
+from llama31.config import (
+    MISSING,
+    ConfigError,
+    Data,
+    Evaluate,
+    Issue,
+    Model,
+    Pack,
+    Parallel,
+    Pretrain,
+    Ramp,
+    Schedule,
+    Tokenizer,
+)
+from llama31.schedule import Stage
+
+SPECIAL_TOKENS = 256  # of Llama 3.1; a BPE trained here holds them beside the 256 bytes
+
+
+def validate(run: Any, world_size: int | None = None) -> list[str]:
+    """Check a whole config and return warnings about what works but wastes.
+
+    `run` is the config of any recipe; `world_size` is the number of processes, by default that of torchrun
+    (WORLD_SIZE), or 1. Raises ConfigError with all problems, and with the nearest layout that works where the layout
+    is one of them.
+    """
+    found = values(type(run), dataclasses.asdict(run))
+    if found:
+        raise ConfigError(found)  # bounds first: the arithmetic below divides by these numbers
+    world_size = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
+    found = _sections(run)
+    model, parallel = getattr(run, "model", None), getattr(run, "parallel", None)
+    stages = _stages(run, found)
+    wrong = [] if parallel is None else layout.problems(model, parallel, stages, world_size)
+    hint = _hint(model, parallel, stages, world_size) if parallel is not None and wrong else ""
+    found += _unsupported(run)
+    if found or wrong:
+        raise ConfigError([*found, *wrong], hint)
+    return [] if parallel is None else _warnings(run, parallel, stages, world_size)
+
+
+def values(schema: type, plain: Mapping[str, Any], path: str = "") -> list[Issue]:
+    """Problems of single values: choices and bounds. Missing and interpolated values are passed over."""
+    hints, found = typing.get_type_hints(schema), []
+    for field in dataclasses.fields(schema):
+        if field.name in plain:
+            found += _value(hints[field.name], field, plain[field.name], f"{path}{field.name}")
+    return found
+
+
+def _value(hint: Any, field: dataclasses.Field[Any], value: Any, key: str) -> list[Issue]:
+    inner = typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return values(typing.cast(type, hint), value, f"{key}.")
+    if isinstance(value, dict):
+        return [issue for name, item in value.items() for issue in values(inner[1], item, f"{key}.{name}.")]
+    if isinstance(value, list):
+        items = [item for item in enumerate(value) if isinstance(item[1], dict)]
+        return [issue for index, item in items for issue in values(inner[0], item, f"{key}[{index}].")]
+    return _bounds(field.metadata, value, key)
+
+
+def _bounds(metadata: Mapping[str, Any], value: Any, key: str) -> list[Issue]:
+    choices, low, above, high = (metadata.get(name) for name in ("choices", "low", "above", "high"))
+    if isinstance(value, str):
+        if not choices or value in choices or value == MISSING or "${" in value:
+            return []
+        return [Issue(key, value, "no such choice", f"give one of {', '.join(choices)}")]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return []
+    for wrong, limit in (
+        (low is not None and not value >= low, f"at least {low}"),
+        (above is not None and not value > above, f"a number above {above}"),
+        (high is not None and not value <= high, f"at most {high}"),
+    ):
+        if wrong:
+            return [Issue(key, value, "out of range", f"give {limit}")]
+    return []
+
+
+def _sections(run: Any) -> list[Issue]:
+    found = []
+    for field in dataclasses.fields(run):
+        section = getattr(run, field.name)
+        if isinstance(section, Model):
+            found += _model(section)
+        elif isinstance(section, Schedule):
+            found += _schedule(section, getattr(run, "model", None))
+        elif isinstance(section, Data):
+            found += _data(section, run)
+        elif isinstance(section, Tokenizer):
+            found += _tokenizer(section, getattr(run, "model", None))
+    return found + _folders(run)
+
+
+def _model(model: Model) -> list[Issue]:
+    found = []
+    if model.hidden_size % model.heads or model.head_dim % 2:
+        remedy = f"give a multiple of {2 * model.heads}, for example {_up(model.hidden_size, 2 * model.heads)}"
+        reason = f"{model.heads} heads need an even width each"
+        found.append(Issue("model.hidden_size", model.hidden_size, reason, remedy))
+    if model.heads % model.kv_heads:
+        reason = f"{model.heads} query heads do not split into groups of equal size"
+        found.append(Issue("model.kv_heads", model.kv_heads, reason, f"give a divisor of {model.heads}"))
+    return found
+
+
+def _schedule(given: Schedule, model: Model | None) -> list[Issue]:
+    found = []
+    starts = [0, *(ramp.from_tokens for ramp in given.ramp)]
+    if any(later <= earlier for earlier, later in itertools.pairwise(starts)):
+        found.append(Issue("schedule.ramp", starts[1:], "its from_tokens do not grow from above 0", "put it in order"))
+    parts: list[tuple[str, Schedule | Ramp]] = [("schedule", given)]
+    parts += [(f"schedule.ramp[{index}]", ramp) for index, ramp in enumerate(given.ramp)]
+    for name, stage in parts:
+        length = stage.sequence_length
+        if stage.batch_tokens % length:
+            remedy = f"give a multiple, for example {_up(stage.batch_tokens, length)}"
+            reason = f"not a whole number of sequences of {length} tokens"
+            found.append(Issue(f"{name}.batch_tokens", stage.batch_tokens, reason, remedy))
+        if model is not None and length > model.max_positions:
+            reason = f"longer than model.max_positions={model.max_positions}"
+            found.append(Issue(f"{name}.sequence_length", length, reason, "give a shorter one, or more max_positions"))
+    if given.final_lr > given.peak_lr:
+        reason = f"above schedule.peak_lr={given.peak_lr}"
+        found.append(Issue("schedule.final_lr", given.final_lr, reason, "give at most peak_lr"))
+    end = given.decay_tokens or given.total_tokens
+    if given.decay != "constant" and given.warmup_tokens >= end:
+        reason = f"warm-up would last beyond the end of the decay at {end} tokens"
+        found.append(Issue("schedule.warmup_tokens", given.warmup_tokens, reason, f"give less than {end}"))
+    return found
+
+
+def _data(data: Data, run: Any) -> list[Issue]:
+    if not data.sources:
+        if isinstance(run, Evaluate) and run.prompts:
+            return []
+        remedy = "choose data=demo, or name one: data.sources.NAME.input=PATH"
+        return [Issue("data.sources", "{}", "there is no source of text", remedy)]
+    found = []
+    if isinstance(run, Pack):
+        empty = [name for name, source in data.sources.items() if not source.input]
+        found = [Issue(f"data.sources.{name}.input", "", "nothing to pack", "give a file or folder") for name in empty]
+    if not any(source.weight for source in data.sources.values()):
+        names = ", ".join(data.sources)
+        found.append(Issue("data.sources", names, "all weights are 0", "give at least one a weight above 0"))
+    return found
+
+
+def _tokenizer(tokenizer: Tokenizer, model: Model | None) -> list[Issue]:
+    size, key = tokenizer.vocab_size, "tokenizer.vocab_size"
+    if tokenizer.kind != "bpe":
+        return []
+    smallest = 2 * SPECIAL_TOKENS
+    if size is None or size < smallest:
+        reason = f"a BPE needs {SPECIAL_TOKENS} bytes and {SPECIAL_TOKENS} special tokens"
+        return [Issue(key, size, reason, f"give at least {smallest}, for example 8192")]
+    if model is not None and size > model.vocab_size:
+        reason = f"more ids than model.vocab_size={model.vocab_size}"
+        return [Issue(key, size, reason, f"give at most {model.vocab_size}, or model.vocab_size={size}")]
+    return []
+
+
+def _folders(run: Any) -> list[Issue]:
+    found = []
+    for name in ("resume", "init_from"):
+        value = getattr(run, name, None)
+        if value is None or (name == "resume" and value in ("auto", "none")) or Path(value).is_dir():
+            continue
+        remedy = "give auto, none or a checkpoint folder" if name == "resume" else "give a checkpoint or run folder"
+        found.append(Issue(name, value, "there is no such folder", remedy))
+    return found
+
+
+def _unsupported(run: Any) -> list[Issue]:
+    if not isinstance(run, Evaluate):
+        return []
+    reason = "a checkpoint of any layout is loaded onto one without context parallelism and interleaving"
+    given = {"cp": run.parallel.cp, "vpp": run.parallel.vpp}
+    return [Issue(f"parallel.{key}", n, reason, f"give parallel.{key}=1") for key, n in given.items() if n > 1]
+
+
+def _stages(run: Any, found: Sequence[Issue]) -> list[Stage]:
+    """Stages of the schedule that the layout has to carry."""
+    if not isinstance(run, Pretrain) or found:
+        return []
+    first = schedule.step_at(run.schedule, run.parallel.from_tokens)
+    current = schedule.batch_at(run.schedule, schedule.step_tokens(run.schedule, first)).first_step
+    return [stage for stage in schedule.stages(run.schedule) if stage.first_step >= current]
+
+
+def _hint(model: Model | None, parallel: Parallel, stages: Sequence[Stage], world_size: int) -> str:
+    other = layout.nearest(model, parallel, stages, world_size)
+    if other is None:
+        return f"no layout of {world_size} process(es) works for this model and schedule"
+    shown = " ".join(f"parallel.{key}={_shown(new)}" for key, new in layout.changes(parallel, other).items())
+    replicas = layout.dp(other, world_size)
+    return f"nearest layout that works with {world_size} process(es): {shown} (dp={replicas})"
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower()
+
+
+def _warnings(run: Any, parallel: Parallel, stages: Sequence[Stage], world_size: int) -> list[str]:
+    found = []
+    for stage in stages:
+        count = layout.micro_batches(parallel, stage.batch_tokens, stage.sequence_length, world_size)
+        if count < parallel.pp:
+            share = layout.bubble(parallel, count)
+            found.append(
+                f"parallel.pp={parallel.pp}: only {count} micro-batches per step of {stage.batch_tokens} tokens; the "
+                f"pipeline idles {share:.0%} of its busy time; give fewer stages, a smaller micro_batch or a larger "
+                "batch"
+            )
+    per_node = run.cluster.processes_per_node
+    if per_node and parallel.tp > per_node:
+        found.append(f"parallel.tp={parallel.tp}: reaches beyond one node of {per_node}, over the slow network")
+    return found
+
+
+def _up(number: int, factor: int) -> int:
+    return -(-number // factor) * factor

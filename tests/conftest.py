@@ -1,0 +1,93 @@
+"""What all tests share: the order, the skips, and how a command is run."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = ("torch", "parallel", "slow", "gpu")
+
+# Before any test imports torch: tests run beside each other's processes, one thread each.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# What the tests say must not depend on a network, or wait for one.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "disabled")
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave files that are all torch unread where torch is deselected: its import would outlast the tests."""
+    if "not torch" not in config.option.markexpr or collection_path.suffix != ".py":
+        return None
+    marks = re.search(r"^pytestmark = .*", collection_path.read_text(encoding="utf-8"), re.MULTILINE)
+    return True if marks and any(f"mark.{name}" in marks[0] for name in HEAVY) else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Quick tests first, so that a mistake shows in seconds; GPU tests only where there is one."""
+    items.sort(
+        key=lambda item: max((HEAVY.index(m.name) + 1 for m in item.iter_markers() if m.name in HEAVY), default=0)
+    )
+    for item in items:
+        if item.get_closest_marker("gpu") and not _has_gpu():
+            item.add_marker(pytest.mark.skip(reason="no GPU here"))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """Run a command from the repository's root and return its result; it and all it started die at the time limit.
+
+    `command("-m", "recipes.pack", "--help")` runs Python, `command("torchrun", ..., python=False)` a program beside it.
+    """
+
+    def run(
+        *arguments: str | Path,
+        python: bool = True,
+        timeout_s: float = 120,
+        env: Mapping[str, str] | None = None,
+        cwd: Path = ROOT,
+        check: bool = False,
+    ) -> subprocess.CompletedProcess[str]:
+        words = [str(word) for word in arguments]
+        words = [sys.executable, *words] if python else [str(Path(sys.executable).with_name(words[0])), *words[1:]]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+        # Files, not pipes: a grandchild that outlives its parent cannot keep us waiting for the end of the output.
+        out, err = tmp_path / "stdout.txt", tmp_path / "stderr.txt"
+        with out.open("w") as stdout, err.open("w") as stderr:
+            child = subprocess.Popen(
+                words,
+                stdout=stdout,
+                stderr=stderr,
+                stdin=subprocess.DEVNULL,
+                cwd=cwd,
+                env=environment,
+                start_new_session=True,
+            )
+            try:
+                code = child.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+                pytest.fail(f"{' '.join(words)} took over {timeout_s} s\n{out.read_text()}\n{err.read_text()}")
+        result = subprocess.CompletedProcess(words, code, out.read_text(), err.read_text())
+        if check:
+            assert code == 0, f"{' '.join(words)} exited with {code}\n{result.stdout}\n{result.stderr}"
+        return result
+
+    return run
