@@ -1,0 +1,152 @@
+"""Causal attention inside documents, with all-gather context parallelism.
+
+Rows are packed from several documents, and no token attends across a boundary (report, section 3.2). The mask is
+never a matrix: it is a table of documents `(row, begin, end)`, and each document is attended to by itself. Under
+context parallelism (section 3.3.2) a row is cut into 2 x CP chunks, rank i holds chunks i and 2CP-1-i so that all
+ranks have the same share of the causal triangle, and K and V are gathered whole: they are small thanks to GQA.
+
+Shapes: Q [s, b, heads, d], K and V [s, b, kv_heads, d] (Megatron's order), documents int [n, 3].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+QUERY_BLOCK = 512  # queries that share one materialised mask where no kernel knows a lower-right causal mask
+
+Span = tuple[int, int]
+
+
+def chunks_of_rank(length: int, cp: int, cp_rank: int) -> list[Span]:
+    """The two spans of a row of `length` tokens that a context-parallel rank holds (the whole row when cp is 1)."""
+    if cp == 1:
+        return [(0, length)]
+    size = length // (2 * cp)
+    return [(i * size, (i + 1) * size) for i in (cp_rank, 2 * cp - 1 - cp_rank)]
+
+
+def take_chunks(row: Tensor, cp: int, cp_rank: int, dim: int) -> Tensor:
+    """This rank's chunks of a whole row, concatenated along `dim`."""
+    spans = chunks_of_rank(row.size(dim), cp, cp_rank)
+    return row if cp == 1 else torch.cat([row.narrow(dim, begin, end - begin) for begin, end in spans], dim)
+
+
+class _GatherRow(torch.autograd.Function):
+    """All-gather of chunked rows into whole rows along dim 0; the gradient is summed and cut back."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, group: Any) -> Tensor:
+        ctx.group, cp = group, dist.get_world_size(group)
+        gathered = local.new_empty((cp, *local.shape))
+        dist.all_gather_into_tensor(gathered.flatten(0, 1), local.contiguous(), group=group)
+        halves = gathered.view(cp, 2, local.size(0) // 2, *local.shape[1:])
+        return torch.cat([halves[:, 0], halves[:, 1].flip(0)]).flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        cp = dist.get_world_size(ctx.group)
+        chunks = grads[0].unflatten(0, (2 * cp, -1))
+        by_rank = torch.stack([chunks[:cp], chunks[cp:].flip(0)], 1).contiguous()
+        local = torch.empty_like(by_rank[0])  # [2, s / 2cp, ...]
+        dist.reduce_scatter_tensor(local, by_rank.flatten(0, 1), group=ctx.group)
+        return local.flatten(0, 1), None
+
+
+def gather_row(local: Tensor, group: Any) -> Tensor:
+    """[s / cp, ...] on each rank -> the whole row [s, ...] in order, differentiable."""
+    return _GatherRow.apply(local, group)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
+    """[s, b, h, d] in and out."""
+    q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+    out = F.scaled_dot_product_attention(q, k, v, enable_gqa=q.size(1) != k.size(1), **kwargs)
+    return out.permute(2, 0, 1, 3)
+
+
+def _lower_right(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The queries are the last ones of the keys' span: each sees all keys up to itself."""
+    s, total = query.size(0), key.size(0)
+    if s == 1:
+        return _sdpa(query, key, value)
+    if s == total:
+        return _sdpa(query, key, value, is_causal=True)
+    if query.is_cuda:
+        from torch.nn.attention.bias import causal_lower_right
+
+        return _sdpa(query, key, value, attn_mask=causal_lower_right(s, total))
+    outs, positions = [], torch.arange(total)
+    for begin in range(0, s, QUERY_BLOCK):
+        block = query[begin : begin + QUERY_BLOCK]
+        last = total - s + begin + block.size(0)
+        mask = positions[:last] <= positions[last - block.size(0) : last, None]
+        outs.append(_sdpa(block, key[:last], value[:last], attn_mask=mask))
+    return torch.cat(outs)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, documents: Tensor, spans: list[Span]) -> Tensor:
+    """Causal attention inside documents.
+
+    query [sq, b, heads, d] holds the positions of `spans`, in that order; key and value [s, b, kv_heads, d] hold the
+    whole row. documents int [n, 3]: (row, begin, end), disjoint and sorted; queries outside of any give zeros.
+    Returns [sq, b, heads, d].
+    """
+    rows: list[list[Span]] = [[] for _ in range(query.size(1))]
+    for row, begin, end in documents.tolist():
+        rows[row].append((begin, end))
+    if all(row == rows[0] for row in rows):
+        return _attend_rows(query, key, value, rows[0], spans)
+    parts = zip(query.split(1, 1), key.split(1, 1), value.split(1, 1), rows, strict=True)
+    return torch.cat([_attend_rows(q, k, v, spans_of_row, spans) for q, k, v, spans_of_row in parts], 1)
+
+
+def _attend_rows(query: Tensor, key: Tensor, value: Tensor, documents: list[Span], spans: list[Span]) -> Tensor:
+    """`attend` for rows that have the same documents."""
+    lengths = [end - begin for begin, end in documents]
+    if spans == [(0, key.size(0))] and sum(lengths) == key.size(0):
+        pieces = zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
+        outs = [_lower_right(q, k, v) for q, k, v in pieces]
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+    outs, offset = [], 0
+    for begin, end in spans:
+        at = begin
+        for document in documents:
+            first, last = max(begin, document[0]), min(end, document[1])
+            if first >= last:
+                continue
+            if first > at:
+                outs.append(torch.zeros_like(query[offset + at - begin : offset + first - begin]))
+            q = query[offset + first - begin : offset + last - begin]
+            outs.append(_lower_right(q, key[document[0] : last], value[document[0] : last]))
+            at = last
+        if at < end:
+            outs.append(torch.zeros_like(query[offset + at - begin : offset + end - begin]))
+        offset += end - begin
+    return torch.cat(outs)
+
+
+class DocumentAttention(torch.nn.Module):
+    """Megatron's `core_attention`: what it calls the attention mask is our table of documents."""
+
+    def __init__(
+        self, config: Any, layer_number: int, attn_mask_type: Any, attention_type: str, pg_collection: Any, **_: Any
+    ) -> None:
+        super().__init__()
+        self.group = pg_collection.cp
+        self.cp, self.cp_rank = dist.get_world_size(self.group), dist.get_rank(self.group)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, attn_mask_type: Any = None, **_: Any
+    ) -> Tensor:
+        """[s / cp, b, heads, d] x 3, documents [n, 3] -> [s / cp, b, heads * d]."""
+        if self.cp > 1:
+            key, value = gather_row(torch.stack([key, value], -2), self.group).unbind(-2)
+            spans = chunks_of_rank(key.size(0), self.cp, self.cp_rank)
+        else:
+            spans = [(key.size(0) - query.size(0), key.size(0))]
+        return attend(query, key, value, attention_mask, spans).flatten(2)

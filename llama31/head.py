@@ -1,0 +1,81 @@
+"""Output head and cross entropy in one, a chunk of tokens at a time, so that the logits never exist whole.
+
+With 128,256 words the logits of one 8,192-token sequence take 4 GB in FP32, several times over with their softmax and
+gradient. The loss is linear in each token's cross entropy, so the gradient of a chunk is known as soon as its logits
+are: `weighted_loss` computes both in the forward pass and keeps only gradients the size of its inputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}  # logits that exist at once, measured best on a CPU's caches
+
+
+def _chunks(tokens: int, weight: Tensor) -> list[tuple[int, int]]:
+    size = max(64, CHUNK_ELEMENTS[weight.device.type] // weight.size(0))
+    return [(i, min(i + size, tokens)) for i in range(0, tokens, size)]
+
+
+def _log_softmax(logits: Tensor, labels: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """FP32 logits [n, v / tp] -> log-probabilities [n, v / tp], cross entropy [n], label columns and their owners."""
+    if dist.get_world_size(group) == 1:
+        logp = torch.log_softmax(logits, -1)
+        return logp, -logp.gather(1, labels[:, None])[:, 0], labels, torch.ones_like(labels, dtype=torch.bool)
+    width = logits.size(1)
+    columns = labels - dist.get_rank(group) * width
+    mine = (columns >= 0) & (columns < width)
+    columns = columns.clamp(0, width - 1)
+    top = logits.amax(-1)
+    dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
+    logits = logits - top[:, None]
+    sums = torch.stack([logits.exp().sum(-1), logits.gather(1, columns[:, None])[:, 0] * mine])
+    dist.all_reduce(sums, group=group)
+    logsum = sums[0].log()
+    return logits - logsum[:, None], logsum - sums[1], columns, mine
+
+
+class _WeightedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, group: Any
+    ) -> tuple[Tensor, Tensor]:
+        losses = torch.empty_like(weights)
+        needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        grad_hidden = torch.empty_like(hidden) if needs_grad else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
+        for begin, end in _chunks(hidden.size(0), weight):
+            h, w = hidden[begin:end], weights[begin:end]
+            logp, losses[begin:end], columns, mine = _log_softmax((h @ weight.t()).float(), labels[begin:end], group)
+            if grad_hidden is None or grad_weight is None:
+                continue
+            grad_logits = logp.exp_().mul_(w[:, None])
+            grad_logits.scatter_add_(1, columns[:, None], -(w * mine)[:, None])
+            grad_logits = grad_logits.to(weight.dtype)
+            torch.mm(grad_logits, weight, out=grad_hidden[begin:end])
+            if weight.dtype == torch.float32:
+                grad_weight.addmm_(grad_logits.t(), h)
+            else:
+                grad_weight.add_(grad_logits.t() @ h)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.mark_non_differentiable(losses)
+        return (losses * weights).sum(), losses
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden.mul_(grads[0].to(grad_hidden.dtype)), grad_weight.mul_(grads[0]), None, None, None
+
+
+def weighted_loss(hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, group: Any) -> tuple[Tensor, Tensor]:
+    """Sum over tokens of weight x cross entropy, and each token's cross entropy (without gradient).
+
+    hidden [n, h], weight [v / tp, h] (this rank's rows of the vocabulary), labels int64 [n], weights FP32 [n],
+    group: the tensor-parallel group. The gradient of hidden is this rank's part of a sum over the group.
+    """
+    loss, losses = _WeightedLoss.apply(hidden, weight, labels, weights, group)
+    return loss, losses

@@ -1,0 +1,269 @@
+"""Llama 3.1 as a Megatron TransformerConfig plus a layer spec (report, section 3.2).
+
+Grouped-query attention, SwiGLU, RMSNorm, rotary embedding with the Llama 3.1 scaling, no biases, untied head (tied in
+Llama 3.2 1B and 3B). Parameters carry Megatron's names with the layer's global index; `shards` says which block of
+each global tensor a rank holds, and initialisation, checkpoints and parity tests all build on that one table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from torch import Tensor, nn
+
+from llama31 import config, head, precision
+from llama31.attention import DocumentAttention
+from llama31.mesh import Grid
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm whose weight gradient is right under sequence parallelism.
+
+    There each tensor-parallel rank sees its own tokens only, and nobody else sums the weight's gradient: reading the
+    weight through Megatron's copy region does, for every ZeRO stage.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__()
+        self.eps = eps
+        self.sequence_parallel = config.sequence_parallel
+        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = copy_to_tensor_model_parallel_region(self.weight) if self.sequence_parallel else self.weight
+        return F.rms_norm(x, (x.size(-1),), weight, self.eps)
+
+
+class Llama(GPTModel):
+    """One pipeline chunk of the model: GPTModel whose loss never builds all logits."""
+
+    def _postprocess(  # type: ignore[override]
+        self, hidden_states: Tensor, labels: Tensor | None = None, loss_mask: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """Without labels as in Megatron; with labels [b, s] and weights [b, s]: (weighted loss, losses [b, s])."""
+        if not self.post_process or labels is None:
+            return super()._postprocess(hidden_states, labels=labels, loss_mask=loss_mask, **kwargs)
+        assert loss_mask is not None
+        if self.config.sequence_parallel:
+            hidden_states = gather_from_sequence_parallel_region(hidden_states, group=self.pg_collection.tp)
+        else:
+            hidden_states = copy_to_tensor_model_parallel_region(hidden_states, group=self.pg_collection.tp)
+        tied = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        tokens = hidden_states.transpose(0, 1).flatten(0, 1)
+        loss, losses = head.weighted_loss(tokens, weight, labels.flatten(), loss_mask.flatten(), self.pg_collection.tp)
+        return loss, losses.view(labels.shape)
+
+
+def transformer_config(
+    model: config.Model, numbers: config.Precision, parallel: config.Parallel, grid: Grid
+) -> TransformerConfig:
+    """Megatron's view of the model and its layout."""
+    interleaved = parallel.vpp > 1
+    recompute: dict[str, Any] = {
+        "none": {},
+        "selective": {"recompute_granularity": "selective"},
+        "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+    }[parallel.recompute]
+    return TransformerConfig(
+        num_layers=model.layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.heads,
+        num_query_groups=model.kv_heads,
+        kv_channels=model.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_eps,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        persist_layer_norm=False,
+        apply_rope_fusion=grid.device.type == "cuda" and precision.have_transformer_engine(),
+        gradient_accumulation_fusion=False,  # would write `main_grad`, which ZeRO does not know
+        perform_initialization=False,
+        use_cpu_initialization=grid.device.type == "cpu",
+        tensor_model_parallel_size=grid.tp,
+        pipeline_model_parallel_size=grid.pp,
+        virtual_pipeline_model_parallel_size=grid.vpp if interleaved else None,
+        microbatch_group_size_per_vp_stage=(parallel.microbatch_group or grid.pp) if interleaved else None,
+        account_for_embedding_in_pipeline_split=parallel.embedding_as_layer,
+        account_for_loss_in_pipeline_split=parallel.loss_as_layer,
+        context_parallel_size=grid.cp,
+        sequence_parallel=parallel.sequence_parallel and grid.tp > 1,
+        calculate_per_token_loss=True,  # the loss is already divided by the tokens of the whole batch
+        batch_p2p_comm=False,  # batched, gloo gives wrong results with interleaving, in silence
+        deallocate_pipeline_outputs=True,
+        **recompute,
+        **precision.transformer_config(numbers),
+    )
+
+
+def layer_spec(device: torch.device) -> ModuleSpec:
+    """Transformer Engine's linear layers where there is a GPU that has it, Megatron's own where not.
+
+    Norm and core attention are ours everywhere: see `RMSNorm`, and `attention` for the document mask, which
+    Transformer Engine ignores in silence when it comes as a matrix.
+    """
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    layer = spec.submodules
+    layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
+    layer.self_attention.submodules.core_attention = DocumentAttention
+    if device.type == "cuda" and precision.have_transformer_engine():
+        from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TERowParallelLinear
+
+        layer.self_attention.submodules.linear_qkv = layer.mlp.submodules.linear_fc1 = TEColumnParallelLinear
+        layer.self_attention.submodules.linear_proj = layer.mlp.submodules.linear_fc2 = TERowParallelLinear
+    return spec
+
+
+def build(
+    model: config.Model,
+    numbers: config.Precision,
+    parallel: config.Parallel,
+    grid: Grid,
+    seed: int | None = None,
+) -> list[Llama]:
+    """This rank's chunks of the model: one, or `vpp` with interleaving.
+
+    With a seed the weights are drawn (equal on every layout), without one they are left for a checkpoint to fill.
+    Raises ValueError where this machine cannot compute in the precision asked for.
+    """
+    precision.check(numbers, grid.device)
+    settings = transformer_config(model, numbers, parallel, grid)
+    spec = layer_spec(grid.device)
+    interleaved = grid.vpp > 1
+    chunks = []
+    for vp in range(grid.vpp):
+        vp_stage = vp if interleaved else None
+        layers = get_num_layers_to_build(settings, vp_stage=vp_stage)
+        chunk = Llama(
+            settings,
+            TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=RMSNorm),
+            vocab_size=model.vocab_size,
+            max_sequence_length=model.max_positions,
+            pre_process=grid.first_stage and vp == 0,
+            post_process=grid.last_stage and vp == grid.vpp - 1,
+            share_embeddings_and_output_weights=model.tied_embeddings,
+            position_embedding_type="rope",
+            rotary_base=model.rope_theta,  # type: ignore[arg-type]  # a float is what it computes with
+            rope_scaling=model.rope_factor > 0,
+            rope_scaling_factor=model.rope_factor,
+            vp_stage=vp_stage,
+        )
+        for parameter in chunk.parameters():  # what gradient norms over ranks ask; Megatron sets it on initialising
+            parameter.tensor_model_parallel = parameter.ndim > 1  # type: ignore[attr-defined]
+        chunks.append(chunk.to(device=grid.device, dtype=precision.dtype(numbers)))
+    if seed is not None:
+        initialise(chunks, model, grid, seed)
+    return chunks
+
+
+@dataclass(frozen=True)
+class ParameterShard:
+    """A parameter of this rank, and the blocks of the global tensor that it holds, in its own row order."""
+
+    name: str
+    shape: tuple[int, ...]
+    parameter: nn.Parameter
+    offsets: tuple[tuple[int, ...], ...]  # one block each, equal in size along dim 0
+    replica: bool  # the tied embedding's second copy, on the last pipeline stage
+
+    def blocks(self, tensor: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+        """(offset in the global tensor, view of `tensor`) for a tensor shaped like the parameter."""
+        yield from zip(self.offsets, tensor.chunk(len(self.offsets)), strict=True)
+
+
+def shards(chunks: list[Llama], model: config.Model, grid: Grid) -> list[ParameterShard]:
+    """Every parameter of this rank under its global name, in an order that is the same on all replicas."""
+    found = []
+    for chunk in chunks:
+        for local_name, parameter in chunk.named_parameters():
+            name = _global_name(local_name, chunk)
+            replica = model.tied_embeddings and name == "output_layer.weight"
+            if replica:
+                name = "embedding.word_embeddings.weight"
+            shape, offsets = _layout(name, tuple(parameter.shape), grid)
+            found.append(ParameterShard(name, shape, parameter, offsets, replica))
+    return found
+
+
+def _global_name(local_name: str, chunk: Llama) -> str:
+    parts = local_name.split(".")
+    if parts[:2] == ["decoder", "layers"]:
+        parts[2] = str(chunk.decoder.layers[int(parts[2])].layer_number - 1)
+    return ".".join(parts)
+
+
+def _layout(name: str, local: tuple[int, ...], grid: Grid) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """Global shape and the offsets of this rank's blocks of a parameter."""
+    if len(local) == 1:
+        return local, ((0,),)
+    rows, columns = local
+    if name.endswith(("linear_proj.weight", "linear_fc2.weight")):
+        return (rows, columns * grid.tp), ((0, grid.tp_rank * columns),)
+    if name.endswith("linear_fc1.weight"):  # a rank's gate rows, then its up rows
+        half = rows // 2
+        return (rows * grid.tp, columns), ((grid.tp_rank * half, 0), (half * (grid.tp + grid.tp_rank), 0))
+    return (rows * grid.tp, columns), ((grid.tp_rank * rows, 0),)
+
+
+BLOCK_ROWS, BLOCK_COLUMNS = 128, 512
+
+
+def _normal(seed: int, name: str, offset: tuple[int, ...], size: tuple[int, int]) -> np.ndarray:
+    """FP32 standard normal numbers [size] of a global tensor from `offset` on.
+
+    The tensor is tiled; each tile has a counter-based generator keyed by (seed, name, tile), so any rank draws any
+    block without drawing the rest.
+    """
+    out = np.empty(size, np.float32)
+    for row in range(offset[0] // BLOCK_ROWS, math.ceil((offset[0] + size[0]) / BLOCK_ROWS)):
+        for column in range(offset[1] // BLOCK_COLUMNS, math.ceil((offset[1] + size[1]) / BLOCK_COLUMNS)):
+            key = hashlib.sha256(f"{seed}/{name}/{row}/{column}".encode()).digest()[:16]
+            generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
+            tile = generator.standard_normal((BLOCK_ROWS, BLOCK_COLUMNS), np.float32)
+            top, left = row * BLOCK_ROWS, column * BLOCK_COLUMNS
+            r0, r1 = max(top, offset[0]), min(top + BLOCK_ROWS, offset[0] + size[0])
+            c0, c1 = max(left, offset[1]), min(left + BLOCK_COLUMNS, offset[1] + size[1])
+            out[r0 - offset[0] : r1 - offset[0], c0 - offset[1] : c1 - offset[1]] = tile[
+                r0 - top : r1 - top, c0 - left : c1 - left
+            ]
+    return out
+
+
+@torch.no_grad()
+def initialise(chunks: list[Llama], model: config.Model, grid: Grid, seed: int) -> None:
+    """Draw the initial weights: equal on every layout, each rank its own shard only.
+
+    Normal with `init_std`; projections into the residual stream scaled by 1 / sqrt(2 layers), norms 1. The report does
+    not state its initialisation: this is ours, and Megatron's.
+    """
+    for shard in shards(chunks, model, grid):
+        if len(shard.shape) == 1:
+            shard.parameter.fill_(1.0)
+            continue
+        into_residual = shard.name.endswith(("linear_proj.weight", "linear_fc2.weight"))
+        std = model.init_std / math.sqrt(2 * model.layers) if into_residual else model.init_std
+        for offset, block in shard.blocks(shard.parameter.data):
+            numbers = _normal(seed, shard.name, offset, (block.size(0), block.size(1)))
+            block.copy_(torch.from_numpy(numbers).mul_(std))
