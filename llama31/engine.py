@@ -1,0 +1,143 @@
+"""One optimizer step: Megatron's pipeline schedule over DeepSpeed ZeRO.
+
+A step is `accumulate` (loss and gradient norm, agreed by all ranks), a verdict by the caller, then `apply` or
+`discard`. The loss is divided by the tokens of the whole batch before the backward pass, so gradients of micro-batches
+and ranks are summed, never averaged, and every layout computes the same numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.pipeline_parallel import get_forward_backward_func, schedules
+from torch import Tensor
+
+from llama31 import config, model, zero
+from llama31.mesh import Grid
+from llama31.objectives import MicroBatch, Objective, next_token
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What all ranks agree on after `accumulate`."""
+
+    loss: float  # token-weighted mean over micro-batches, data and context parallel ranks
+    grad_norm: float  # before clipping
+    tokens: int  # tokens that counted
+
+
+@contextlib.contextmanager
+def _after_each_backward(action: Callable[[], None] | None) -> Iterator[None]:
+    """Run `action` after the backward pass of every micro-batch of Megatron's schedules."""
+    if action is None:
+        yield
+        return
+    original = schedules.backward_step
+
+    def backward_step(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        action()
+        return result
+
+    schedules.backward_step = backward_step
+    try:
+        yield
+    finally:
+        schedules.backward_step = original
+
+
+class Forward:
+    """Micro-batches through the pipeline, and the loss that all ranks agree on."""
+
+    def __init__(self, chunks: list[model.Llama], grid: Grid) -> None:
+        self.chunks, self.grid = chunks, grid
+        self.called: list[Any] = list(chunks)  # the chunks as the schedule calls them; ZeRO-3 wraps them
+
+    @torch.no_grad()
+    def mean_loss(self, batches: Sequence[MicroBatch], objective: Objective = next_token) -> tuple[float, int]:
+        """Token-weighted mean loss and the tokens that counted, over all ranks, without gradients.
+
+        Every rank of a data-parallel replica gets the same micro-batches, every replica equally many.
+        """
+        tokens = self.count(batches)
+        for chunk in self.chunks:
+            chunk.eval()
+        loss = self.run([batch.scaled(1.0 / max(tokens, 1)) for batch in batches], objective, forward_only=True)
+        for chunk in self.chunks:
+            chunk.train()
+        return self.agree(loss), tokens
+
+    def count(self, batches: Sequence[MicroBatch]) -> int:
+        """Tokens that count in these micro-batches, over data-parallel replicas."""
+        tokens = torch.stack([(batch.weights > 0).sum() for batch in batches]).sum()
+        dist.all_reduce(tokens, group=self.grid.dp_group)
+        return int(tokens.item())
+
+    def run(self, batches: Sequence[MicroBatch], objective: Objective, forward_only: bool) -> Tensor:
+        """Sum of the weighted losses of this rank's micro-batches (0 where the last stage is elsewhere)."""
+
+        def forward_step(iterator: Iterator[MicroBatch], chunk: Any) -> tuple[Any, Any]:
+            return objective(chunk, next(iterator), self.grid)
+
+        micro_batch, length = batches[0].tokens.shape
+        losses = get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=[iter(batches) for _ in self.chunks],
+            model=self.called,
+            num_microbatches=len(batches),
+            seq_length=length,
+            micro_batch_size=micro_batch,
+            forward_only=forward_only,
+        )
+        return torch.stack(losses).sum() if losses else torch.zeros((), device=self.grid.device)
+
+    def agree(self, loss: Tensor) -> float:
+        """The loss summed over data and context parallel ranks of the last stage, known to all ranks."""
+        share = loss.float() if self.grid.last_stage and self.grid.tp_rank == 0 else torch.zeros_like(loss)
+        dist.all_reduce(share)
+        return float(share.item())
+
+
+class Engine:
+    """Chunks of a model, their gradients and their optimizer, on one rank."""
+
+    def __init__(
+        self,
+        chunks: list[model.Llama],
+        shape: config.Model,
+        optimizer: config.Optimizer,
+        numbers: config.Precision,
+        parallel: config.Parallel,
+        grid: Grid,
+    ) -> None:
+        self.chunks, self.grid = chunks, grid
+        self.shards = model.shards(chunks, shape, grid)
+        self.reducer = zero.create(chunks, self.shards, optimizer, numbers, parallel.zero, grid)
+        self.forward = Forward(chunks, grid)
+        self.forward.called = self.reducer.forward_chunks
+        self._norm = 0.0
+
+    def accumulate(self, batches: Sequence[MicroBatch], objective: Objective = next_token) -> StepResult:
+        """Forward and backward of this rank's micro-batches; weights are not touched.
+
+        Every rank of a data-parallel replica gets the same batches (all of one size). Returns what all ranks agree on.
+        """
+        tokens = self.forward.count(batches)
+        factor = self.reducer.loss_scale / max(tokens, 1)
+        with _after_each_backward(self.reducer.after_backward()):
+            loss = self.forward.run([batch.scaled(factor) for batch in batches], objective, forward_only=False)
+        self._norm = self.reducer.reduce()
+        return StepResult(self.forward.agree(loss) / self.reducer.loss_scale, self._norm, tokens)
+
+    def apply(self, lr: float) -> None:
+        """Clip the accumulated gradients and update weights with learning rate `lr`."""
+        self.reducer.apply(lr, self._norm)
+
+    def discard(self) -> None:
+        """Forget the accumulated gradients."""
+        self.reducer.discard()

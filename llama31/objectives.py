@@ -1,0 +1,71 @@
+"""What is learned: functions (chunk, batch, grid) -> (output, loss function) with one signature, called by the engine.
+
+A micro-batch holds whole rows; what a context-parallel rank computes on are its two chunks of each row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llama31.attention import take_chunks
+from llama31.mesh import Grid
+
+LossFunction = Callable[[Any], tuple[Tensor, Tensor, Tensor]]
+Objective = Callable[[Any, "MicroBatch", Grid], tuple[Any, LossFunction]]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of one forward and backward pass.
+
+    tokens, labels int64 [b, s]; weights FP32 [b, s], 0 where nothing is to be learned; documents int [n, 3] as
+    (row, begin, end), sorted, covering every row.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    weights: Tensor
+    documents: Tensor
+
+    @classmethod
+    def from_numpy(
+        cls, tokens: np.ndarray, labels: np.ndarray, loss_mask: np.ndarray, documents: np.ndarray, device: torch.device
+    ) -> MicroBatch:
+        """From packed rows; documents int [b, s] numbers the document of each token within its row."""
+        rows, length = documents.shape
+        starts = np.ones((rows, length), dtype=bool)
+        starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+        row, begin = np.nonzero(starts)
+        end = np.append(begin[1:], length)
+        end[np.append(row[1:] != row[:-1], True)] = length
+        return cls(
+            torch.from_numpy(np.ascontiguousarray(tokens, np.int64)).to(device),
+            torch.from_numpy(np.ascontiguousarray(labels, np.int64)).to(device),
+            torch.from_numpy(np.ascontiguousarray(loss_mask, np.float32)).to(device),
+            torch.from_numpy(np.stack([row, begin, end], 1).astype(np.int32)),
+        )
+
+    def scaled(self, factor: float) -> MicroBatch:
+        """The same rows with every weight multiplied by `factor`."""
+        return MicroBatch(self.tokens, self.labels, self.weights * factor, self.documents)
+
+
+def next_token(chunk: Any, batch: MicroBatch, grid: Grid) -> tuple[Any, LossFunction]:
+    """Weighted cross entropy of the next token."""
+
+    def local(row: Tensor) -> Tensor:
+        return take_chunks(row, grid.cp, grid.cp_rank, 1)
+
+    output = chunk(local(batch.tokens), None, batch.documents, labels=local(batch.labels), loss_mask=local(batch.weights))
+
+    def loss(output: Any) -> tuple[Tensor, Tensor, Tensor]:
+        total, _ = output
+        return total, torch.zeros((), dtype=torch.int), total.detach().clone()
+
+    return output, loss

@@ -1,0 +1,123 @@
+"""The table of layouts that must all compute the same thing, and the batches that they compute on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from llama31 import config
+
+STEPS = 4
+ROWS, LENGTH, VOCAB = 8, 32, 64
+LEARNING_RATES = [1e-2, 1e-2, 5e-3, 5e-3]
+OPTIMIZER = config.Optimizer(clip_norm=0.5)  # below the norms of the first steps, so that clipping takes part
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layout and what it trains."""
+
+    name: str
+    processes: int
+    layout: dict[str, int | str | bool] = field(default_factory=dict)
+    params: str = "fp32"
+    tied: bool = False
+    kv_heads: int = 2
+    rows_per_micro_batch: int = 1
+
+    def parallel(self) -> config.Parallel:
+        return config.Parallel(micro_batch=self.rows_per_micro_batch, **self.layout)  # type: ignore[arg-type]
+
+    def model(self) -> config.Model:
+        return model(self.tied, self.kv_heads)
+
+    @property
+    def reference(self) -> str:
+        """Name of the one-process run that this case has to equal."""
+        return f"one{'-tied' if self.tied else ''}{'-kv4' if self.kv_heads == 4 else ''}{'-bf16' * (self.params == 'bf16')}"
+
+
+def model(tied: bool = False, kv_heads: int = 2) -> config.Model:
+    """Four layers, so that two stages of two chunks have one each."""
+    return config.Model(
+        name="parity",
+        layers=4,
+        hidden_size=32,
+        ffn_hidden_size=64,
+        heads=4,
+        kv_heads=kv_heads,
+        vocab_size=VOCAB,
+        tied_embeddings=tied,
+        max_positions=8192,
+    )
+
+
+@dataclass(frozen=True)
+class Rows:
+    tokens: np.ndarray
+    labels: np.ndarray
+    loss_mask: np.ndarray
+    documents: np.ndarray
+
+
+def batches() -> list[Rows]:
+    """Rows of documents of odd lengths, the label that crosses a boundary masked, some rows with one document."""
+    random = np.random.default_rng(7)
+    found = []
+    for _ in range(STEPS):
+        stream = random.integers(0, VOCAB, (ROWS, LENGTH + 1))
+        starts = random.random((ROWS, LENGTH)) < 0.12
+        starts[:2] = False
+        documents = np.cumsum(starts, 1)
+        mask = np.ones((ROWS, LENGTH), np.float32)
+        mask[:, :-1] = documents[:, 1:] == documents[:, :-1]
+        found.append(Rows(stream[:, :-1], stream[:, 1:], mask, documents))
+    return found
+
+
+CASES = [
+    Case("one", 1),
+    Case("one-wide-micro-batch", 1, rows_per_micro_batch=4),
+    Case("one-tied", 1, tied=True),
+    Case("one-kv4", 1, kv_heads=4),
+    Case("one-bf16", 1, params="bf16"),
+    Case("one-selective", 1, {"recompute": "selective"}),
+    Case("one-full", 1, {"recompute": "full"}),
+    Case("tp2", 2, {"tp": 2}),
+    Case("tp2-without-sp", 2, {"tp": 2, "sequence_parallel": False}),
+    Case("pp2", 2, {"pp": 2}),
+    Case("pp2-vpp2", 2, {"pp": 2, "vpp": 2}),
+    Case("pp2-vpp2-group4", 2, {"pp": 2, "vpp": 2, "microbatch_group": 4}),
+    Case("cp2", 2, {"cp": 2}),
+    Case("cp2-wide-micro-batch", 2, {"cp": 2}, rows_per_micro_batch=2),
+    Case("dp2", 2, {"dp": 2}),
+    Case("dp2-zero2", 2, {"dp": 2, "zero": 2}),
+    Case("dp2-zero3", 2, {"dp": 2, "zero": 3}),
+    Case("cp2-zero2", 2, {"cp": 2, "zero": 2}),
+    Case("cp2-zero3", 2, {"cp": 2, "zero": 3}),
+    Case("pp2-zero2", 2, {"pp": 2, "zero": 2}),
+    Case("tp2-tied", 2, {"tp": 2}, tied=True),
+    Case("pp2-tied", 2, {"pp": 2}, tied=True),
+    Case("pp2-vpp2-tied", 2, {"pp": 2, "vpp": 2}, tied=True),
+    Case("dp2-zero3-tied", 2, {"dp": 2, "zero": 3}, tied=True),
+    Case("tp2-full", 2, {"tp": 2, "recompute": "full"}),
+    Case("pp2-uneven", 2, {"pp": 2, "vpp": 3, "embedding_as_layer": True, "loss_as_layer": True}),
+    Case("tp2-bf16", 2, {"tp": 2}, params="bf16"),
+    Case("pp2-bf16", 2, {"pp": 2}, params="bf16"),
+    Case("cp2-bf16", 2, {"cp": 2}, params="bf16"),
+    Case("dp2-bf16", 2, {"dp": 2}, params="bf16"),
+    Case("dp2-zero2-bf16", 2, {"dp": 2, "zero": 2}, params="bf16"),
+    Case("dp2-zero3-bf16", 2, {"dp": 2, "zero": 3}, params="bf16"),
+    Case("tp4-replicated-kv", 4, {"tp": 4}),
+    Case("cp4", 4, {"cp": 4}),
+    Case("tp2-dp2-zero2", 4, {"tp": 2, "dp": 2, "zero": 2}),
+    Case("tp2-dp2-zero3", 4, {"tp": 2, "dp": 2, "zero": 3}),
+    Case("dp2-pp2-vpp2-zero2", 4, {"dp": 2, "pp": 2, "vpp": 2, "zero": 2}),
+    Case("dp2-pp2-tied", 4, {"dp": 2, "pp": 2}, tied=True),
+    Case("tp2-pp2-cp2", 8, {"tp": 2, "pp": 2, "cp": 2}),
+    Case("tp2-pp2-dp2", 8, {"tp": 2, "pp": 2, "dp": 2}),
+    Case("tp2-pp2-vpp2-cp2", 8, {"tp": 2, "pp": 2, "vpp": 2, "cp": 2}),
+    Case("tp2-pp2-vpp2-cp2-zero2", 8, {"tp": 2, "pp": 2, "vpp": 2, "cp": 2, "zero": 2}),
+    Case("tp2-pp2-dp2-bf16", 8, {"tp": 2, "pp": 2, "dp": 2}, params="bf16"),
+]

@@ -1,0 +1,69 @@
+"""Runs the cases of one world size in one set of processes: `torchrun ... -m tests.parallel.worker OUTPUT`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from llama31 import config, mesh, model
+from llama31.engine import Engine
+from llama31.objectives import MicroBatch
+from tests.parallel.cases import CASES, LEARNING_RATES, OPTIMIZER, ROWS, Case, Rows, batches
+
+
+def micro_batches(rows: Rows, grid: mesh.Grid, size: int) -> list[MicroBatch]:
+    """This replica's rows, in the order that the data loader deals them."""
+    found = []
+    for m in range(ROWS // (size * grid.dp)):
+        begin = (m * grid.dp + grid.dp_rank) * size
+        part = (a[begin : begin + size] for a in (rows.tokens, rows.labels, rows.loss_mask, rows.documents))
+        found.append(MicroBatch.from_numpy(*part, grid.device))
+    return found
+
+
+def run(case: Case) -> dict[str, list[float]]:
+    """Losses and gradient norms of the case's steps, and the loss of a batch evaluated in between."""
+    parallel, numbers = case.parallel(), config.Precision(params=case.params)
+    grid = mesh.create(parallel)
+    chunks = model.build(case.model(), numbers, parallel, grid, seed=3)
+    engine = Engine(chunks, case.model(), OPTIMIZER, numbers, parallel, grid)
+    losses, norms, evaluated = [], [], []
+    for rows, lr in zip(batches(), LEARNING_RATES, strict=True):
+        mine = micro_batches(rows, grid, case.rows_per_micro_batch)
+        engine.accumulate(mine)
+        engine.discard()  # a discarded step must leave no trace
+        result = engine.accumulate(mine)
+        engine.apply(lr)
+        losses.append(result.loss)
+        norms.append(result.grad_norm)
+        evaluated.append(engine.forward.mean_loss(mine)[0])
+    return {"losses": losses, "norms": norms, "evaluated": evaluated}
+
+
+def main(output: str) -> None:
+    torch.set_num_threads(1)
+    mesh.connect(timeout_s=60)
+    names = sys.argv[2:]
+    results: dict[str, object] = {}
+    for case in CASES:
+        if case.processes != dist.get_world_size() or (names and case.name not in names):
+            continue
+        begin = time.perf_counter()
+        try:
+            results[case.name] = run(case)
+        except Exception:
+            results[case.name] = {"error": traceback.format_exc()}
+        if dist.get_rank() == 0:
+            print(f"{case.name}: {time.perf_counter() - begin:.1f} s", flush=True)
+    if dist.get_rank() == 0:
+        Path(output).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
