@@ -17,6 +17,8 @@ PROMPT := def read(self, path):
 # One thread per process: the processes of a run share the cores.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# Megatron-Core says at every start, many times over, that there is no Transformer Engine on a CPU.
+export PYTHONWARNINGS ?= ignore
 
 .PHONY: help demo demo-short check lint test clean
 .DELETE_ON_ERROR:

@@ -39,7 +39,7 @@ class _TorchOnCpu(ModuleType):
 
 def _timed(function: Callable[..., Any]) -> Callable[..., Any]:
     def timed(*args: Any, **kwargs: Any) -> Any:
-        global spent_s
+        global spent_s  # noqa: PLW0603 - a shim belongs to the process
         begin = time.perf_counter()
         result = function(*args, **kwargs)
         spent_s += time.perf_counter() - begin
@@ -50,7 +50,7 @@ def _timed(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def install(count_time: bool = False) -> None:
     """Answer Megatron's CUDA questions with the CPU; does nothing where there is a GPU or when called again."""
-    global _installed
+    global _installed  # noqa: PLW0603 - a shim belongs to the process
     if _installed or torch.cuda.is_available():
         return
     _installed = True
@@ -67,10 +67,10 @@ def install(count_time: bool = False) -> None:
 
     for name in ("synchronize", "set_device", "empty_cache", "manual_seed", "set_rng_state"):
         setattr(torch.cuda, name, answer(None))
-    setattr(torch.cuda, "current_device", answer(cpu))
-    setattr(torch.cuda, "get_rng_state", answer(no_state))
-    setattr(megatron_random, "_get_cuda_rng_state", answer(no_state))
-    setattr(megatron_random, "_set_cuda_rng_state", answer(None))
-    setattr(torch.Tensor, "cuda", wrap(lambda self, *args, **kwargs: self))
+    torch.cuda.current_device = answer(cpu)
+    torch.cuda.get_rng_state = answer(no_state)
+    megatron_random._get_cuda_rng_state = answer(no_state)
+    megatron_random._set_cuda_rng_state = answer(None)
+    torch.Tensor.cuda = wrap(lambda self, *args, **kwargs: self)  # type: ignore[method-assign]
     for module in (schedules, rope_utils):
-        setattr(module, "torch", _TorchOnCpu(wrap))
+        module.torch = _TorchOnCpu(wrap)

@@ -58,7 +58,7 @@ def connect(timeout_s: int) -> torch.device:
     Returns the device of this process. NCCL where there is a GPU, gloo where there is none.
     """
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     cpu.install()

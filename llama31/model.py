@@ -30,6 +30,12 @@ from llama31 import config, head, precision
 from llama31.attention import DocumentAttention
 from llama31.mesh import Grid
 
+RECOMPUTE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective"},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
+
 
 class RMSNorm(nn.Module):
     """RMSNorm whose weight gradient is right under sequence parallelism.
@@ -75,11 +81,6 @@ def transformer_config(
 ) -> TransformerConfig:
     """Megatron's view of the model and its layout."""
     interleaved = parallel.vpp > 1
-    recompute: dict[str, Any] = {
-        "none": {},
-        "selective": {"recompute_granularity": "selective"},
-        "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
-    }[parallel.recompute]
     return TransformerConfig(
         num_layers=model.layers,
         hidden_size=model.hidden_size,
@@ -113,7 +114,7 @@ def transformer_config(
         calculate_per_token_loss=True,  # the loss is already divided by the tokens of the whole batch
         batch_p2p_comm=False,  # batched, gloo gives wrong results with interleaving, in silence
         deallocate_pipeline_outputs=True,
-        **recompute,
+        **RECOMPUTE[parallel.recompute],
         **precision.transformer_config(numbers),
     )
 

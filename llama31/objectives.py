@@ -62,7 +62,9 @@ def next_token(chunk: Any, batch: MicroBatch, grid: Grid) -> tuple[Any, LossFunc
     def local(row: Tensor) -> Tensor:
         return take_chunks(row, grid.cp, grid.cp_rank, 1)
 
-    output = chunk(local(batch.tokens), None, batch.documents, labels=local(batch.labels), loss_mask=local(batch.weights))
+    output = chunk(
+        local(batch.tokens), None, batch.documents, labels=local(batch.labels), loss_mask=local(batch.weights)
+    )
 
     def loss(output: Any) -> tuple[Tensor, Tensor, Tensor]:
         total, _ = output

@@ -76,7 +76,8 @@ def _import_deepspeed() -> Any:
 
 
 def _adam(shards: list[ParameterShard], optimizer: config.Optimizer) -> torch.optim.AdamW:
-    decay, no_decay = [], []
+    decay: list[nn.Parameter] = []
+    no_decay: list[nn.Parameter] = []
     for shard in shards:
         (decay if shard.parameter.ndim > 1 else no_decay).append(shard.parameter)
         if shard.replica:
@@ -246,6 +247,7 @@ class Stage1:
 
 def _adder(total: Tensor) -> Callable[[Tensor], None]:
     def add(parameter: Tensor) -> None:
+        assert parameter.grad is not None
         total.add_(parameter.grad)
         parameter.grad = None
 
@@ -359,7 +361,7 @@ class Stage23:
         if self.stage == 2:
             parameter.set_full_hp_param(value, state_key)  # type: ignore[attr-defined]
             return
-        mine, _ = self.zero._get_fp32_opt_state_partition(parameter, optim_state_key=state_key)
+        mine, _ = self.zero._get_fp32_opt_state_partition(parameter, False, optim_state_key=state_key)
         begin = mine.numel() * dist.get_rank(self.grid.dp_cp_group)
         part = value.flatten()[begin : begin + mine.numel()]
         mine.data[: part.numel()].copy_(part)

@@ -35,7 +35,8 @@ class Case:
     @property
     def reference(self) -> str:
         """Name of the one-process run that this case has to equal."""
-        return f"one{'-tied' if self.tied else ''}{'-kv4' if self.kv_heads == 4 else ''}{'-bf16' * (self.params == 'bf16')}"
+        parts = ["one", "tied" * self.tied, "kv4" * (self.kv_heads == 4), "bf16" * (self.params == "bf16")]
+        return "-".join(part for part in parts if part)
 
 
 def model(tied: bool = False, kv_heads: int = 2) -> config.Model:

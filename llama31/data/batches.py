@@ -1,0 +1,219 @@
+"""Packed tokens -> the rows of a step, and rows of held-out text.
+
+A batch is a pure function of (seed, step, data fingerprint, schedule, decisions): `mixture.py` says from which place
+of which source a row comes, `stream.py` what stands there. There is no iterator, so there is no state to save.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama31 import config
+from llama31.data import packed
+from llama31.data.indexed import IndexedReader
+from llama31.data.mixture import Decision, Mixture
+from llama31.data.packed import Packed
+from llama31.data.stream import Stream
+from llama31.schedule import total_steps
+
+_MANY_EPOCHS = 4  # up to which repetition costs little (Muennighoff et al. 2023, arXiv:2305.16264)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of text: b rows of s tokens each predict the s tokens that follow."""
+
+    tokens: NDArray[np.int64]  # [b, s]
+    labels: NDArray[np.int64]  # [b, s], tokens shifted by one
+    loss_mask: NDArray[np.float32]  # [b, s], 0 where the label begins another document or is padding
+    documents: NDArray[np.int32]  # [b, s], 0, 1, ... by document within the row; all 0 without a document mask
+    source: NDArray[np.int64]  # [b], index into `names`
+
+
+class Batches:
+    """The rows of every step of a schedule, from the training split (or another) of the packed sources.
+
+    Raises ValueError (keys `data.*`) where a source is not packed, damaged, shorter than one row, or packed with
+    another tokenizer than the others. Warns where a source is repeated more than 4 times.
+    """
+
+    def __init__(
+        self,
+        data: config.Data,
+        schedule: config.Schedule,
+        split: str = "train",
+        decisions: Sequence[Decision] = (),
+    ) -> None:
+        self._data = data
+        weights = {name: source.weight for name, source in data.sources.items()}
+        self.mixture = Mixture(weights, schedule, decisions)
+        self.names = self.mixture.names
+        self.packed = _read_all(data, self.names)
+        self.fingerprint = fingerprint(self.packed)
+        self.vocab_size = max(told.vocab_size for told in self.packed.values())
+        longest = max([schedule.sequence_length, *(ramp.sequence_length for ramp in schedule.ramp)])
+        drawn = self.mixture.drawn(total_steps(schedule))
+        self._streams = {
+            index: self._open(name, split, longest, drawn[name])
+            for index, name in enumerate(self.names)
+            if drawn[name] or weights[name]
+        }
+
+    def batch_shape(self, step: int) -> tuple[int, int]:
+        """(rows of the global batch, sequence length) of a step."""
+        return self.mixture.shape(step)
+
+    def rows(self, step: int, indices: NDArray[np.int64]) -> Rows:
+        """The given rows of the step's global batch, in the given order."""
+        rows, length = self.mixture.shape(step)
+        indices = np.asarray(indices, np.int64)
+        if indices.size and (indices.min() < 0 or indices.max() >= rows):
+            raise ValueError(f"step {step} has rows 0 to {rows - 1}, not {indices.min()} to {indices.max()}")
+        draw = self.mixture.draw(step, indices)
+        tokens = np.empty((indices.size, length + 1), np.int64)
+        documents = np.empty((indices.size, length + 1), np.int32)
+        for i, (source, position) in enumerate(zip(draw.source, draw.position)):
+            self._streams[int(source)].read(int(position), tokens[i], documents[i])
+        mask = np.ones((indices.size, length), np.float32)
+        if self._data.document_mask:
+            mask[documents[:, 1:] != documents[:, :-1]] = 0
+        else:
+            documents[:] = 0
+        return Rows(tokens[:, :-1], tokens[:, 1:], mask, documents[:, :-1], draw.source)
+
+    def _open(self, name: str, split: str, longest: int, drawn: int) -> Stream:
+        folder, told = packed.folder_of(self._data, name), self.packed[name].split(split)
+        if told.tokens < longest + 1:
+            raise ValueError(
+                f"data.sources.{name}: {folder} has {told.tokens} tokens for {split}, less than one row of "
+                f"schedule.sequence_length={longest}; pack more text, or shorten the rows"
+            )
+        if drawn > _MANY_EPOCHS * told.tokens:
+            warnings.warn(
+                f"data.sources.{name}: training reads its {told.tokens:,} tokens {drawn / told.tokens:.1f} times; "
+                "pack more text, or lower its weight or schedule.total_tokens",
+                stacklevel=3,
+            )
+        key = f"{self._data.seed}/{self.packed[name].fingerprint}"
+        return Stream(_checked_reader(self._data, name, split, told), key)
+
+
+class Heldout:
+    """The first `tokens` predictions per source of a split, as rows in the order of packing, padded at the end.
+
+    The same tokens are predicted whatever the sequence length. A source without held-out documents has no rows.
+    Raises ValueError (keys `data.*`) as `Batches` does, and where no source has any rows.
+    """
+
+    def __init__(self, data: config.Data, sequence_length: int, tokens: int, split: str = "heldout") -> None:
+        self._data, self._length = data, sequence_length
+        self.names = sorted(data.sources)
+        self.packed = _read_all(data, self.names)
+        self.fingerprint = fingerprint(self.packed)
+        self.vocab_size = max(told.vocab_size for told in self.packed.values())
+        self._predicted = {
+            name: max(0, min(tokens, told.split(split).tokens - 1)) for name, told in self.packed.items()
+        }
+        if not any(self._predicted.values()):
+            raise ValueError(
+                f"data.sources: none of {', '.join(self.names)} has a split {split}; pack again with overwrite=true "
+                f"and data.heldout_fraction above {data.heldout_fraction}, or with more documents"
+            )
+        self._streams = {
+            name: Stream(_checked_reader(data, name, split, self.packed[name].split(split)), None)
+            for name, predicted in self._predicted.items()
+            if predicted
+        }
+
+    def count(self, name: str) -> int:
+        """Rows of a source."""
+        return -(-self._predicted[name] // self._length)
+
+    def rows(self, name: str, indices: NDArray[np.int64]) -> Rows:
+        """The given rows of a source; those at or beyond `count` are padding alone, to fill a batch."""
+        indices = np.asarray(indices, np.int64)
+        shape = (indices.size, self._length + 1)
+        tokens, documents = np.zeros(shape, np.int64), np.zeros(shape, np.int32)
+        mask = np.zeros((indices.size, self._length), np.float32)
+        for i, begin in enumerate(indices * self._length):
+            predicted = int(np.clip(self._predicted[name] - begin, 0, self._length))
+            if predicted:
+                read = documents[i, : predicted + 1]
+                self._streams[name].read(int(begin), tokens[i, : predicted + 1], read)
+                documents[i, predicted + 1 :] = read[-1] + 1  # padding is a document of its own
+                mask[i, :predicted] = read[1:] == read[:-1] if self._data.document_mask else 1
+        source = np.full(indices.size, self.names.index(name), np.int64)
+        if not self._data.document_mask:
+            documents[:] = 0
+        return Rows(tokens[:, :-1], tokens[:, 1:], mask, documents[:, :-1], source)
+
+
+def rank_rows(global_batch: int, micro_batch: int, dp: int, rank: int) -> list[NDArray[np.int64]]:
+    """Row indices of each micro-batch of data-parallel rank `rank`; together the ranks take every row once.
+
+    Raises ValueError where the rows do not divide up.
+    """
+    if global_batch % (micro_batch * dp):
+        raise ValueError(
+            f"schedule.batch_tokens: {global_batch} rows per step are no multiple of parallel.micro_batch={micro_batch}"
+            f" x dp={dp}; change one of them"
+        )
+    firsts = range(rank * micro_batch, global_batch, dp * micro_batch)
+    return [np.arange(first, first + micro_batch) for first in firsts]
+
+
+def fingerprint(sources: dict[str, Packed]) -> str:
+    """One fingerprint of all sources: equal as long as names, tokens and packing are."""
+    content = "".join(f"{name}={sources[name].fingerprint}\n" for name in sorted(sources))
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def check_vocabulary(batches: Batches | Heldout, model: config.Model) -> None:
+    """Raises ValueError (key `model.vocab_size`) where the data hold ids that the model has no embedding for."""
+    if batches.vocab_size > model.vocab_size:
+        raise ValueError(
+            f"model.vocab_size={model.vocab_size}: the data were packed with a tokenizer of {batches.vocab_size} ids; "
+            f"give model.vocab_size={batches.vocab_size} or more, or pack with a smaller tokenizer"
+        )
+
+
+def check_tokenizer(batches: Batches | Heldout, fingerprint: str) -> None:
+    """Raises ValueError (key `tokenizer.path`) where the run's tokenizer is not the one that packed the data."""
+    name, told = next(iter(batches.packed.items()))
+    if told.tokenizer_fingerprint != fingerprint:
+        raise ValueError(
+            f"tokenizer.path: the run's tokenizer is not the one that packed data.sources.{name} "
+            f"({told.tokenizer_kind}, {told.vocab_size} ids); give that one, or pack again with overwrite=true"
+        )
+
+
+def _read_all(data: config.Data, names: list[str]) -> dict[str, Packed]:
+    if not names:
+        raise ValueError("data.sources is empty: name at least one, data.sources.NAME.input=FOLDER, and pack it")
+    found = {name: packed.read(data, name) for name in names}
+    first = names[0]
+    for name, told in found.items():
+        if told.tokenizer_fingerprint != found[first].tokenizer_fingerprint:
+            raise ValueError(
+                f"data.sources.{name} and data.sources.{first} were packed with different tokenizers; pack one of them "
+                "again with overwrite=true"
+            )
+    return found
+
+
+def _checked_reader(data: config.Data, name: str, split: str, told: packed.Split) -> IndexedReader:
+    """Raises ValueError where the files are damaged or are not those that packed.json speaks of."""
+    reader = IndexedReader(packed.folder_of(data, name) / split)
+    if (reader.tokens.size, len(reader)) != (told.tokens, told.documents):
+        raise ValueError(
+            f"data.sources.{name}: {packed.folder_of(data, name)}/{split} holds {reader.tokens.size} tokens in "
+            f"{len(reader)} documents, packed.json says {told.tokens} in {told.documents}; pack it again with "
+            "overwrite=true"
+        )
+    return reader

@@ -1,0 +1,194 @@
+"""The run folder: all that is needed to know what ran, and where a run begins or goes on.
+
+runs/<name>/
+    config.yaml       the resolved config of the last attempt      attempts.jsonl   when, where, with what code
+    tokenizer/        in Hugging Face format, copied on export     decisions.jsonl  what was decided while running
+    metrics.jsonl     the record (metrics.py)                      checkpoints/     (checkpoint.py)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from llama31 import checkpoint, config, schedule
+from llama31.checkpoint import Meta
+from llama31.data.mixture import Decision, Weights, from_record, to_record
+
+PACKAGES = ("torch", "megatron-core", "deepspeed", "transformer-engine", "transformers", "numpy", "hydra-core")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: from nothing, from the weights of another run, or where it stopped."""
+
+    weights: Path | None = None  # checkpoint that the weights come from
+    resumed: Meta | None = None  # what the checkpoint said, where the run goes on
+    updates: int = 0
+
+    @property
+    def step(self) -> int:
+        return self.resumed.step if self.resumed else 0
+
+    @property
+    def tokens(self) -> int:
+        return self.resumed.tokens if self.resumed else 0
+
+
+def find_start(run: config.Pretrain) -> Start:
+    """Where this run begins, by its keys `resume` and `init_from` and what its folder holds.
+
+    Raises ValueError where a checkpoint is not usable, has another shape, or was trained on another schedule, and
+    where a fresh start would mix with the record of an older one.
+    """
+    start = _find_start(run)
+    if start.tokens < run.parallel.from_tokens:
+        raise ValueError(
+            f"parallel.from_tokens={run.parallel.from_tokens}: this layout is for later in the schedule, and the run "
+            f"stands at {start.tokens} tokens; train up to there with another parallel=, then resume with this one"
+        )
+    return start
+
+
+def _find_start(run: config.Pretrain) -> Start:
+    folder = Path(run.folder)
+    found = None
+    if run.resume == "auto":
+        found = checkpoint.newest(folder / "checkpoints")
+    elif run.resume != "none":
+        found = checkpoint.resolve(run.resume)
+    if found is not None:
+        meta = checkpoint.read_meta(found)
+        checkpoint.check_model(meta, run.model)
+        _check_schedule(run.schedule, meta)
+        return Start(found, meta, int(meta.extra.get("updates", meta.step)))
+    if run.resume == "none" and (folder / "checkpoints").is_dir() and checkpoint.newest(folder / "checkpoints"):
+        raise ValueError(
+            f"resume=none: {folder} holds checkpoints of an earlier run, which a fresh start would replace; "
+            "give another name=, or resume=auto to go on"
+        )
+    if run.init_from is None:
+        return Start()
+    source = checkpoint.resolve(run.init_from)
+    checkpoint.check_model(checkpoint.read_meta(source), run.model)
+    return Start(source)
+
+
+def _check_schedule(wanted: config.Schedule, meta: Meta) -> None:
+    would_be = schedule.step_tokens(wanted, meta.step)
+    if would_be != meta.tokens:
+        raise ValueError(
+            f"schedule: after {meta.step} steps the checkpoint has seen {meta.tokens:,} tokens, with the batch sizes "
+            f"given it would be {would_be:,}; leave batch_tokens and ramp as they were up to there (later steps of "
+            "the ramp may change), or start a new run with init_from="
+        )
+
+
+def decisions_of(run: config.Pretrain, start: Start) -> tuple[dict[str, float], list[Decision]]:
+    """The mixture at step 0 and the decisions since, with one more where a resumed run was given other weights."""
+    given = {name: source.weight for name, source in run.data.sources.items()}
+    if start.resumed is None:
+        return given, []
+    first = {name: float(weight) for name, weight in start.resumed.extra.get("weights", given).items()}
+    first |= {name: 0.0 for name in given if name not in first}
+    decisions = [from_record(record) for record in start.resumed.decisions]
+    changes = [decision for decision in decisions if isinstance(decision, Weights)]
+    now = dict(changes[-1].weights) if changes else {k: v for k, v in first.items() if k in given or v}
+    if {k: v for k, v in now.items() if v} != {k: v for k, v in given.items() if v}:
+        decisions.append(Weights(start.tokens, given))
+    return first, decisions
+
+
+def check_data(start: Start, fingerprint: str) -> None:
+    """ValueError where a resumed run would read other data than it has read so far."""
+    if start.resumed is not None and start.resumed.data_fingerprint not in ("", fingerprint):
+        raise ValueError(
+            f"data.folder: the packed data are not those that the checkpoint was trained on (fingerprint "
+            f"{fingerprint[:12]}, was {start.resumed.data_fingerprint[:12]}); restore them, or start a new run from "
+            "these weights with init_from="
+        )
+
+
+def record_attempt(run: config.Pretrain, start: Start, decisions: Sequence[Decision], world: int) -> None:
+    """Write what this attempt runs with to the run folder; on one rank."""
+    folder = Path(run.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(config.to_yaml(run))
+    _append(folder / "attempts.jsonl", [_environment(start, world)])
+    known = folder / "decisions.jsonl"
+    before = len(known.read_text().splitlines()) if known.exists() else 0
+    _append(known, [to_record(decision) for decision in decisions[before:]])
+
+
+def _append(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    with path.open("a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def _environment(start: Start, world: int) -> dict[str, Any]:
+    installed = {name: metadata.version(name) for name in PACKAGES if _installed(name)}
+    return {
+        "time_s": round(time.time(), 3),
+        "command": sys.argv,
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "packages": installed,
+        "commit": _commit(),
+        "world_size": world,
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "from_step": start.step,
+        "weights_from": str(start.weights) if start.weights else None,
+    }
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _commit() -> str | None:
+    """Commit of the code, marked where files differ from it; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def meta_of(
+    run: config.Pretrain,
+    step: int,
+    tokens: int,
+    updates: int,
+    fingerprint: str,
+    tokenizer: dict[str, Any],
+    weights: dict[str, float],
+    decisions: Sequence[Decision],
+) -> Meta:
+    """What a checkpoint of this run says about itself."""
+    return Meta(
+        model=asdict(run.model),
+        step=step,
+        tokens=tokens,
+        run=run.name,
+        precision=run.precision.params,
+        data_fingerprint=fingerprint,
+        tokenizer=tokenizer,
+        schedule=asdict(run.schedule),
+        decisions=[to_record(decision) for decision in decisions],
+        extra={"updates": updates, "weights": weights},
+    )

@@ -1,0 +1,37 @@
+"""One verb per file: what runs, in what order. `python -m recipes.VERB --help` lists its keys."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from llama31 import config
+
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def start(main: Callable[[T], None], schema: type[T], config_name: str) -> None:
+    """Load the config from the command line and run `main` with it.
+
+    What our own code refuses (ValueError, RunError) ends the process with its message alone; anything else keeps its
+    traceback. Ranks other than the first say who they are.
+    """
+    run = config.load(schema, config_name)
+    try:
+        main(run)
+    except (ValueError, config.RunError) as error:
+        if not _is_ours(error):
+            raise
+        rank = os.environ.get("RANK", "0")
+        sys.exit(f"python -m recipes.{config_name}{'' if rank == '0' else f' (rank {rank})'}: {error}")
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the error was raised by a line of this repository, so that its message was written for the user."""
+    origin = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+    return origin.is_relative_to(ROOT / "llama31") or origin.is_relative_to(ROOT / "recipes")

@@ -1,0 +1,63 @@
+"""Measure training against transformers' Trainer and a plain loop, and what a user waits for: tables in Markdown."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from llama31 import bench, config
+from llama31.peers import Case, Work
+from recipes import start
+
+PARTS = ("train", "pack", "convert", "start")
+
+
+def check(run: config.Benchmark) -> list[str]:
+    """What is wrong with the keys that only this recipe knows, each with its remedy."""
+    found = [f"parts={part}: unknown; choose out of {', '.join(PARTS)}" for part in run.parts if part not in PARTS]
+    if run.rows % run.micro_batch:
+        found.append(f"rows={run.rows}: not a multiple of micro_batch={run.micro_batch}; give {run.micro_batch}")
+    for name in run.cases:
+        try:
+            Case.parse(name)
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
+def train(run: config.Benchmark) -> str:
+    """All cases in turn, as often as asked: what slows the machine for a while slows every case."""
+    work = Work(run.model, run.sequence_length, run.rows, run.micro_batch, run.steps, run.warmup_steps)
+    cases = [Case.parse(name) for name in run.cases]
+    runs: dict[str, list[bench.Run]] = {str(case): [] for case in cases}
+    for repeat in range(run.repeats):
+        for case in cases:
+            done = bench.run_case(work, case, run.timeout_s)
+            runs[str(case)].append(done)
+            speed = f"{done.tokens_per_cpu_s:,.0f} tokens per CPU-second, {done.peak_bytes / 1e6:,.0f} MB"
+            print(f"{repeat + 1}/{run.repeats} {case}: {speed}", file=sys.stderr, flush=True)
+    return bench.training_table(runs)
+
+
+def main(run: config.Benchmark) -> None:
+    """Print the tables, and write them where `output` says."""
+    problems = check(run)
+    if problems:
+        raise ValueError("\n".join(problems))
+    tables = [train(run)] if "train" in run.parts else []
+    figures: dict[str, str] = {}
+    if "pack" in run.parts:
+        figures |= bench.pack_speed(run.llama3_tokenizer, run.timeout_s)
+    if "convert" in run.parts:
+        figures |= bench.convert_speed(run.timeout_s)
+    if "start" in run.parts:
+        figures |= bench.start_time(run.timeout_s)
+    tables += [bench.figures_table(figures)] if figures else []
+    text = "\n\n".join(tables) + "\n"
+    print(text, end="")
+    if run.output:
+        Path(run.output).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    start(main, config.Benchmark, "benchmark")

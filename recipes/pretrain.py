@@ -1,0 +1,20 @@
+"""Train on the next token: `torchrun --nproc-per-node 2 -m recipes.pretrain --config-name demo`.
+
+`--config-name` chooses another recipe of the same kind; `--help` lists every key.
+"""
+
+from __future__ import annotations
+
+from llama31 import config
+from recipes import start
+
+
+def main(run: config.Pretrain) -> None:
+    """Train from where the run stands to its end."""
+    from llama31 import train
+
+    train.fit(run)
+
+
+if __name__ == "__main__":
+    start(main, config.Pretrain, "pretrain")

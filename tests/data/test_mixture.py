@@ -1,0 +1,165 @@
+"""Which tokens a row takes: shares within one row at every prefix, and every token once through all changes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from llama31 import config
+from llama31.data.mixture import Mixture, Skip, Weights, from_record, parts, to_record
+
+RAMP = [
+    config.Ramp(from_tokens=1000, batch_tokens=128, sequence_length=32),
+    config.Ramp(from_tokens=3000, batch_tokens=256, sequence_length=16),
+]
+
+
+def _schedule(ramp: list[config.Ramp] = [], total_tokens: int = 6000) -> config.Schedule:  # noqa: B006
+    return config.Schedule(
+        total_tokens=total_tokens, batch_tokens=64, sequence_length=16, ramp=list(ramp), peak_lr=1e-3
+    )
+
+
+def _spans(mixture: Mixture, steps: range) -> list[tuple[int, int, int]]:
+    """(source, first token, token behind the last) of every row of the steps, in order."""
+    found = []
+    for step in steps:
+        rows, length = mixture.shape(step)
+        draw = mixture.draw(step, np.arange(rows))
+        found += [(int(source), int(first), int(first) + length) for source, first in zip(draw.source, draw.position)]
+    return found
+
+
+def _sources(mixture: Mixture, steps: range) -> list[int]:
+    return [source for source, _, _ in _spans(mixture, steps)]
+
+
+WEIGHTS = [
+    {"a": 1.0},
+    {"a": 0.5, "b": 0.25, "c": 0.17, "d": 0.08},  # the report's data mix, section 3.1.2
+    {"a": 0.9, **{f"s{i:02}": 0.1 / 16 for i in range(16)}},
+    {"a": 3.0, "b": 0.0, "c": 4.0},
+    {"a": 0.123457, "b": 0.700001, "c": 0.176542},
+]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_shares_hold_within_one_row_at_every_prefix(weights: dict[str, float]) -> None:
+    mixture = Mixture(weights, _schedule())
+    drawn = np.array(_sources(mixture, range(1000)))
+    counts = np.cumsum(drawn[:, None] == np.arange(len(weights)), axis=0)
+    whole = np.array(parts([weights[name] for name in mixture.names]))
+    shares = whole / whole.sum()
+    rows = np.arange(1, drawn.size + 1)[:, None]
+    assert np.abs(counts - rows * shares).max() < 1
+    given = np.array([weights[name] for name in mixture.names]) / sum(weights.values())
+    assert np.abs(shares - given).max() <= 2e-5 and not (shares[given == 0]).any()
+
+
+def test_parts_are_exact_where_short() -> None:
+    assert parts([0.5, 0.25, 0.17, 0.08]) == [50, 25, 17, 8]
+    assert parts([2.0, 0.0, 6.0]) == [1, 0, 3]
+    assert sum(parts([1.0, 1e-9])) <= 65_537 and min(parts([1.0, 1e-9])) == 1  # rounded, but not to nothing
+    exact = [Fraction(part, sum(parts([1.0, 3.0]))) for part in parts([1.0, 3.0])]
+    assert exact == [Fraction(1, 4), Fraction(3, 4)]
+
+
+@pytest.mark.parametrize("decisions", [[], [Weights(500, {"a": 1.0, "b": 5.0}), Weights(3500, {"b": 1.0})]])
+def test_every_token_is_drawn_once_through_ramps_and_weights(decisions: list[Weights]) -> None:
+    mixture = Mixture({"a": 2.0, "b": 1.0}, _schedule(RAMP), decisions)
+    assert {mixture.shape(step) for step in range(60)} == {(4, 16), (4, 32), (16, 16)}
+    ends = [0, 0]
+    for source, first, end in _spans(mixture, range(60)):
+        assert first == ends[source]
+        ends[source] = end
+    assert mixture.drawn(60) == dict(zip("ab", ends))
+
+
+@pytest.mark.parametrize("ramp", [[], RAMP])
+def test_new_weights_keep_what_was_drawn(ramp: list[config.Ramp]) -> None:
+    old = Mixture({"a": 2.0, "b": 1.0, "c": 1.0}, _schedule(ramp))
+    new = Mixture({"a": 2.0, "b": 1.0, "c": 1.0}, _schedule(ramp), [Weights(1500, {"b": 9.0, "c": 1.0})])
+    change = next(step for step in range(100) if old.shape(step) and _tokens(old, step) >= 1500)
+    assert _spans(new, range(change)) == _spans(old, range(change))
+    later = _sources(new, range(change, change + 20))
+    assert later.count(0) == 0 and abs(later.count(1) - 0.9 * len(later)) < 1
+    assert new.weights(1400) == {"a": 2.0, "b": 1.0, "c": 1.0}
+    assert new.weights(1500 + 256) == {"a": 0.0, "b": 9.0, "c": 1.0}
+
+
+def _tokens(mixture: Mixture, step: int) -> int:
+    return sum(mixture.shape(i)[0] * mixture.shape(i)[1] for i in range(step))
+
+
+def test_skipped_steps_are_left_out() -> None:
+    weights = {"a": 3.0, "b": 1.0}
+    plain = Mixture(weights, _schedule())
+    skipped = Mixture(weights, _schedule(), [Skip(10, 14)])
+    assert _spans(skipped, range(10)) == _spans(plain, range(10))
+    assert _spans(skipped, range(10, 30)) == _spans(plain, range(14, 34))
+    assert skipped.drawn(10) == plain.drawn(14)
+
+
+def test_skips_stand_on_each_other() -> None:
+    """A later skip, counted in the steps of its own time, never brings back what an earlier one left out."""
+    cases = [
+        ([Skip(10, 14), Skip(10, 12)], [*range(10), *range(16, 26)]),  # the first batches after the skip were bad too
+        ([Skip(10, 14), Skip(5, 7)], [*range(5), 7, 8, 9, *range(14, 30)]),  # rolled back further
+        ([Skip(10, 14), Skip(8, 12)], [*range(8), *range(16, 30)]),  # around the first
+        ([Skip(0, 3)], list(range(3, 20))),
+    ]
+    weights = {"a": 1.0, "b": 0.3}
+    plain = Mixture(weights, _schedule())
+    for decisions, expected in cases:
+        mixture = Mixture(weights, _schedule(), decisions)
+        for step, original in enumerate(expected):
+            assert _spans(mixture, range(step, step + 1)) == _spans(plain, range(original, original + 1))
+
+
+def test_skip_across_a_ramp_draws_nothing_twice() -> None:
+    plain = Mixture({"a": 1.0}, _schedule(RAMP))
+    mixture = Mixture({"a": 1.0}, _schedule(RAMP), [Skip(12, 20)])
+    spans = _spans(mixture, range(60))
+    assert spans[:48] == _spans(plain, range(12)) and spans[48][1] == plain.drawn(20)["a"]
+    assert all(later[1] == earlier[2] for earlier, later in itertools.pairwise(spans[48:]))
+
+
+def test_far_steps_cost_nothing() -> None:
+    """405B's pretraining: 15.6T tokens (report, section 3.4.1)."""
+    ramp = [
+        config.Ramp(252_000_000, 8 << 20, 8192),
+        config.Ramp(2_870_000_000_000, 16 << 20, 8192),
+    ]
+    schedule = config.Schedule(15_600_000_000_000, 4 << 20, 4096, ramp, peak_lr=8e-5)
+    mixture = Mixture({"a": 50, "b": 25, "c": 17, "d": 8}, schedule)
+    draw = mixture.draw(1_000_000, np.arange(2048))
+    assert draw.position.max() > 5e12 and np.bincount(draw.source, minlength=4).tolist() == pytest.approx(
+        [1024, 512, 348, 164], abs=1
+    )
+
+
+def test_order_of_the_sources_does_not_matter() -> None:
+    one, two = (Mixture(dict(pairs), _schedule()) for pairs in ([("a", 1), ("b", 2)], [("b", 2), ("a", 1)]))
+    assert _spans(one, range(20)) == _spans(two, range(20))
+
+
+def test_decisions_survive_json() -> None:
+    for decision in (Weights(100, {"a": 1.0}), Skip(3, 7)):
+        assert from_record(json.loads(json.dumps(to_record(decision)))) == decision
+    with pytest.raises(ValueError, match="no decision about data"):
+        from_record({"decision": "stop", "step": 3})
+
+
+def test_bad_weights_and_skips_are_named() -> None:
+    with pytest.raises(ValueError, match=r"data.sources.a.weight=0.0: give weights"):
+        Mixture({"a": 0.0}, _schedule())
+    with pytest.raises(ValueError, match=r"data.sources.a.weight=-1.0"):
+        Mixture({"a": -1.0, "b": 2.0}, _schedule())
+    with pytest.raises(ValueError, match="weights name c: data.sources has a only"):
+        Mixture({"a": 1.0}, _schedule(), [Weights(0, {"c": 1.0})])
+    with pytest.raises(ValueError, match="skips nothing"):
+        Mixture({"a": 1.0}, _schedule(), [Skip(5, 5)])

@@ -1,0 +1,166 @@
+"""Documents of every format, the same however they are cut into items, and errors that name key, value and remedy."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from llama31 import config
+from llama31.data import sources
+
+TEXTS = [f"document {i} " + "wörter " * i for i in range(60)]
+
+
+def _texts(source: config.Source) -> list[str]:
+    return [text for item in sources.items(source, "s") for text in sources.documents(item, source, "s")]
+
+
+def _jsonl(texts: list[str], key: str = "text") -> bytes:
+    return b"".join(json.dumps({"id": i, key: text}).encode() + b"\n" for i, text in enumerate(texts))
+
+
+@pytest.mark.parametrize("item_bytes", [1, 17, 1000, 10**6])
+@pytest.mark.parametrize("ending", [b"", b"\n", b'{"text": "last"}'])
+def test_jsonl_is_the_same_in_any_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, item_bytes: int, ending: bytes
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(_jsonl(TEXTS) + ending)
+    monkeypatch.setattr(sources, "_ITEM_BYTES", item_bytes)
+    found = _texts(config.Source(input=str(tmp_path / "a.jsonl")))
+    assert found == TEXTS + (["last"] if ending.startswith(b"{") else [])
+
+
+def test_compressed_jsonl(tmp_path: Path) -> None:
+    import zstandard
+
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(_jsonl(TEXTS[:30])))
+    two_frames = zstandard.compress(_jsonl(TEXTS[30:40])) + zstandard.compress(_jsonl(TEXTS[40:]))
+    (tmp_path / "b.jsonl.zst").write_bytes(two_frames)
+    assert _texts(config.Source(input=str(tmp_path))) == TEXTS
+
+
+def test_parquet_by_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(
+        pyarrow.table({"body": TEXTS, "n": list(range(60))}), tmp_path / "a.parquet", row_group_size=7
+    )
+    monkeypatch.setattr(sources, "_ITEM_BYTES", 1000)
+    source = config.Source(input=f"{tmp_path}/*.parquet", text_key="body")
+    assert len(sources.items(source, "s")) > 2 and _texts(source) == TEXTS
+    with pytest.raises(ValueError, match=r"data.sources.s.text_key=text: .* it has body, n"):
+        _texts(config.Source(input=str(tmp_path)))
+
+
+def test_datasets_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    saved = datasets.DatasetDict({"test": datasets.Dataset.from_dict({"text": TEXTS})})
+    saved.save_to_disk(str(tmp_path / "d"))
+    monkeypatch.setattr(sources, "_ITEM_ROWS", 7)
+    source = config.Source(input=str(tmp_path / "d"), split="test")
+    assert len(sources.items(source, "s")) == 9 and _texts(source) == TEXTS
+    with pytest.raises(ValueError, match="split=train: datasets cannot load it"):
+        _texts(config.Source(input=str(tmp_path / "d")))
+
+
+def test_text_folders_and_commas(tmp_path: Path) -> None:
+    for i, name in enumerate(["b.txt", "a/z.md", "a/b/c.rst", "skipped.bin", ".hidden.txt", "own.log"]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(TEXTS[i])
+    assert _texts(config.Source(input=str(tmp_path))) == [TEXTS[0], TEXTS[1], TEXTS[2]]
+    assert _texts(config.Source(input=f"{tmp_path}/own.log, {tmp_path}/b.txt,{tmp_path}")) == [
+        TEXTS[i] for i in (5, 0, 1, 2)
+    ]
+    assert _texts(config.Source(input=str(tmp_path), suffixes=".log,.md")) == [TEXTS[5], TEXTS[1]]
+
+
+def test_tree_takes_text_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = {
+        "a.py": b"x = 1",
+        "latin.py": b"\xe9\xe8",
+        "image.png": b"\x89PNG\x00",
+        "empty.py": b" \n",
+        "__pycache__/a.pyc": b"text",
+        ".git/config": b"text",
+        "site-packages/p.py": b"text",
+        "sub/b.c": b"int b;",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "broken.py").symlink_to(tmp_path / "nowhere")
+    monkeypatch.setattr(sources, "_ITEM_FILES", 2)
+    assert _texts(config.Source(input=str(tmp_path), format="tree")) == ["x = 1", "int b;"]
+    assert _texts(config.Source(input=str(tmp_path), format="tree", suffixes=".c")) == ["int b;"]
+
+
+def test_placeholders_mean_folders_that_every_machine_has() -> None:
+    paths = sysconfig.get_paths()
+    for name, folder in (("{stdlib}", paths["stdlib"]), ("{site-packages}", paths["purelib"])):
+        cut = sources.items(config.Source(input=name, format="tree", suffixes=".py"), "s")
+        files = [path for item in cut for path in item.paths]
+        assert files and all(path.startswith(folder) for path in files)
+    library = sources.items(config.Source(input="{stdlib}", format="tree", suffixes=".py"), "s")
+    assert not any("site-packages" in path[len(paths["stdlib"]) :] for item in library for path in item.paths)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "a"}\n\n{"text": }\n', r"data.sources.s.input: .*a.jsonl:3 is no JSON .*mend or remove"),
+        (b'{"text": "a"}\n[1]\n', r"a.jsonl:2 is no JSON object"),
+        (b'{"text": "a"}\n{"body": "b", "n": 1}\n', r"data.sources.s.text_key=text: .*a.jsonl:2 .* body, n"),
+        (b'{"text": 7}\n', r"text_key=text: .*a.jsonl:1 has no such text"),
+        (b"\xff\xfe\n", r"a.jsonl:1 is no JSON"),
+    ],
+)
+@pytest.mark.parametrize("item_bytes", [5, 10**6])
+def test_bad_lines_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str, item_bytes: int
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(content)
+    monkeypatch.setattr(sources, "_ITEM_BYTES", item_bytes)
+    with pytest.raises(ValueError, match=message):
+        _texts(config.Source(input=str(tmp_path / "a.jsonl")))
+
+
+def test_null_and_blank_texts_are_no_documents(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": null}\n{"text": " \\n"}\n{"text": "a"}\n')
+    assert _texts(config.Source(input=str(tmp_path / "a.jsonl"))) == ["a"]
+
+
+def test_damaged_archives_are_named(tmp_path: Path) -> None:
+    import zstandard
+
+    for name, packed in (("a.jsonl.gz", gzip.compress), ("b.jsonl.zst", zstandard.compress)):
+        for content in (packed(_jsonl(TEXTS))[:-9], packed(_jsonl(TEXTS))[:20] + b"?" * 60):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(ValueError, match=f"data.sources.s.input: .*{name} is damaged"):
+                _texts(config.Source(input=str(tmp_path / name)))
+    (tmp_path / "c.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(ValueError, match="no readable Parquet"):
+        _texts(config.Source(input=str(tmp_path / "c.parquet")))
+
+
+def test_missing_inputs_are_named(tmp_path: Path) -> None:
+    def message(**keys: str) -> str:
+        with pytest.raises(ValueError) as error:
+            _texts(config.Source(**keys))
+        return str(error.value)
+
+    assert "data.sources.s.input=/no/such: no such file" in message(input="/no/such")
+    assert "data.sources.s.input is empty" in message(input="")
+    assert "data.sources.s.format=csv: choose one of" in message(input="x", format="csv")
+    (tmp_path / "a.py").write_text("x")
+    assert "set format (tree" in message(input=str(tmp_path))
+    assert "no files ending in .c" in message(input=str(tmp_path), suffixes=".c", format="tree")
+    (tmp_path / "a.txt").write_bytes(b"\xe9")
+    assert "a.txt is not UTF-8 (byte 0); convert it, or set format=tree" in message(input=str(tmp_path / "a.txt"))
+    (tmp_path / "a.jsonl").write_text("")
+    assert "holds no text" in message(input=str(tmp_path / "a.jsonl"))

@@ -1,0 +1,204 @@
+"""Runs that stop, go on, move to another layout, or must not go on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llama31 import checkpoint, config, metrics, shards
+from llama31.data import pack
+from tests.parallel.launch import torchrun
+
+pytestmark = [pytest.mark.torch, pytest.mark.parallel]
+
+RESUMED = {
+    "dp2": {},
+    "dp2-zero2": {"parallel.zero": 2},
+    "dp2-zero3": {"parallel.zero": 3},
+    "tp2": {"parallel.tp": 2},
+    "pp2": {"parallel.pp": 2},
+    "cp2": {"parallel.cp": 2},
+}
+Plan = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two packed sources of words that a model can learn a little of, and their tokenizer."""
+    folder = tmp_path_factory.mktemp("packed")
+    random = np.random.default_rng(0)
+    words = [f"word{i}" for i in range(60)]
+    sources = {}
+    for name in ("a", "b"):
+        texts = [" ".join(random.choice(words, random.integers(5, 60))) for _ in range(150)]
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+        sources[name] = config.Source(input=str(folder / f"{name}.jsonl"))
+    data = config.Data(folder=str(folder), sources=sources, heldout_fraction=0.1, workers=1)
+    settings = config.Tokenizer(kind="bpe", path=str(folder / "tokenizer"), vocab_size=560)
+    pack.train_tokenizer(data, settings)
+    for name in sources:
+        pack.pack(data, name, settings)
+    return folder
+
+
+def step(name: str, folder: Path, data: Path, **overrides: Any) -> dict[str, Any]:
+    keys = {key.replace("__", "."): value for key, value in overrides.items()}
+    return {"name": name, "folder": str(folder), "data": str(data), "overrides": keys}
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, str]]]:
+    """All runs on two processes: one whole, one stopped at step 2, and what goes on from there."""
+    root = tmp_path_factory.mktemp("runs")
+    plan: Plan = [
+        step("whole", root / "whole", data),
+        step("stopped", root / "stopped", data, stop_after_steps=2),
+        step("continued", root / "stopped", data),
+        step("half", root / "half", data, stop_after_steps=8),
+    ]
+    half = str(root / "half")
+    for name, overrides in RESUMED.items():
+        keys = {"resume": half, **overrides}
+        plan.append({**step(name, root / name, data), "overrides": keys})
+        plan.append({**step(f"{name}-moved", root / f"{name}-moved", data), "overrides": keys, "moved": True})
+    plan += [
+        step("again", root / "again", data, init_from=half, schedule__peak_lr=1e-3),
+        step("reweighted", root / "reweighted", data, stop_after_steps=8),
+        step("other-shape", root / "other-shape", data, resume=half, model__ffn_hidden_size=96),
+        step("other-batch", root / "other-batch", data, resume=half, schedule__batch_tokens=512),
+        step("too-early", root / "too-early", data, parallel__from_tokens=4096),
+        step("replace", root / "half", data, resume="none"),
+        step("not-finite", root / "not-finite", data, init_from=str(root / "poisoned")),
+        step("other-layout", root / "other-layout", data, parallel__dp=4),
+        step("vocabulary", root / "vocabulary", data, model__vocab_size=512),
+    ]
+    _run(plan[:4], root)
+    _poison(root / "half", root / "poisoned")
+    return root, _run(plan[4:], root) | json.loads((root / "out.json").read_text())
+
+
+def _run(plan: Plan, root: Path) -> dict[str, dict[str, str]]:
+    (root / "plan.json").write_text(json.dumps(plan))
+    torchrun(2, "tests.parallel.training", str(root / "plan.json"), str(root / "out.json"), timeout_s=300)
+    found: dict[str, dict[str, str]] = json.loads((root / "out.json").read_text())
+    return found
+
+
+def _poison(source: Path, target: Path) -> None:
+    """A checkpoint with one NaN in its weights."""
+    found = checkpoint.resolve(source)
+    reader = shards.Reader(found / "weights")
+    loaded = {name: reader.read(name).clone() for name in reader.names()}
+    loaded["decoder.final_layernorm.weight"][3] = float("nan")
+    blocks = [shards.Shard(n, tuple(t.shape), [shards.Block((0,) * t.ndim, t)]) for n, t in loaded.items()]
+    checkpoint.save(target / "checkpoints", checkpoint.read_meta(found), blocks)
+
+
+def curve(folder: Path) -> dict[int, tuple[float, float]]:
+    """Loss and gradient norm by step."""
+    return {x["step"]: (x["loss"], x["grad_norm"]) for x in metrics.read(folder) if x["kind"] == "train"}
+
+
+def test_resumed_is_bit_equal(runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
+    root, _ = runs
+    whole, continued = curve(root / "whole"), curve(root / "stopped")
+    assert len(whole) == 12 and continued == whole
+    first, last = whole[1][0], whole[12][0]
+    assert last < first - 0.5, "it learns, so equality is no accident of a model that stands still"
+    final = [checkpoint.resolve(root / name) for name in ("whole", "stopped")]
+    for part in ("weights", "optimizer"):
+        ours, theirs = (shards.Reader(folder / part) for folder in final)
+        assert ours.names() == theirs.names()
+        assert all((ours.read(name) == theirs.read(name)).all() for name in ours.names())
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_another_layout_goes_on_alike(name: str, runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
+    root, results = runs
+    assert "error" not in results[name], results[name]["error"]
+    whole, found = curve(root / "whole"), curve(root / name)
+    assert sorted(found) == [9, 10, 11, 12]
+    for number, values in found.items():
+        assert values == pytest.approx(whole[number], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_moments_move_to_another_layout_bit_by_bit(name: str, runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
+    root, results = runs
+    assert "error" not in results[f"{name}-moved"], results[f"{name}-moved"]["error"]
+    half, moved = checkpoint.resolve(root / "half"), checkpoint.resolve(root / f"{name}-moved")
+    assert checkpoint.read_meta(moved).extra["updates"] == 8
+    for part in ("weights", "optimizer"):
+        ours, theirs = shards.Reader(half / part), shards.Reader(moved / part)
+        assert ours.names() == theirs.names()
+        assert all((ours.read(tensor) == theirs.read(tensor)).all() for tensor in ours.names())
+    assert any(shards.Reader(half / "optimizer").read(n).abs().max() > 0 for n in ["exp_avg.output_layer.weight"])
+
+
+def test_weights_alone_start_a_new_run(runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
+    root, results = runs
+    assert "error" not in results["again"], results["again"]["error"]
+    again, whole = curve(root / "again"), curve(root / "whole")
+    assert sorted(again) == list(range(1, 13)), "a new run counts its steps from the start"
+    assert again[1][0] < whole[1][0] - 0.3, "but begins with what was learnt"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    {
+        "other-shape": ["model.ffn_hidden_size is 96", "the checkpoint has 64"],
+        "other-batch": ["schedule", "8 steps", "batch_tokens"],
+        "too-early": ["parallel.from_tokens=4096", "another parallel="],
+        "replace": ["resume=none", "another name="],
+        "not-finite": ["step 1", "not applied", "nothing has been saved yet", "init_from"],
+        "other-layout": ["dp=4", "2 processes"],
+        "vocabulary": ["model.vocab_size=512", "560"],
+    }.items(),
+)
+def test_refused(name: str, words: list[str], runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
+    root, results = runs
+    message = results[name].get("error", "it ran")
+    assert all(word in message for word in words), message
+    assert checkpoint.newest(root / name / "checkpoints") is None
+
+
+def test_a_run_folder_stands_alone(runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
+    folder = runs[0] / "stopped"
+    assert (folder / "tokenizer" / "tokenizer.json").exists() and (folder / "loss.png").stat().st_size > 10_000
+    attempts = [json.loads(line) for line in (folder / "attempts.jsonl").read_text().splitlines()]
+    assert [attempt["from_step"] for attempt in attempts] == [0, 2]
+    assert attempts[0]["packages"]["torch"] and attempts[0]["world_size"] == 2
+    lines = metrics.read(folder)
+    trained = next(line for line in lines if line["kind"] == "train")
+    assert {"loss", "grad_norm", "lr", "tokens_per_s", "tflops", "mfu", "memory_bytes", "data_s"} <= set(trained)
+    validated = [line for line in lines if line["kind"] == "validation"]
+    assert set(validated[-1]["losses"]) == {"a", "b"} and validated[-1]["step"] == 12
+
+
+def test_changed_data_are_refused(data: Path, runs: tuple[Path, dict[str, dict[str, str]]], tmp_path: Path) -> None:
+    """And other weights of the mixture on resume become a decision that keeps what was drawn."""
+    root, _ = runs
+    other = tmp_path / "packed"
+    shutil.copytree(data, other)
+    (other / "b.jsonl").write_text((data / "b.jsonl").read_text().replace("word1 ", "word2 "))
+    source = config.Source(input=str(other / "b.jsonl"))
+    settings = config.Tokenizer(kind="bpe", path=str(other / "tokenizer"), vocab_size=560)
+    pack.pack(config.Data(folder=str(other), sources={"b": source}, workers=1), "b", settings, overwrite=True)
+    plan = [
+        step("changed", tmp_path / "changed", other, resume=str(root / "half")),
+        step("reweighted", root / "reweighted", data, resume=str(root / "reweighted"), weights=[1.0, 3.0]),
+    ]
+    found = _run(plan, tmp_path)
+    assert "fingerprint" in found["changed"]["error"] and "init_from=" in found["changed"]["error"]
+    assert "error" not in found["reweighted"], found["reweighted"]
+    decision = json.loads((root / "reweighted" / "decisions.jsonl").read_text())
+    assert decision == {"decision": "weights", "from_tokens": 2048, "weights": {"a": 1.0, "b": 3.0}}
+    assert {k: v for k, v in curve(root / "reweighted").items() if k <= 8} == {
+        k: v for k, v in curve(root / "whole").items() if k <= 8
+    }
+    assert curve(root / "reweighted")[12] != curve(root / "whole")[12]

@@ -1,0 +1,76 @@
+"""Runs of `train.fit` one after another in one set of processes: `torchrun ... -m tests.parallel.training PLAN OUT`.
+
+PLAN is JSON: a list of runs, each {"name", "folder", "data", "overrides": {dotted key: value}}, with "moved" only
+loaded and saved. OUT gets, for each, its checkpoint or the error that ended it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from llama31 import config, mesh, metrics, train
+
+
+def tiny_run(folder: Path, data: Path) -> config.Pretrain:
+    """A run of seconds: 12 steps of 8 rows of 32 tokens."""
+    return config.Pretrain(
+        name="test",
+        folder=str(folder),
+        model=config.Model(
+            name="test", layers=2, hidden_size=32, ffn_hidden_size=64, heads=4, kv_heads=2, vocab_size=560
+        ),
+        precision=config.Precision(params="fp32"),
+        schedule=config.Schedule(
+            total_tokens=12 * 256, batch_tokens=256, sequence_length=32, peak_lr=5e-3, warmup_tokens=512
+        ),
+        data=config.Data(folder=str(data), sources={"a": config.Source(weight=2.0), "b": config.Source()}),
+        tokenizer=config.Tokenizer(kind="bpe", path=str(data / "tokenizer")),
+        validation=config.Validation(tokens=256),
+        checkpoint=config.Checkpoint(keep_last=None),
+        log=config.Log(progress=False),
+    )
+
+
+def changed(run: Any, overrides: dict[str, Any]) -> Any:
+    """`run` with dotted keys replaced; `weights` are those of the two sources."""
+    for key, value in overrides.items():
+        if key == "weights":
+            sources = {name: config.Source(weight=weight) for name, weight in zip("ab", value, strict=True)}
+            run = dataclasses.replace(run, data=dataclasses.replace(run.data, sources=sources))
+            continue
+        head, _, rest = key.partition(".")
+        inner = changed(getattr(run, head), {rest: value}) if rest else value
+        run = dataclasses.replace(run, **{head: inner})
+    return run
+
+
+def _load_and_save(run: config.Pretrain) -> Path:
+    """Load on one layout and save at once, so that what was loaded can be compared bit by bit."""
+    this = train.Run(run, mesh.create(run.parallel))
+    return train._save(this, metrics.Metrics())
+
+
+def main(plan: str, output: str) -> None:
+    torch.set_num_threads(1)
+    mesh.connect(timeout_s=60)
+    results: dict[str, Any] = {}
+    for step in json.loads(Path(plan).read_text()):
+        run = changed(tiny_run(Path(step["folder"]), Path(step["data"])), step["overrides"])
+        try:
+            path = _load_and_save(run) if step.get("moved") else train.fit(run)
+            results[step["name"]] = {"checkpoint": str(path)}
+        except (ValueError, config.RunError) as error:
+            results[step["name"]] = {"error": str(error)}
+    if dist.get_rank() == 0:
+        Path(output).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,326 @@
+"""Saving on one layout and loading on another; what a kill, a full disk or a cut-off file may do, and may not."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from llama31 import checkpoint, config, shards
+from llama31.shards import Block, Shard
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.torch
+
+MODEL = config.Model(name="small", layers=1, hidden_size=8, ffn_hidden_size=16, heads=2, kv_heads=1, vocab_size=32)
+META = checkpoint.Meta(
+    model=vars(MODEL), step=100, tokens=1234, run="test", data_fingerprint="abc", decisions=[{"a": 1}]
+)
+
+
+def whole(name: str, tensor: torch.Tensor) -> Shard:
+    return Shard(name, tuple(tensor.shape), [Block((0,) * tensor.dim(), tensor)])
+
+
+def cut(name: str, tensor: torch.Tensor, rows: list[slice], columns: slice = slice(None)) -> Shard:
+    """The blocks of a rank that holds some rows (and columns) of `tensor`, filled with zeros."""
+    blocks = [
+        Block((row.start, columns.start or 0), torch.zeros_like(tensor[row, columns]).t().contiguous().t())
+        for row in rows
+    ]
+    return Shard(name, tuple(tensor.shape), blocks)
+
+
+def save_step(folder: Path, step: int, tensor: torch.Tensor) -> Path:
+    return checkpoint.save(folder, replace(META, step=step), [whole("w", tensor)], [whole("fp32.w", tensor.float())])
+
+
+def test_any_rectangles_load_from_any_others(tmp_path: Path) -> None:
+    matrix, vector = torch.randn(16, 6), torch.randn(5)
+    halves = [Block((0, 0), matrix[:8]), Block((8, 0), matrix[8:].clone, (8, 6), torch.float32)]
+    shards.save([Shard("m", (16, 6), halves), whole("v", vector)], tmp_path)
+    assert shards.names(tmp_path) == {"m": ((16, 6), torch.float32), "v": ((5,), torch.float32)}
+    assert torch.equal(shards.read(tmp_path, "m"), matrix)
+    reader = shards.Reader(tmp_path)
+    assert torch.equal(reader.read("m", 2, 4), matrix[2:6])  # inside one block
+    assert torch.equal(reader.read("m", 6, 4), matrix[6:10])  # across two
+    target = cut("m", matrix, [slice(1, 3), slice(6, 11)], slice(2, 5))
+    assert not target.blocks[0].resolve().is_contiguous()
+    shards.load([target], tmp_path)
+    assert torch.equal(target.blocks[0].resolve(), matrix[1:3, 2:5])
+    assert torch.equal(target.blocks[1].resolve(), matrix[6:11, 2:5])
+
+
+def test_a_generator_gets_each_shard_filled_before_the_next(tmp_path: Path) -> None:
+    tensors = {name: torch.randn(3) for name in "abc"}
+    shards.save([whole(name, tensor) for name, tensor in tensors.items()], tmp_path)
+    seen = {}
+
+    def one_buffer() -> Iterator[Shard]:
+        for name in tensors:
+            buffer = torch.zeros(3)
+            yield whole(name, buffer)
+            seen[name] = buffer
+
+    shards.load(one_buffer(), tmp_path)
+    assert all(torch.equal(seen[name], tensors[name]) for name in tensors)
+
+
+def test_a_name_given_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="w is given twice"):
+        shards.save([whole("w", torch.zeros(2)), whole("w", torch.zeros(2))], tmp_path)
+
+
+def test_a_parameter_of_another_dtype_is_converted(tmp_path: Path) -> None:
+    tensor = torch.randn(7, 3)
+    shards.save([whole("w", tensor)], tmp_path)
+    parameter = torch.nn.Parameter(torch.zeros(7, 3, dtype=torch.bfloat16))
+    shards.load([whole("w", parameter)], tmp_path)
+    assert torch.equal(parameter.detach(), tensor.bfloat16())
+
+
+def test_a_view_is_saved_without_the_rest_of_its_storage(tmp_path: Path) -> None:
+    storage = torch.randn(1000, 1000)
+    shards.save([whole("w", storage[500:502]), whole("t", storage[:3, :2].t()), whole("none", storage[:0])], tmp_path)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*")) < 100_000
+    assert torch.equal(shards.read(tmp_path, "w"), storage[500:502])
+    assert torch.equal(shards.read(tmp_path, "t"), storage[:3, :2].t())
+    assert shards.read(tmp_path, "none").shape == (0, 1000)
+
+
+def test_other_tools_of_torch_read_the_files(tmp_path: Path) -> None:
+    tensor = torch.randn(4, 3).bfloat16()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shards.save([Shard("w", (4, 3), [Block((0, 0), tensor[:1]), Block((1, 0), tensor[1:])])], tmp_path)
+    state = {"w": torch.zeros(4, 3, dtype=torch.bfloat16)}
+    with warnings.catch_warnings(action="ignore"):
+        dcp.load(state, checkpoint_id=tmp_path)
+    assert torch.equal(state["w"], tensor)
+
+
+def test_missing_and_misshapen_tensors_are_named(tmp_path: Path) -> None:
+    shards.save([whole("w", torch.zeros(4, 3))], tmp_path)
+    with pytest.raises(ValueError, match=r"w has shape \[4, 3\], the model needs \[4, 5\]; x \[2\] is missing.*model="):
+        shards.load([whole("w", torch.zeros(4, 5)), whole("x", torch.zeros(2))], tmp_path)
+    with pytest.raises(ValueError, match="x is missing"):
+        shards.read(tmp_path, "x")
+    with pytest.raises(ValueError, match="no saved tensors"):
+        shards.read(tmp_path / "nowhere", "x")
+
+
+def test_a_tensor_that_no_rank_completes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="w: blocks hold 6 of 12 elements"):
+        checkpoint.save(tmp_path, META, [Shard("w", (4, 3), [Block((0, 0), torch.zeros(2, 3))])])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    tensor = torch.randn(8, 4)
+    torch.manual_seed(7)
+    path = checkpoint.save(tmp_path, META, [whole("w", tensor.bfloat16())], [whole("exp_avg.w", tensor)])
+    drawn = torch.rand(3)
+    assert path == tmp_path / "step-00000100" and checkpoint.read_meta(path) == META
+    assert checkpoint.read_meta(path).shape() == MODEL
+    weights, moments = torch.zeros(8, 4, dtype=torch.bfloat16), torch.zeros(8, 4)
+    checkpoint.load_weights(path, [whole("w", weights)])
+    checkpoint.load_optimizer(path, [whole("exp_avg.w", moments)])
+    checkpoint.load_random(path)
+    assert torch.equal(weights, tensor.bfloat16()) and torch.equal(moments, tensor)
+    assert torch.equal(torch.rand(3), drawn)
+
+
+def test_weights_alone_do_not_resume(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, META, [whole("w", torch.zeros(2))])
+    with pytest.raises(ValueError, match="no optimizer.*init_from="):
+        checkpoint.load_optimizer(path, [])
+
+
+def test_a_model_of_another_shape_is_named_key_by_key() -> None:
+    checkpoint.check_model(META, replace(MODEL, name="other", init_std=0.5))
+    with pytest.raises(ValueError, match=r"model.layers is 2, the checkpoint has 1; model.kv_heads is 2.*model=small"):
+        checkpoint.check_model(META, replace(MODEL, layers=2, kv_heads=2))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "manifest", "version"])
+def test_newest_passes_over_what_is_incomplete(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_step(tmp_path / "checkpoints", 100, torch.zeros(2))
+    broken = save_step(tmp_path / "checkpoints", 200, torch.ones(2))
+    data = next((broken / "weights").glob("*.distcp"))
+    if damage == "truncate":
+        os.truncate(data, 100)
+    elif damage == "remove":
+        data.unlink()
+    elif damage == "manifest":
+        (broken / "checkpoint.json").write_text('{"format_ver')
+    else:
+        manifest = json.loads((broken / "checkpoint.json").read_text())
+        (broken / "checkpoint.json").write_text(json.dumps(manifest | {"format_version": 99}))
+    assert checkpoint.resolve(tmp_path).name == "step-00000100"
+    assert "ignoring checkpoint" in caplog.text and "step-00000200" in caplog.text
+    with pytest.raises(ValueError, match="not a complete checkpoint"):
+        checkpoint.resolve(broken)
+
+
+def test_resolve_says_what_it_found(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist"):
+        checkpoint.resolve(tmp_path / "none")
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(ValueError, match="no complete checkpoint, but metrics.jsonl"):
+        checkpoint.resolve(tmp_path)
+
+
+def test_prune_keeps_the_newest(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 20):
+        save_step(tmp_path, step, torch.zeros(2))
+    os.truncate(tmp_path / "step-00000003" / "random.bin", 1)
+    checkpoint.prune(tmp_path, None)
+    assert [path.name for path in checkpoint.prune(tmp_path, 2)] == ["step-00000001"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003", "step-00000020"]
+    with pytest.raises(ValueError, match="keep_last=0"):
+        checkpoint.prune(tmp_path, 0)
+
+
+def test_a_step_saved_again_is_replaced(tmp_path: Path) -> None:
+    save_step(tmp_path, 1, torch.zeros(2))
+    path = save_step(tmp_path, 1, torch.ones(2))
+    assert torch.equal(shards.read(path / "weights", "w"), torch.ones(2))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
+    path = save_step(tmp_path, 1, torch.ones(2))
+    path.rename(tmp_path / ".old-step-00000001")
+    assert torch.equal(shards.read(checkpoint.resolve(tmp_path) / "weights", "w"), torch.ones(2))
+    save_step(tmp_path, 2, torch.zeros(2))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+import torch
+from llama31 import checkpoint
+from llama31.shards import Block, Shard
+
+def stop():
+    Path(sys.argv[1], "signal").touch()
+    time.sleep(60)
+
+first = Shard("a", (1000,), [Block((0,), torch.ones(1000))])
+slow = Shard("b", (4,), [Block((0,), stop, (4,), torch.float32)])
+checkpoint.save(Path(sys.argv[1], "checkpoints"), checkpoint.Meta(model={}, step=2), [first, slow])
+"""
+
+
+def test_sigkill_in_a_save_leaves_the_older_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    save_step(folder, 1, torch.ones(2))
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT)
+    try:
+        end = time.monotonic() + 60
+        while not (tmp_path / "signal").exists():
+            assert child.poll() is None and time.monotonic() < end
+            time.sleep(0.02)
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert len(list(folder.glob(".tmp-step-00000002-*/weights/*.distcp"))) == 1  # it was in the middle
+    assert checkpoint.newest(folder) == folder / "step-00000001"
+    save_step(folder, 3, torch.zeros(2))
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000001", "step-00000003"]
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    save_step(tmp_path, 1, torch.ones(2))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # a real error of write(2)
+    try:
+        with pytest.raises(checkpoint.CheckpointError, match=r"step-00000002: not written.*File too large.*free space"):
+            save_step(tmp_path, 2, torch.zeros(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    assert torch.equal(shards.read(checkpoint.resolve(tmp_path) / "weights", "w"), torch.ones(2))
+
+
+def test_a_disk_too_small_is_told_before_writing(tmp_path: Path) -> None:
+    huge = Shard("w", (10**14,), [Block((0,), torch.zeros(1).expand(10**14))])
+    with pytest.raises(checkpoint.CheckpointError, match=r"No space left.*400000.00 GB needed"):
+        checkpoint.save(tmp_path, META, [huge])
+    assert list(tmp_path.iterdir()) == []
+
+
+RANKS = """
+import sys
+from pathlib import Path
+import torch, torch.distributed as dist
+from llama31 import checkpoint, shards
+from llama31.shards import Block, Shard
+
+folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{folder}.store", rank=rank, world_size=2)
+matrix = torch.arange(48.0).view(8, 6)
+meta = checkpoint.Meta(model={}, step=1)
+
+# Gate and up rows: each rank holds two blocks; the norm is a replica; the last tensor lives on rank 1 alone.
+def of(rank, source):
+    rows = [slice(2 * rank, 2 * rank + 2), slice(4 + 2 * rank, 6 + 2 * rank)]
+    return Shard("fc1", (8, 6), [Block((r.start, 0), source[r].clone()) for r in rows])
+
+weights = [of(rank, matrix), Shard("norm", (6,), [Block((0,), torch.ones(6))])]
+if rank == 1:
+    weights.append(Shard("head", (3,), [Block((0,), torch.full((3,), 7.0))]))
+path = checkpoint.save(folder, meta, weights)
+assert torch.equal(shards.read(path / "weights", "fc1"), matrix)
+assert sorted(shards.names(path / "weights")) == ["fc1", "head", "norm"]
+
+columns = torch.zeros(8, 3)
+checkpoint.load_weights(path, [Shard("fc1", (8, 6), [Block((0, 3 * rank), columns)])])
+assert torch.equal(columns, matrix[:, 3 * rank : 3 * rank + 3])
+
+def fail():
+    raise OSError(28, "No space left on device")
+
+for action, kind in (
+    (lambda: checkpoint.save(folder, checkpoint.Meta(model={}, step=2), [
+        Shard(f"t{rank}", (3,), [Block((0,), fail if rank else torch.ones(3), (3,), torch.float32)])]),
+     checkpoint.CheckpointError),
+    (lambda: checkpoint.load_weights(path, [Shard("norm" if rank else "missing", (6,), [Block((0,), torch.ones(6))])]),
+     ValueError),
+):
+    try:
+        action()
+    except kind as error:
+        print(f"rank {rank}: {kind.__name__}")
+dist.barrier()
+assert checkpoint.newest(folder) == path
+print([p.name for p in folder.iterdir()] if rank == 0 else "")
+dist.destroy_process_group()
+"""
+
+
+def test_two_ranks_save_load_and_fail_together(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", RANKS, str(tmp_path / "saved")]
+    ranks = [subprocess.Popen([*words, str(rank)], cwd=ROOT, stdout=subprocess.PIPE, text=True) for rank in (0, 1)]
+    try:
+        told = "".join(rank.communicate(timeout=120)[0] for rank in ranks)
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    for number in (0, 1):
+        assert f"rank {number}: CheckpointError" in told and f"rank {number}: ValueError" in told
+    assert "['step-00000001']" in told

@@ -1,0 +1,187 @@
+"""Perplexity against plain torch, and the recipe from a checkpoint to its figures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from llama31 import checkpoint, config, evaluate, mesh, model, shards, tokenizer
+from llama31.data import batches, pack
+from llama31.engine import Forward
+from llama31.mesh import Grid
+from recipes import evaluate as recipe
+from tests import plain_trainer
+from tests.test_model import FP32, MODEL, ONE
+
+pytestmark = pytest.mark.torch
+
+LENGTH = 24
+SHAPE = replace(MODEL, init_std=0.1)
+
+
+class Planted:
+    """Held-out rows of documents of odd lengths, in the place of packed files: 5 rows, 1 row, and a source of none."""
+
+    def __init__(self) -> None:
+        self.names, self.rows_of = ["a", "b", "empty"], {"a": 5, "b": 1, "empty": 0}
+
+    def count(self, name: str) -> int:
+        return self.rows_of[name]
+
+    def rows(self, name: str, indices: np.ndarray) -> batches.Rows:
+        parts = [self.row(name, int(i)) for i in indices]
+        stacked = [np.stack(column) for column in zip(*parts, strict=True)]
+        return batches.Rows(*stacked, np.zeros(len(indices), np.int64))
+
+    def row(self, name: str, index: int) -> tuple[np.ndarray, ...]:
+        random = np.random.default_rng([ord(name[0]), index])
+        stream = random.integers(0, SHAPE.vocab_size, LENGTH + 1)
+        starts = random.random(LENGTH) < 0.1
+        starts[0] = False
+        documents = np.cumsum(starts).astype(np.int32)
+        mask = np.zeros(LENGTH, np.float32)
+        if index < self.count(name):
+            mask[: LENGTH - 4 * index] = 1  # rows count differently, so a mean of means would be wrong
+        return stream[:-1], stream[1:], mask, documents
+
+
+def planted_losses(chunks: list[model.Llama], grid: Grid, micro_batch: int) -> dict[str, tuple[float, int]]:
+    heldout = cast(batches.Heldout, Planted())
+    return evaluate.heldout_losses(Forward(chunks, grid), heldout, grid, micro_batch)
+
+
+@pytest.fixture
+def grid() -> Iterator[Grid]:
+    yield mesh.create(ONE)
+    mesh.close()
+
+
+@dataclass
+class Whole:
+    tokens: Any
+    labels: Any
+    loss_mask: Any
+    documents: Any
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3])
+def test_losses_are_those_of_plain_torch(grid: Grid, micro_batch: int) -> None:
+    chunks = model.build(SHAPE, FP32, ONE, grid, seed=6)
+    weights = {shard.name: shard.parameter.detach() for shard in model.shards(chunks, SHAPE, grid)}
+    found, planted = planted_losses(chunks, grid, micro_batch), Planted()
+    assert list(found) == ["a", "b"]
+    for name, (loss, tokens) in found.items():
+        rows = planted.rows(name, np.arange(planted.count(name)))
+        whole = Whole(rows.tokens, rows.labels, rows.loss_mask, rows.documents)
+        assert tokens == rows.loss_mask.sum()
+        assert loss == pytest.approx(plain_trainer.loss_of(weights, SHAPE, whole).item(), rel=1e-5)
+
+
+def test_one_document_per_row_without_the_mask(grid: Grid) -> None:
+    chunks = model.build(SHAPE, FP32, ONE, grid, seed=6)
+    weights = {shard.name: shard.parameter.detach() for shard in model.shards(chunks, SHAPE, grid)}
+    planted = Planted()
+    rows = planted.rows("a", np.arange(5))
+    whole = Whole(rows.tokens, rows.labels, rows.loss_mask, rows.documents)
+    found = evaluate.heldout_losses(Forward(chunks, grid), cast(batches.Heldout, planted), grid, 1, document_mask=False)
+    expected = plain_trainer.loss_of(weights, SHAPE, whole, document_mask=False).item()
+    assert found["a"][0] == pytest.approx(expected, rel=1e-5)
+    assert found["a"][0] != pytest.approx(planted_losses(chunks, grid, 1)["a"][0], rel=1e-4)
+
+
+def test_the_total_weighs_each_token_alike() -> None:
+    found = evaluate.summary({"long": (2.0, 300), "short": (4.0, 100)})
+    assert found["total"] == {"loss": 2.5, "perplexity": pytest.approx(math.exp(2.5)), "tokens": 400}
+    assert found["sources"]["short"] == {"loss": 4.0, "perplexity": pytest.approx(math.exp(4)), "tokens": 100}
+    assert evaluate.summary({"wild": (1000.0, 1)})["total"]["perplexity"] == math.inf
+
+
+def test_rows_are_as_long_as_at_the_end_of_training() -> None:
+    trained = {"sequence_length": 512, "ramp": [{"from_tokens": 9, "sequence_length": 2048}]}
+    assert evaluate.sequence_length(None, trained, MODEL) == 2048
+    assert evaluate.sequence_length(None, {"sequence_length": 512, "ramp": []}, MODEL) == 512
+    assert evaluate.sequence_length(None, {}, MODEL) == 8192
+    assert evaluate.sequence_length(None, {}, replace(MODEL, max_positions=1024)) == 1024
+    assert evaluate.sequence_length(64, trained, MODEL) == 64
+    with pytest.raises(ValueError, match="sequence_length=9000"):
+        evaluate.sequence_length(9000, trained, MODEL)
+
+
+Made = Callable[..., config.Evaluate]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> config.Evaluate:
+    """Packed text, a tokenizer and the checkpoint of an untrained model, in a run folder."""
+    top = tmp_path_factory.mktemp("evaluate")
+    (top / "text").mkdir()
+    for i in range(40):
+        (top / "text" / f"{i}.txt").write_text(f"some words number {i} and some more, Wörter auch\n" * 8)
+    words = config.Tokenizer(kind="bpe", path=str(top / "words"), vocab_size=560)
+    source = config.Source(input=str(top / "text"), format="text", suffixes=".txt")
+    data = config.Data(folder=str(top / "data"), sources={"mine": source}, heldout_fraction=0.3, workers=1)
+    pack.train_tokenizer(data, words)
+    pack.pack(data, "mine", words, overwrite=False)
+    run, shape = top / "run", replace(SHAPE, vocab_size=640)
+    tokenizer.load(words).save_hf(run / "tokenizer")
+    grid = mesh.create(ONE)
+    built = model.build(shape, FP32, ONE, grid, seed=8)
+    saved = [
+        shards.Shard(s.name, s.shape, [shards.Block(offset, block) for offset, block in s.blocks(s.parameter.data)])
+        for s in model.shards(built, shape, grid)
+    ]
+    meta = checkpoint.Meta(asdict(shape), step=3, schedule={"sequence_length": 32}, tokenizer={"folder": "tokenizer"})
+    checkpoint.save(run / "checkpoints", meta, saved)
+    mesh.close()
+    beside = config.Tokenizer(kind="huggingface", path="")
+    return config.Evaluate(checkpoint=str(run), data=data, tokenizer=beside, precision=FP32, max_new_tokens=5)
+
+
+def test_the_recipe_prints_and_writes_its_figures(
+    made: config.Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "result.json"
+    result = recipe.main(replace(made, output=str(output), prompts=["some words", "Wörter"], tokens=1000))
+    assert json.loads(output.read_text()) == result == json.loads(capsys.readouterr().out)
+    assert result["checkpoint"].endswith("step-00000003")
+    mine = result["sources"]["mine"]
+    assert result["total"] == mine and 0 < mine["tokens"] <= 1000
+    assert mine["perplexity"] == pytest.approx(math.exp(mine["loss"])) and abs(mine["loss"] - math.log(640)) < 1
+    assert [item["prompt"] for item in result["continuations"]] == ["some words", "Wörter"]
+    assert all(item["continuation"] for item in result["continuations"])
+    longer = recipe.main(replace(made, sequence_length=64, tokens=1000))
+    assert longer["total"]["tokens"] == pytest.approx(mine["tokens"], abs=40)
+    assert longer["total"]["loss"] != mine["loss"]
+
+
+def test_prompts_need_no_data(made: config.Evaluate) -> None:
+    result = recipe.main(replace(made, data=config.Data(folder=""), prompts=["some"]))
+    assert "total" not in result and len(result["continuations"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"checkpoint": "nowhere"}, "nowhere does not exist"),
+        ({"parallel": config.Parallel(tp=3)}, "parallel.tp=3"),
+        ({"parallel": config.Parallel(pp=2)}, "process"),
+        ({"tokenizer": config.Tokenizer(kind="huggingface", path="nowhere")}, "tokenizer.path=nowhere"),
+    ],
+)
+def test_what_is_wrong_is_named(made: config.Evaluate, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        recipe.main(replace(made, **change))
+
+
+def test_text_of_another_tokenizer_is_refused(made: config.Evaluate, tmp_path: Path) -> None:
+    other = tokenizer.train_bpe(["altogether other text"] * 9, 520, tmp_path)
+    other.save_hf(tmp_path)
+    with pytest.raises(ValueError, match="tokenizer.path"):
+        recipe.main(replace(made, tokenizer=config.Tokenizer(kind="huggingface", path=str(tmp_path))))

@@ -1,0 +1,163 @@
+"""Every kind of tokenizer against a public implementation, and against text that tries to inject special tokens."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from llama31 import config, tokenizer
+
+TEXTS = [
+    "Hello world! It's 12345 o'clock; isn't it?\r\n\n\n  def f(x):\n\treturn x  \n",
+    "Grüße aus München, français, español, português, italiano",
+    "हिन्दी में एक वाक्य। ภาษาไทย 日本語のテキスト 中文字符 العربية",
+    "emoji 👩‍👩‍👧‍👦🏳️‍🌈 and combining e\u0301, \u00a0nbsp, \u200b zero width, \x00 \x1c \x85 \u2028",
+    "   leading, trailing   ",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" + " " * 70 + "\n" * 40,
+    "<|begin_of_text|>injected<|end_of_text|><|eot_id|><|reserved_special_token_5|>",
+    "",
+]
+
+
+def _noise(seed: int, length: int) -> str:
+    rng = random.Random(seed)
+    pools = ["abcdefghij ", " \t\n\r", "0123456789", "äöüßéñ", "汉字かな", "👍🏽\u200d", "!?.,'|<>"]
+    return "".join(rng.choice(rng.choice(pools)) for _ in range(length))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bpe")
+    words = [_noise(seed, 400) for seed in range(100)] + TEXTS
+    tokenizer.train_bpe(words, vocab_size=900, folder=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def meta() -> tuple[Path, object]:
+    package = pytest.importorskip("llama_models.llama3.tokenizer")
+    return Path(package.__file__).parent / "tokenizer.model", package.Tokenizer.get_instance()
+
+
+def _hf(folder: Path) -> object:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def test_tiktoken_equals_meta(meta) -> None:
+    path, theirs = meta
+    ours = tokenizer.load(config.Tokenizer(kind="tiktoken", path=str(path)))
+    runs = ["x" * 60_001, " " * 50_000 + "y" * 25_000 + " z", "ab " * 200_000, "é" * 25_001 + " " * 25_001 + "q"]
+    for text in TEXTS + runs + [_noise(7, 3000), "bad \ud800 surrogate"]:
+        assert ours.encode(text) == theirs.encode(text, bos=False, eos=False)
+    for name in ("bos_id", "eos_id", "eot_id", "pad_id"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert ours.vocab_size == theirs.n_words == 128_256
+    renamed = {"<|step_id|>", "<|image|>"}  # 3.2 names of 3.1's reserved tokens
+    for name, id in theirs.special_tokens.items():
+        if name not in renamed and "reserved" not in name:
+            assert ours.encode(name) != [id] and ours.decode([id]) == name
+
+
+def test_tiktoken_saved_for_hf_gives_the_same_tokens(meta, tmp_path: Path) -> None:
+    path, _ = meta
+    ours = tokenizer.load(config.Tokenizer(kind="tiktoken", path=str(path)))
+    ours.save_hf(tmp_path)
+    again = tokenizer.load(config.Tokenizer(kind="huggingface", path=str(tmp_path)))
+    assert isinstance(again, tokenizer.ByteLevelTokenizer) and again.fingerprint == ours.fingerprint
+    hf = _hf(tmp_path)
+    hf.encode_special_tokens = True
+    for text in TEXTS + [_noise(seed, 2000) for seed in range(5)]:
+        assert hf.encode(text, add_special_tokens=False).ids == ours.encode(text)
+        assert hf.decode(ours.encode(text), skip_special_tokens=False) == text
+
+
+def test_trained_bpe_equals_its_hugging_face_files(small: Path) -> None:
+    ours = tokenizer.load(config.Tokenizer(kind="bpe", path=str(small)))
+    assert isinstance(ours, tokenizer.ByteLevelTokenizer) and ours.vocab_size == 900
+    assert (ours.bos_id, ours.eos_id, ours.pad_id, ours.eot_id) == (644, 645, 648, 653)
+    hf = _hf(small)
+    hf.encode_special_tokens = True
+    for text in TEXTS + [_noise(seed, 500) for seed in range(200, 260)]:
+        assert hf.encode(text, add_special_tokens=False).ids == ours.encode(text)
+        assert ours.decode(ours.encode(text)) == text
+        assert max(ours.encode(text), default=0) < 644
+
+
+def test_training_is_reproducible(small: Path, tmp_path: Path) -> None:
+    again = tokenizer.train_bpe([_noise(seed, 400) for seed in range(100)] + TEXTS, 900, tmp_path)
+    assert again.fingerprint == tokenizer.load(config.Tokenizer(kind="bpe", path=str(small))).fingerprint
+
+
+def test_foreign_tokenizer_json_never_injects_special_ids(tmp_path: Path) -> None:
+    """A tokenizer.json of another style goes through `tokenizers`, where special tokens in text match by default."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    foreign = Tokenizer(models.BPE())
+    foreign.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    foreign.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    foreign.train_from_iterator(TEXTS, trainer)
+    foreign.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
+    foreign.save(str(tmp_path / "tokenizer.json"))
+    settings = {"bos_token": {"content": "<s>"}, "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours = tokenizer.load(config.Tokenizer(kind="huggingface", path=str(tmp_path / "tokenizer.json")))
+    assert isinstance(ours, tokenizer.HuggingFaceTokenizer)
+    assert foreign.encode("a</s>b").ids.count(ours.eos_id) == 1  # the trap
+    assert ours.eos_id not in ours.encode("a</s>b") and ours.bos_id not in ours.encode("<s>a")
+    assert ours.decode(ours.encode("a</s>b")) == "a</s>b"
+    assert ours.pad_id == ours.eot_id == ours.eos_id != ours.bos_id
+    ours.save_hf(tmp_path / "copy")
+    copy = tokenizer.load(config.Tokenizer(kind="huggingface", path=str(tmp_path / "copy")))
+    assert copy.fingerprint == ours.fingerprint and copy.bos_id == ours.bos_id
+
+
+@pytest.mark.torch
+def test_transformers_loads_what_is_saved(small: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    ours = tokenizer.load(config.Tokenizer(kind="bpe", path=str(small)))
+    for kind in (transformers.AutoTokenizer, transformers.PreTrainedTokenizerFast):
+        theirs = kind.from_pretrained(str(small))
+        assert theirs("Hello world").input_ids == [ours.bos_id, *ours.encode("Hello world")]
+        assert theirs("Hello", add_special_tokens=False).input_ids == ours.encode("Hello")
+        assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (
+            ours.bos_id,
+            ours.eos_id,
+            ours.pad_id,
+        )
+        assert len(theirs) == ours.vocab_size and theirs.decode(ours.encode(" a , b")) == " a , b"
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("sentencepiece", "", "tokenizer.kind=sentencepiece: choose"),
+        ("huggingface", None, "tokenizer.path=.*there is no"),
+        ("bpe", None, "train it first with recipes.pack"),
+        ("huggingface", "{}", "not a tokenizer.json"),
+        ("huggingface", "{", "not a tokenizer.json"),
+        ("tiktoken", "a b c\n", "not a tokenizer.model"),
+        ("tiktoken", "YQ== 0\n", "too few"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, kind: str, content: str | None, message: str) -> None:
+    path = tmp_path / "file"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        tokenizer.load(config.Tokenizer(kind=kind, path=str(path)))
+
+
+def test_too_little_text_for_the_vocabulary(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="tokenizer.vocab_size=5000: the text yields"):
+        tokenizer.train_bpe(["too few words"], 5000, tmp_path)
+    with pytest.raises(ValueError, match="tokenizer.vocab_size=511"):
+        tokenizer.train_bpe(["words"], 511, tmp_path)
+    assert not (tmp_path / "tokenizer.json").exists()
