@@ -27,14 +27,17 @@ help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
 
 # The commands that a user would type. Each is a no-op, or nearly, when its result is there already.
-demo: $(VENV)/.runtime
-	$(BIN)/python -m recipes.pack data=demo tokenizer=demo
+demo: data/demo/docs/packed.json
 	$(BIN)/torchrun --nproc-per-node 2 -m recipes.pretrain --config-name demo name=$(RUN) $(DEMO_ARGS)
-	$(BIN)/python -m recipes.evaluate data=demo tokenizer=demo checkpoint=runs/$(RUN)
+	$(BIN)/python -m recipes.evaluate data=demo checkpoint=runs/$(RUN)
 	$(BIN)/python -m recipes.convert direction=to_hf checkpoint=runs/$(RUN) hf=runs/$(RUN)/hf overwrite=true
 	$(BIN)/python -c "from transformers import pipeline; \
 	    print(pipeline('text-generation', 'runs/$(RUN)/hf')('$(PROMPT)', max_new_tokens=48, do_sample=False)[0]['generated_text'])"
 	@echo "loss curve: runs/$(RUN)/loss.png   model for transformers and vLLM: runs/$(RUN)/hf"
+
+# Once: the documentation of installed packages changes with what is installed, and a run goes on with the data it began with.
+data/demo/docs/packed.json: | $(VENV)/.runtime
+	$(BIN)/python -m recipes.pack data=demo tokenizer=demo
 
 # The same at a tenth of its steps.
 demo-short:

@@ -19,6 +19,8 @@ from torch import Tensor
 
 QUERY_BLOCK = 512  # queries that share one materialised mask where no kernel knows a lower-right causal mask
 
+SHORT = 256  # positions up to which plain BF16 products beat torch's CPU kernel (measured: see docs/benchmarks.md)
+
 Span = tuple[int, int]
 
 
@@ -69,13 +71,57 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
     return out.permute(2, 0, 1, 3)
 
 
+class _ShortCausal(torch.autograd.Function):
+    """Causal attention of a short BF16 document on a CPU: plain products, the scores computed again in backward.
+
+    Scores are rounded to BF16 as in Meta's reference code. torch's CPU kernel is made for long rows: at 128 positions
+    this took a quarter of its time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[b, heads, s, d], K and V [b, kv_heads, s, d] -> [b, heads, s, d]."""
+        per_group = query.size(1) // key.size(1)
+        grouped = (query * query.size(-1) ** -0.5).unflatten(1, (-1, per_group)).flatten(2, 3)
+        out = _ShortCausal.probabilities(grouped, key) @ value
+        ctx.save_for_backward(grouped, key, value, out)
+        return out.unflatten(2, (per_group, -1)).flatten(1, 2)
+
+    @staticmethod
+    def probabilities(grouped: Tensor, key: Tensor) -> Tensor:
+        s = key.size(2)
+        mask = torch.full((s, s), -torch.inf, dtype=key.dtype).triu_(1)
+        scores = (grouped @ key.transpose(-1, -2)).unflatten(2, (-1, s)).add_(mask)
+        return torch.softmax(scores, -1).flatten(2, 3)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        grouped, key, value, out = ctx.saved_tensors
+        per_group = grouped.size(2) // key.size(2)
+        grad = grads[0].unflatten(1, (-1, per_group)).flatten(2, 3)
+        p = _ShortCausal.probabilities(grouped, key)
+        grad_value = p.transpose(-1, -2) @ grad
+        mean = (grad.float() * out.float()).sum(-1, keepdim=True).to(grad.dtype)
+        grad_scores = (grad @ value.transpose(-1, -2)).sub_(mean).mul_(p)
+        grad_query = (grad_scores @ key).mul_(key.size(-1) ** -0.5)
+        grad_key = grad_scores.transpose(-1, -2) @ grouped
+        return grad_query.unflatten(2, (per_group, -1)).flatten(1, 2), grad_key, grad_value
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """A whole document, [s, b, h, d] in and out."""
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.size(0) <= SHORT:
+        return _ShortCausal.apply(*(x.permute(1, 2, 0, 3) for x in (query, key, value))).permute(2, 0, 1, 3)
+    return _sdpa(query, key, value, is_causal=True)
+
+
 def _lower_right(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """The queries are the last ones of the keys' span: each sees all keys up to itself."""
     s, total = query.size(0), key.size(0)
     if s == 1:
         return _sdpa(query, key, value)
     if s == total:
-        return _sdpa(query, key, value, is_causal=True)
+        return _causal(query, key, value)
     if query.is_cuda:
         from torch.nn.attention.bias import causal_lower_right
 

@@ -185,6 +185,9 @@ class Data:
     heldout_fraction: float = key(0.01, "share of the documents packed as held-out split", low=0, high=0.5)
     bos: bool = key(True, "begin each document with <|begin_of_text|>")
     eos: bool = key(True, "end each document with <|end_of_text|>")
+    slot_tokens: int | None = key(
+        None, "tokens of the pieces that are visited in random order; null: the longest sequence", low=1
+    )
     document_mask: bool = key(True, "forbid attention across documents of one row (report, section 3.2)")
     seed: int = key(1234, "seed of the held-out split and of the order of the sequences", low=0)
     workers: int | None = key(None, "processes that pack; null: one per core", low=1)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama31 import checkpoint, config, layout
-from llama31.data.batches import Heldout, Rows, rank_rows
+from llama31.data.batches import Heldout, rank_rows
 from llama31.engine import Forward
 from llama31.mesh import Grid
 from llama31.objectives import MicroBatch
@@ -19,21 +19,19 @@ from llama31.objectives import MicroBatch
 DEFAULT_LENGTH = 8192  # of the report's pre-training rows, for imported models that say nothing about theirs
 
 
-def heldout_losses(
-    forward: Forward, heldout: Heldout, grid: Grid, micro_batch: int, document_mask: bool = True
-) -> dict[str, tuple[float, int]]:
+def heldout_losses(forward: Forward, heldout: Heldout, grid: Grid, micro_batch: int) -> dict[str, tuple[float, int]]:
     """Mean loss per token and the tokens that counted, of each source that has any; equal on all ranks.
 
     The loss is weighted by tokens over rows and replicas, so it depends neither on the layout nor on `micro_batch`.
-    Replicas need equally many micro-batches: what is missing is padding, which weighs nothing. Without `document_mask`
-    a row is read as one document, as training then does. Collective.
+    Replicas need equally many micro-batches: what is missing is padding, which weighs nothing.
+    Collective.
     """
     found = {}
     for name in heldout.names:
         if heldout.count(name):
             indices = _indices(heldout.count(name), forward, grid, micro_batch)
-            parts = [heldout.rows(name, rows) for rows in indices]
-            found[name] = forward.mean_loss([_micro_batch(part, grid, document_mask) for part in parts])
+            parts = [MicroBatch.from_rows(heldout.rows(name, rows), grid.device) for rows in indices]
+            found[name] = forward.mean_loss(parts)
     return found
 
 
@@ -43,11 +41,6 @@ def _indices(rows: int, forward: Forward, grid: Grid, micro_batch: int) -> list[
     if grid.vpp > 1:  # interleaving takes whole groups of micro-batches
         unit *= forward.chunks[0].config.microbatch_group_size_per_vp_stage
     return rank_rows(-(-rows // unit) * unit, micro_batch, grid.dp, grid.dp_rank)
-
-
-def _micro_batch(rows: Rows, grid: Grid, document_mask: bool) -> MicroBatch:
-    documents = rows.documents if document_mask else np.zeros_like(rows.documents)
-    return MicroBatch.from_numpy(rows.tokens, rows.labels, rows.loss_mask, documents, grid.device)
 
 
 def summary(losses: dict[str, tuple[float, int]]) -> dict[str, Any]:

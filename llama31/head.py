@@ -77,5 +77,7 @@ def weighted_loss(hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tenso
     hidden [n, h], weight [v / tp, h] (this rank's rows of the vocabulary), labels int64 [n], weights FP32 [n],
     group: the tensor-parallel group. The gradient of hidden is this rank's part of a sum over the group.
     """
+    if not torch.is_grad_enabled():  # parameters count as wanting gradients even then
+        hidden, weight = hidden.detach(), weight.detach()
     loss, losses = _WeightedLoss.apply(hidden, weight, labels, weights, group)
     return loss, losses

@@ -60,6 +60,9 @@ def problems(model: Model | None, parallel: Parallel, stages: Sequence[Stage], w
     if parallel.zero == 3 and parallel.pp > 1:
         reason = "ZeRO-3 deadlocks with pipelines: DeepSpeed's parameter coordinator broadcasts on the world group"
         found.append(_issue("zero", 3, reason, "give parallel.zero=1 or 2, or parallel.pp=1"))
+    if parallel.zero == 2 and parallel.pp > 1 and model is not None and model.tied_embeddings:
+        reason = "ZeRO-2 reduces after each micro-batch, before the tied embedding's gradients of both ends are summed"
+        found.append(_issue("zero", 2, reason, "give parallel.zero=1, or parallel.pp=1"))
     mismatch = _world_problem(parallel, world_size)
     if mismatch:
         found.append(mismatch)
@@ -182,7 +185,8 @@ def _candidates(
             continue
         chunks = _chunkings(model, sum(ends), pp, parallel.vpp)
         sizes = [n for n in _divisors(parallel.micro_batch) if not any(s.rows % (n * replicas) for s in stages)]
-        zero = min(parallel.zero, 2) if pp > 1 else parallel.zero
+        tied = model is not None and model.tied_embeddings
+        zero = parallel.zero if pp == 1 else min(parallel.zero, 1 if tied else 2)
         dp = None if parallel.dp is None else replicas
         for vpp, size in itertools.product(chunks, sizes):
             for group in {parallel.microbatch_group, None} if vpp > 1 else {parallel.microbatch_group}:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llama31.attention import take_chunks
+from llama31.data.batches import Rows
 from llama31.mesh import Grid
 
 LossFunction = Callable[[Any], tuple[Tensor, Tensor, Tensor]]
@@ -50,6 +51,11 @@ class MicroBatch:
             torch.from_numpy(np.ascontiguousarray(loss_mask, np.float32)).to(device),
             torch.from_numpy(np.stack([row, begin, end], 1).astype(np.int32)),
         )
+
+    @classmethod
+    def from_rows(cls, rows: Rows, device: torch.device) -> MicroBatch:
+        """From the data loader's rows."""
+        return cls.from_numpy(rows.tokens, rows.labels, rows.loss_mask, rows.documents, device)
 
     def scaled(self, factor: float) -> MicroBatch:
         """The same rows with every weight multiplied by `factor`."""

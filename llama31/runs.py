@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,15 @@ def decisions_of(run: config.Pretrain, start: Start) -> tuple[dict[str, float], 
     return first, decisions
 
 
+def data_of(run: config.Pretrain, start: Start, weights: dict[str, float]) -> config.Data:
+    """The data as at step 0: what was drawn depends on it. Sources that came later begin with weight 0."""
+    sources = {
+        name: replace(run.data.sources.get(name, config.Source()), weight=weight) for name, weight in weights.items()
+    }
+    slots = start.resumed.extra.get("slot_tokens") if start.resumed else None
+    return replace(run.data, sources=sources, slot_tokens=slots or run.data.slot_tokens)
+
+
 def check_data(start: Start, fingerprint: str) -> None:
     """ValueError where a resumed run would read other data than it has read so far."""
     if start.resumed is not None and start.resumed.data_fingerprint not in ("", fingerprint):
@@ -177,6 +186,7 @@ def meta_of(
     fingerprint: str,
     tokenizer: dict[str, Any],
     weights: dict[str, float],
+    slot_tokens: int,
     decisions: Sequence[Decision],
 ) -> Meta:
     """What a checkpoint of this run says about itself."""
@@ -190,5 +200,5 @@ def meta_of(
         tokenizer=tokenizer,
         schedule=asdict(run.schedule),
         decisions=[to_record(decision) for decision in decisions],
-        extra={"updates": updates, "weights": weights},
+        extra={"updates": updates, "weights": weights, "slot_tokens": slot_tokens},
     )

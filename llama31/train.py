@@ -37,7 +37,7 @@ class Run:
         if run.stop_after_steps is not None:
             self.last_step = min(self.last_step, self.step + run.stop_after_steps)
         self.weights, self.decisions = runs.decisions_of(run, self.start)
-        self.batches = Batches(_with_weights(run.data, self.weights), run.schedule, decisions=self.decisions)
+        self.batches = Batches(runs.data_of(run, self.start, self.weights), run.schedule, decisions=self.decisions)
         runs.check_data(self.start, self.batches.fingerprint)
         check_vocabulary(self.batches, run.model)
         words = tokenizer.load(run.tokenizer)
@@ -55,11 +55,7 @@ class Run:
         rows, _ = self.batches.batch_shape(step)
         size = self.config.parallel.micro_batch
         indices = rank_rows(rows, size, self.grid.dp, self.grid.dp_rank)
-        dealt = (self.batches.rows(step, part) for part in indices)
-        return [
-            MicroBatch.from_numpy(part.tokens, part.labels, part.loss_mask, part.documents, self.grid.device)
-            for part in dealt
-        ]
+        return [MicroBatch.from_rows(self.batches.rows(step, part), self.grid.device) for part in indices]
 
 
 def fit(run: config.Pretrain, objective: Objective = next_token) -> Path:
@@ -155,6 +151,7 @@ def _save(this: Run, record: Metrics) -> Path:
         this.batches.fingerprint,
         this.words,
         this.weights,
+        this.batches.slot_tokens,
         this.decisions,
     )
     path = checkpoint.save(folder, meta, state.weights(this.engine), state.optimizer(this.engine))
@@ -200,15 +197,6 @@ def _engine(run: config.Pretrain, grid: Grid, start: runs.Start) -> Engine:
         state.load_optimizer(start.weights, engine, start.updates)
         checkpoint.load_random(start.weights)
     return engine
-
-
-def _with_weights(data: config.Data, weights: dict[str, float]) -> config.Data:
-    """The sources with the weights of step 0; sources that came later begin with 0."""
-    sources = {
-        name: dataclasses.replace(data.sources.get(name, config.Source()), weight=weight)
-        for name, weight in weights.items()
-    }
-    return dataclasses.replace(data, sources=sources)
 
 
 def _open_record(this: Run) -> Metrics:

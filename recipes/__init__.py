@@ -15,7 +15,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def start(main: Callable[[T], None], schema: type[T], config_name: str) -> None:
+def start(main: Callable[[T], object], schema: type[T], config_name: str) -> None:
     """Load the config from the command line and run `main` with it.
 
     What our own code refuses (ValueError, RunError) ends the process with its message alone; anything else keeps its

@@ -1,17 +1,17 @@
 """Perplexity of a checkpoint on packed text, and continuations of prompts.
 
-Example: python -m recipes.evaluate checkpoint=runs/demo data=demo tokenizer=demo 'prompts=["Once upon a time"]'
+Example: python -m recipes.evaluate checkpoint=runs/demo data=demo 'prompts=["Once upon a time"]'
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama31 import config
+from recipes import start
 
 if TYPE_CHECKING:
     from llama31.mesh import Grid
@@ -41,8 +41,7 @@ def main(run: config.Evaluate) -> dict[str, Any]:
     state.load_weights(folder, chunks, shape, grid)
     result: dict[str, Any] = {"checkpoint": str(folder)}
     if heldout:
-        forward, mask = Forward(chunks, grid), run.data.document_mask
-        losses = evaluate.heldout_losses(forward, heldout, grid, parallel.micro_batch, mask)
+        losses = evaluate.heldout_losses(Forward(chunks, grid), heldout, grid, parallel.micro_batch)
         result |= evaluate.summary(losses)
     if run.prompts:
         result["continuations"] = continuations(run, chunks, grid, words)
@@ -68,7 +67,4 @@ def continuations(run: config.Evaluate, chunks: list[Llama], grid: Grid, words: 
 
 
 if __name__ == "__main__":
-    try:
-        main(config.load(config.Evaluate, "evaluate"))
-    except ValueError as error:
-        sys.exit(f"python -m recipes.evaluate: {error}")
+    start(main, config.Evaluate, "evaluate")

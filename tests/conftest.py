@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # What the tests say must not depend on a network, or wait for one.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
+# Layouts are tested on CPUs everywhere, for one GPU cannot be eight processes; tests/gpu hands it to what it starts.
+GPU = (os.environ.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0]
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -44,9 +48,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
+    if shutil.which("nvidia-smi") is None:
+        return False
+    return subprocess.run(["nvidia-smi", "-L"], check=False, capture_output=True, timeout=60).returncode == 0
 
 
 @pytest.fixture

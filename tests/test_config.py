@@ -359,6 +359,7 @@ IMPOSSIBLE = [
     (3, "pp=3 schedule.batch_tokens=7680", "8 layers do not split into pp x vpp = 3", "parallel.pp=1 (dp=3)"),
     (2, "vpp=2", "there is one", "parallel.vpp=1 (dp=2)"),
     (2, "pp=2 zero=3", "deadlocks with pipelines", "parallel.zero=2 (dp=1)"),
+    (2, "pp=2 zero=2 model.tied_embeddings=true", "before the tied embedding's gradients", "parallel.pp=1 (dp=2)"),
     (2, "pp=2 vpp=2 microbatch_group=1", "N is below pp=2", "parallel.microbatch_group=null (dp=1)"),
     (2, "pp=2 vpp=2 microbatch_group=40", "N=40 is above the M=32", "parallel.microbatch_group=null (dp=1)"),
     (4, "pp=4 vpp=2 microbatch_group=5", "a last group of 2, below pp=4", "parallel.microbatch_group=null (dp=1)"),

@@ -84,18 +84,6 @@ def test_losses_are_those_of_plain_torch(grid: Grid, micro_batch: int) -> None:
         assert loss == pytest.approx(plain_trainer.loss_of(weights, SHAPE, whole).item(), rel=1e-5)
 
 
-def test_one_document_per_row_without_the_mask(grid: Grid) -> None:
-    chunks = model.build(SHAPE, FP32, ONE, grid, seed=6)
-    weights = {shard.name: shard.parameter.detach() for shard in model.shards(chunks, SHAPE, grid)}
-    planted = Planted()
-    rows = planted.rows("a", np.arange(5))
-    whole = Whole(rows.tokens, rows.labels, rows.loss_mask, rows.documents)
-    found = evaluate.heldout_losses(Forward(chunks, grid), cast(batches.Heldout, planted), grid, 1, document_mask=False)
-    expected = plain_trainer.loss_of(weights, SHAPE, whole, document_mask=False).item()
-    assert found["a"][0] == pytest.approx(expected, rel=1e-5)
-    assert found["a"][0] != pytest.approx(planted_losses(chunks, grid, 1)["a"][0], rel=1e-4)
-
-
 def test_the_total_weighs_each_token_alike() -> None:
     found = evaluate.summary({"long": (2.0, 300), "short": (4.0, 100)})
     assert found["total"] == {"loss": 2.5, "perplexity": pytest.approx(math.exp(2.5)), "tokens": 400}

@@ -58,6 +58,8 @@ class Batches:
         self.fingerprint = fingerprint(self.packed)
         self.vocab_size = max(told.vocab_size for told in self.packed.values())
         longest = max([schedule.sequence_length, *(ramp.sequence_length for ramp in schedule.ramp)])
+        self.slot_tokens = data.slot_tokens or longest
+        longest = max(longest, self.slot_tokens - 1)
         drawn = self.mixture.drawn(total_steps(schedule))
         self._streams = {
             index: self._open(name, split, longest, drawn[name])
@@ -76,16 +78,35 @@ class Batches:
         if indices.size and (indices.min() < 0 or indices.max() >= rows):
             raise ValueError(f"step {step} has rows 0 to {rows - 1}, not {indices.min()} to {indices.max()}")
         draw = self.mixture.draw(step, indices)
-        tokens = np.empty((indices.size, length + 1), np.int64)
-        documents = np.empty((indices.size, length + 1), np.int32)
+        shape = (indices.size, length)
+        tokens, labels, documents = np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(shape, np.int32)
+        mask = np.ones(shape, np.float32)
         for i, (source, position) in enumerate(zip(draw.source, draw.position)):
-            self._streams[int(source)].read(int(position), tokens[i], documents[i])
-        mask = np.ones((indices.size, length), np.float32)
-        if self._data.document_mask:
-            mask[documents[:, 1:] != documents[:, :-1]] = 0
-        else:
-            documents[:] = 0
-        return Rows(tokens[:, :-1], tokens[:, 1:], mask, documents[:, :-1], draw.source)
+            self._fill(self._streams[int(source)], int(position), tokens[i], labels[i], documents[i], mask[i])
+        if not self._data.document_mask:
+            documents[:], mask[:] = 0, 1
+        return Rows(tokens, labels, mask, documents, draw.source)
+
+    def _fill(
+        self,
+        stream: Stream,
+        position: int,
+        tokens: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        documents: NDArray[np.int32],
+        mask: NDArray[np.float32],
+    ) -> None:
+        """One row: a slot or a part of one; after a change of length it may begin in one slot and end in another."""
+        begin = document = 0
+        while begin < tokens.size:
+            place, left = stream.scattered(position + begin, self.slot_tokens)
+            end = min(begin + left, tokens.size)
+            read, numbers = np.empty(end - begin + 1, np.int64), np.empty(end - begin + 1, np.int32)
+            stream.read(place, read, numbers)
+            tokens[begin:end], labels[begin:end] = read[:-1], read[1:]
+            documents[begin:end] = document + numbers[:-1]
+            mask[begin:end] = numbers[1:] == numbers[:-1]
+            begin, document = end, int(documents[end - 1]) + 1
 
     def _open(self, name: str, split: str, longest: int, drawn: int) -> Stream:
         folder, told = packed.folder_of(self._data, name), self.packed[name].split(split)

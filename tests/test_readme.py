@@ -1,0 +1,178 @@
+"""The README's common tasks work as they are written there: its files are made, its commands are run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llama31 import checkpoint, config, metrics, shards
+from tests.conftest import ROOT
+
+pytestmark = [pytest.mark.torch, pytest.mark.parallel]
+
+TIMEOUT_S = 240  # of one block; all together take a minute on two cores
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TASKS = README.split("\n## Common tasks\n")[1].split("\n## ")[0]
+META = config.Model("meta", layers=2, hidden_size=32, ffn_hidden_size=48, heads=4, kv_heads=2, vocab_size=80)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", TASKS, re.DOTALL | re.MULTILINE)
+
+
+def write_given(folder: Path) -> None:
+    """What the reader brings: the YAML files as shown, texts in words of which some are frequent, and weights."""
+    for text in blocks("yaml"):
+        path = folder / text.split("\n")[0].removeprefix("# ")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    random = np.random.default_rng(0)
+    syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
+    words = ["".join(random.choice(syllables, random.integers(1, 5))) for _ in range(800)]
+    texts = [
+        " ".join(words[int(800 * random.random() ** 3)] for _ in range(random.integers(20, 200))) for _ in range(300)
+    ]
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    write_meta(folder / "meta")
+
+
+def write_meta(folder: Path) -> None:
+    """Weights as Meta releases them, in one file, without their tokenizer."""
+    h, ffn, kv = META.hidden_size, META.ffn_hidden_size, META.kv_heads * META.head_dim
+    layer = {
+        "attention.wq": (h, h), "attention.wk": (kv, h), "attention.wv": (kv, h), "attention.wo": (h, h),
+        "feed_forward.w1": (ffn, h), "feed_forward.w3": (ffn, h), "feed_forward.w2": (h, ffn),
+        "attention_norm": (h,), "ffn_norm": (h,),
+    }  # fmt: skip
+    shapes = {"tok_embeddings": (META.vocab_size, h), "norm": (h,), "output": (META.vocab_size, h)}
+    shapes |= {f"layers.{i}.{name}": shape for i in range(META.layers) for name, shape in layer.items()}
+    folder.mkdir()
+    weights = {f"{name}.weight": torch.randn(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
+    torch.save(weights, folder / "consolidated.00.pth")
+    params = {"dim": h, "n_layers": META.layers, "n_heads": META.heads, "n_kv_heads": META.kv_heads, "norm_eps": 1e-5}
+    told = params | {"vocab_size": META.vocab_size, "rope_theta": 500000.0, "use_scaled_rope": True}
+    (folder / "params.json").write_text(json.dumps(told))
+
+
+def run(script: str, folder: Path) -> str:
+    """What the commands printed; fails with it where one fails or they take too long."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # torchrun's fixed port may be taken by another run on this machine.
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "PET_STANDALONE": "1"}
+    with (folder / "printed.txt").open("w+") as printed:
+        child = subprocess.Popen(
+            ["bash", "-euc", script],
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            code = child.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            code = child.wait()
+        printed.seek(0)
+        text = printed.read()
+    assert code == 0, f"{script}exited with {code}\n{text[-6000:]}"
+    return text
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """The folder in which every block was run, in order, and what each printed."""
+    folder = tmp_path_factory.mktemp("tasks")
+    write_given(folder)
+    return folder, {script: run(script, folder) for script in blocks("sh")}
+
+
+def losses(run_folder: Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in metrics.read(run_folder) if line["kind"] == "train"}
+
+
+def test_help_and_config(done: tuple[Path, dict[str, str]]) -> None:
+    printed = next(iter(done[1].values()))
+    assert "usage: python -m recipes.pretrain" in printed and "keys (type, default):" in printed
+    assert "folder: runs/demo\n" in printed and "  tp: 2\n" in printed
+
+
+def test_own_text_and_size(done: tuple[Path, dict[str, str]]) -> None:
+    folder, _ = done
+    assert (folder / "data/mine/tokenizer/tokenizer.json").exists()
+    assert {"train.bin", "train.idx", "heldout.bin", "packed.json"} <= {
+        x.name for x in (folder / "data/mine/mine").iterdir()
+    }
+    small = folder / "runs/small"
+    for name in ("config.yaml", "metrics.jsonl", "loss.png", "tokenizer", "checkpoints"):
+        assert (small / name).exists(), name
+    assert sorted(losses(small)) == list(range(1, 9))
+    assert losses(small)[1] == pytest.approx(math.log(1024), abs=0.2) and losses(small)[8] < losses(small)[1] - 0.2
+
+
+@pytest.mark.parametrize("name", ["split", "moved"])
+def test_layouts_agree_and_a_run_moves_from_one_to_another(name: str, done: tuple[Path, dict[str, str]]) -> None:
+    folder, _ = done
+    whole, found = losses(folder / "runs/small"), losses(folder / "runs" / name)
+    assert found.keys() == whole.keys()
+    assert list(found.values()) == pytest.approx(list(whole.values()), rel=1e-5)
+
+
+def test_resumed(done: tuple[Path, dict[str, str]]) -> None:
+    text = (done[0] / "runs/moved/attempts.jsonl").read_text()
+    attempts = [json.loads(line) for line in text.splitlines()]
+    assert [(attempt["from_step"], attempt["world_size"]) for attempt in attempts] == [(0, 2), (4, 2)]
+
+
+def test_evaluated(done: tuple[Path, dict[str, str]]) -> None:
+    found = json.loads((done[0] / "small.json").read_text())
+    assert 0 < found["total"]["loss"] < math.log(1024) - 0.2 and found["sources"].keys() == {"mine"}
+    assert found["continuations"][0]["prompt"] == "Once upon a time" and found["continuations"][0]["continuation"]
+
+
+def test_exported_and_imported(done: tuple[Path, dict[str, str]]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, _ = done
+    model = AutoModelForCausalLM.from_pretrained(folder / "hf/small")
+    words = AutoTokenizer.from_pretrained(folder / "hf/small")
+    tokens = words("once more", return_tensors="pt").input_ids
+    assert tokens[0, 0] == words.bos_token_id and model(tokens).logits.shape == (1, tokens.shape[1], 1024)
+    trained, imported = (
+        shards.Reader(checkpoint.resolve(folder / "runs" / name) / "weights") for name in ("small", "imported")
+    )
+    assert trained.names().keys() == imported.names().keys()
+    for name in trained.names():
+        assert torch.equal(trained.read(name).bfloat16(), imported.read(name)), name
+
+
+def test_continued_from_weights_alone(done: tuple[Path, dict[str, str]]) -> None:
+    folder, _ = done
+    continued, whole = losses(folder / "runs/continued"), losses(folder / "runs/small")
+    assert sorted(continued) == [1, 2], "a new run counts its own steps"
+    assert continued[1] < whole[1] - 0.2, "and begins with what was learnt"
+
+
+def test_metas_files(done: tuple[Path, dict[str, str]]) -> None:
+    meta = checkpoint.read_meta(checkpoint.resolve(done[0] / "runs/meta"))
+    assert meta.shape() == META
+
+
+def test_links_and_paths_of_the_readme_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+    known = {path.stem for path in (ROOT / "llama31").glob("*.py")} | {"data/"}
+    rows = README.split("| module | |\n")[1].split("\n\n")[0]
+    named = {name for row in rows.splitlines()[1:] for name in re.findall(r"`([\w/]+)`", row.split("|")[1])}
+    assert named == known - {"__init__"}
