@@ -29,7 +29,7 @@ help:
 # The commands that a user would type. Each is a no-op, or nearly, when its result is there already.
 demo: data/demo/docs/packed.json
 	$(BIN)/torchrun --nproc-per-node 2 -m recipes.pretrain --config-name demo name=$(RUN) $(DEMO_ARGS)
-	$(BIN)/python -m recipes.evaluate data=demo checkpoint=runs/$(RUN)
+	$(BIN)/python -m recipes.evaluate data=demo checkpoint=runs/$(RUN) tokens=32768
 	$(BIN)/python -m recipes.convert direction=to_hf checkpoint=runs/$(RUN) hf=runs/$(RUN)/hf overwrite=true
 	$(BIN)/python -c "from transformers import pipeline; \
 	    print(pipeline('text-generation', 'runs/$(RUN)/hf')('$(PROMPT)', max_new_tokens=48, do_sample=False)[0]['generated_text'])"
@@ -41,7 +41,7 @@ data/demo/docs/packed.json: | $(VENV)/.runtime
 
 # The same at a tenth of its steps.
 demo-short:
-	$(MAKE) demo RUN=demo-short DEMO_ARGS='schedule.total_tokens=45_056 schedule.warmup_tokens=4_096'
+	$(MAKE) demo RUN=demo-short DEMO_ARGS='schedule.total_tokens=65_536 schedule.warmup_tokens=2_048'
 
 check: lint
 	$(BIN)/python -m pytest -m 'not torch and not parallel and not slow and not gpu' $(PYTEST_ARGS)

@@ -62,7 +62,14 @@ def test_only_one_process_speaks(command: Command) -> None:
 
 
 def test_warning_of_a_wasteful_layout(command: Command) -> None:
-    words = ["pretrain", "--config-name", "demo", "parallel.pp=4", "schedule.batch_tokens=512"]
+    words = [
+        "pretrain",
+        "--config-name",
+        "demo",
+        "parallel.pp=4",
+        "parallel.micro_batch=1",
+        "schedule.batch_tokens=512",
+    ]
     result = command("-c", LOAD, *words, env={"RANK": "0", "WORLD_SIZE": "4"}, check=True)
     assert "warning: parallel.pp=4: only 2 micro-batches" in result.stderr and "loaded" in result.stdout
     assert command("-c", LOAD, *words, env={"RANK": "1", "WORLD_SIZE": "4"}, check=True).stderr == ""

@@ -18,6 +18,8 @@ from llama31.config import ConfigError, Parallel, Ramp
 from llama31.validate import validate
 
 RUN = ["name=x", "model=tiny", "schedule=demo", "data=demo", "tokenizer=demo"]
+# the same with numbers of its own, so that tuning the demo does not change what these tests say
+FIXED = [*RUN, "schedule.total_tokens=450560", "schedule.batch_tokens=8192", "schedule.warmup_tokens=40960"]
 CHOICES = usage.groups(config.Pretrain, [command.CONF])
 RAMP = '[{"from_tokens":81920,"batch_tokens":512,"sequence_length":256}]'  # no blanks: the table splits at them
 TINY = {"layers": 8, "hidden_size": 256, "ffn_hidden_size": 768, "heads": 8, "kv_heads": 4, "vocab_size": 8192}
@@ -310,9 +312,12 @@ def test_resolved_yaml_composes_to_itself(tmp_path: Path) -> None:
     ("overrides", "said"),
     [
         (["schedule.batch_tokens=8000"], "schedule.batch_tokens=8000: not a whole number of sequences of 256"),
-        (["schedule.sequence_length=16384", "schedule.batch_tokens=16384"], "longer than model.max_positions=8192"),
+        (
+            ["model.max_positions=8192", "schedule.sequence_length=16384", "schedule.batch_tokens=16384"],
+            "longer than model.max_positions=8192",
+        ),
         (["schedule.final_lr=1.0"], "schedule.final_lr=1.0: above schedule.peak_lr"),
-        (["schedule.warmup_tokens=450560"], "warm-up would last beyond the end"),
+        (["schedule.warmup_tokens=9000000"], "warm-up would last beyond the end"),
         (["model.hidden_size=250"], "model.hidden_size=250: 8 heads need an even width each; give a multiple of 16"),
         (["model.kv_heads=3"], "model.kv_heads=3"),
         (["tokenizer.vocab_size=9000"], "more ids than model.vocab_size=8192"),
@@ -374,6 +379,7 @@ IMPOSSIBLE = [
 @pytest.mark.parametrize(("processes", "given", "said", "proposal"), IMPOSSIBLE)
 def test_impossible_layout(processes: int, given: str, said: str, proposal: str) -> None:
     overrides = [text if "." in text.split("=")[0] else f"parallel.{text}" for text in given.split()]
+    overrides.insert(0, "schedule.batch_tokens=8192")
     text = refused(varied(*overrides), processes)
     assert said in text
     hint = text.splitlines()[-1]

@@ -58,6 +58,6 @@ def test_two_steps_of_training(precision: str, tmp_path: Path, command: Command)
     command("-m", "recipes.pretrain", *run, *shape, *steps, *data, *words, env=ON_GPU, timeout_s=300, check=True)
     lines = [line for line in metrics.read(tmp_path / "run") if line["kind"] == "train"]
     assert [line["step"] for line in lines] == [1, 2]
-    assert lines[0]["loss"] == pytest.approx(math.log(VOCABULARY), abs=0.2)
+    assert lines[0]["loss"] == pytest.approx(math.log(VOCABULARY), abs=0.5)
     assert all(math.isfinite(line["grad_norm"]) and line["grad_norm"] > 0 for line in lines)
     assert (tmp_path / "run" / "checkpoints" / "step-00000002" / "checkpoint.json").exists()
