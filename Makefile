@@ -28,7 +28,7 @@ help:
 
 # The commands that a user would type. Each is a no-op, or nearly, when its result is there already.
 demo: data/demo/docs/packed.json
-	$(BIN)/torchrun --nproc-per-node 2 -m recipes.pretrain --config-name demo name=$(RUN) $(DEMO_ARGS)
+	$(BIN)/torchrun --standalone --nproc-per-node 2 -m recipes.pretrain --config-name demo name=$(RUN) $(DEMO_ARGS)
 	$(BIN)/python -m recipes.evaluate data=demo checkpoint=runs/$(RUN) tokens=32768
 	$(BIN)/python -m recipes.convert direction=to_hf checkpoint=runs/$(RUN) hf=runs/$(RUN)/hf overwrite=true
 	$(BIN)/python -c "from transformers import pipeline; \

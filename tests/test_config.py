@@ -18,8 +18,6 @@ from llama31.config import ConfigError, Parallel, Ramp
 from llama31.validate import validate
 
 RUN = ["name=x", "model=tiny", "schedule=demo", "data=demo", "tokenizer=demo"]
-# the same with numbers of its own, so that tuning the demo does not change what these tests say
-FIXED = [*RUN, "schedule.total_tokens=450560", "schedule.batch_tokens=8192", "schedule.warmup_tokens=40960"]
 CHOICES = usage.groups(config.Pretrain, [command.CONF])
 RAMP = '[{"from_tokens":81920,"batch_tokens":512,"sequence_length":256}]'  # no blanks: the table splits at them
 TINY = {"layers": 8, "hidden_size": 256, "ffn_hidden_size": 768, "heads": 8, "kv_heads": 4, "vocab_size": 8192}

@@ -24,6 +24,13 @@ RESUMED = {
     "pp2": {"parallel.pp": 2},
     "cp2": {"parallel.cp": 2},
 }
+NOT_FINITE = {
+    "not-finite": {},
+    "not-finite-bf16": {"precision.params": "bf16"},
+    "not-finite-zero2": {"parallel.zero": 2, "precision.params": "bf16"},
+    "not-finite-zero3": {"parallel.zero": 3},
+}
+RAMP = {"schedule.total_tokens": 2560, "ramp": [[512, 256, 64], [1280, 512, 128]]}
 Plan = list[dict[str, Any]]
 
 
@@ -60,6 +67,13 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
         step("stopped", root / "stopped", data, stop_after_steps=2),
         step("continued", root / "stopped", data),
         step("half", root / "half", data, stop_after_steps=8),
+        step("whole-bf16", root / "whole-bf16", data, precision__params="bf16"),
+        step("stopped-bf16", root / "stopped-bf16", data, precision__params="bf16", stop_after_steps=3),
+        step("continued-bf16", root / "stopped-bf16", data, precision__params="bf16"),
+        {**step("ramp", root / "ramp", data), "overrides": RAMP | {"log.tensorboard": True, "profile.first_step": 2}},
+        {**step("ramp-pp2", root / "ramp-pp2", data), "overrides": RAMP | {"parallel.pp": 2}},
+        {**step("ramp-cp2-begun", root / "ramp-cp2", data), "overrides": RAMP | {"stop_after_steps": 3}},
+        {**step("ramp-cp2", root / "ramp-cp2", data), "overrides": RAMP | {"parallel.cp": 2}},
     ]
     half = str(root / "half")
     for name, overrides in RESUMED.items():
@@ -73,13 +87,14 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
         step("other-batch", root / "other-batch", data, resume=half, schedule__batch_tokens=512),
         step("too-early", root / "too-early", data, parallel__from_tokens=4096),
         step("replace", root / "half", data, resume="none"),
-        step("not-finite", root / "not-finite", data, init_from=str(root / "poisoned")),
         step("other-layout", root / "other-layout", data, parallel__dp=4),
         step("vocabulary", root / "vocabulary", data, model__vocab_size=512),
     ]
-    _run(plan[:4], root)
+    poisoned = {"init_from": str(root / "poisoned")}
+    plan += [{**step(n, root / n, data), "overrides": poisoned | keys} for n, keys in NOT_FINITE.items()]
+    first = _run(plan[:11], root)
     _poison(root / "half", root / "poisoned")
-    return root, _run(plan[4:], root) | json.loads((root / "out.json").read_text())
+    return root, first | _run(plan[11:], root)
 
 
 def _run(plan: Plan, root: Path) -> dict[str, dict[str, str]]:
@@ -104,13 +119,14 @@ def curve(folder: Path) -> dict[int, tuple[float, float]]:
     return {x["step"]: (x["loss"], x["grad_norm"]) for x in metrics.read(folder) if x["kind"] == "train"}
 
 
-def test_resumed_is_bit_equal(runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
+@pytest.mark.parametrize("params", ["", "-bf16"])
+def test_resumed_is_bit_equal(params: str, runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
     root, _ = runs
-    whole, continued = curve(root / "whole"), curve(root / "stopped")
+    whole, continued = curve(root / f"whole{params}"), curve(root / f"stopped{params}")
     assert len(whole) == 12 and continued == whole
     first, last = whole[1][0], whole[12][0]
     assert last < first - 0.5, "it learns, so equality is no accident of a model that stands still"
-    final = [checkpoint.resolve(root / name) for name in ("whole", "stopped")]
+    final = [checkpoint.resolve(root / f"{name}{params}") for name in ("whole", "stopped")]
     for part in ("weights", "optimizer"):
         ours, theirs = (shards.Reader(folder / part) for folder in final)
         assert ours.names() == theirs.names()
@@ -155,7 +171,7 @@ def test_weights_alone_start_a_new_run(runs: tuple[Path, dict[str, dict[str, str
         "other-batch": ["schedule", "8 steps", "batch_tokens"],
         "too-early": ["parallel.from_tokens=4096", "another parallel="],
         "replace": ["resume=none", "another name="],
-        "not-finite": ["step 1", "not applied", "nothing has been saved yet", "init_from"],
+        **{name: ["step 1", "not applied", "nothing has been saved yet", "init_from"] for name in NOT_FINITE},
         "other-layout": ["dp=4", "2 processes"],
         "vocabulary": ["model.vocab_size=512", "560"],
     }.items(),
@@ -165,6 +181,27 @@ def test_refused(name: str, words: list[str], runs: tuple[Path, dict[str, dict[s
     message = results[name].get("error", "it ran")
     assert all(word in message for word in words), message
     assert checkpoint.newest(root / name / "checkpoints") is None
+
+
+def test_batch_and_length_change_while_running(runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
+    """On one layout, on another, and where a resumed run goes through the change on a third."""
+    root, results = runs
+    for name in ("ramp", "ramp-pp2", "ramp-cp2"):
+        assert "error" not in results[name], results[name]["error"]
+        lines = [line for line in metrics.read(root / name) if line["kind"] == "train"]
+        sizes = [(line["batch_tokens"], line["sequence_length"]) for line in lines]
+        assert sizes == [(256, 32)] * 2 + [(256, 64)] * 3 + [(512, 128)] * 3
+        for number, values in curve(root / name).items():
+            assert values == pytest.approx(curve(root / "ramp")[number], rel=1e-5)
+
+
+def test_profile_and_tensorboard(runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
+    folder = runs[0] / "ramp"
+    for rank in range(2):
+        events = json.loads((folder / "profile" / f"rank-{rank}.json").read_text())["traceEvents"]
+        assert any("scaled_dot_product" in event["name"] or "aten::mm" in event["name"] for event in events)
+    written = b"".join(path.read_bytes() for path in (folder / "tensorboard").glob("events*"))
+    assert b"train/loss" in written and b"validation/losses/a" in written
 
 
 def test_a_run_folder_stands_alone(runs: tuple[Path, dict[str, dict[str, str]]]) -> None:

@@ -39,11 +39,16 @@ def tiny_run(folder: Path, data: Path) -> config.Pretrain:
 
 
 def changed(run: Any, overrides: dict[str, Any]) -> Any:
-    """`run` with dotted keys replaced; `weights` are those of the two sources."""
+    """`run` with dotted keys replaced; `weights` are those of the two sources, `ramp` a list of triples."""
     for key, value in overrides.items():
         if key == "weights":
             sources = {name: config.Source(weight=weight) for name, weight in zip("ab", value, strict=True)}
             run = dataclasses.replace(run, data=dataclasses.replace(run.data, sources=sources))
+            continue
+        if key == "ramp":
+            run = dataclasses.replace(
+                run, schedule=dataclasses.replace(run.schedule, ramp=[config.Ramp(*r) for r in value])
+            )
             continue
         head, _, rest = key.partition(".")
         inner = changed(getattr(run, head), {rest: value}) if rest else value

@@ -1,0 +1,49 @@
+"""Number formats that this machine cannot compute in are refused with the reason."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.mark.parametrize("recipe", ["delayed", "tensorwise", "blockwise", "mxfp8"])
+def test_fp8_needs_hardware(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from llama31 import config, precision
+
+    chosen = config.Precision(fp8=recipe)
+    with pytest.raises(ValueError, match=f"precision.fp8={recipe}: there is no GPU here.*precision=bf16"):
+        precision.check(chosen, torch.device("cpu"))
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    with pytest.raises(ValueError, match=r"compute capability .*this GPU has \(8, 0\)"):
+        precision.check(chosen, gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
+    with pytest.raises(ValueError, match="requirements-gpu.txt"):
+        precision.check(chosen, gpu)
+    monkeypatch.setattr(precision, "have_transformer_engine", lambda: True)
+    precision.check(chosen, gpu)
+    with pytest.raises(ValueError, match="precision.params=bf16, not fp32"):
+        precision.check(config.Precision(params="fp32", fp8=recipe), gpu)
+
+
+def test_bf16_and_fp32_go_anywhere() -> None:
+    import torch
+
+    from llama31 import config, precision
+
+    for params, dtype in {"bf16": torch.bfloat16, "fp32": torch.float32}.items():
+        chosen = config.Precision(params=params)
+        precision.check(chosen, torch.device("cpu"))
+        assert precision.dtype(chosen) == dtype
+        assert precision.transformer_config(chosen)["params_dtype"] == dtype
+
+
+def test_recipes_are_megatrons() -> None:
+    from megatron.core.enums import Fp8Recipe
+
+    from llama31.precision import FP8_CAPABILITY
+
+    assert set(FP8_CAPABILITY) <= {recipe.value for recipe in Fp8Recipe}
