@@ -23,10 +23,11 @@ from megatron.core.tensor_parallel import (
     gather_from_sequence_parallel_region,
 )
 from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from torch import Tensor, nn
 
-from llama31 import config, head, precision
+from llama31 import config, fused, head, precision
 from llama31.attention import DocumentAttention
 from llama31.mesh import Grid
 
@@ -52,7 +53,16 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = copy_to_tensor_model_parallel_region(self.weight) if self.sequence_parallel else self.weight
-        return F.rms_norm(x, (x.size(-1),), weight, self.eps)
+        return fused.rms_norm(x, weight, self.eps)
+
+
+class SwiGLU(MLP):
+    """Megatron's MLP, its activation keeping one tensor for the backward pass instead of four."""
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+        hidden, _ = self.linear_fc1(hidden_states)
+        out, _ = self.linear_fc2(fused.swiglu(hidden))
+        return out, None
 
 
 class Llama(GPTModel):
@@ -129,6 +139,7 @@ def layer_spec(device: torch.device) -> ModuleSpec:
     layer = spec.submodules
     layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
     layer.self_attention.submodules.core_attention = DocumentAttention
+    layer.mlp.module = SwiGLU
     if device.type == "cuda" and precision.have_transformer_engine():
         from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TERowParallelLinear
 

@@ -1,0 +1,72 @@
+"""Written-out backward passes against autograd through the few lines that say what they mean."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(3, 2, 16), (1, 1, 8), (5, 40)])
+def test_rms_norm(dtype: str, shape: tuple[int, ...]) -> None:
+    import torch
+
+    from llama31 import fused
+
+    torch.manual_seed(0)
+    x = torch.randn(shape).mul_(3).to(getattr(torch, dtype)).requires_grad_()
+    weight = torch.randn(shape[-1]).to(x.dtype).requires_grad_()
+    grad = torch.randn(shape).to(x.dtype)
+    x32, weight32 = (t.detach().double().requires_grad_() for t in (x, weight))
+    expected = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + 1e-5) * weight32
+    found = fused.rms_norm(x, weight, 1e-5)
+    assert found.dtype == x.dtype
+    wanted = [expected, *torch.autograd.grad(expected, (x32, weight32), grad.double())]
+    for ours, reference in zip([found, *torch.autograd.grad(found, (x, weight), grad)], wanted, strict=True):
+        torch.testing.assert_close(ours.double(), reference, **_bounds(dtype))
+
+
+def test_rms_norm_of_zeros_is_zero() -> None:
+    import torch
+
+    from llama31 import fused
+
+    x = torch.zeros(2, 4, requires_grad=True)
+    fused.rms_norm(x, torch.ones(4), 1e-5).sum().backward()
+    assert x.grad is not None and torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_swiglu(dtype: str) -> None:
+    import torch
+    import torch.nn.functional as F
+
+    from llama31 import fused
+
+    torch.manual_seed(0)
+    x = torch.randn(3, 2, 24).to(getattr(torch, dtype)).requires_grad_()
+    grad = torch.randn(3, 2, 12).to(x.dtype)
+    x64 = x.detach().double().requires_grad_()
+    expected = F.silu(x64[..., :12]) * x64[..., 12:]
+    found = fused.swiglu(x)
+    torch.testing.assert_close(found.double(), expected, **_bounds(dtype))
+    (ours,), (reference,) = torch.autograd.grad(found, x, grad), torch.autograd.grad(expected, x64, grad.double())
+    torch.testing.assert_close(ours.double(), reference, **_bounds(dtype))
+
+
+def test_nothing_but_the_input_is_kept() -> None:
+    import torch
+
+    from llama31 import fused
+
+    x = torch.randn(8, 32, requires_grad=True)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        fused.swiglu(x).sum()
+        fused.rms_norm(x, torch.ones(32), 1e-5).sum()
+    assert sum(kept) <= 2 * x.numel() + 32 + 8
+
+
+def _bounds(dtype: str) -> dict[str, float]:
+    return {"atol": 1e-5, "rtol": 1e-5} if dtype == "float32" else {"atol": 6e-2, "rtol": 2e-2}
