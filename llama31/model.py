@@ -8,6 +8,7 @@ each global tensor a rank holds, and initialisation, checkpoints and parity test
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from megatron.core.tensor_parallel import (
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
 from llama31 import config, fused, head, precision
@@ -140,6 +142,7 @@ def layer_spec(device: torch.device) -> ModuleSpec:
     layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
     layer.self_attention.submodules.core_attention = DocumentAttention
     layer.mlp.module = SwiGLU
+    logging.getLogger(TransformerLayer.__module__).setLevel(logging.ERROR)  # it warns of every MLP not its own
     if device.type == "cuda" and precision.have_transformer_engine():
         from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TERowParallelLinear
 
