@@ -160,10 +160,24 @@ def resolve(path: Path | str) -> Path:
     for folder in (path / "checkpoints", path):
         if folder.is_dir() and (found := newest(folder)):
             return found
-    if not path.exists():
-        raise ValueError(f"{path} does not exist: give a checkpoint folder (.../step-00000100) or a run folder")
+    if not path.is_dir():
+        what = "is no folder" if path.exists() else "does not exist"
+        raise ValueError(f"{path} {what}: give a checkpoint folder (.../step-00000100) or a run folder")
     there = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
     raise ValueError(f"{path} holds no complete checkpoint, but {there}: give a checkpoint or a run folder")
+
+
+def set_aside_after(folder: Path | str, step: int) -> list[Path]:
+    """Rename checkpoints later than `step`: a run went back behind them, and `newest` must not return to them.
+
+    On one rank. Returns their new names, `replaced-step-...`, which nothing reads or deletes.
+    """
+    aside = []
+    for path in _candidates(Path(folder)):
+        if int(path.name.removeprefix(".old-").removeprefix("step-")) > step:
+            aside.append(path.rename(path.with_name(f"replaced-{path.name.lstrip('.')}-{secrets.token_hex(4)}")))
+            log.warning("%s is set aside as %s: the run goes on from step %d", path, aside[-1].name, step)
+    return aside
 
 
 def prune(folder: Path | str, keep_last: int | None) -> list[Path]:
@@ -250,6 +264,8 @@ def _problem(folder: Path) -> str | None:
         manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         return f"{MANIFEST} is missing or unreadable ({error})"
+    if not isinstance(manifest, dict) or not {"meta", "files"} <= manifest.keys():
+        return f"{MANIFEST} is no manifest"
     if (version := manifest.get("format_version")) != FORMAT_VERSION:
         return f"format version {version}, this code reads {FORMAT_VERSION}"
     for name, size in manifest["files"].items():

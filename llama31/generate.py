@@ -20,6 +20,8 @@ from torch import Tensor
 from llama31.mesh import Grid
 from llama31.model import Llama
 
+GREEDY = 1e-5  # temperatures below would overflow the quotient, and choose the likeliest all the same
+
 
 def sample(logits: Tensor, temperature: float, top_p: float, uniforms: Tensor) -> Tensor:
     """Choose one token per row of FP32 logits [b, v]; returns int64 [b].
@@ -28,7 +30,7 @@ def sample(logits: Tensor, temperature: float, top_p: float, uniforms: Tensor) -
     kept (the nucleus, Holtzman et al. 2020), and `uniforms` [b] in [0, 1) say where in their cumulative probability
     each row's choice falls: all chance comes from outside.
     """
-    if temperature == 0:
+    if temperature < GREEDY:
         return logits.argmax(-1)
     likely, order = torch.softmax(logits.double() / temperature, -1).sort(dim=-1, descending=True, stable=True)
     kept = likely.cumsum(-1) - likely < top_p

@@ -22,6 +22,7 @@ from typing import Any
 
 from llama31 import checkpoint, config, schedule
 from llama31.checkpoint import Meta
+from llama31.data.batches import Batches
 from llama31.data.mixture import Decision, Weights, from_record, to_record
 
 PACKAGES = ("torch", "megatron-core", "deepspeed", "transformer-engine", "transformers", "numpy", "hydra-core")
@@ -70,6 +71,7 @@ def _find_start(run: config.Pretrain) -> Start:
         meta = checkpoint.read_meta(found)
         checkpoint.check_model(meta, run.model)
         _check_schedule(run.schedule, meta)
+        _check_seed(run.data, meta)
         return Start(found, meta, int(meta.extra.get("updates", meta.step)))
     if run.resume == "none" and (folder / "checkpoints").is_dir() and checkpoint.newest(folder / "checkpoints"):
         raise ValueError(
@@ -90,6 +92,15 @@ def _check_schedule(wanted: config.Schedule, meta: Meta) -> None:
             f"schedule: after {meta.step} steps the checkpoint has seen {meta.tokens:,} tokens, with the batch sizes "
             f"given it would be {would_be:,}; leave batch_tokens and ramp as they were up to there (later steps of "
             "the ramp may change), or start a new run with init_from="
+        )
+
+
+def _check_seed(data: config.Data, meta: Meta) -> None:
+    seed = meta.extra.get("data_seed", data.seed)
+    if seed != data.seed:
+        raise ValueError(
+            f"data.seed={data.seed}: the checkpoint read its data in the order of seed {seed}; give data.seed={seed}, "
+            "or start a new run from these weights with init_from="
         )
 
 
@@ -117,25 +128,37 @@ def data_of(run: config.Pretrain, start: Start, weights: dict[str, float]) -> co
     return replace(run.data, sources=sources, slot_tokens=slots or run.data.slot_tokens)
 
 
-def check_data(start: Start, fingerprint: str) -> None:
-    """ValueError where a resumed run would read other data than it has read so far."""
-    if start.resumed is not None and start.resumed.data_fingerprint not in ("", fingerprint):
+def check_data(start: Start, fingerprints: dict[str, str]) -> None:
+    """ValueError where a resumed run would read other data than it has read so far. Sources may be added."""
+    known = start.resumed.extra.get("sources", {}) if start.resumed else {}
+    changed = [name for name, was in known.items() if fingerprints.get(name, was) != was]
+    if changed:
         raise ValueError(
-            f"data.folder: the packed data are not those that the checkpoint was trained on (fingerprint "
-            f"{fingerprint[:12]}, was {start.resumed.data_fingerprint[:12]}); restore them, or start a new run from "
-            "these weights with init_from="
+            f"data.sources.{', '.join(changed)}: the packed data are not those that the checkpoint was trained on "
+            f"(fingerprint {fingerprints[changed[0]][:12]}, was {known[changed[0]][:12]}); restore them, or start a "
+            "new run from these weights with init_from="
         )
 
 
 def record_attempt(run: config.Pretrain, start: Start, decisions: Sequence[Decision], world: int) -> None:
-    """Write what this attempt runs with to the run folder; on one rank."""
+    """Write what this attempt runs with to the run folder; on one rank. RunError where it cannot be written."""
     folder = Path(run.folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise config.RunError(f"folder={folder}: cannot be written ({error}); give another folder= or name=") from error
     (folder / "config.yaml").write_text(config.to_yaml(run))
     _append(folder / "attempts.jsonl", [_environment(start, world)])
-    known = folder / "decisions.jsonl"
-    before = len(known.read_text().splitlines()) if known.exists() else 0
-    _append(known, [to_record(decision) for decision in decisions[before:]])
+    _record_decisions(folder / "decisions.jsonl", decisions)
+
+
+def _record_decisions(path: Path, decisions: Sequence[Decision]) -> None:
+    """The decisions that hold, no others: an attempt that was never saved may have taken some that do not."""
+    text = "".join(json.dumps(to_record(decision)) + "\n" for decision in decisions)
+    if text != (path.read_text() if path.exists() else ""):
+        draft = path.with_suffix(".tmp")
+        draft.write_text(text)
+        draft.replace(path)
 
 
 def _append(path: Path, records: Sequence[dict[str, Any]]) -> None:
@@ -183,22 +206,29 @@ def meta_of(
     step: int,
     tokens: int,
     updates: int,
-    fingerprint: str,
     tokenizer: dict[str, Any],
+    batches: Batches,
     weights: dict[str, float],
-    slot_tokens: int,
     decisions: Sequence[Decision],
 ) -> Meta:
     """What a checkpoint of this run says about itself."""
+    sources = {name: told.fingerprint for name, told in batches.packed.items()}
+    extra = {
+        "updates": updates,
+        "weights": weights,
+        "slot_tokens": batches.slot_tokens,
+        "data_seed": run.data.seed,
+        "sources": sources,
+    }
     return Meta(
         model=asdict(run.model),
         step=step,
         tokens=tokens,
         run=run.name,
         precision=run.precision.params,
-        data_fingerprint=fingerprint,
+        data_fingerprint=batches.fingerprint,
         tokenizer=tokenizer,
         schedule=asdict(run.schedule),
         decisions=[to_record(decision) for decision in decisions],
-        extra={"updates": updates, "weights": weights, "slot_tokens": slot_tokens},
+        extra=extra,
     )

@@ -20,6 +20,7 @@ from llama31.engine import Engine, StepResult
 from llama31.mesh import Grid
 from llama31.metrics import Metrics, Phases
 from llama31.objectives import MicroBatch, Objective, next_token
+from llama31.shards import on_all_ranks
 
 
 class TrainingStopped(config.RunError):
@@ -38,17 +39,25 @@ class Run:
             self.last_step = min(self.last_step, self.step + run.stop_after_steps)
         self.weights, self.decisions = runs.decisions_of(run, self.start)
         self.batches = Batches(runs.data_of(run, self.start, self.weights), run.schedule, decisions=self.decisions)
-        runs.check_data(self.start, self.batches.fingerprint)
+        runs.check_data(self.start, {name: told.fingerprint for name, told in self.batches.packed.items()})
         check_vocabulary(self.batches, run.model)
         words = tokenizer.load(run.tokenizer)
         check_tokenizer(self.batches, words.fingerprint)
-        if self.main:
-            runs.record_attempt(run, self.start, self.decisions, grid.world)
-            words.save_hf(Path(run.folder) / "tokenizer")
         self.words = {**dataclasses.asdict(run.tokenizer), "fingerprint": words.fingerprint, "folder": "tokenizer"}
         self.engine = _engine(run, grid, self.start)
+        on_all_ranks(None, lambda: self._begin(words) if self.main else None)
         self.peak_tflops = run.cluster.peak_tflops or metrics.peak_tflops(_device_name(grid.device))
         self.heldout: dict[int, Heldout] = {}  # by sequence length
+
+    def _begin(self, words: tokenizer.Tokenizer) -> None:
+        """All checks passed: write down what runs, and put aside what the run went back behind."""
+        run = self.config
+        runs.record_attempt(run, self.start, self.decisions, self.grid.world)
+        words.save_hf(Path(run.folder) / "tokenizer")
+        if run.resume not in ("auto", "none"):
+            checkpoint.set_aside_after(Path(run.folder) / "checkpoints", self.step)
+        if self.step >= self.last_step:
+            print(f"nothing left to train: {self.start.weights} has seen {self.tokens:,} tokens", flush=True)
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
         """This rank's rows of a step."""
@@ -148,10 +157,9 @@ def _save(this: Run, record: Metrics) -> Path:
         this.step,
         this.tokens,
         this.engine.reducer.steps_applied(),
-        this.batches.fingerprint,
         this.words,
+        this.batches,
         this.weights,
-        this.batches.slot_tokens,
         this.decisions,
     )
     path = checkpoint.save(folder, meta, state.weights(this.engine), state.optimizer(this.engine))

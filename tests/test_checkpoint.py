@@ -324,3 +324,17 @@ def test_two_ranks_save_load_and_fail_together(tmp_path: Path) -> None:
     for number in (0, 1):
         assert f"rank {number}: CheckpointError" in told and f"rank {number}: ValueError" in told
     assert "['step-00000001']" in told
+
+
+@pytest.mark.parametrize("manifest", ["[]", '{"format_version": 1}', '{"files": {}}', "7"])
+def test_a_manifest_that_is_none_is_passed_over(manifest: str, tmp_path: Path) -> None:
+    for step in (1, 2):
+        checkpoint.save(tmp_path, checkpoint.Meta(model={}, step=step), [])
+    (tmp_path / "step-00000002" / "checkpoint.json").write_text(manifest)
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000001"
+
+
+def test_a_file_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("x")
+    with pytest.raises(ValueError, match="is no folder: give a checkpoint"):
+        checkpoint.resolve(tmp_path / "x")

@@ -195,6 +195,30 @@ def test_batch_and_length_change_while_running(runs: tuple[Path, dict[str, dict[
             assert values == pytest.approx(curve(root / "ramp")[number], rel=1e-5)
 
 
+def test_going_back_puts_later_checkpoints_aside(
+    data: Path, runs: tuple[Path, dict[str, dict[str, str]]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "back"
+    often = {"checkpoint.every_tokens": 512, "stop_after_steps": 6}
+    back = {"resume": str(folder / "checkpoints" / "step-00000002"), "stop_after_steps": 2, "checkpoint.keep_last": 2}
+    plan = [
+        {**step("forth", folder, data), "overrides": often},
+        {**step("back", folder, data), "overrides": back},
+        step("on", folder, data, stop_after_steps=1),
+    ]
+    found = _run(plan, tmp_path)
+    assert "error" not in found["on"], found["on"]
+    assert found["back"]["checkpoint"].endswith("step-00000004") and found["on"]["checkpoint"].endswith("step-00000005")
+    assert sorted(path.name[:22] for path in (folder / "checkpoints").glob("replaced-*")) == [
+        "replaced-step-00000004",
+        "replaced-step-00000006",
+    ]
+    attempts = [json.loads(line)["from_step"] for line in (folder / "attempts.jsonl").read_text().splitlines()]
+    assert attempts == [0, 2, 4]
+    whole = curve(runs[0] / "whole")
+    assert curve(folder) == {number: whole[number] for number in range(1, 6)}
+
+
 def test_profile_and_tensorboard(runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
     folder = runs[0] / "ramp"
     for rank in range(2):
@@ -226,12 +250,20 @@ def test_changed_data_are_refused(data: Path, runs: tuple[Path, dict[str, dict[s
     source = config.Source(input=str(other / "b.jsonl"))
     settings = config.Tokenizer(kind="bpe", path=str(other / "tokenizer"), vocab_size=560)
     pack.pack(config.Data(folder=str(other), sources={"b": source}, workers=1), "b", settings, overwrite=True)
+    alone = {"resume": str(root / "half"), "only": "a"}
     plan = [
+        {**step("before", tmp_path / "added", data), "overrides": alone | {"resume": "auto", "stop_after_steps": 3}},
+        step("added", tmp_path / "added", data),
+        step("other-seed", tmp_path / "added", data, data__seed=7),
         step("changed", tmp_path / "changed", other, resume=str(root / "half")),
         step("reweighted", root / "reweighted", data, resume=str(root / "reweighted"), weights=[1.0, 3.0]),
     ]
     found = _run(plan, tmp_path)
     assert "fingerprint" in found["changed"]["error"] and "init_from=" in found["changed"]["error"]
+    assert "data.seed=1234" in found["other-seed"]["error"]
+    assert "error" not in found["added"], found["added"]
+    added = json.loads((tmp_path / "added" / "decisions.jsonl").read_text())
+    assert added == {"decision": "weights", "from_tokens": 768, "weights": {"a": 2.0, "b": 1.0}}
     assert "error" not in found["reweighted"], found["reweighted"]
     decision = json.loads((root / "reweighted" / "decisions.jsonl").read_text())
     assert decision == {"decision": "weights", "from_tokens": 2048, "weights": {"a": 1.0, "b": 3.0}}

@@ -39,10 +39,15 @@ def tiny_run(folder: Path, data: Path) -> config.Pretrain:
 
 
 def changed(run: Any, overrides: dict[str, Any]) -> Any:
-    """`run` with dotted keys replaced; `weights` are those of the two sources, `ramp` a list of triples."""
+    """`run` with dotted keys replaced; `weights` are those of the two sources, `ramp` a list
+    of triples, `only` the one source that is read."""
     for key, value in overrides.items():
         if key == "weights":
             sources = {name: config.Source(weight=weight) for name, weight in zip("ab", value, strict=True)}
+            run = dataclasses.replace(run, data=dataclasses.replace(run.data, sources=sources))
+            continue
+        if key == "only":
+            sources = {value: run.data.sources[value]}
             run = dataclasses.replace(run, data=dataclasses.replace(run.data, sources=sources))
             continue
         if key == "ramp":
