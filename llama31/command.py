@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
 import os
 import re
 import sys
@@ -74,7 +75,10 @@ def _checked(run: T | None, found: list[Issue]) -> tuple[T, list[str]]:
     try:
         warnings = validate.validate(run)
     except ConfigError as error:
-        raise ConfigError([*found, *(issue for issue in error.issues if issue not in found)], error.hint) from None
+        refused = {issue.key for issue in found}  # validation saw their defaults, which nobody gave
+        if "prompts" in refused:
+            refused.add("data.sources")  # required without prompts alone
+        raise ConfigError([*found, *(new for new in error.issues if new.key not in refused)], error.hint) from None
     if found:
         raise ConfigError(found)
     return run, warnings
@@ -91,7 +95,8 @@ def _gather(
     complete = not any(issue.key in usage.groups(schema, folders) for issue in found)
     plain = _hydra(config_name, checked, folders)
     node = OmegaConf.structured(schema)
-    _fill(node, schema, plain, "", found)
+    texts: dict[str, list[str]] = {}
+    _fill(node, schema, plain, "", found, texts)
     filled = typing.cast(dict[str, Any], OmegaConf.to_container(node, resolve=False))
     found += validate.values(schema, filled)
     missing = _missing(schema, filled, plain, folders)
@@ -101,16 +106,39 @@ def _gather(
     if missing:
         return None, found
     try:
-        return typing.cast(T, OmegaConf.to_object(node)), found
+        run = typing.cast(T, OmegaConf.to_object(node))
     except OmegaConfBaseException as error:
         return None, [*found, _foreign(error)]
+    for key, items in texts.items():
+        *sections, name = key.split(".")
+        setattr(functools.reduce(getattr, sections, run), name, items)
+    return run, found
 
 
 def to_yaml(run: Any) -> str:
     """The config as YAML, every key written out."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_yaml(OmegaConf.structured(run), resolve=True)
+    return OmegaConf.to_yaml(OmegaConf.create(_written(dataclasses.asdict(run))), resolve=True)
+
+
+def _written(value: Any, listed: bool = False) -> Any:
+    """`value` with the texts of its lists escaped twice: for the resolving here, and for who composes the YAML."""
+    if isinstance(value, dict):
+        return {name: _written(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_written(item, listed=True) for item in value]
+    return _escaped(_escaped(value)) if listed and isinstance(value, str) else value
+
+
+def _escaped(text: str) -> str:
+    """As data for OmegaConf, to which ${ begins an interpolation unless a backslash precedes it."""
+    return re.sub(r"(\\*)\$\{", lambda m: 2 * m[1] + r"\${", text)
+
+
+def _unescaped(text: str) -> str:
+    """What `_escaped` was given; an interpolation that nobody escaped stays as it is."""
+    return re.sub(r"(\\*)\$\{", lambda m: m[1][: len(m[1]) // 2] + "${", text)
 
 
 def _failure(schema: type, error: ConfigError) -> str:
@@ -151,9 +179,21 @@ def _override(schema: type, text: str, groups: Mapping[str, list[str]]) -> str |
         return Issue(text, MISSING, "no key can be added to the schema", remedy)
     if key in groups:
         return _choice(key, value, groups[key])
+    if known is None and usage.is_section(schema, key):
+        return Issue(key, value, "is a section with keys of its own", _of_section(key, groups))
     if known is None:
         return Issue(key, value, "no such key", usage.nearest(schema, key, groups))
+    wrong = re.fullmatch(r"data\.sources\.(?![A-Za-z_][A-Za-z0-9_-]*\.)[^.]+\.\w+", key)
+    if wrong:
+        return Issue(key, value, "no name for a source", f"give {validate.SOURCE_NAME}, the first a letter or _")
     return _forced(key, value, known[0])
+
+
+def _of_section(key: str, groups: Mapping[str, list[str]]) -> str:
+    if key != "data.sources":
+        return f"give {key}.KEY=VALUE"
+    choices = f"choose data={'|'.join(groups['data'])}, or " if "data" in groups else ""
+    return f"{choices}name sources one by one: data.sources.NAME.input=PATH"
 
 
 def _choice(group: str, value: str, choices: list[str]) -> str | Issue:
@@ -172,10 +212,13 @@ def _forced(key: str, value: str, hint: Any) -> str | Issue:
     text = str in (hint, *typing.get_args(hint)) and typing.get_origin(hint) is not list
     if text and value[:1] not in ("'", '"') and value != "null":
         return f"++{key}={_quoted(value)}"
+    given = value
+    if hint == list[str]:
+        value = _escaped(value)
     try:
         parsed = OverridesParser.create().parse_override(f"++{key}={value}")
     except HydraException:
-        return Issue(key, value, "cannot be read", f"give {usage.kind(hint)}; mind quotes, brackets and the shell")
+        return Issue(key, given, "cannot be read", f"give {_wanted(key, hint)}; mind quotes, brackets and the shell")
     # a comma is a sweep to Hydra, of which there is none here: the type check will name the value
     return f"++{key}={_quoted(value)}" if parsed.is_sweep_override() else f"++{key}={value}"
 
@@ -226,8 +269,20 @@ def _foreign(error: Exception) -> Issue:
 # --- from plain dictionaries into the schema ---
 
 
-def _fill(node: Any, schema: type, plain: Mapping[str, Any], path: str, found: list[Issue]) -> None:
-    """Write every value of `plain` into `node`, an instance of `schema`, and collect what does not fit."""
+def _fill(
+    node: Any,
+    schema: type,
+    plain: Mapping[str, Any],
+    path: str,
+    found: list[Issue],
+    texts: dict[str, list[str]],
+) -> None:
+    """Write every value of `plain` into `node`, an instance of `schema`, and collect what does not fit.
+
+    Lists of text are data, in which OmegaConf would see interpolations and missing values: they go to `texts`, by key.
+    """
+    from omegaconf import OmegaConf
+
     hints = typing.get_type_hints(schema)
     for name, value in plain.items():
         key, hint = f"{path}{name}", hints.get(str(name))
@@ -236,36 +291,41 @@ def _fill(node: Any, schema: type, plain: Mapping[str, Any], path: str, found: l
                 Issue(leaf, item, "no such key", _meant(schema, path, leaf)) for leaf, item in usage.leaves(key, value)
             ]
         elif dataclasses.is_dataclass(hint):
-            _section(node[name], typing.cast(type, hint), value, key, found)
+            _section(node[name], typing.cast(type, hint), value, key, found, texts)
         elif typing.get_origin(hint) is dict and isinstance(value, dict):
-            for entry, item in value.items():
+            for entry, item in zip(map(str, value), value.values(), strict=True):
                 node[name][entry] = _fresh(typing.get_args(hint)[1])
-                _section(node[name][entry], typing.get_args(hint)[1], item, f"{key}.{entry}", found)
+                _section(node[name][entry], typing.get_args(hint)[1], item, f"{key}.{entry}", found, texts)
         elif typing.get_origin(hint) is list and dataclasses.is_dataclass(typing.get_args(hint)[0]):
-            _list(node, name, typing.get_args(hint)[0], value, key, found)
-        else:
-            _assign(node, name, hint, value, key, found)
+            _list(node, name, typing.get_args(hint)[0], value, key, found, texts)
+        elif _assign(node, name, hint, value, key, found) and hint == list[str]:
+            items = typing.cast(list[str], OmegaConf.to_container(node[name], resolve=False))
+            texts[key] = [_unescaped(item) for item in items]
+            node[name] = []
 
 
-def _section(node: Any, schema: type, value: Any, key: str, found: list[Issue]) -> None:
+def _section(node: Any, schema: type, value: Any, key: str, found: list[Issue], texts: dict[str, list[str]]) -> None:
     if isinstance(value, dict):
-        _fill(node, schema, value, f"{key}.", found)
+        _fill(node, schema, value, f"{key}.", found, texts)
     elif value is not None:  # an empty section of a YAML file reads as null
         found.append(Issue(key, value, "is a section with keys of its own", f"give {key}.KEY=VALUE"))
 
 
-def _list(node: Any, name: str, schema: type, value: Any, key: str, found: list[Issue]) -> None:
+def _list(
+    node: Any, name: str, schema: type, value: Any, key: str, found: list[Issue], texts: dict[str, list[str]]
+) -> None:
     if not isinstance(value, list):
         names = ", ".join(f"{field.name}: ..." for field in dataclasses.fields(schema))
         found.append(Issue(key, value, "wrong type", f"give a list, [{{{names}}}, ...]"))
         return
     items = [_fresh(schema) for _ in value]
     for index, (item, given) in enumerate(zip(items, value, strict=True)):
-        _section(item, schema, given, f"{key}[{index}]", found)
+        _section(item, schema, given, f"{key}[{index}]", found, texts)
     node[name] = items
 
 
-def _assign(node: Any, name: str, hint: Any, value: Any, key: str, found: list[Issue]) -> None:
+def _assign(node: Any, name: str, hint: Any, value: Any, key: str, found: list[Issue]) -> bool:
+    """Whether the value fits and was written."""
     from omegaconf.errors import OmegaConfBaseException
 
     kinds = typing.get_args(hint) or (hint,)
@@ -275,8 +335,14 @@ def _assign(node: Any, name: str, hint: Any, value: Any, key: str, found: list[I
         if isinstance(value, bool) and bool not in kinds:
             raise ValueError("OmegaConf would take true for 1.0 and for 'True'")
         node[name] = value
-    except (OmegaConfBaseException, ValueError):
-        found.append(Issue(key, value, "wrong type", f"give {usage.kind(hint)}"))
+    except (OmegaConfBaseException, ValueError, OverflowError):
+        found.append(Issue(key, value, "wrong type", f"give {_wanted(key, hint)}"))
+        return False
+    return True
+
+
+def _wanted(key: str, hint: Any) -> str:
+    return f"a list of quoted texts, '{key}=[\"...\"]'" if hint == list[str] else usage.kind(hint)
 
 
 def _fresh(schema: type) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 MISSING: Any = "???"  # OmegaConf's mark for a key that has to be given
+MOST_TOKENS = 10**16  # a thousand times what is trained on today, and still exact in FP64 and int64
 
 
 class Issue(NamedTuple):
@@ -123,8 +124,8 @@ class Precision:
 class Ramp:
     """A change of batch or sequence length at a number of tokens seen."""
 
-    from_tokens: int = key(MISSING, "tokens seen when this step of the ramp begins", low=0)
-    batch_tokens: int = key(MISSING, "tokens per optimizer step from here on", low=1)
+    from_tokens: int = key(MISSING, "tokens seen when this step of the ramp begins", low=0, high=MOST_TOKENS)
+    batch_tokens: int = key(MISSING, "tokens per optimizer step from here on", low=1, high=MOST_TOKENS)
     sequence_length: int = key(MISSING, "tokens per sequence from here on", low=1)
 
 
@@ -132,20 +133,22 @@ class Ramp:
 class Schedule:
     """Learning rate, batch and sequence length as functions of tokens seen."""
 
-    total_tokens: int = key(MISSING, "tokens to train on", low=1)
-    batch_tokens: int = key(MISSING, "tokens per optimizer step at the start", low=1)
+    total_tokens: int = key(MISSING, "tokens to train on", low=1, high=MOST_TOKENS)
+    batch_tokens: int = key(MISSING, "tokens per optimizer step at the start", low=1, high=MOST_TOKENS)
     sequence_length: int = key(MISSING, "tokens per sequence at the start", low=1)
     ramp: list[Ramp] = key([], "later batch and sequence lengths, a list replaced as a whole")
     peak_lr: float = key(MISSING, "learning rate after warm-up", above=0)
     final_lr: float = key(0.0, "learning rate at the end of the decay", low=0)
-    warmup_tokens: int = key(0, "tokens of linear warm-up from 0", low=0)
+    warmup_tokens: int = key(0, "tokens of linear warm-up from 0", low=0, high=MOST_TOKENS)
     decay: str = key("cosine", "shape after warm-up", choices=("cosine", "linear", "constant"))
     clock: str = key(
         "tokens",
         "what warm-up and decay advance by: tokens, or optimizer steps (the report)",
         choices=("tokens", "steps"),
     )
-    decay_tokens: int | None = key(None, "tokens at which final_lr is reached; null: total_tokens", low=1)
+    decay_tokens: int | None = key(
+        None, "tokens at which final_lr is reached; null: total_tokens", low=1, high=MOST_TOKENS
+    )
 
 
 @dataclass
@@ -189,7 +192,7 @@ class Data:
         None, "tokens of the pieces that are visited in random order; null: the longest sequence", low=1
     )
     document_mask: bool = key(True, "forbid attention across documents of one row (report, section 3.2)")
-    seed: int = key(1234, "seed of the held-out split and of the order of the sequences", low=0)
+    seed: int = key(1234, "seed of the held-out split and of the order of the sequences", low=0, high=2**63 - 1)
     workers: int | None = key(None, "processes that pack; null: one per core", low=1)
     prefetch: int = key(2, "batches prepared ahead of the step by a thread; 0: none", low=0)
 

@@ -86,6 +86,11 @@ def find(schema: type, key: str) -> tuple[Any, dataclasses.Field[Any]] | None:
     return next(known, None)
 
 
+def is_section(schema: type, key: str) -> bool:
+    """Whether there are keys below `key`, which is none itself."""
+    return any(name.startswith(f"{key}.") for name, _, _ in keys(schema, key.split(".")))
+
+
 def nearest(schema: type, key: str, groups: Mapping[str, Sequence[str]]) -> str:
     """What the writer of a wrong key may have meant, as the end of a sentence."""
     parts = key.split(".")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +32,7 @@ from llama31.config import (
 )
 from llama31.schedule import Stage
 
+SOURCE_NAME = "letters, digits, _ and -"  # a name is part of keys and of paths
 SPECIAL_TOKENS = 256  # of Llama 3.1; a BPE trained here holds them beside the 256 bytes
 
 
@@ -84,6 +87,8 @@ def _bounds(metadata: Mapping[str, Any], value: Any, key: str) -> list[Issue]:
         return [Issue(key, value, "no such choice", f"give one of {', '.join(choices)}")]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return []
+    if not isinstance(value, int) and not math.isfinite(value):
+        return [Issue(key, value, "not finite", "give a finite number")]
     for wrong, limit in (
         (low is not None and not value >= low, f"at least {low}"),
         (above is not None and not value > above, f"a number above {above}"),
@@ -106,7 +111,7 @@ def _sections(run: Any) -> list[Issue]:
             found += _data(section, run)
         elif isinstance(section, Tokenizer):
             found += _tokenizer(section, getattr(run, "model", None))
-    return found + _folders(run)
+    return found + _empty(run) + _folders(run) + _output(run)
 
 
 def _model(model: Model) -> list[Issue]:
@@ -153,13 +158,16 @@ def _data(data: Data, run: Any) -> list[Issue]:
             return []
         remedy = "choose data=demo, or name one: data.sources.NAME.input=PATH"
         return [Issue("data.sources", "{}", "there is no source of text", remedy)]
-    found = []
+    reason, remedy = "no name for a source", f"give {SOURCE_NAME} alone"
+    names = [name for name in data.sources if not re.fullmatch("[A-Za-z0-9_-]+", name)]
+    found = [Issue("data.sources", name, reason, remedy) for name in names]
     if isinstance(run, Pack):
         empty = [name for name, source in data.sources.items() if not source.input]
-        found = [Issue(f"data.sources.{name}.input", "", "nothing to pack", "give a file or folder") for name in empty]
+        found += [Issue(f"data.sources.{name}.input", "", "nothing to pack", "give a file or folder") for name in empty]
     if not any(source.weight for source in data.sources.values()):
-        names = ", ".join(data.sources)
-        found.append(Issue("data.sources", names, "all weights are 0", "give at least one a weight above 0"))
+        found.append(
+            Issue("data.sources", ", ".join(data.sources), "all weights are 0", "give at least one a weight above 0")
+        )
     return found
 
 
@@ -174,6 +182,29 @@ def _tokenizer(tokenizer: Tokenizer, model: Model | None) -> list[Issue]:
     if model is not None and size > model.vocab_size:
         reason = f"more ids than model.vocab_size={model.vocab_size}"
         return [Issue(key, size, reason, f"give at most {model.vocab_size}, or model.vocab_size={size}")]
+    return []
+
+
+def _empty(run: Any) -> list[Issue]:
+    if not isinstance(run, Pretrain):
+        return []
+    given = {"name": run.name, "folder": run.folder}
+    return [Issue(key, text, "is empty", f"give {key}=...") for key, text in given.items() if not text.strip()]
+
+
+def _output(run: Any) -> list[Issue]:
+    """The file that a recipe writes after all its work has to have a place."""
+    output = getattr(run, "output", None)
+    if output is None:
+        return []
+    path = Path(output)
+    if path.is_dir() or not output.strip():
+        return [Issue("output", output, "is no file", "give a file to write, or null")]
+    if not path.parent.is_dir():
+        return [Issue("output", output, f"there is no folder {path.parent}", "create it, or give another file")]
+    written = path if path.exists() and not path.is_file() else path.parent  # a device is written to, a file replaced
+    if not os.access(written, os.W_OK):
+        return [Issue("output", output, f"{written} cannot be written", "give a file in another folder")]
     return []
 
 

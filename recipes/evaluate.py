@@ -49,9 +49,23 @@ def main(run: config.Evaluate) -> dict[str, Any]:
         text = json.dumps(result, indent=2, ensure_ascii=False)
         print(text)
         if run.output:
-            Path(run.output).write_text(text + "\n", encoding="utf-8")
+            write(Path(run.output), text + "\n")
     mesh.close()
     return result
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole, or to a device. Raises ValueError (key `output`) where that fails."""
+    device = path.exists() and not path.is_file()
+    beside = path if device else path.with_name(f".{path.name}.writing")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        if not device:
+            beside.replace(path)
+    except OSError as error:
+        if not device:
+            beside.unlink(missing_ok=True)
+        raise ValueError(f"output={path}: cannot be written ({error}); the result stands above") from error
 
 
 def continuations(run: config.Evaluate, chunks: list[Llama], grid: Grid, words: Tokenizer) -> list[dict[str, str]]:

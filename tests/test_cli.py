@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 
 from llama31 import config, usage
+from llama31.command import _quoted, compose
+from llama31.validate import validate
 from tests.conftest import ROOT, Command
 
 RECIPES = {
@@ -56,6 +61,16 @@ def test_refusal_names_everything_and_ends_with_2(command: Command) -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("given", ["hello", "["])
+def test_refused_prompts_are_the_only_problem(given: str, command: Command) -> None:
+    result = command("-c", LOAD, "evaluate", "checkpoint=x", "tokenizer=demo", f"prompts={given}")
+    lines = result.stderr.splitlines()
+    assert lines[0] == "python -m recipes.evaluate: 1 problem in the configuration"
+    assert (
+        lines[1].startswith(f"  prompts={given}: ") and """give a list of quoted texts, 'prompts=["..."]'""" in lines[1]
+    )
+
+
 def test_only_one_process_speaks(command: Command) -> None:
     result = command("-c", LOAD, "pretrain", "--config-name", "demo", "typo=1", env={"RANK": "3", "WORLD_SIZE": "4"})
     assert (result.returncode, result.stderr) == (2, "")
@@ -84,3 +99,109 @@ def test_cfg_prints_the_whole_config(command: Command) -> None:
 def test_wrong_file_or_folder(words: list[str], command: Command) -> None:
     result = command("-c", LOAD, "pack", *words)
     assert result.returncode == 2 and "there is no such" in result.stderr and "Traceback" not in result.stderr
+
+
+# --- values and keys that are refused or taken as they stand ---
+
+
+def composed(*overrides: str) -> config.Pretrain:
+    return compose(config.Pretrain, "demo", overrides)
+
+
+def refused(run: object) -> str:
+    with pytest.raises(config.ConfigError) as caught:
+        validate(run, 1)
+    return str(caught.value)
+
+
+SECTION = "is a section with keys of its own; "
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("name=", "name=: is empty; give name=..."),
+        ("folder=", "folder=: is empty; give folder=..."),
+        ("schedule.peak_lr=inf", "schedule.peak_lr=inf: not finite; give a finite number"),
+        ("schedule.final_lr=nan", "schedule.final_lr=nan: not finite"),
+        ("data.sources.docs.weight=inf", "data.sources.docs.weight=inf: not finite"),
+        (f"optimizer.eps=1{'0' * 400}", "wrong type"),
+        ("data.seed=18446744073709551616", "data.seed=18446744073709551616: out of range; give at most 92233"),
+        *(
+            (f"schedule.{name}_tokens=1e30", ": out of range; give at most 10000000000000000")
+            for name in ("total", "batch", "warmup", "decay")
+        ),
+        ("schedule.ramp=[{from_tokens: 1e30, batch_tokens: 5, sequence_length: 5}]", "out of range; give at most 1000"),
+        ("schedule.ramp=[{from_tokens: 1, batch_tokens: 1e30, sequence_length: 5}]", "out of range; give at most 1000"),
+        ("data.sources=null", f"data.sources=null: {SECTION}choose data=demo|own, or name"),
+        ("data.sources={}", f"data.sources={{}}: {SECTION}choose data=demo|own, or name"),
+        ("data.sources.docs=x", f"data.sources.docs=x: {SECTION}give data.sources.docs.KEY=VALUE"),
+        ("optimizer=null", f"optimizer=null: {SECTION}give optimizer.KEY=VALUE"),
+        ("data.sources.a/b.input=x", "data.sources.a/b.input=x: no name for a source; give letters, digits, _ and -"),
+        ("data.sources.2nd.input=x", "data.sources.2nd.input=x: no name for a source"),
+    ],
+)
+def test_refused_value(override: str, said: str) -> None:
+    with pytest.raises(config.ConfigError) as caught:
+        validate(composed(override), 1)
+    assert said in str(caught.value) and len(caught.value.issues) == 1
+
+
+def evaluation(*overrides: str) -> config.Evaluate:
+    return compose(config.Evaluate, "evaluate", ["checkpoint=x", "tokenizer=demo", *overrides])
+
+
+@pytest.mark.parametrize("name", ["a-b", "A_1"])
+def test_names_of_sources(name: str) -> None:
+    run = composed(f"data.sources.{name}.input=x")
+    assert run.data.sources[name].input == "x" and validate(run, 1) == []
+
+
+def test_wrong_names_of_sources_in_yaml(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("folder: x\nsources: {a/b: {input: x}, 7: {input: x}}\n")
+    run = compose(config.Pretrain, "demo", ["data=mine"], tmp_path)
+    text = refused(run)
+    assert "data.sources=a/b: no name for a source; give letters" in text and "data.sources=7" not in text
+
+
+PROMPTS = ["costs ${HOME} here", "???", "${", r"\${a b}", r"\\${x", "$1 {}", "${name}", "plain \\", 'a "quote"']
+
+
+def test_prompts_are_data(tmp_path: Path) -> None:
+    words = ", ".join(_quoted(text) for text in PROMPTS)
+    run = evaluation(f"prompts=[{words}]")
+    assert run.prompts == PROMPTS and validate(run, 1) == []
+    (tmp_path / "again.yaml").write_text(config.to_yaml(run))
+    assert compose(config.Evaluate, "again", [], tmp_path) == run
+    assert evaluation("prompts=[costs${HOME}, 3]").prompts == ["costs${HOME}", "3"]
+
+
+def test_missing_keys_are_named_beside_prompts() -> None:
+    with pytest.raises(config.ConfigError) as caught:
+        compose(config.Evaluate, "evaluate", ["tokenizer=demo", 'prompts=["???"]'])
+    assert [issue.key for issue in caught.value.issues] == ["checkpoint"]
+
+
+def test_output_has_a_place(tmp_path: Path) -> None:
+    run = evaluation('prompts=["x"]')
+    for output, said in [
+        ("/nope/x.json", "output=/nope/x.json: there is no folder /nope; create it, or give another file"),
+        (str(tmp_path), f"output={tmp_path}: is no file"),
+        ("", "output=: is no file"),
+    ]:
+        assert said in refused(dataclasses.replace(run, output=output))
+    for output in [str(tmp_path / "x.json"), "x.json", "/dev/null"]:
+        assert validate(dataclasses.replace(run, output=output), 1) == []
+
+
+def test_output_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    from recipes.evaluate import write
+
+    for text in ("old", "new"):
+        write(tmp_path / "x.json", text)
+        assert (tmp_path / "x.json").read_text() == text
+    write(Path("/dev/null"), "x")
+    with pytest.raises(ValueError, match=r"output=/proc/x.json: cannot be written .* stands above"):
+        write(Path("/proc/x.json"), "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]

@@ -84,13 +84,15 @@ def pack(data: config.Data, name: str, settings: config.Tokenizer, overwrite: bo
     work = sources.items(source, name)
     vocabulary = tokenizer.load(settings)
     told = _description(data, source, work, settings, vocabulary)
-    if target.exists() and not overwrite:
+    with _named_unwritable(target, _place(data, name)):
+        exists = target.exists()
+    if exists and not overwrite:
         return _already_packed(data, name, told)
     jobs = [
         _Job(item, source, name, settings.kind, settings.path, data.bos, data.eos, data.seed, data.heldout_fraction)
         for item in work
     ]
-    with _staging(target) as folder:
+    with _staging(target, _place(data, name)) as folder:
         splits = _write(jobs, folder, dtype_for(vocabulary.vocab_size), data)
         content = {split: splits[split].sha256 for split in packed.SPLITS}
         decisive = json.dumps([content, told["tokenizer_fingerprint"], told["settings"]], sort_keys=True)
@@ -113,7 +115,7 @@ def train_tokenizer(data: config.Data, settings: config.Tokenizer) -> None:
         return
     if settings.vocab_size is None:
         raise ValueError("tokenizer.vocab_size=null: say how many ids to train, the 256 special tokens included")
-    with _staging(Path(settings.path)) as folder:
+    with _staging(Path(settings.path), f"tokenizer.path={settings.path}") as folder:
         tokenizer.train_bpe(_sample(data, settings.train_bytes), settings.vocab_size, folder)
 
 
@@ -250,22 +252,23 @@ def _move_to_heldout(folder: Path, index: int, dtype: np.dtype[Any]) -> dict[str
 
 
 @contextlib.contextmanager
-def _staging(target: Path) -> Iterator[Path]:
+def _staging(target: Path, given: str) -> Iterator[Path]:
     """A folder beside `target` that becomes `target` when the block ends and vanishes when it fails.
 
-    Raises ValueError (key `data.folder`) where the disk is full or another process stages the same target.
+    Raises ValueError (`given`, KEY=VALUE that led to `target`) where it cannot be written, for a full disk as well,
+    or another process stages the same target.
     """
     staged = target.with_name(f".{target.name}.staged")
-    with _named_when_full(target):
+    with _named_unwritable(target, given):
         staged.mkdir(parents=True, exist_ok=True)  # one left by a killed process is taken over
-    lock = os.open(staged, os.O_RDONLY)
+        lock = os.open(staged, os.O_RDONLY)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(f"{target} is being written by another process: wait for it to end") from error
         try:
-            with _named_when_full(target):
+            with _named_unwritable(target, given):
                 for left in staged.iterdir():
                     left.unlink()
                 yield staged
@@ -290,16 +293,26 @@ def _publish(staged: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _named_when_full(target: Path) -> Iterator[None]:
+def _named_unwritable(target: Path, given: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise ValueError(
-            f"data.folder: no space left to write {target} ({error.strerror}); nothing was left behind: free space "
-            "there, or give a folder on a larger disk"
-        ) from error
+        if error.errno in _FULL:
+            raise ValueError(
+                f"{given}: no space left to write {target} ({error.strerror}); nothing was left behind: free space "
+                "there, or give a folder on a larger disk"
+            ) from error
+        ours = (target, target.with_name(f".{target.name}.staged"), target.with_name(f".{target.name}.replaced"))
+        where = Path(os.fsdecode(error.filename)) if error.filename else None
+        if where is None or not (where in target.parents or any(where.is_relative_to(path) for path in ours)):
+            raise  # reading an input, perhaps
+        raise ValueError(f"{given}: cannot be written ({error.strerror}); give a folder that can") from error
+
+
+def _place(data: config.Data, name: str) -> str:
+    """The key and value that decide where source `name` is packed."""
+    there = data.sources[name].packed
+    return f"data.sources.{name}.packed={there}" if there else f"data.folder={data.folder}"
 
 
 def _sync(path: Path) -> None:

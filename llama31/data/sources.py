@@ -98,7 +98,9 @@ def _files(source: config.Source, where: str) -> list[tuple[str, str]]:
     """(format, path) of each file of a source: inputs in the given order, files of each sorted, none twice."""
     wanted = tuple(suffix.strip() for suffix in source.suffixes.split(",") if suffix.strip())
     found: dict[str, str] = {}
-    for part in (_expanded(part.strip()) for part in source.input.split(",") if part.strip()):
+    whole = _expanded(source.input.strip())  # a comma may belong to the name of a file
+    parts = [whole] if os.path.exists(whole) else [part.strip() for part in whole.split(",") if part.strip()]
+    for part in parts:
         roots = [part] if os.path.exists(part) else sorted(glob.glob(part, recursive=True))
         if not roots:
             hint = "; for a dataset of the Hub set format=dataset" if source.format == "auto" else ""

@@ -175,7 +175,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_full_disk(tmp_path: Path, small_disk: Path, bpe: config.Tokenizer, texts: int) -> None:
     (small_disk / "ballast").write_bytes(b"x" * (56_000 if texts == 40 else 1000))
     data = _data(small_disk, _source(tmp_path, [text * 3 for text in TEXTS * 10][:texts]))
-    with pytest.raises(ValueError, match=r"data.folder: no space left to write .*packed/s .*larger disk"):
+    with pytest.raises(ValueError, match=r"data.folder=.*: no space left to write .*packed/s .*larger disk"):
         pack.pack(data, "s", bpe)
     assert list((small_disk / "packed").iterdir()) == []
 
@@ -204,8 +204,32 @@ pack.pack(data, "s", config.Tokenizer(kind="bpe", path={bpe.path!r}))
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
         env=os.environ | {"PYTHONPATH": root},
     )  # fmt: skip
-    assert done.returncode == 1 and "ValueError: data.folder: no space left to write packed/s" in done.stderr
+    assert done.returncode == 1 and "ValueError: data.folder=packed: no space left to write packed/s" in done.stderr
     assert list((tmp_path / "packed").iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["{file}", "{file}/deeper", "/proc/x", "/proc/x/y"])
+def test_folder_that_cannot_be_written(tmp_path: Path, bpe: config.Tokenizer, folder: str) -> None:
+    data = _data(tmp_path, _source(tmp_path, TEXTS[:3]))
+    data.folder = folder.format(file=data.sources["s"].input)
+    with pytest.raises(ValueError, match=rf"^data.folder={data.folder}: cannot be written \(.*\); give a folder"):
+        pack.pack(data, "s", bpe)
+    settings = config.Tokenizer(kind="bpe", path=f"{data.folder}/tok", vocab_size=600)
+    with pytest.raises(ValueError, match=rf"^tokenizer.path={settings.path}: cannot be written"):
+        pack.train_tokenizer(data, settings)
+
+
+def test_unreadable_input_is_not_blamed_on_the_folder(
+    tmp_path: Path, bpe: config.Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = _data(tmp_path, _source(tmp_path, TEXTS[:3]))
+
+    def fail(path: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(sources, "_opened", fail)
+    with pytest.raises(PermissionError, match=r"in\.jsonl"):
+        pack.pack(data, "s", bpe)
 
 
 def test_recipe_trains_the_tokenizer_once(tmp_path: Path) -> None:

@@ -69,6 +69,13 @@ def test_datasets_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         _texts(config.Source(input=str(tmp_path / "d")))
 
 
+def test_a_file_whose_name_holds_a_comma(tmp_path: Path) -> None:
+    path = tmp_path / "sp ace" / "a,b.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(_jsonl(TEXTS[:2]))
+    assert _texts(config.Source(input=str(path))) == TEXTS[:2]
+
+
 def test_text_folders_and_commas(tmp_path: Path) -> None:
     for i, name in enumerate(["b.txt", "a/z.md", "a/b/c.rst", "skipped.bin", ".hidden.txt", "own.log"]):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
