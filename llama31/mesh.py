@@ -128,8 +128,9 @@ def close() -> None:
     """Leave all groups; afterwards another layout can be created."""
     from megatron.core import parallel_state as state
 
-    state.destroy_model_parallel()
     if dist.is_initialized():
+        dist.barrier()  # nobody leaves while another still talks to it
+        state.destroy_model_parallel()
         dist.destroy_process_group()
 
 
