@@ -13,6 +13,7 @@ RECIPES = {
     "convert": config.Convert,
     "evaluate": config.Evaluate,
     "benchmark": config.Benchmark,
+    "simulate": config.Simulate,
 }
 LOAD = """
 import atexit, sys
