@@ -15,7 +15,17 @@ RUN_FOLDER=
 
 say() { echo "$(date -u +%Y-%m-%dT%H:%M:%SZ) launch: job $SLURM_JOB_ID attempt $restart: $*"; }
 
-job_says() { scontrol show job -o "$SLURM_JOB_ID" | sed -n "s/.* $1=\([^ ]*\).*/\1/p"; }
+# Slurm's controller may be away for minutes, which is no reason to lose a job.
+patiently() {
+    local pause
+    for pause in 1 2 4 8 16 32 64 128; do
+        "$@" && return
+        sleep $pause
+    done
+    "$@"
+}
+
+job_says() { patiently scontrol show job -o "$SLURM_JOB_ID" | sed -n "s/.* $1=\([^ ]*\).*/\1/p"; }
 
 # One action for all signals: bash loses the first of two traps that come together, as USR1 and TERM of a preemption do.
 on_signal() {
@@ -30,7 +40,17 @@ exclude() {
     before=$(job_says ExcNodeList)
     [ "$before" = "(null)" ] && before=
     say "excluding $nodes"
-    scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$nodes${before:+,$before}"
+    patiently scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$nodes${before:+,$before}"
+}
+
+# Ends this attempt where Slurm has done so: cancelled by hand, which must stay so, or requeued by Slurm itself. A node
+# that was cut off and is back must not requeue the attempt that runs elsewhere by now.
+still_running() {
+    local state
+    state="$(job_says JobState) $(job_says Restarts)"
+    [ "$state" = "RUNNING $restart" ] && return
+    say "$1; Slurm has ended this attempt already ($state)"
+    exit 1
 }
 
 # Ends this attempt. An unfinished job that may not come back ends with 1, so that its dependents are cancelled.
@@ -39,16 +59,10 @@ come_back() {
         say "$1; not restarted: MAX_RESTARTS=$MAX_RESTARTS"
         exit 1
     fi
-    case $(squeue -h -o %T -j "$SLURM_JOB_ID") in
-    RUNNING) ;;
-    *) # cancelled by hand, which must stay so, or preempted and requeued by Slurm itself
-        say "$1; Slurm has ended this attempt already"
-        exit 1
-        ;;
-    esac
+    still_running "$1"
     say "$1; restarting"
     trap '' USR1 TERM # requeueing sends TERM to this very script
-    scontrol requeue "$SLURM_JOB_ID" || exit 1
+    patiently scontrol requeue "$SLURM_JOB_ID" || exit 1
     # only now: Slurm changes the nodes of a pending job alone
     if [ -s "$RUN_FOLDER/exclude_nodes" ]; then exclude; fi
     exit 0
@@ -109,6 +123,7 @@ stopped/*)
 failed/*) exit 1 ;; # it said why: another attempt would fail likewise
 esac
 [ -z "$RUN_FOLDER" ] && exit "$code" # nothing is saved on the way, so Slurm's own requeue has to do
+still_running "died" # a node that was lost is no fault of the trainer
 if fruitless; then
     say "died $MAX_FRUITLESS times without a new checkpoint; not restarted: MAX_FRUITLESS=$MAX_FRUITLESS"
     exit 1

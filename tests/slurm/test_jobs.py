@@ -145,6 +145,29 @@ def test_chain_ends_with_its_first_failure(slurm: Slurm, workplace: Path, stand_
         shutil.rmtree(workplace / "runs")
 
 
+def test_what_slurm_does_itself_is_one_restart_each(slurm: Slurm, workplace: Path, stand_in: Path) -> None:
+    """Preemption and power loss: Slurm requeues, and the script neither requeues once more nor counts a death."""
+    env = {"LLAMA31_HOME": str(stand_in), "PLAN": "wait,wait,finished", "MAX_FRUITLESS": "1"}
+    (number,) = submit(slurm, workplace, "recipe=pretrain", "submit.nodes=2", *SMALL, **env)
+    attempts = workplace / "runs/small/attempts"
+
+    def running(attempt: int) -> None:
+        begun = f"{attempt} "
+        slurm.until(lambda: attempts.exists() and f"\n{begun}" in f"\n{attempts.read_text()}", 60, f"attempt {attempt}")
+
+    running(0)
+    other = ["--partition=high", "--nodes=4", "--gpus-per-node=8", "--output=/dev/null", "--wrap=sleep 1"]
+    slurm.run("sbatch", *other, cwd=workplace)
+    running(1)
+    lost = slurm.run("scontrol", "show", "hostnames", slurm.job(number)["NodeList"]).split()[1]
+    slurm.ctl("down", lost)
+    slurm.run("scontrol", "update", f"nodename={lost}", "state=down", "reason=power")  # else Slurm looks for it first
+    state = slurm.end(number, 120)
+    printed = log_of(workplace, number)
+    assert state == "COMPLETED", printed
+    assert slurm.job(number)["Restarts"] == "2", printed
+
+
 def test_cancelled_job_stays_cancelled(slurm: Slurm, workplace: Path, stand_in: Path) -> None:
     env = {"LLAMA31_HOME": str(stand_in), "PLAN": "wait,finished"}
     (number,) = submit(slurm, workplace, "recipe=pretrain", *SMALL, **env)
