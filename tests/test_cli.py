@@ -14,6 +14,7 @@ RECIPES = {
     "evaluate": config.Evaluate,
     "benchmark": config.Benchmark,
     "simulate": config.Simulate,
+    "submit": config.Submit,
 }
 LOAD = """
 import atexit, sys
