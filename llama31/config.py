@@ -395,7 +395,7 @@ class Job:
     partition: str | None = key(None, "partition; null: Slurm's default")
     account: str | None = key(None, "account that pays; null: Slurm's default")
     time: str | None = key(None, "time limit as sbatch reads it, such as 2-00:00:00; null: the script's")
-    options: list[str] = key([], "further options of sbatch: 'submit.options=[--exclude=n3]'")
+    options: str = key("", "further options of sbatch: 'submit.options=--exclude=n3 --qos=high'")
     mfu: float = key(0.4, "share of the peak that the printed bill assumes", above=0, high=1)
     dry_run: bool = key(False, "print command, bill and config of every job, and submit none")
     facts: bool = key(False, "print what slurm/launch.sh has to know, and submit none")

@@ -131,7 +131,7 @@ def sbatch(step: Step, job: config.Job, after: str | None = None) -> list[str]:
         words.append(f"--output={step.folder / 'logs' / '%j.out'}")
     if after is not None:
         words += [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
-    return [*words, *job.options, str(SCRIPTS / f"{step.recipe}.sh"), *step.arguments]
+    return [*words, *shlex.split(job.options), str(SCRIPTS / f"{step.recipe}.sh"), *step.arguments]
 
 
 def submit(step: Step, command: Sequence[str]) -> str:

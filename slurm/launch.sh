@@ -12,6 +12,7 @@ recipe=$1
 shift
 restart=${SLURM_RESTART_COUNT:-0}
 RUN_FOLDER=
+signalled=
 
 say() { echo "$(date -u +%Y-%m-%dT%H:%M:%SZ) launch: job $SLURM_JOB_ID attempt $restart: $*"; }
 
@@ -29,6 +30,7 @@ job_says() { patiently scontrol show job -o "$SLURM_JOB_ID" | sed -n "s/.* $1=\(
 
 # One action for all signals: bash loses the first of two traps that come together, as USR1 and TERM of a preemption do.
 on_signal() {
+    signalled=1
     say "signal: asking $recipe to save and stop"
     [ -n "$RUN_FOLDER" ] && [ ! -e "$RUN_FOLDER/stop" ] && touch "$RUN_FOLDER/stop"
 }
@@ -87,6 +89,7 @@ if [ -n "$RUN_FOLDER" ]; then
     if scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -qxFf "$RUN_FOLDER/exclude_nodes" 2>/dev/null; then
         come_back "a node of $SLURM_JOB_NODELIST is excluded"
     fi
+    [ -n "$signalled" ] && come_back "told to stop before it began"
     log=("--output=$RUN_FOLDER/logs/$SLURM_JOB_ID.$restart.log" --open-mode=append)
 fi
 

@@ -99,7 +99,13 @@ def chain(job: Job, *arguments: str) -> list[slurm.Step]:
 
 
 def test_chain_gives_each_recipe_its_own() -> None:
-    job = Job(chain=["pretrain", "convert"], gpus_per_node=4, time="2-0", account="team", options=["--exclude=n3"])
+    job = Job(
+        chain=["pretrain", "convert"],
+        gpus_per_node=4,
+        time="2-0",
+        account="team",
+        options="--exclude=n3 --comment='a b'",
+    )
     words = [
         "--config-dir",
         str(ROOT / "conf"),
@@ -113,7 +119,8 @@ def test_chain_gives_each_recipe_its_own() -> None:
     assert second.arguments == [*words[:2], "direction=to_hf", "hf=a:b", "checkpoint=c"] and second.run.hf == "a:b"
     assert slurm.sbatch(first, job) == [
         "sbatch", "--parsable", "--job-name=x", "--nodes=1", "--gpus-per-node=4", "--account=team", "--time=2-0",
-        "--output=runs/x/logs/%j.out", "--exclude=n3", str(ROOT / "slurm/pretrain.sh"), *first.arguments,
+        "--output=runs/x/logs/%j.out", "--exclude=n3", "--comment=a b",
+        str(ROOT / "slurm/pretrain.sh"), *first.arguments,
     ]  # fmt: skip
     after = slurm.sbatch(second, job, "17")
     assert "--dependency=afterok:17" in after and "--kill-on-invalid-dep=yes" in after
