@@ -51,6 +51,8 @@ still_running() {
     local state
     state="$(job_says JobState) $(job_says Restarts)"
     [ "$state" = "RUNNING $restart" ] && return
+    # its time is over before the trainer was done: nobody else will bring it back
+    [ "$state $(job_says Reason)" = "COMPLETING $restart TimeLimit" ] && return
     say "$1; Slurm has ended this attempt already ($state)"
     exit 1
 }

@@ -146,7 +146,7 @@ def test_chain_ends_with_its_first_failure(slurm: Slurm, workplace: Path, stand_
 
 
 def test_what_slurm_does_itself_is_one_restart_each(slurm: Slurm, workplace: Path, stand_in: Path) -> None:
-    """Preemption without grace and power loss: Slurm requeues, and the script neither requeues once more nor counts a death."""
+    """Preemption without grace, power loss: Slurm requeues, the script neither does so again nor counts a death."""
     env = {"LLAMA31_HOME": str(stand_in), "PLAN": "wait,wait,finished", "MAX_FRUITLESS": "1"}
     (number,) = submit(slurm, workplace, "recipe=pretrain", "submit.nodes=2", *SMALL, **env)
     attempts = workplace / "runs/small/attempts"
