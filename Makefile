@@ -44,7 +44,7 @@ demo-short:
 	$(MAKE) demo RUN=demo-short DEMO_ARGS='schedule.total_tokens=45_056 schedule.warmup_tokens=2_048'
 
 check: lint
-	$(BIN)/python -m pytest -m 'not torch and not parallel and not slow and not gpu' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m 'not torch and not parallel and not slurm and not slow and not gpu' $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +26,12 @@ T = TypeVar("T")
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
-def load(schema: type[T], config_name: str, argv: Sequence[str] | None = None) -> T:
+def load(
+    schema: type[T],
+    config_name: str,
+    argv: Sequence[str] | None = None,
+    world_size: Callable[[T], int] | None = None,
+) -> T:
     """See `config.load`."""
     parser = argparse.ArgumentParser(
         add_help=False, allow_abbrev=False, prog=usage.program(schema), usage=usage.synopsis(schema)
@@ -45,7 +50,7 @@ def load(schema: type[T], config_name: str, argv: Sequence[str] | None = None) -
         if options.cfg:
             print(to_yaml(compose(schema, options.config_name, overrides, options.config_dir)), end="")
             raise SystemExit(0)
-        run, warnings = _checked(*_gather(schema, options.config_name, overrides, folders))
+        run, warnings = _checked(*_gather(schema, options.config_name, overrides, folders), world_size)
     except ConfigError as error:
         if leader:
             print(_failure(schema, error), file=sys.stderr)
@@ -68,12 +73,14 @@ def compose(
     return run
 
 
-def _checked(run: T | None, found: list[Issue]) -> tuple[T, list[str]]:
+def _checked(run: T | None, found: list[Issue], world_size: Callable[[T], int] | None) -> tuple[T, list[str]]:
     """The config and its warnings. Raises ConfigError with what was found before and what validation adds to it."""
     if run is None:
         raise ConfigError(found)
     try:
-        warnings = validate.validate(run)
+        # processes follow from keys, which have to be right first
+        processes = world_size(run) if world_size and not found else None
+        warnings = validate.validate(run, processes)
     except ConfigError as error:
         refused = {issue.key for issue in found}  # validation saw their defaults, which nobody gave
         if "prompts" in refused:

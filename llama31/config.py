@@ -9,7 +9,7 @@ A new recipe is one dataclass here, one `conf/<recipe>.yaml` and one file in `re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -357,16 +357,76 @@ class Benchmark:
     model: Model = field(default_factory=Model)
 
 
-def load(schema: type[T], config_name: str, argv: Sequence[str] | None = None) -> T:
+@dataclass
+class Simulate:
+    """Keys of `recipes.simulate`: what failures cost a long run. The report states none of the times; they are ours."""
+
+    gpus: int = key(16384, "GPUs of the run", low=1)
+    days: float = key(54.0, "days that it lasts", above=0)
+    failure_factor: float = key(1.0, "failures per GPU and day, relative to the report's", above=0)
+    planned_factor: float = key(1.0, "planned interruptions per day, relative to the report's", low=0)
+    checkpoint_every_s: float | None = key(None, "training between checkpoints; null: Young/Daly's optimum", above=0)
+    checkpoint_stall_s: float = key(5.0, "time that one checkpoint stops training", above=0)
+    checkpoint_write_s: float = key(60.0, "time from the stall's end until that checkpoint is safe", low=0)
+    detect_s: float = key(30.0, "until all have stopped, where a process dies or reports an error", low=0)
+    hang_detect_s: float = key(600.0, "the same where a rank hangs: PyTorch's time-out of a collective", low=0)
+    silent_detect_s: float = key(3600.0, "the same where results are wrong in silence", low=0)
+    restart_s: float = key(300.0, "from all stopped to the next step: queue, start, load", low=0)
+    planned_s: float = key(600.0, "planned interruption, from its checkpoint to the restart", low=0)
+    spare_nodes: int | None = key(None, "nodes that stand by; null: always one more", low=0)
+    repair_hours: float = key(24.0, "hours until a failed node stands by again", low=0)
+    replications: int = key(100, "simulated runs", low=5)
+    seed: int = key(1234, "seed of the failures", low=0)
+    goal: float = key(0.97, "effective training time that `table` asks for", above=0, high=1)
+    table: bool = key(False, "print the effective time for every combination of the three lists that follow")
+    table_stalls_s: list[float] = key([1.0, 5.0, 30.0], "values of checkpoint_stall_s in that table")
+    table_detects_s: list[float] = key([10.0, 60.0, 300.0], "values of detect_s in that table")
+    table_restarts_s: list[float] = key([60.0, 120.0, 300.0, 600.0], "values of restart_s in that table")
+    output: str | None = key(None, "PNG file for bars of the lost time; null: only printed")
+
+
+@dataclass
+class Job:
+    """What `recipes.submit` asks of Slurm."""
+
+    recipe: str | None = key(
+        None, "recipe to run; the other arguments are its own", choices=("pretrain", "evaluate", "convert")
+    )
+    chain: list[str] = key([], "instead: recipes as dependent jobs; RECIPE:KEY=VALUE reaches a later one")
+    nodes: int | None = key(None, "nodes; null: as many as the layout asks for", low=1)
+    gpus_per_node: int = key(8, "GPUs to ask for on each node; 0 on a cluster without", low=0)
+    partition: str | None = key(None, "partition; null: Slurm's default")
+    account: str | None = key(None, "account that pays; null: Slurm's default")
+    time: str | None = key(None, "time limit as sbatch reads it, such as 2-00:00:00; null: the script's")
+    options: str = key("", "further options of sbatch: 'submit.options=--exclude=n3 --qos=high'")
+    mfu: float = key(0.4, "share of the peak that the printed bill assumes", above=0, high=1)
+    dry_run: bool = key(False, "print command, bill and config of every job, and submit none")
+    facts: bool = key(False, "print what slurm/launch.sh has to know, and submit none")
+
+
+@dataclass
+class Submit:
+    """Keys of `recipes.submit`: a recipe, or a chain of them, to Slurm."""
+
+    submit: Job = field(default_factory=Job)
+
+
+def load(
+    schema: type[T],
+    config_name: str,
+    argv: Sequence[str] | None = None,
+    world_size: Callable[[T], int] | None = None,
+) -> T:
     """Compose, check and return the config of one recipe: the only door from Hydra. Torch is not imported.
 
     `schema` is the recipe's dataclass, `config_name` its root file in `conf/`, `argv` the arguments (default: those
     of the process): Hydra overrides (`model=8b parallel.tp=2`), `--config-name`, `--config-dir`, `--help`, `--cfg`.
+    `world_size` says for how many processes the layout is judged (default: those of torchrun, or one).
     Raises SystemExit: status 0 after `--help` and `--cfg`, 2 after printing all problems of the config at once.
     """
     from llama31 import command  # it needs this schema, so this module cannot import it first
 
-    return command.load(schema, config_name, argv)
+    return command.load(schema, config_name, argv, world_size)
 
 
 def to_yaml(run: Any) -> str:

@@ -319,3 +319,36 @@ def _smoothed(points: Points, span: float = 0.03) -> Points:
         low, high = max(0, i - half), min(len(points), i + half + 1)
         smooth.append((x, (sums[high] - sums[low]) / (high - low)))
     return smooth
+
+
+# --- bars ---
+
+
+def draw_bars(path: str | Path, title: str, panels: Mapping[str, Mapping[str, float]], unit: str) -> Path:
+    """Draw one panel of horizontal bars per entry of `panels`, in the order given, and return the PNG file.
+
+    A panel maps the names of its bars to their values in `unit`; its own name stands above it.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    path = Path(path)
+    height = 1.2 + 0.36 * max(len(bars) for bars in panels.values())
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(6 * len(panels), height), layout="constrained", squeeze=False
+    )
+    figure.suptitle(title, fontweight="bold")
+    for panel, (name, bars) in zip(axes[0], panels.items(), strict=True):
+        drawn = panel.barh(list(bars), list(bars.values()), color="tab:blue")
+        panel.bar_label(drawn, fmt="%.2f", padding=3)
+        panel.invert_yaxis()
+        panel.margins(x=0.15)
+        panel.set_title(name, loc="left", fontsize="medium")
+        panel.set_xlabel(unit)
+        panel.spines[["top", "right"]].set_visible(False)
+    draft = path.with_name(f".{path.name}.tmp")
+    figure.savefig(draft, dpi=150, format="png")
+    pyplot.close(figure)
+    return draft.replace(path)

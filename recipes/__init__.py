@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,13 +15,13 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def start(main: Callable[[T], object], schema: type[T], config_name: str) -> None:
-    """Load the config from the command line and run `main` with it.
+def start(main: Callable[[T], object], schema: type[T], config_name: str, argv: Sequence[str] | None = None) -> None:
+    """Load the config from the command line, or from `argv`, and run `main` with it.
 
     What our own code refuses (ValueError, RunError) ends the process with its message alone; anything else keeps its
     traceback. Ranks other than the first say who they are.
     """
-    run = config.load(schema, config_name)
+    run = config.load(schema, config_name, argv)
     try:
         main(run)
     except (ValueError, config.RunError) as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAVY = ("torch", "parallel", "slow", "gpu")
+HEAVY = ("torch", "parallel", "slurm", "slow", "gpu")
 
 # Before any test imports torch: tests run beside each other's processes, one thread each.
 os.environ["OMP_NUM_THREADS"] = "1"

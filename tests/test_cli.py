@@ -18,6 +18,8 @@ RECIPES = {
     "convert": config.Convert,
     "evaluate": config.Evaluate,
     "benchmark": config.Benchmark,
+    "simulate": config.Simulate,
+    "submit": config.Submit,
 }
 LOAD = """
 import atexit, sys

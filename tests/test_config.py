@@ -74,6 +74,8 @@ SCHEMAS = {
     "evaluate": (config.Evaluate, ["checkpoint=x", "data=demo", "tokenizer=demo"]),
     "convert": (config.Convert, ["direction=to_hf", "hf=x", "checkpoint=x"]),
     "benchmark": (config.Benchmark, []),
+    "simulate": (config.Simulate, []),
+    "submit": (config.Submit, []),
 }
 
 
@@ -105,7 +107,8 @@ def test_every_choice_composes_and_is_valid(root: str, choice: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("root", "processes"), [("demo", 1), ("demo", 2), ("pack", 1), ("convert", 1), ("benchmark", 1)]
+    ("root", "processes"),
+    [("demo", 1), ("demo", 2), ("pack", 1), ("convert", 1), ("benchmark", 1), ("simulate", 1), ("submit", 1)],
 )
 def test_roots_without_choices(root: str, processes: int) -> None:
     schema, given = SCHEMAS[root]

@@ -1,0 +1,195 @@
+"""Jobs of Slurm: which script runs a recipe, on how many nodes, after which other job, and at what price.
+
+Torch-free, so that a wrong layout is refused where the command is typed and not after hours in a queue.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama31 import config, layout, schedule, shapes
+
+# One script of slurm/ each, which bears the name of its recipe.
+SCHEMAS: dict[str, type] = {"pretrain": config.Pretrain, "evaluate": config.Evaluate, "convert": config.Convert}
+SHORT = {"recipe": "submit.recipe", "dry_run": "submit.dry_run"}  # what stands first in every command line
+SCRIPTS = Path(__file__).resolve().parent.parent / "slurm"
+H100_TFLOPS = 989.0  # dense BF16, NVIDIA's figure; a bill needs a price where the cluster states none
+
+
+@dataclass(frozen=True)
+class Step:
+    """One job of a chain: a recipe, the arguments after its script, and the config that they make."""
+
+    recipe: str
+    arguments: list[str]
+    run: Any
+
+    @property
+    def folder(self) -> Path | None:
+        """The run folder, of recipes that keep one."""
+        return Path(self.run.folder) if hasattr(self.run, "folder") else None
+
+
+def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments that are `recipes.submit`'s own, and those for recipes.
+
+    Where no recipe is named there is nobody else to take them, so all are its own.
+    """
+    own, others = [], []
+    for text in argv:
+        name, equals, value = text.partition("=")
+        if name in SHORT and equals:
+            own.append(f"{SHORT[name]}={value}")
+        elif name.startswith("submit.") or name in ("--help", "-h"):
+            own.append(text)
+        else:
+            others.append(text)
+    named = any(text.startswith(("submit.recipe=", "submit.chain=")) for text in own)
+    return (own, others) if named else ([*own, *others], [])
+
+
+def steps(job: config.Job, arguments: Sequence[str]) -> list[Step]:
+    """Compose and check every recipe of `job` for the processes that it will have.
+
+    `RECIPE:KEY=VALUE` of `arguments` reaches that recipe of a chain, `--config-dir` all, everything else the first.
+    Raises ValueError for a chain that cannot be, and SystemExit as `config.load` does.
+    """
+    names = job.chain or [job.recipe or ""]
+    for name in names:
+        if name not in SCHEMAS or names.count(name) > 1 or (job.chain and job.recipe):
+            key, value = ("chain", ",".join(job.chain)) if job.chain else ("recipe", job.recipe or "null")
+            raise ValueError(f"submit.{key}={value}: give recipe=R or submit.chain=[R,...], of {', '.join(SCHEMAS)}")
+    given = _by_step(names, arguments)
+    return [
+        Step(name, given[name], config.load(SCHEMAS[name], name, given[name], lambda run: world_size(run, job)))
+        for name in names
+    ]
+
+
+def _by_step(names: Sequence[str], arguments: Sequence[str]) -> dict[str, list[str]]:
+    given: dict[str, list[str]] = {name: [] for name in names}
+    shared = False  # whether this is the value of `--config-dir DIR`
+    for text in arguments:
+        prefix, colon, rest = text.partition(":")
+        if shared or text.split("=")[0] == "--config-dir":
+            for words in given.values():
+                words.append(text)
+            shared = text == "--config-dir"
+        elif colon and prefix in SCHEMAS:
+            if prefix not in given:
+                raise ValueError(f"{text}: {prefix} is not a part of this chain; give submit.chain=[...,{prefix}]")
+            given[prefix].append(rest)
+        else:
+            given[names[0]].append(text)
+    return given
+
+
+def processes_per_node(run: Any, job: config.Job) -> int:
+    """Processes on each node: the cluster's, or one per GPU; recipes without a layout are one process."""
+    if not hasattr(run, "parallel"):
+        return 1
+    return run.cluster.processes_per_node or job.gpus_per_node or 1
+
+
+def nodes(run: Any, job: config.Job) -> int:
+    """Nodes of a recipe: as asked, or what its layout needs; one where it has none."""
+    if not hasattr(run, "parallel"):
+        return 1
+    return job.nodes or -(-layout.world(run.parallel) // processes_per_node(run, job))
+
+
+def world_size(run: Any, job: config.Job) -> int:
+    """Processes of a recipe on all its nodes."""
+    return nodes(run, job) * processes_per_node(run, job)
+
+
+def facts(step: Step, job: config.Job) -> str:
+    """What `slurm/launch.sh` has to know of a config, as shell variables."""
+    known = {
+        "NODES": nodes(step.run, job),
+        "PROCESSES_PER_NODE": processes_per_node(step.run, job),
+        "RUN_FOLDER": step.folder or "",
+    }
+    return "\n".join(f"{name}={shlex.quote(str(value))}" for name, value in known.items())
+
+
+def sbatch(step: Step, job: config.Job, after: str | None = None) -> list[str]:
+    """The command that submits `step`; `after` is the job that has to succeed before it."""
+    words = ["sbatch", "--parsable", f"--job-name={getattr(step.run, 'name', step.recipe)}"]
+    words.append(f"--nodes={nodes(step.run, job)}")
+    if hasattr(step.run, "parallel"):
+        words.append(f"--gpus-per-node={job.gpus_per_node}")
+    given = {"partition": job.partition, "account": job.account, "time": job.time}
+    words += [f"--{name}={value}" for name, value in given.items() if value is not None]
+    if step.folder is not None:
+        words.append(f"--output={step.folder / 'logs' / '%j.out'}")
+    if after is not None:
+        words += [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
+    return [*words, *shlex.split(job.options), str(SCRIPTS / f"{step.recipe}.sh"), *step.arguments]
+
+
+def submit(step: Step, command: Sequence[str]) -> str:
+    """Submit and return the job's number. Raises RunError with what sbatch said against it."""
+    if step.folder is not None:  # a job whose log has no folder fails without a word
+        (step.folder / "logs").mkdir(parents=True, exist_ok=True)
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    except FileNotFoundError as error:
+        raise config.RunError("sbatch is not on this machine; dry_run=true shows the command") from error
+    if done.returncode:
+        raise config.RunError(f"{shlex.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout.strip().split(";")[0]
+
+
+# --- bills ---
+
+
+def bill(run: config.Pretrain, processes: int, mfu: float) -> str:
+    """What the rest of a schedule costs on `processes` GPUs, from where the layout of `run` takes over."""
+    tokens, flops = work(run)
+    return price(processes, tokens, flops, mfu, run.cluster.peak_tflops or H100_TFLOPS)
+
+
+def work(run: config.Pretrain) -> tuple[int, float]:
+    """Tokens and FLOPs of the steps from `parallel.from_tokens` to the end, or to `stop_after_steps`."""
+    first, end = schedule.step_at(run.schedule, run.parallel.from_tokens), schedule.total_steps(run.schedule)
+    if run.stop_after_steps is not None:
+        end = min(end, first + run.stop_after_steps)
+    tokens, flops = 0, 0.0
+    for stage in schedule.stages(run.schedule):
+        begin = max(first, stage.first_step)
+        steps = max(0, min(end, stage.first_step + (stage.steps or 0)) - begin)
+        tokens += steps * stage.batch_tokens
+        flops += steps * stage.batch_tokens * shapes.flops_per_token(run.model, stage.sequence_length)
+    return tokens, flops
+
+
+def price(gpus: int, tokens: int, flops: float, mfu: float, peak_tflops: float = H100_TFLOPS) -> str:
+    """GPUs, tokens, hours and GPU-hours of `flops` at a share `mfu` of the peak, in words."""
+    gpu_hours = flops / (peak_tflops * 1e12 * mfu) / 3600
+    return (
+        f"{gpus:,} GPUs, {_short(tokens)} tokens, {_digits(gpu_hours / gpus)} h, {_digits(gpu_hours)} GPU-h "
+        f"at {mfu:.0%} of {peak_tflops:g} TFLOPS"
+    )
+
+
+def conversion_price(model: config.Model, mb_per_s: float) -> str:
+    """Bytes and hours of a conversion, which reads and writes the BF16 weights once each."""
+    size = shapes.weight_bytes(model)
+    return f"0 GPUs, {size / 1e9:,.0f} GB read and written, {_digits(2 * size / (mb_per_s * 1e6) / 3600)} h"
+
+
+def _short(number: float) -> str:
+    """Three digits and a unit: 15.6T."""
+    power = min(4, int(math.log10(max(number, 1)) // 3))
+    return f"{number / 1000**power:.3g}{['', 'K', 'M', 'B', 'T'][power]}"
+
+
+def _digits(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.2g}"

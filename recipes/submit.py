@@ -1,0 +1,36 @@
+"""A recipe, or a chain of recipes, to Slurm: checked and priced here, before it waits in a queue.
+
+Example: python -m recipes.submit recipe=pretrain dry_run=true name=first model=8b parallel=8b_1node schedule=8b ...
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+from llama31 import config, slurm
+from recipes import start
+
+
+def main(run: config.Submit) -> None:
+    """Submit what `run` names, or print it. All of a chain is right before any of it is submitted."""
+    job = run.submit
+    steps = slurm.steps(job, slurm.split(sys.argv[1:])[1])
+    if job.facts:
+        print(slurm.facts(steps[0], job))
+        return
+    after = None
+    for step in steps:
+        command = slurm.sbatch(step, job, after)
+        if isinstance(step.run, config.Pretrain):
+            print(f"# {step.recipe}: {slurm.bill(step.run, slurm.world_size(step.run, job), job.mfu)}")
+        if job.dry_run:
+            after = f"{step.recipe.upper()}_JOB_ID"
+            print(shlex.join(command), config.to_yaml(step.run), sep="\n")
+        else:
+            after = slurm.submit(step, command)
+            print(f"{step.recipe}: job {after}", flush=True)
+
+
+if __name__ == "__main__":
+    start(main, config.Submit, "submit", slurm.split(sys.argv[1:])[0])

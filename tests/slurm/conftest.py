@@ -1,0 +1,130 @@
+"""One Slurm cluster of four nodes for all tests of this folder, and what they do with it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.slurm import cluster
+
+T = TypeVar("T")
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "DEADLINE"}
+SEARCHED = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+
+
+class Slurm:
+    """Clients of the cluster, and waiting for what it does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SRUN"))}
+        self.env = {**clean, **cluster.environment(folder), "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+
+    def run(self, *words: str | Path, cwd: Path = ROOT, check: bool = True, **env: str) -> str:
+        """Output of a command, errors too, that has to succeed."""
+        done = subprocess.run(
+            [str(word) for word in words],
+            check=False,
+            cwd=cwd,
+            env={**self.env, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+        )
+        assert not check or done.returncode == 0, f"{words} exited with {done.returncode}\n{done.stdout}"
+        return done.stdout.strip()
+
+    def ctl(self, *words: str) -> str:
+        return self.run(sys.executable, cluster.__file__, "ctl", self.folder, *words)
+
+    def job(self, number: str) -> dict[str, str]:
+        """What `scontrol show job` knows of a job."""
+        shown = self.run("scontrol", "show", "job", "-o", number, check=False)
+        return dict(re.findall(r"(\S+?)=(.*?)(?= \S+?=|$)", shown))
+
+    def jobs(self) -> list[str]:
+        return re.findall(r"JobId=(\d+)", self.run("scontrol", "show", "job", "-o"))
+
+    def until(self, test: Callable[[], T], timeout_s: float, what: str) -> T:
+        """The first true answer of `test`; the queue and the nodes are shown where there is none."""
+        end = time.monotonic() + timeout_s
+        while not (answer := test()):
+            if time.monotonic() > end:
+                shown = [self.run(name, check=False) for name in ("squeue", "sinfo")]
+                pytest.fail(f"not within {timeout_s} s: {what}\n" + "\n".join(shown))
+            time.sleep(0.1)
+        return answer
+
+    def end(self, number: str, timeout_s: float) -> str:
+        """How a job ended."""
+
+        def state() -> str | None:
+            now = self.job(number).get("JobState", "")
+            return now if now in ENDED else None
+
+        return self.until(state, timeout_s, f"end of job {number}") or ""
+
+
+def _install() -> None:
+    """Debian's packages, where root may install them; the reason for skipping where not."""
+    if os.geteuid():
+        pytest.skip("a Slurm cluster needs root")
+    if all(shutil.which(name, path=SEARCHED) for name in cluster.PROGRAMS):
+        return
+    if shutil.which("apt-get") is None:
+        pytest.skip(f"no apt-get to install {' '.join(cluster.PACKAGES)}")
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for words in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *cluster.PACKAGES]):
+        done = subprocess.run(
+            ["apt-get", *words],
+            check=False,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            stdin=subprocess.DEVNULL,
+        )
+        if done.returncode:
+            pytest.skip(f"apt-get {words[0]}: {(done.stderr.strip() or 'failed').splitlines()[-1]}")
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[Slurm]:
+    _install()
+    if not cluster.can_unshare():
+        pytest.skip("no namespaces here (a container without CAP_SYS_ADMIN)")
+    folder = Path(tempfile.mkdtemp(prefix="sl.", dir="/tmp"))  # short, for unix sockets
+    command = [sys.executable, cluster.__file__]
+    subprocess.run([*command, "start", str(folder), "--owner", str(os.getpid())], check=True, timeout=90)
+    try:
+        yield Slurm(folder)
+    finally:
+        subprocess.run([*command, "stop", str(folder)], check=True, timeout=60)
+
+
+@pytest.fixture
+def slurm(slurm_cluster: Slurm) -> Iterator[Slurm]:
+    """The cluster, idle again after each test."""
+    yield slurm_cluster
+    slurm_cluster.run("scancel", "--user=root", check=False)
+    for node in cluster.addresses(4):
+        slurm_cluster.ctl("up", node)
+    slurm_cluster.run("scontrol", "update", "nodename=ALL", "state=resume", check=False)
+
+    def idle() -> bool:
+        states = slurm_cluster.run("sinfo", "-h", "-p", "main", "-N", "-o", "%t").split()
+        return set(states) == {"idle"} and not slurm_cluster.run("squeue", "-h")
+
+    slurm_cluster.until(idle, 60, "idle cluster")

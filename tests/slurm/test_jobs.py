@@ -1,0 +1,193 @@
+"""The scripts of slurm/ on a real Slurm cluster: they run, stop, come back, avoid nodes, and depend on each other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from llama31 import metrics
+from tests.conftest import ROOT
+from tests.slurm.conftest import Slurm
+
+pytestmark = pytest.mark.slurm
+
+FILES = {
+    "my/data/words.yaml": "folder: packed\nsources:\n  words: {input: words.jsonl}\n",
+    "my/tokenizer/words.yaml": "kind: bpe\npath: packed/tokenizer\nvocab_size: 560\n",
+    "my/small.yaml": """
+defaults:
+  [base, model: tiny, schedule: demo, override data: words, override tokenizer: words, override precision: fp32, _self_]
+name: small
+model: {name: small, layers: 2, hidden_size: 32, ffn_hidden_size: 64, heads: 4, kv_heads: 2, vocab_size: 560}
+schedule: {total_tokens: 1024, batch_tokens: 256, sequence_length: 64, warmup_tokens: 256}
+validation: {tokens: 128}
+cluster: {processes_per_node: 1}
+log: {progress: false}
+""",
+}
+SMALL = ["--config-dir", "my", "--config-name", "small"]
+# Stands in for recipes/pretrain.py: it counts, and what it does with its life depends on the attempt.
+TRAINER = """
+import json, os, signal, sys, time
+from pathlib import Path
+from llama31 import config
+from recipes import start
+
+def main(run):
+    folder, attempt = Path(run.folder), os.environ.get("SLURM_RESTART_COUNT", "0")
+    with (folder / "attempts").open("a") as file:
+        file.write(f"{attempt} {os.environ['SLURMD_NODENAME']} {os.environ['WORLD_SIZE']}\\n")
+    plan = os.environ["PLAN"].split(",")[int(attempt)]
+    if plan == "die":
+        (folder / "exclude_nodes").write_text(os.environ["SLURMD_NODENAME"] + "\\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+    if plan == "wait":
+        while not (folder / "stop").exists():
+            time.sleep(0.1)
+    outcome = {"wait": "stopped"}.get(plan, plan)
+    (folder / "outcome.json").write_text(json.dumps({"outcome": outcome, "step": 3}))
+    sys.exit(outcome == "failed")
+
+start(main, config.Pretrain, "pretrain")
+"""
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """A folder as a user has it: own YAML, and text."""
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    texts = [" ".join(f"word{i * j % 61}" for j in range(40)) for i in range(200)]
+    (tmp_path / "words.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return tmp_path
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Path:
+    """A checkout whose trainer is the one above, so that signals need no step of a model."""
+    home = tmp_path / "home"
+    (home / "recipes").mkdir(parents=True)
+    for name in ("llama31", "conf", "slurm"):
+        (home / name).symlink_to(ROOT / name)
+    for name in ("__init__.py", "submit.py"):
+        shutil.copy(ROOT / "recipes" / name, home / "recipes")
+    (home / "recipes/pretrain.py").write_text(TRAINER)
+    return home
+
+
+def submit(slurm: Slurm, folder: Path, *words: str, **env: str) -> list[str]:
+    """Numbers of the jobs that `recipes.submit` submitted."""
+    code = [sys.executable, "-m", "recipes.submit", *words]
+    printed = slurm.run(*code, cwd=folder, **env)
+    return [line.split(": job ")[1] for line in printed.splitlines() if ": job " in line]
+
+
+def log_of(folder: Path, number: str) -> str:
+    return (folder / f"runs/small/logs/{number}.out").read_text()
+
+
+def test_pretrain_on_two_nodes(slurm: Slurm, workplace: Path) -> None:
+    pack = [sys.executable, "-m", "recipes.pack", "--config-dir", "my", "data=words", "tokenizer=words"]
+    slurm.run(*pack, "data.workers=1", cwd=workplace)
+    words = ["--parsable", "--nodes=2", "--output=job.out", ROOT / "slurm/pretrain.sh", *SMALL]
+    number = slurm.run("sbatch", *words, cwd=workplace)
+    state = slurm.end(number, 120)
+    printed = (workplace / "job.out").read_text()
+    assert state == "COMPLETED", printed
+    assert "START pretrain on n[1-2], 2 x 1 process(es)" in printed
+    lines = metrics.read(workplace / "runs/small")
+    train = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in train] == [1, 2, 3, 4]
+    assert all(line["batch_tokens"] == 256 for line in train)
+    attempts = [json.loads(line) for line in (workplace / "runs/small/attempts.jsonl").read_text().splitlines()]
+    assert [(line["host"], line["world_size"], line["slurm_job"]) for line in attempts] == [("n1", 2, number)]
+    assert (workplace / f"runs/small/logs/{number}.0.log").read_text()
+
+
+def test_one_job_stops_dies_avoids_a_node_and_finishes(slurm: Slurm, workplace: Path, stand_in: Path) -> None:
+    env = {"LLAMA31_HOME": str(stand_in), "PLAN": "wait,die,finished"}
+    (number,) = submit(slurm, workplace, "recipe=pretrain", "submit.nodes=1", *SMALL, **env)
+    attempts = workplace / "runs/small/attempts"
+    slurm.until(attempts.exists, 60, "first attempt")
+    slurm.run("scancel", "--batch", "--signal=USR1", number)  # what --signal=B:USR1 sends, but now
+    state = slurm.end(number, 120)
+    printed = log_of(workplace, number)
+    assert state == "COMPLETED", printed
+    assert slurm.job(number)["Restarts"] == "2"
+    assert [line.split()[0] for line in attempts.read_text().splitlines()] == ["0", "1", "2"]
+    died, finished = (line.split()[1] for line in attempts.read_text().splitlines()[1:])
+    assert f"excluding {died}" in printed and finished != died
+    for said in ("signal: asking pretrain to save", "stopped with a checkpoint; restarting", "died; restarting"):
+        assert said in printed
+    assert len(list((workplace / "runs/small/logs").glob(f"{number}.*.log"))) == 3
+
+
+def test_chain_ends_with_its_first_failure(slurm: Slurm, workplace: Path, stand_in: Path) -> None:
+    """No restart where the trainer said why it failed, nor where restarts are used up; what follows is cancelled."""
+    words = [
+        "submit.chain=[pretrain,convert]",
+        *SMALL,
+        "convert:direction=to_hf",
+        "convert:hf=hf",
+        "convert:checkpoint=x",
+    ]
+    home = {"LLAMA31_HOME": str(stand_in)}
+    for env in ({"PLAN": "failed"}, {"PLAN": "die", "MAX_RESTARTS": "0"}, {"PLAN": "die", "MAX_FRUITLESS": "1"}):
+        first, second = submit(slurm, workplace, *words, **home, **env)
+        assert slurm.end(first, 60) == "FAILED", log_of(workplace, first)
+        assert slurm.job(first)["Restarts"] == "0"
+        assert slurm.end(second, 30) == "CANCELLED"
+        shutil.rmtree(workplace / "runs")
+
+
+def test_what_slurm_does_itself_is_one_restart_each(slurm: Slurm, workplace: Path, stand_in: Path) -> None:
+    """Preemption without grace, power loss: Slurm requeues, the script neither does so again nor counts a death."""
+    env = {"LLAMA31_HOME": str(stand_in), "PLAN": "wait,wait,finished", "MAX_FRUITLESS": "1"}
+    (number,) = submit(slurm, workplace, "recipe=pretrain", "submit.nodes=2", *SMALL, **env)
+    attempts = workplace / "runs/small/attempts"
+
+    def running(attempt: int) -> None:
+        begun = f"{attempt} "
+        slurm.until(lambda: attempts.exists() and f"\n{begun}" in f"\n{attempts.read_text()}", 60, f"attempt {attempt}")
+
+    running(0)
+    other = ["--partition=high", "--nodes=4", "--gpus-per-node=8", "--output=/dev/null", "--wrap=sleep 1"]
+    slurm.run("sbatch", *other, cwd=workplace)
+    running(1)
+    lost = slurm.run("scontrol", "show", "hostnames", slurm.job(number)["NodeList"]).split()[1]
+    slurm.ctl("down", lost)
+    slurm.run("scontrol", "update", f"nodename={lost}", "state=down", "reason=power")  # else Slurm looks for it first
+    state = slurm.end(number, 120)
+    printed = log_of(workplace, number)
+    assert state == "COMPLETED", printed
+    assert slurm.job(number)["Restarts"] == "2", printed
+
+
+def test_cancelled_job_stays_cancelled(slurm: Slurm, workplace: Path, stand_in: Path) -> None:
+    env = {"LLAMA31_HOME": str(stand_in), "PLAN": "wait,finished"}
+    (number,) = submit(slurm, workplace, "recipe=pretrain", *SMALL, **env)
+    slurm.until((workplace / "runs/small/attempts").exists, 60, "first attempt")
+    slurm.run("scancel", number)
+    slurm.until(lambda: not slurm.run("squeue", "-h", "-j", number, check=False), 30, "end of the cancelled job")
+    assert (slurm.job(number)["JobState"], slurm.job(number)["Restarts"]) == ("CANCELLED", "0")
+
+
+def test_wrong_configs_never_reach_a_node(slurm: Slurm, workplace: Path) -> None:
+    before = slurm.jobs()
+    refused = slurm.run(
+        sys.executable, "-m", "recipes.submit", "recipe=pretrain", *SMALL, "submit.nodes=2", "parallel.tp=4",
+        cwd=workplace, check=False,
+    )  # fmt: skip
+    assert "does not divide the 2 process(es)" in refused and "nearest layout that works" in refused
+    assert slurm.jobs() == before
+    # by hand, past recipes.submit: the batch script refuses it before torchrun
+    script = ["--output=job.out", ROOT / "slurm/pretrain.sh", *SMALL, "parallel.tp=2", "parallel.cp=2"]
+    number = slurm.run("sbatch", "--parsable", "--nodes=2", *script, cwd=workplace)
+    assert slurm.end(number, 60) == "FAILED"
+    assert "does not divide the 2 process(es)" in (workplace / "job.out").read_text()
+    assert "START" not in (workplace / "job.out").read_text()

@@ -1,0 +1,190 @@
+"""Jobs before they are jobs: whose arguments are whose, how many nodes, what a bill says, what is refused."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from llama31 import command, config, shapes, slurm
+from llama31.config import Job
+from tests.conftest import ROOT, Command
+
+SMALL = ["name=x", "model=tiny", "schedule=demo", "data=demo", "tokenizer=demo"]
+BILL = re.compile(r"^# bill: --nodes=(\d+) (.*)\n#\s+(.*)$", re.MULTILINE)
+SCRIPTS = {name: (slurm.SCRIPTS / f"{name}.sh").read_text() for name in slurm.SCHEMAS}
+
+
+def pretrain(*overrides: str) -> config.Pretrain:
+    return command.compose(config.Pretrain, "pretrain", ["name=x", "data=demo", "tokenizer=demo", *overrides])
+
+
+# --- scripts ---
+
+
+def expected_bill(recipe: str, nodes: int, overrides: list[str], mfu: float) -> str:
+    """What the comment of a script has to say, computed from the config that it names."""
+    if recipe == "pretrain":
+        run = pretrain(*overrides)
+        return slurm.bill(run, nodes * (run.cluster.processes_per_node or 1), mfu)
+    model = pretrain(overrides[0], "schedule=8b").model
+    if recipe == "convert":
+        return slurm.conversion_price(model, mb_per_s=200)
+    tokens = int(overrides[1].removeprefix("tokens="))
+    forward = shapes.flops_per_token(model, 8192) / 3
+    return slurm.price(8 * nodes, tokens, tokens * forward, mfu)
+
+
+@pytest.mark.parametrize("recipe", slurm.SCHEMAS)
+def test_bills_are_those_of_the_code(recipe: str) -> None:
+    bills = BILL.findall(SCRIPTS[recipe])
+    assert bills
+    for nodes, overrides, said in bills:
+        share = re.search(r"at (\d+)% of", said)
+        assert said == expected_bill(recipe, int(nodes), overrides.split(), int(share[1]) / 100 if share else 1)
+
+
+def test_layouts_of_the_bills_are_possible() -> None:
+    for nodes, overrides, _ in BILL.findall(SCRIPTS["pretrain"]):
+        run = pretrain(*overrides.split())
+        assert slurm.world_size(run, Job(nodes=int(nodes))) == 8 * int(nodes)
+        given = ["submit.recipe=pretrain", "name=x", "data=demo", "tokenizer=demo", *overrides.split()]
+        (step,) = slurm.steps(Job(recipe="pretrain", nodes=int(nodes)), slurm.split(given)[1])
+        assert step.run == run
+
+
+def test_work_is_that_of_the_stages() -> None:
+    """By hand: rows of 4,096 tokens for 60 steps, of 8,192 from there on. The two layouts share the whole."""
+    run = pretrain("model=405b", "schedule=405b")
+    tokens, flops = slurm.work(run)
+    first = 60 * 4_194_304
+    short, long = (shapes.flops_per_token(run.model, length) for length in (4096, 8192))
+    assert flops == pytest.approx(first * short + (tokens - first) * long, rel=1e-12)
+    early = slurm.work(pretrain("model=405b", "schedule=405b", "stop_after_steps=342161"))
+    late = slurm.work(pretrain("model=405b", "schedule=405b", "parallel=405b_16k"))
+    assert early[0] + late[0] == tokens and early[1] + late[1] == pytest.approx(flops, rel=1e-12)
+
+
+def test_price_in_words() -> None:
+    said = slurm.price(100, 15_600_000_000_000, 1e15 * 3600 * 5000, mfu=0.5, peak_tflops=1000)
+    assert said == "100 GPUs, 15.6T tokens, 100 h, 10,000 GPU-h at 50% of 1000 TFLOPS"
+
+
+def test_every_recipe_has_its_script() -> None:
+    choices = next(field for name, _, field in command.usage.keys(Job) if name == "recipe").metadata["choices"]
+    assert set(choices) == set(slurm.SCHEMAS)
+    for name, text in SCRIPTS.items():
+        assert f'/slurm/launch.sh" {name} "$@"' in text and f"#SBATCH --job-name={name}\n" in text
+
+
+# --- arguments ---
+
+
+def test_split() -> None:
+    own, others = slurm.split(["recipe=pretrain", "dry_run=true", "submit.nodes=2", "model=8b", "--config-dir", "my"])
+    assert own == ["submit.recipe=pretrain", "submit.dry_run=true", "submit.nodes=2"]
+    assert others == ["model=8b", "--config-dir", "my"]
+    assert slurm.split(["typo=1"]) == (["typo=1"], [])
+
+
+def test_short_names_hide_no_key_of_a_recipe() -> None:
+    for schema in slurm.SCHEMAS.values():
+        names = {name.split(".")[0] for name, _, _ in command.usage.keys(schema)}
+        assert not names & {*slurm.SHORT, "submit"}
+
+
+def chain(job: Job, *arguments: str) -> list[slurm.Step]:
+    return slurm.steps(job, arguments)
+
+
+def test_chain_gives_each_recipe_its_own() -> None:
+    job = Job(
+        chain=["pretrain", "convert"],
+        gpus_per_node=4,
+        time="2-0",
+        account="team",
+        options="--exclude=n3 --comment='a b'",
+    )
+    words = [
+        "--config-dir",
+        str(ROOT / "conf"),
+        *SMALL,
+        "convert:direction=to_hf",
+        "convert:hf=a:b",
+        "convert:checkpoint=c",
+    ]
+    first, second = chain(job, *words, "parallel.tp=4")
+    assert first.arguments == [*words[:2], *SMALL, "parallel.tp=4"]
+    assert second.arguments == [*words[:2], "direction=to_hf", "hf=a:b", "checkpoint=c"] and second.run.hf == "a:b"
+    assert slurm.sbatch(first, job) == [
+        "sbatch", "--parsable", "--job-name=x", "--nodes=1", "--gpus-per-node=4", "--account=team", "--time=2-0",
+        "--output=runs/x/logs/%j.out", "--exclude=n3", "--comment=a b",
+        str(ROOT / "slurm/pretrain.sh"), *first.arguments,
+    ]  # fmt: skip
+    after = slurm.sbatch(second, job, "17")
+    assert "--dependency=afterok:17" in after and "--kill-on-invalid-dep=yes" in after
+    assert "--nodes=1" in after and not any("gpus" in word for word in after)
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments", "said"),
+    [
+        ({}, [], "submit.recipe=null: give recipe=R"),
+        ({"chain": ["pretrain", "bake"]}, SMALL, "submit.chain=pretrain,bake"),
+        ({"chain": ["pretrain", "pretrain"]}, SMALL, "submit.chain=pretrain,pretrain"),
+        ({"recipe": "pretrain", "chain": ["convert"]}, SMALL, "submit.chain=convert"),
+        ({"recipe": "pretrain"}, [*SMALL, "convert:hf=x"], "convert:hf=x: convert is not a part"),
+    ],
+)
+def test_impossible_chains(job: dict[str, Any], arguments: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        chain(Job(**job), *arguments)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "job", "nodes", "processes"),
+    [
+        ([], {}, 1, 8),  # one per GPU
+        ([], {"gpus_per_node": 0}, 1, 1),
+        (["cluster.processes_per_node=2"], {"nodes": 3}, 3, 2),
+        (["parallel.tp=8", "parallel.pp=2"], {}, 2, 8),
+        (["parallel.dp=5", "cluster.processes_per_node=4"], {}, 2, 4),
+    ],
+)
+def test_nodes_follow_the_layout(overrides: list[str], job: dict[str, Any], nodes: int, processes: int) -> None:
+    run, asked = pretrain("model=tiny", "schedule=demo", *overrides), Job(**job)
+    assert (slurm.nodes(run, asked), slurm.processes_per_node(run, asked)) == (nodes, processes)
+
+
+# --- the command ---
+
+
+def test_dry_run_prints_all_and_submits_nothing(command: Command) -> None:
+    result = command("-m", "recipes.submit", "recipe=pretrain", "dry_run=true", *SMALL, check=True)
+    assert "sbatch --parsable --job-name=x --nodes=1 --gpus-per-node=8" in result.stdout
+    assert "# pretrain: 8 GPUs, 459K tokens," in result.stdout
+    assert "folder: runs/x\n" in result.stdout and "zero: 1\n" in result.stdout
+    assert not (ROOT / "runs/x").exists()
+
+
+def test_chain_in_a_dry_run_is_checked_as_a_whole(command: Command) -> None:
+    words = ["submit.chain=[pretrain,convert]", "submit.dry_run=true", *SMALL, "convert:hf=x"]
+    result = command("-m", "recipes.submit", *words)
+    assert result.returncode == 2 and result.stdout == ""
+    assert "python -m recipes.convert: 2 problems" in result.stderr and "direction: is required" in result.stderr
+
+
+def test_impossible_layout_is_refused(command: Command) -> None:
+    result = command("-m", "recipes.submit", "recipe=pretrain", *SMALL, "submit.nodes=1", "parallel.tp=16")
+    assert result.returncode == 2 and result.stdout == ""
+    assert "does not divide" in result.stderr and "nearest layout that works with 8 process(es)" in result.stderr
+
+
+def test_a_typo_of_either_side_is_named(command: Command) -> None:
+    result = command("-m", "recipes.submit", "recipe=pretrain", "submit.node=3", *SMALL)
+    assert result.returncode == 2 and "did you mean submit.nodes?" in result.stderr
+    result = command("-m", "recipes.submit", "recipe=pretrain", "modle=8b", *SMALL)
+    assert result.returncode == 2 and "did you mean model" in result.stderr
+    result = command("-m", "recipes.submit")
+    assert result.returncode == 1 and result.stderr.startswith("python -m recipes.submit: submit.recipe=null")
