@@ -80,6 +80,7 @@ def main(plan: str, output: str) -> None:
             results[step["name"]] = {"error": str(error)}
     if dist.get_rank() == 0:
         Path(output).write_text(json.dumps(results))
+    mesh.close()  # a process that leaves while gloo's threads run may abort
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ def main(output: str) -> None:
             print(f"{case.name}: {time.perf_counter() - begin:.1f} s", flush=True)
     if dist.get_rank() == 0:
         Path(output).write_text(json.dumps(results))
+    mesh.close()  # a process that leaves while gloo's threads run may abort
 
 
 if __name__ == "__main__":
