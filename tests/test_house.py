@@ -13,7 +13,7 @@ from tests.conftest import ROOT, Command
 
 SOURCES = sorted([*ROOT.glob("llama31/**/*.py"), *ROOT.glob("recipes/**/*.py")])
 TORCH_FREE = ("config", "shapes", "schedule", "tokenizer", "metrics", "views", "layout", "validate", "data")
-TORCH_FREE += ("simulate", "slurm")
+TORCH_FREE += ("simulate", "slurm", "report")
 # When an API moves, one file changes. A folder owns for the files in it.
 OWNERS = {
     "hydra": ("llama31/command.py",),
@@ -28,7 +28,7 @@ OWNERS = {
     "datasets": ("llama31/data/",),
     "pyarrow": ("llama31/data/",),
     "wandb": ("llama31/views.py",),
-    "matplotlib": ("llama31/metrics.py",),
+    "matplotlib": ("llama31/metrics.py", "llama31/report.py"),
     "safetensors": ("llama31/hf.py",),
 }
 # The benchmark runs the peers it compares with, each in its own process.
@@ -87,7 +87,7 @@ def test_recipes_import_torch_inside_main() -> None:
 @pytest.mark.parametrize("module", TORCH_FREE)
 def test_torch_free_modules_stay_free(module: str, command: Command) -> None:
     files = ROOT / "llama31" / module
-    inner = [f"llama31.data.{path.stem}" for path in sorted(files.glob("*.py")) if path.stem != "__init__"]
+    inner = [f"llama31.{module}.{path.stem}" for path in sorted(files.glob("*.py")) if path.stem != "__init__"]
     names = ", ".join([f"llama31.{module}", *inner])
     heavy = "{'torch', 'megatron', 'deepspeed', 'transformers', 'matplotlib', 'datasets'}"
     result = command("-c", f"import {names}, sys; print(sorted({heavy} & set(sys.modules)))", check=True, timeout_s=60)

@@ -172,7 +172,8 @@ def test_metas_files(done: tuple[Path, dict[str, str]]) -> None:
 def test_links_and_paths_of_the_readme_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
-    known = {path.stem for path in (ROOT / "llama31").glob("*.py")} | {"data/"}
+    known = {path.stem for path in (ROOT / "llama31").glob("*.py")}
+    known |= {f"{path.parent.name}/" for path in (ROOT / "llama31").glob("*/__init__.py")}
     rows = README.split("| module | |\n")[1].split("\n\n")[0]
     named = {name for row in rows.splitlines()[1:] for name in re.findall(r"`([\w/]+)`", row.split("|")[1])}
     assert named == known - {"__init__"}

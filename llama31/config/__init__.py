@@ -1,0 +1,107 @@
+"""Every key that a run may set.
+
+The dataclasses in this folder are the schema: defaults and bounds live here alone, YAML under `conf/` states only what
+differs, and `load` is the only door from Hydra to the rest of the code. Units stand in names: `_tokens`, `_s`,
+`_bytes`. What keys must satisfy together is in `validate.py` and `layout.py`.
+
+A new recipe is one dataclass in `recipes.py`, one `conf/<recipe>.yaml` and one file in `recipes/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from llama31.config.keys import MISSING, MOST_TOKENS, ConfigError, Issue, RunError, key
+from llama31.config.recipes import (
+    Benchmark,
+    Convert,
+    Evaluate,
+    Job,
+    Pack,
+    Pretrain,
+    Report,
+    Simulate,
+    Submit,
+)
+from llama31.config.sections import (
+    Checkpoint,
+    Cluster,
+    Data,
+    Guard,
+    Log,
+    Model,
+    Optimizer,
+    Parallel,
+    Precision,
+    Preflight,
+    Profile,
+    Ramp,
+    Schedule,
+    Source,
+    Tokenizer,
+    Validation,
+)
+
+T = TypeVar("T")
+
+__all__ = [
+    "MISSING",
+    "MOST_TOKENS",
+    "Benchmark",
+    "Checkpoint",
+    "Cluster",
+    "ConfigError",
+    "Convert",
+    "Data",
+    "Evaluate",
+    "Guard",
+    "Issue",
+    "Job",
+    "Log",
+    "Model",
+    "Optimizer",
+    "Pack",
+    "Parallel",
+    "Precision",
+    "Preflight",
+    "Pretrain",
+    "Profile",
+    "Ramp",
+    "Report",
+    "RunError",
+    "Schedule",
+    "Simulate",
+    "Source",
+    "Submit",
+    "Tokenizer",
+    "Validation",
+    "key",
+    "load",
+    "to_yaml",
+]
+
+
+def load(
+    schema: type[T],
+    config_name: str,
+    argv: Sequence[str] | None = None,
+    world_size: Callable[[T], int] | None = None,
+) -> T:
+    """Compose, check and return the config of one recipe: the only door from Hydra. Torch is not imported.
+
+    `schema` is the recipe's dataclass, `config_name` its root file in `conf/`, `argv` the arguments (default: those
+    of the process): Hydra overrides (`model=8b parallel.tp=2`), `--config-name`, `--config-dir`, `--help`, `--cfg`.
+    `world_size` says for how many processes the layout is judged (default: those of torchrun, or one).
+    Raises SystemExit: status 0 after `--help` and `--cfg`, 2 after printing all problems of the config at once.
+    """
+    from llama31 import command  # it needs this schema, so this module cannot import it first
+
+    return command.load(schema, config_name, argv, world_size)
+
+
+def to_yaml(run: Any) -> str:
+    """A config as YAML, every key written out."""
+    from llama31 import command
+
+    return command.to_yaml(run)

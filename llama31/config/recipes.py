@@ -1,0 +1,190 @@
+"""The configs of the recipes, each of which is sections and keys of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from llama31.config.keys import MISSING, key
+from llama31.config.sections import (
+    Checkpoint,
+    Cluster,
+    Data,
+    Guard,
+    Log,
+    Model,
+    Optimizer,
+    Parallel,
+    Precision,
+    Preflight,
+    Profile,
+    Schedule,
+    Tokenizer,
+    Validation,
+)
+
+
+@dataclass
+class Pretrain:
+    """Keys of `recipes.pretrain`: train on the next token."""
+
+    name: str = key(MISSING, "name of the run")
+    folder: str = key("runs/${name}", "run folder: config, metrics, checkpoints")
+    seed: int = key(1234, "seed of the initial weights", low=0)
+    resume: str = key("auto", "auto (newest complete checkpoint of the folder), none, or a checkpoint folder")
+    init_from: str | None = key(None, "checkpoint folder whose weights start the run, with a fresh optimizer")
+    stop_after_steps: int | None = key(None, "end this process after so many steps, with a checkpoint", low=1)
+    model: Model = field(default_factory=Model)
+    parallel: Parallel = field(default_factory=Parallel)
+    precision: Precision = field(default_factory=Precision)
+    schedule: Schedule = field(default_factory=Schedule)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    data: Data = field(default_factory=Data)
+    tokenizer: Tokenizer = field(default_factory=Tokenizer)
+    cluster: Cluster = field(default_factory=Cluster)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    validation: Validation = field(default_factory=Validation)
+    guard: Guard = field(default_factory=Guard)
+    preflight: Preflight = field(default_factory=Preflight)
+    log: Log = field(default_factory=Log)
+    profile: Profile = field(default_factory=Profile)
+
+
+@dataclass
+class Pack:
+    """Keys of `recipes.pack`: text -> tokens on disk."""
+
+    overwrite: bool = key(False, "replace a packed source that is already there")
+    data: Data = field(default_factory=Data)
+    tokenizer: Tokenizer = field(default_factory=Tokenizer)
+
+
+@dataclass
+class Convert:
+    """Keys of `recipes.convert`: Hugging Face (or Meta) weights to a checkpoint and back."""
+
+    direction: str = key(MISSING, "which way to convert", choices=("from_hf", "to_hf", "from_meta"))
+    hf: str = key(MISSING, "Hugging Face folder (from_meta: Meta's folder)")
+    checkpoint: str = key(MISSING, "checkpoint folder, or a run folder whose newest checkpoint is meant")
+    dtype: str = key("bf16", "number format of the written weights", choices=("bf16", "fp32"))
+    max_shard_bytes: int = key(5_000_000_000, "largest safetensors file", low=1)
+    tokenizer: str | None = key(None, "tokenizer folder to export; null: the one that the run used")
+    overwrite: bool = key(False, "replace what stands at the target")
+
+
+@dataclass
+class Evaluate:
+    """Keys of `recipes.evaluate`: perplexity on packed text, and continuations of prompts."""
+
+    checkpoint: str = key(MISSING, "checkpoint folder, or a run folder whose newest checkpoint is meant")
+    split: str = key("heldout", "split of the packed data", choices=("heldout", "train"))
+    tokens: int = key(131072, "tokens per source", low=1)
+    sequence_length: int | None = key(None, "tokens per row; null: that of the end of training", low=1)
+    prompts: list[str] = key([], "texts to continue")
+    max_new_tokens: int = key(64, "tokens to generate per prompt", low=1)
+    temperature: float = key(0.0, "0: greedy; otherwise sampling", low=0)
+    top_p: float = key(1.0, "nucleus for sampling", above=0, high=1)
+    seed: int = key(1234, "seed of the sampling", low=0)
+    output: str | None = key(None, "file to write the results to as JSON; null: only printed")
+    parallel: Parallel = field(default_factory=Parallel)
+    precision: Precision = field(default_factory=Precision)
+    data: Data = field(default_factory=Data)
+    tokenizer: Tokenizer = field(default_factory=Tokenizer)
+    cluster: Cluster = field(default_factory=Cluster)
+
+
+@dataclass
+class Benchmark:
+    """Keys of `recipes.benchmark`: ours against its peers, and what a user waits for."""
+
+    parts: list[str] = key(["train", "pack", "convert", "start"], "what to measure: train, pack, convert, start")
+    cases: list[str] = key(
+        [
+            "ours-own-fp32",
+            "trainer-eager-fp32",
+            "trainer-sdpa-fp32",
+            "loop-eager-fp32",
+            "loop-sdpa-fp32",
+            "ours-own-mixed",
+            "trainer-eager-mixed",
+            "trainer-sdpa-mixed",
+            "loop-eager-mixed",
+            "loop-sdpa-mixed",
+            "trainer-sdpa-bf16",
+            "loop-sdpa-bf16",
+        ],
+        "TRAINER-ATTENTION-PRECISION; bf16 peers hold all state in BF16, mixed ones FP32 masters as ours does",
+    )
+    repeats: int = key(3, "runs of each case, interleaved, each in a process of its own", low=1)
+    steps: int = key(4, "measured optimizer steps per run", low=1)
+    warmup_steps: int = key(1, "steps before them", low=1)
+    sequence_length: int = key(512, "tokens per sequence", low=1)
+    rows: int = key(4, "sequences per step", low=1)
+    micro_batch: int = key(2, "sequences per micro-batch", low=1)
+    timeout_s: int = key(600, "seconds after which one run has failed", low=1)
+    llama3_tokenizer: str | None = key(
+        None, "Meta's tokenizer.model; null: the one that the package llama-models holds"
+    )
+    output: str | None = key(None, "file to write the tables to, as Markdown; null: only printed")
+    model: Model = field(default_factory=Model)
+
+
+@dataclass
+class Simulate:
+    """Keys of `recipes.simulate`: what failures cost a long run. The report states none of the times; they are ours."""
+
+    gpus: int = key(16384, "GPUs of the run", low=1)
+    days: float = key(54.0, "days that it lasts", above=0)
+    failure_factor: float = key(1.0, "failures per GPU and day, relative to the report's", above=0)
+    planned_factor: float = key(1.0, "planned interruptions per day, relative to the report's", low=0)
+    checkpoint_every_s: float | None = key(None, "training between checkpoints; null: Young/Daly's optimum", above=0)
+    checkpoint_stall_s: float = key(5.0, "time that one checkpoint stops training", above=0)
+    checkpoint_write_s: float = key(60.0, "time from the stall's end until that checkpoint is safe", low=0)
+    detect_s: float = key(30.0, "until all have stopped, where a process dies or reports an error", low=0)
+    hang_detect_s: float = key(600.0, "the same where a rank hangs: PyTorch's time-out of a collective", low=0)
+    silent_detect_s: float = key(3600.0, "the same where results are wrong in silence", low=0)
+    restart_s: float = key(300.0, "from all stopped to the next step: queue, start, load", low=0)
+    planned_s: float = key(600.0, "planned interruption, from its checkpoint to the restart", low=0)
+    spare_nodes: int | None = key(None, "nodes that stand by; null: always one more", low=0)
+    repair_hours: float = key(24.0, "hours until a failed node stands by again", low=0)
+    replications: int = key(100, "simulated runs", low=5)
+    seed: int = key(1234, "seed of the failures", low=0)
+    goal: float = key(0.97, "effective training time that `table` asks for", above=0, high=1)
+    table: bool = key(False, "print the effective time for every combination of the three lists that follow")
+    table_stalls_s: list[float] = key([1.0, 5.0, 30.0], "values of checkpoint_stall_s in that table")
+    table_detects_s: list[float] = key([10.0, 60.0, 300.0], "values of detect_s in that table")
+    table_restarts_s: list[float] = key([60.0, 120.0, 300.0, 600.0], "values of restart_s in that table")
+    output: str | None = key(None, "PNG file for bars of the lost time; null: only printed")
+
+
+@dataclass
+class Report:
+    """Keys of `recipes.report`: one HTML page of one or several run folders."""
+
+    runs: list[str] = key([], "run folders; several are compared: 'runs=[runs/a,runs/b]'")
+    output: str | None = key(None, "HTML file to write; null: report.html in the first run folder")
+
+
+@dataclass
+class Job:
+    """What `recipes.submit` asks of Slurm."""
+
+    recipe: str | None = key(
+        None, "recipe to run; the other arguments are its own", choices=("pretrain", "evaluate", "convert")
+    )
+    chain: list[str] = key([], "instead: recipes as dependent jobs; RECIPE:KEY=VALUE reaches a later one")
+    nodes: int | None = key(None, "nodes; null: as many as the layout asks for", low=1)
+    gpus_per_node: int = key(8, "GPUs to ask for on each node; 0 on a cluster without", low=0)
+    partition: str | None = key(None, "partition; null: Slurm's default")
+    account: str | None = key(None, "account that pays; null: Slurm's default")
+    time: str | None = key(None, "time limit as sbatch reads it, such as 2-00:00:00; null: the script's")
+    options: str = key("", "further options of sbatch: 'submit.options=--exclude=n3 --qos=high'")
+    mfu: float = key(0.4, "share of the peak that the printed bill assumes", above=0, high=1)
+    dry_run: bool = key(False, "print command, bill and config of every job, and submit none")
+    facts: bool = key(False, "print what slurm/launch.sh has to know, and submit none")
+
+
+@dataclass
+class Submit:
+    """Keys of `recipes.submit`: a recipe, or a chain of them, to Slurm."""
+
+    submit: Job = field(default_factory=Job)
