@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from llama31 import checkpoint, config, evaluate, mesh, metrics, model, runs, schedule, state, tokenizer
+from llama31 import checkpoint, config, evaluate, mesh, metrics, model, plots, runs, schedule, state, tokenizer
 from llama31.data.batches import Batches, Heldout, check_tokenizer, check_vocabulary, rank_rows
 from llama31.data.prefetch import Prefetcher
 from llama31.engine import Engine, StepResult
@@ -99,7 +99,7 @@ def fit(run: config.Pretrain, objective: Objective = next_token) -> Path:
             profiler()
             phases.pop()
     if this.main and this.step > this.start.step:
-        print(f"loss curve: {metrics.draw_loss_curve(run.folder, run.model.vocab_size)}", flush=True)
+        print(f"loss curve: {plots.draw_loss_curve(run.folder, run.model.vocab_size)}", flush=True)
     assert saved is not None
     return saved
 

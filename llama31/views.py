@@ -110,6 +110,8 @@ class Progress:
 
     def write(self, line: Line) -> None:
         """Show one line of the record: training moves the bar, everything else is said above it."""
+        if line["kind"] == "start":
+            return
         if line["kind"] != "train":
             self._say(_sentence(line))
         elif self._bar is not None:

@@ -8,7 +8,7 @@ from recipes import start
 
 def main(run: config.Simulate) -> None:
     """Simulate `run`, print the tables, and draw them where `output` says."""
-    from llama31 import metrics, simulate
+    from llama31 import plots, simulate
 
     simulate.check(run)
     histories = simulate.simulate(run)
@@ -25,7 +25,7 @@ def main(run: config.Simulate) -> None:
             "gained by halving one knob": {name: 100 * gain.value for name, gain in gains.items()},
         }
         title = f"{run.gpus:,} GPUs, {run.days:g} days: {simulate.effective(histories).percent()} effective"
-        print(f"drawn to {metrics.draw_bars(run.output, title, panels, '% of the run')}")
+        print(f"drawn to {plots.draw_bars(run.output, title, panels, '% of the run')}")
 
 
 if __name__ == "__main__":

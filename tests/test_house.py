@@ -13,7 +13,7 @@ from tests.conftest import ROOT, Command
 
 SOURCES = sorted([*ROOT.glob("llama31/**/*.py"), *ROOT.glob("recipes/**/*.py")])
 TORCH_FREE = ("config", "shapes", "schedule", "tokenizer", "metrics", "views", "layout", "validate", "data")
-TORCH_FREE += ("simulate", "slurm", "report")
+TORCH_FREE += ("simulate", "slurm", "report", "plots")
 # When an API moves, one file changes. A folder owns for the files in it.
 OWNERS = {
     "hydra": ("llama31/command.py",),
@@ -28,7 +28,7 @@ OWNERS = {
     "datasets": ("llama31/data/",),
     "pyarrow": ("llama31/data/",),
     "wandb": ("llama31/views.py",),
-    "matplotlib": ("llama31/metrics.py", "llama31/report.py"),
+    "matplotlib": ("llama31/plots.py", "llama31/report"),
     "safetensors": ("llama31/hf.py",),
 }
 # The benchmark runs the peers it compares with, each in its own process.

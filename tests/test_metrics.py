@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llama31 import config, metrics, shapes, views
+from llama31 import config, metrics, plots, shapes, views
 
 MODEL = config.Model(name="t", layers=2, hidden_size=64, ffn_hidden_size=128, heads=4, kv_heads=2, vocab_size=512)
 QUIET = config.Log(progress=False)
@@ -31,8 +31,13 @@ class Clock:
         return self.now_s
 
 
-def record(folder: Path, steps: range, resumed_step: int = 0) -> None:
-    with metrics.open_run(folder, QUIET, name="t", total_tokens=1000, resumed_step=resumed_step) as run:
+FIRST = Path("attempts/0000") / metrics.RECORD
+
+
+def record(folder: Path, steps: range, resumed_step: int = 0, attempt: int = 0) -> None:
+    with metrics.open_run(
+        folder, QUIET, name="t", total_tokens=1000, attempt=attempt, resumed_step=resumed_step
+    ) as run:
         for step in steps:
             run.write("train", step=step, tokens=step * 10, loss=6.0 - step / 10 + resumed_step, lr=1e-3)
 
@@ -40,10 +45,11 @@ def record(folder: Path, steps: range, resumed_step: int = 0) -> None:
 def test_lines_are_read_as_written_and_at_once(tmp_path: Path) -> None:
     run = metrics.open_run(tmp_path, QUIET, name="t", total_tokens=1000)
     run.write("train", step=1, tokens=10, loss=1 / 3, losses={"a": 0.25})
-    (line,) = metrics.read(tmp_path)  # before close: a killed run has lost nothing
+    start, line = metrics.read(tmp_path)  # before close: a killed run has lost nothing
     run.close()
     assert line["loss"] == 1 / 3 and line["losses"] == {"a": 0.25}
     assert (line["kind"], line["step"], line["tokens"]) == ("train", 1, 10)
+    assert (start["kind"], start["step"], start["tokens"]) == ("start", 0, 0)
 
 
 def test_unknown_kind_is_refused(tmp_path: Path) -> None:
@@ -60,31 +66,71 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def steps_of(folder: Path) -> list[int]:
+    return [line["step"] for line in metrics.read(folder) if line["kind"] == "train"]
+
+
 def test_resume_shows_each_step_once_and_keeps_what_it_replaced(tmp_path: Path) -> None:
     record(tmp_path, range(1, 8))
-    record(tmp_path, range(5, 9), resumed_step=4)
-    lines = metrics.read(tmp_path)
+    record(tmp_path, range(5, 9), resumed_step=4, attempt=1)
+    lines = [line for line in metrics.read(tmp_path) if line["kind"] == "train"]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert lines[4]["loss"] == pytest.approx(6.0 - 0.5 + 4)  # step 5 is that of the second attempt
-    assert [line["step"] for line in metrics.read(tmp_path / metrics.REPLACED)] == [5, 6, 7]
+    first, second = metrics.attempts(tmp_path)
+    assert [line["step"] for line in first.lines[1:]] == [1, 2, 3, 4, 5, 6, 7]
+    assert (second.number, second.lines[0]["step"]) == (1, 4)
+
+
+def test_what_an_attempt_writes_after_a_newer_one_began_is_left_out(tmp_path: Path) -> None:
+    """A node that was cut off goes on alone, and its attempt records steps that nobody will ever stand on."""
+    record(tmp_path, range(1, 6))
+    record(tmp_path, range(5, 7), resumed_step=4, attempt=1)
+    cut_off = metrics._Record(tmp_path / "attempts/0000")
+    for step in (6, 7, 8):
+        cut_off.write({"kind": "train", "step": step, "tokens": 10 * step, "loss": -1.0})
+    cut_off.write({"kind": "event", "step": 8, "tokens": 80, "event": "stop"})
+    cut_off.close()
+    assert steps_of(tmp_path) == [1, 2, 3, 4, 5, 6]
+    assert all(line.get("loss") != -1.0 for line in metrics.read(tmp_path))
+    assert [line["event"] for line in metrics.read(tmp_path) if line["kind"] == "event"] == ["stop"]
+
+
+def test_rollback_takes_its_steps_out_of_the_curve(tmp_path: Path) -> None:
+    with metrics.open_run(tmp_path, QUIET, name="t", total_tokens=1000) as run:
+        for step in (1, 2, 3):
+            run.write("train", step=step, tokens=10 * step, loss=float(step))
+        run.write("rollback", step=1, tokens=10, reason="spike")
+        run.write("train", step=2, tokens=20, loss=0.5)
+    assert [(line["step"], line["loss"]) for line in metrics.read(tmp_path) if line["kind"] == "train"] == [
+        (1, 1.0),
+        (2, 0.5),
+    ]
 
 
 def test_torn_last_line_is_left_out_and_not_continued(tmp_path: Path) -> None:
     record(tmp_path, range(1, 4))
-    path = tmp_path / metrics.RECORD
+    path = tmp_path / FIRST
     path.write_text(path.read_text() + '{"kind": "train", "st')
-    assert [line["step"] for line in metrics.read(tmp_path)] == [1, 2, 3]
-    record(tmp_path, range(4, 6), resumed_step=3)
-    assert [line["step"] for line in metrics.read(tmp_path)] == [1, 2, 3, 4, 5]
+    assert steps_of(tmp_path) == [1, 2, 3]
+    record(tmp_path, range(4, 6), resumed_step=3, attempt=1)
+    assert steps_of(tmp_path) == [1, 2, 3, 4, 5]
+
+
+def test_folder_without_attempts_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no attempt of a run"):
+        metrics.read(tmp_path)
+    (tmp_path / "attempts/0000").mkdir(parents=True)
+    (attempt,) = metrics.attempts(tmp_path)  # one that got no further than its number
+    assert (attempt.info, attempt.lines, attempt.end) == ({}, [], None)
 
 
 def test_damage_in_the_middle_is_named(tmp_path: Path) -> None:
     record(tmp_path, range(1, 4))
-    path = tmp_path / metrics.RECORD
+    path = tmp_path / FIRST
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], lines[1][:20], lines[2], ""]))
     with pytest.raises(ValueError, match=r"metrics.jsonl:2 is not JSON"):
-        metrics.read(path)
+        metrics.read_file(path)
 
 
 def test_nan_keeps_the_record_valid_json(tmp_path: Path) -> None:
@@ -94,7 +140,7 @@ def test_nan_keeps_the_record_valid_json(tmp_path: Path) -> None:
     def refuse(constant: str) -> float:
         raise AssertionError(constant)
 
-    line = json.loads((tmp_path / metrics.RECORD).read_text(), parse_constant=refuse)
+    line = json.loads((tmp_path / FIRST).read_text().splitlines()[1], parse_constant=refuse)
     assert line["loss"] == "nan" and line["by_source"] == {"a": "inf"}
 
 
@@ -104,7 +150,7 @@ def test_wandb_without_its_package_names_the_remedy(tmp_path: Path) -> None:
     except ImportError:
         with pytest.raises(ValueError, match="pip install wandb"):
             metrics.open_run(tmp_path, config.Log(wandb=True, progress=False), name="t", total_tokens=1)
-        assert not (tmp_path / metrics.RECORD).exists()
+        assert not (tmp_path / FIRST).exists()
     else:
         pytest.skip("wandb is installed here")
 
@@ -201,24 +247,24 @@ def test_loss_curve_is_a_picture_of_the_record(tmp_path: Path, monkeypatch: pyte
         run.write("train", step=101, tokens=10100, loss=math.nan, lr=1e-3)
         run.write("validation", step=100, tokens=10000, loss=4.5)
     drawn: dict[str, object] = {}
-    monkeypatch.setattr(metrics, "_draw_losses", lambda _axes, *given: drawn.update(given=given))
-    path = metrics.draw_loss_curve(tmp_path, vocab_size=512)
+    monkeypatch.setattr(plots, "_draw_losses", lambda _axes, *given: drawn.update(given=given))
+    path = plots.draw_loss_curve(tmp_path, vocab_size=512)
     header = path.read_bytes()[:24]
     assert header[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", header[16:]) == (1350, 900)
     train, validation, vocab_size = drawn["given"]  # type: ignore[misc]
     assert (len(train), validation, vocab_size) == (100, [(10000, 4.5)], 512)
-    assert [path.name for path in tmp_path.iterdir() if "png" in path.name] == [metrics.CURVE]
+    assert [path.name for path in tmp_path.iterdir() if "png" in path.name] == [plots.CURVE]
 
 
 def test_smoothing_neither_lags_nor_leads() -> None:
-    line = metrics._smoothed([(x, 2.0 * x) for x in range(1000)])
+    line = plots._smoothed([(x, 2.0 * x) for x in range(1000)])
     assert all(y == pytest.approx(2 * x) for x, y in line[20:-20])
-    noise = metrics._smoothed([(x, 5.0 + (-1) ** x) for x in range(1000)])
+    noise = plots._smoothed([(x, 5.0 + (-1) ** x) for x in range(1000)])
     assert max(abs(y - 5) for _, y in noise) < 0.1
-    assert metrics._smoothed([(7, 1.5)]) == [(7, 1.5)]
+    assert plots._smoothed([(7, 1.5)]) == [(7, 1.5)]
 
 
 def test_curve_without_a_step_says_so(tmp_path: Path) -> None:
     record(tmp_path, range(0))
     with pytest.raises(ValueError, match="before the first step"):
-        metrics.draw_loss_curve(tmp_path)
+        plots.draw_loss_curve(tmp_path)

@@ -115,7 +115,7 @@ def test_own_text_and_size(done: tuple[Path, dict[str, str]]) -> None:
         x.name for x in (folder / "data/mine/mine").iterdir()
     }
     small = folder / "runs/small"
-    for name in ("config.yaml", "metrics.jsonl", "loss.png", "tokenizer", "checkpoints"):
+    for name in ("config.yaml", "attempts/0000/metrics.jsonl", "loss.png", "tokenizer", "checkpoints"):
         assert (small / name).exists(), name
     assert sorted(losses(small)) == list(range(1, 9))
     assert losses(small)[1] == pytest.approx(math.log(1024), abs=0.2) and losses(small)[8] < losses(small)[1] - 0.2

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llama31 import metrics, simulate
+from llama31 import plots, simulate
 from llama31.config import Simulate
 from llama31.simulate import CAUSES, DAY_S, PLANNED
 from tests.conftest import Command
@@ -247,7 +247,7 @@ def test_goal_table_marks_what_reaches_the_goal() -> None:
 
 def test_picture(tmp_path: Path) -> None:
     panels = {"one": {"long name of a bar": 2.0, "b": 0.5}, "two": {"c": 1.0}}
-    path = metrics.draw_bars(tmp_path / "lost.png", "title", panels, "% of the run")
+    path = plots.draw_bars(tmp_path / "lost.png", "title", panels, "% of the run")
     assert path.read_bytes().startswith(b"\x89PNG") and list(tmp_path.iterdir()) == [path]
 
 

@@ -1,0 +1,117 @@
+"""Pictures of a run's record and of tables: the one owner of matplotlib, beside the report."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llama31 import metrics
+from llama31.views import Line
+
+CURVE = "loss.png"
+
+
+def draw_loss_curve(run_folder: str | Path, vocab_size: int | None = None) -> Path:
+    """Draw loss and learning rate over tokens to `loss.png` in the run folder, from its record.
+
+    `vocab_size` adds the line at ln V, where a model that has learnt nothing stands. Raises ValueError when no training
+    line is there.
+    """
+    folder = Path(run_folder)
+    lines = metrics.read(folder)
+    train = _numbers([line for line in lines if line["kind"] == "train"], "loss")
+    if not train:
+        raise ValueError(f"{folder} has no training step with a finite loss: nothing to draw before the first step")
+    import matplotlib  # half a second that only the end of a run pays
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (above, below) = pyplot.subplots(
+        2, 1, sharex=True, figsize=(9, 6), height_ratios=(4, 1), layout="constrained"
+    )
+    _draw_losses(above, train, _numbers([line for line in lines if line["kind"] == "validation"], "loss"), vocab_size)
+    above.set_title(folder.resolve().name, loc="left", fontweight="bold")
+    below.plot(*_columns(_numbers([line for line in lines if line["kind"] == "train"], "lr")), color="tab:gray")
+    below.set_ylabel("learning rate")
+    below.set_xlabel("tokens")
+    below.set_ylim(bottom=0)
+    below.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    below.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+    for axes in (above, below):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    draft = folder / f".{CURVE}"
+    figure.savefig(draft, dpi=150, format="png")
+    pyplot.close(figure)
+    return draft.replace(folder / CURVE)
+
+
+Points = list[tuple[int, float]]
+
+
+def _draw_losses(axes: Any, train: Points, validation: Points, vocab_size: int | None) -> None:
+    axes.plot(*_columns(train), color="tab:blue", alpha=0.3, linewidth=1, label="training")
+    smooth = _smoothed(train)
+    axes.plot(*_columns(smooth), color="tab:blue", linewidth=2, label=f"training, smoothed: {smooth[-1][1]:.3f}")
+    if validation:
+        label = f"held out: {validation[-1][1]:.3f}"
+        axes.plot(*_columns(validation), "o-", color="tab:orange", markersize=5, linewidth=1, label=label)
+    if vocab_size:
+        level = math.log(vocab_size)
+        axes.axhline(level, color="tab:gray", linestyle="--", linewidth=1, label=f"ln(vocabulary): {level:.3f}")
+    axes.set_ylabel("loss (nats per token)")
+    axes.legend(frameon=False)
+
+
+def _numbers(lines: list[Line], name: str) -> Points:
+    """(tokens, value) of the lines where `name` is a finite number."""
+    return [(line["tokens"], line[name]) for line in lines if isinstance(line.get(name), int | float)]
+
+
+def _columns(points: Points) -> tuple[list[int], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _smoothed(points: Points, span: float = 0.03) -> Points:
+    """Mean over a centred window of `span` of the points: a running mean would lag where the loss falls."""
+    half = max(1, round(span * len(points) / 2))
+    sums = [0.0, *itertools.accumulate(y for _, y in points)]
+    smooth: Points = []
+    for i, (x, _) in enumerate(points):
+        low, high = max(0, i - half), min(len(points), i + half + 1)
+        smooth.append((x, (sums[high] - sums[low]) / (high - low)))
+    return smooth
+
+
+def draw_bars(path: str | Path, title: str, panels: Mapping[str, Mapping[str, float]], unit: str) -> Path:
+    """Draw one panel of horizontal bars per entry of `panels`, in the order given, and return the PNG file.
+
+    A panel maps the names of its bars to their values in `unit`; its own name stands above it.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    path = Path(path)
+    height = 1.2 + 0.36 * max(len(bars) for bars in panels.values())
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(6 * len(panels), height), layout="constrained", squeeze=False
+    )
+    figure.suptitle(title, fontweight="bold")
+    for panel, (name, bars) in zip(axes[0], panels.items(), strict=True):
+        drawn = panel.barh(list(bars), list(bars.values()), color="tab:blue")
+        panel.bar_label(drawn, fmt="%.2f", padding=3)
+        panel.invert_yaxis()
+        panel.margins(x=0.15)
+        panel.set_title(name, loc="left", fontsize="medium")
+        panel.set_xlabel(unit)
+        panel.spines[["top", "right"]].set_visible(False)
+    draft = path.with_name(f".{path.name}.tmp")
+    figure.savefig(draft, dpi=150, format="png")
+    pyplot.close(figure)
+    return draft.replace(path)
