@@ -111,7 +111,7 @@ def _sections(run: Any) -> list[Issue]:
             found += _data(section, run)
         elif isinstance(section, Tokenizer):
             found += _tokenizer(section, getattr(run, "model", None))
-    return found + _empty(run) + _folders(run) + _output(run)
+    return found + _empty(run) + _output(run)
 
 
 def _model(model: Model) -> list[Issue]:
@@ -206,17 +206,6 @@ def _output(run: Any) -> list[Issue]:
     if not os.access(written, os.W_OK):
         return [Issue("output", output, f"{written} cannot be written", "give a file in another folder")]
     return []
-
-
-def _folders(run: Any) -> list[Issue]:
-    found = []
-    for name in ("resume", "init_from"):
-        value = getattr(run, name, None)
-        if value is None or (name == "resume" and value in ("auto", "none")) or Path(value).is_dir():
-            continue
-        remedy = "give auto, none or a checkpoint folder" if name == "resume" else "give a checkpoint or run folder"
-        found.append(Issue(name, value, "there is no such folder", remedy))
-    return found
 
 
 def _unsupported(run: Any) -> list[Issue]:

@@ -9,20 +9,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from llama31 import config
+from llama31 import config, inputs
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def start(main: Callable[[T], object], schema: type[T], config_name: str, argv: Sequence[str] | None = None) -> None:
-    """Load the config from the command line, or from `argv`, and run `main` with it.
+    """Load the config from the command line, or from `argv`, look for what it reads, and run `main` with it.
 
     What our own code refuses (ValueError, RunError) ends the process with its message alone; anything else keeps its
     traceback. Ranks other than the first say who they are.
     """
     run = config.load(schema, config_name, argv)
     try:
+        inputs.check(run)
         main(run)
     except (ValueError, config.RunError) as error:
         if not _is_ours(error):

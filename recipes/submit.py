@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 
-from llama31 import config, slurm
+from llama31 import config, inputs, slurm
 from recipes import start
 
 
@@ -16,6 +16,8 @@ def main(run: config.Submit) -> None:
     """Submit what `run` names, or print it. All of a chain is right before any of it is submitted."""
     job = run.submit
     steps = slurm.steps(job, slurm.split(sys.argv[1:])[1])
+    if not job.dry_run and "--dependency" not in job.options:
+        inputs.check(steps[0].run)  # what later ones read is not there yet
     if job.facts:
         print(slurm.facts(steps[0], job))
         return

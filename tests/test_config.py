@@ -324,8 +324,6 @@ def test_resolved_yaml_composes_to_itself(tmp_path: Path) -> None:
         (["tokenizer.vocab_size=9000"], "more ids than model.vocab_size=8192"),
         (["tokenizer.vocab_size=300"], "give at least 512"),
         (["tokenizer.vocab_size=null"], "tokenizer.vocab_size=null"),
-        (["resume=nowhere"], "resume=nowhere: there is no such folder"),
-        (["init_from=nowhere"], "init_from=nowhere: there is no such folder"),
         (["data.sources.docs.weight=0", "data.sources.python.weight=0"], "all weights are 0"),
         (["schedule.ramp=[{from_tokens: 0, batch_tokens: 512, sequence_length: 256}]"], "do not grow"),
         (

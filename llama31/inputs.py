@@ -1,0 +1,75 @@
+"""Whether the files are there that a run will read: packed text, tokenizer, checkpoints, weights to convert.
+
+No torch, so that a missing file is refused at once. Contents are judged by those who read them. Apart from
+`validate`, because a config may be checked where its files are not: a later job of a chain, a printed config.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llama31 import tokenizer
+from llama31.config import ConfigError, Convert, Data, Evaluate, Issue, Pretrain, Tokenizer
+from llama31.data import packed
+
+HOW_TO_PACK = "pack it first: python -m recipes.pack ..."
+
+
+def check(run: Any) -> None:
+    """Raise one ConfigError for all that `run` (the config of any recipe) will miss."""
+    found: list[Issue] = []
+    if isinstance(run, Pretrain):
+        found += _tokenizer(run.tokenizer) + _data(run.data)
+        given = {"resume": run.resume if run.resume not in ("auto", "none") else None, "init_from": run.init_from}
+        found += [issue for key, folder in given.items() if folder is not None for issue in _checkpoint(key, folder)]
+    elif isinstance(run, Evaluate):
+        found += _checkpoint("checkpoint", run.checkpoint) + _tokenizer(run.tokenizer) + _data(run.data)
+    elif isinstance(run, Convert):
+        found += _conversion(run)
+    if found:
+        raise ConfigError(found)
+
+
+def _data(data: Data) -> list[Issue]:
+    found = []
+    for name, source in data.sources.items():
+        folder = packed.folder_of(data, name)
+        if not (folder / "packed.json").is_file():
+            key, value = (f"data.sources.{name}.packed", source.packed) if source.packed else ("data.folder", data.folder)
+            found.append(Issue(key, value, f"there is no {folder}/packed.json", HOW_TO_PACK))
+    return found
+
+
+def _tokenizer(given: Tokenizer) -> list[Issue]:
+    path = tokenizer.tokenizer_file(given)
+    if path.is_file():
+        return []
+    remedy = "train it first with recipes.pack" if given.kind == "bpe" else "give the file or its folder"
+    return [Issue("tokenizer.path", given.path, f"there is no {path}", remedy)]
+
+
+def _checkpoint(key: str, folder: str) -> list[Issue]:
+    """A checkpoint folder, or a run folder with one."""
+    path = Path(folder)
+    remedy = "give a checkpoint folder (.../step-00000100) or a run folder"
+    manifests = ("checkpoint.json", "step-*/checkpoint.json", "checkpoints/*step-*/checkpoint.json")
+    if any(next(path.glob(pattern), None) for pattern in manifests) or next(path.parent.glob(f"{path.name}-a*"), None):
+        return []
+    if not path.is_dir():
+        return [Issue(key, folder, "there is no such folder", remedy)]
+    there = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
+    return [Issue(key, folder, f"it holds no complete checkpoint, but {there}", remedy)]
+
+
+def _conversion(run: Convert) -> list[Issue]:
+    if run.direction == "to_hf":
+        return _checkpoint("checkpoint", run.checkpoint)
+    folder, meta = Path(run.hf), run.direction == "from_meta"
+    wanted = ("params.json", "consolidated.*.pth") if meta else ("config.json", "*.safetensors")
+    missing = [pattern for pattern in wanted if next(folder.glob(pattern), None) is None]
+    if not missing:
+        return []
+    problem = f"it has no {' and no '.join(missing)}" if folder.is_dir() else "there is no such folder"
+    remedy = "give the folder of Meta's original weights" if meta else "give a Hugging Face folder with safetensors"
+    return [Issue("hf", run.hf, problem, remedy)]

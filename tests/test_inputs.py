@@ -1,0 +1,75 @@
+"""A missing file is named before torch is loaded, and what is there is taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llama31 import config, inputs
+from llama31.command import compose
+from tests.conftest import Command
+
+
+def made(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def problems(run: object) -> list[str]:
+    with pytest.raises(config.ConfigError) as caught:
+        inputs.check(run)
+    return [str(issue) for issue in caught.value.issues]
+
+
+def test_everything_that_a_run_will_miss_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = compose(config.Pretrain, "demo", ["data.folder=d", "tokenizer.path=d/tokenizer", "init_from=x"])
+    tokenizer, python, docs, start = problems(run)
+    assert tokenizer.startswith("tokenizer.path=d/tokenizer: there is no d/tokenizer/tokenizer.json; train it first")
+    assert "there is no d/docs/packed.json; pack it first" in docs and "there is no d/python/packed.json" in python
+    assert start == "init_from=x: there is no such folder; give a checkpoint folder (.../step-00000100) or a run folder"
+    made(tmp_path, "d/tokenizer/tokenizer.json", "d/docs/packed.json", "d/python/packed.json", "x/notes.txt")
+    assert problems(run) == [
+        "init_from=x: it holds no complete checkpoint, but notes.txt; "
+        "give a checkpoint folder (.../step-00000100) or a run folder"
+    ]
+    made(tmp_path, "x/checkpoints/step-00000003/checkpoint.json")
+    inputs.check(run)
+
+
+@pytest.mark.parametrize("place", ["x/checkpoint.json", "x/step-00000001/checkpoint.json", "x-a0002/checkpoint.json"])
+def test_checkpoints_are_found_where_they_may_be(place: str, tmp_path: Path) -> None:
+    run = config.Convert(direction="to_hf", hf="new", checkpoint=str(tmp_path / "x"))
+    assert "there is no such folder" in problems(run)[0]
+    made(tmp_path, place)
+    inputs.check(run)
+
+
+@pytest.mark.parametrize(
+    ("direction", "files"),
+    [("from_hf", ["config.json", "model-00001-of-00002.safetensors"]), ("from_meta", ["params.json", "consolidated.00.pth"])],
+)  # fmt: skip
+def test_weights_to_convert(direction: str, files: list[str], tmp_path: Path) -> None:
+    run = config.Convert(direction=direction, hf=str(tmp_path / "hf"), checkpoint="new")
+    assert f"hf={tmp_path / 'hf'}: there is no such folder" in problems(run)[0]
+    made(tmp_path / "hf", files[0])
+    assert ": it has no " in problems(run)[0]
+    made(tmp_path / "hf", files[1])
+    inputs.check(run)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pretrain", "--config-name", "demo", "data.folder=nowhere"], "there is no nowhere/docs/packed.json"),
+        (["pretrain", "--config-name", "demo", "tokenizer.path=nowhere"], "there is no nowhere/tokenizer.json"),
+        (["evaluate", "checkpoint=.", "tokenizer=demo", 'prompts=["x"]'], "checkpoint=.: it holds no complete"),
+        (["convert", "direction=to_hf", "hf=x", "checkpoint=nowhere"], "checkpoint=nowhere: there is no such folder"),
+    ],
+)
+def test_refused_before_torch(words: list[str], said: str, command: Command) -> None:
+    result = command("-X", "importtime", "-m", f"recipes.{words[0]}", *words[1:])
+    assert result.returncode and said in result.stderr and "Traceback" not in result.stderr
+    assert not [line for line in result.stderr.splitlines() if line.endswith((" torch", " deepspeed", " transformers"))]
