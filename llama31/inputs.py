@@ -36,8 +36,14 @@ def _data(data: Data) -> list[Issue]:
     for name, source in data.sources.items():
         folder = packed.folder_of(data, name)
         if not (folder / "packed.json").is_file():
-            key, value = (f"data.sources.{name}.packed", source.packed) if source.packed else ("data.folder", data.folder)
-            found.append(Issue(key, value, f"there is no {folder}/packed.json", HOW_TO_PACK))
+            own = (f"data.sources.{name}.packed", source.packed)
+            found.append(
+                Issue(
+                    *(own if source.packed else ("data.folder", data.folder)),
+                    f"there is no {folder}/packed.json",
+                    HOW_TO_PACK,
+                )
+            )
     return found
 
 

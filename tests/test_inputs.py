@@ -49,8 +49,8 @@ def test_checkpoints_are_found_where_they_may_be(place: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("direction", "files"),
-    [("from_hf", ["config.json", "model-00001-of-00002.safetensors"]), ("from_meta", ["params.json", "consolidated.00.pth"])],
-)  # fmt: skip
+    [("from_hf", ["config.json", "model.safetensors"]), ("from_meta", ["params.json", "consolidated.00.pth"])],
+)
 def test_weights_to_convert(direction: str, files: list[str], tmp_path: Path) -> None:
     run = config.Convert(direction=direction, hf=str(tmp_path / "hf"), checkpoint="new")
     assert f"hf={tmp_path / 'hf'}: there is no such folder" in problems(run)[0]
