@@ -8,6 +8,7 @@ and ranks are summed, never averaged, and every layout computes the same numbers
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -120,6 +121,7 @@ class Engine:
         self.reducer = zero.create(chunks, self.shards, optimizer, numbers, parallel.zero, grid)
         self.forward = Forward(chunks, grid)
         self.forward.called = self.reducer.forward_chunks
+        self.own_s = 0.0  # seconds of the last forward and backward passes, before waiting for other replicas
         self._norm = 0.0
 
     def accumulate(self, batches: Sequence[MicroBatch], objective: Objective = next_token) -> StepResult:
@@ -129,8 +131,12 @@ class Engine:
         """
         tokens = self.forward.count(batches)
         factor = self.reducer.loss_scale / max(tokens, 1)
+        begin = time.perf_counter()
         with _after_each_backward(self.reducer.after_backward()):
             loss = self.forward.run([batch.scaled(factor) for batch in batches], objective, forward_only=False)
+        if self.grid.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+        self.own_s = time.perf_counter() - begin
         self._norm = self.reducer.reduce()
         return StepResult(self.forward.agree(loss) / self.reducer.loss_scale, self._norm, tokens)
 

@@ -1,9 +1,14 @@
 """The run folder: all that is needed to know what ran, and where a run begins or goes on.
 
 runs/<name>/
-    config.yaml       the resolved config of the last attempt      attempts.jsonl   when, where, with what code
-    tokenizer/        in Hugging Face format, copied on export     decisions.jsonl  what was decided while running
-    metrics.jsonl     the record (metrics.py)                      checkpoints/     (checkpoint.py)
+    config.yaml      the resolved config of the last attempt      checkpoints/     (checkpoint.py)
+    tokenizer/       in Hugging Face format, copied on export     decisions.jsonl  what was decided while running
+    attempts/0000/   one folder for each start of the trainer:
+        attempt.json     when, where, from which checkpoint, with what code
+        metrics.jsonl    the record (metrics.py)
+        end.json         how it ended; absent where it died
+    stop             asks the trainer to save and stop            outcome.json     the last end.json
+    exclude_nodes    nodes that failed a check
 """
 
 from __future__ import annotations
@@ -14,17 +19,21 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeVar, cast
 
-from llama31 import checkpoint, config, schedule
+from llama31 import attempts, checkpoint, config, schedule
 from llama31.checkpoint import Meta
 from llama31.data.batches import Batches
 from llama31.data.mixture import Decision, Weights, from_record, to_record
+from llama31.manifest import rank_of
+from llama31.shards import on_all_ranks
 
+Result = TypeVar("Result")
 PACKAGES = ("torch", "megatron-core", "deepspeed", "transformer-engine", "transformers", "numpy", "hydra-core")
 
 
@@ -46,10 +55,11 @@ class Start:
 
 
 def find_start(run: config.Pretrain) -> Start:
-    """Where this run begins, by its keys `resume` and `init_from` and what its folder holds.
+    """Where this run begins, by its keys `resume` and `init_from` and what its folder holds. Collective.
 
-    Raises ValueError where a checkpoint is not usable, has another shape, or was trained on another schedule, and
-    where a fresh start would mix with the record of an older one.
+    The first rank looks, all share the reading of checksums. Raises ValueError where a checkpoint is not usable, has
+    another shape, or was trained on another schedule, and where a fresh start would mix with the record of an older
+    one.
     """
     start = _find_start(run)
     if start.tokens < run.parallel.from_tokens:
@@ -61,28 +71,54 @@ def find_start(run: config.Pretrain) -> Start:
 
 
 def _find_start(run: config.Pretrain) -> Start:
-    folder = Path(run.folder)
     found = None
     if run.resume == "auto":
-        found = checkpoint.newest(folder / "checkpoints")
+        found = newest_checkpoint(run)
     elif run.resume != "none":
-        found = checkpoint.resolve(run.resume)
+        found = _given(run, run.resume)
     if found is not None:
-        meta = checkpoint.read_meta(found)
+        meta = _first_rank(lambda: checkpoint.read_meta(found))
         checkpoint.check_model(meta, run.model)
         _check_schedule(run.schedule, meta)
         _check_seed(run.data, meta)
-        return Start(found, meta, int(meta.extra.get("updates", meta.step)))
-    if run.resume == "none" and (folder / "checkpoints").is_dir() and checkpoint.newest(folder / "checkpoints"):
+        return Start(found, meta, updates_of(meta))
+    if run.resume == "none" and _first_rank(lambda: checkpoint.newest(Path(run.folder) / "checkpoints")):
         raise ValueError(
-            f"resume=none: {folder} holds checkpoints of an earlier run, which a fresh start would replace; "
+            f"resume=none: {run.folder} holds checkpoints of an earlier run, which a fresh start would replace; "
             "give another name=, or resume=auto to go on"
         )
     if run.init_from is None:
         return Start()
-    source = checkpoint.resolve(run.init_from)
-    checkpoint.check_model(checkpoint.read_meta(source), run.model)
+    source = _given(run, run.init_from)
+    checkpoint.check_model(_first_rank(lambda: checkpoint.read_meta(source)), run.model)
     return Start(source)
+
+
+def newest_checkpoint(run: config.Pretrain, before: int | None = None) -> Path | None:
+    """The run's newest checkpoint, of at most `before` steps: with the right checksums where `checkpoint.verify` says
+    so, else with the right sizes. Collective."""
+    folder = Path(run.folder) / "checkpoints"
+    if run.checkpoint.verify:
+        return checkpoint.newest_intact(folder, before=before)
+    return _first_rank(lambda: checkpoint.newest(folder, before=before))
+
+
+def _given(run: config.Pretrain, path: str) -> Path:
+    """The checkpoint that a key names. ValueError where it is not as it was written."""
+    found = _first_rank(lambda: checkpoint.resolve(path))
+    if run.checkpoint.verify:
+        checkpoint.refuse_damaged(found)
+    return found
+
+
+def _first_rank(action: Callable[[], Result]) -> Result:
+    """What the first rank finds, on all ranks; what it raises, too."""
+    return cast(Result, on_all_ranks(None, lambda: action() if rank_of(None) == 0 else None)[0])
+
+
+def updates_of(meta: Meta) -> int:
+    """Optimizer updates behind a checkpoint: its steps, apart from those that a converted one never made."""
+    return int(meta.extra.get("updates", meta.step))
 
 
 def _check_schedule(wanted: config.Schedule, meta: Meta) -> None:
@@ -140,45 +176,123 @@ def check_data(start: Start, fingerprints: dict[str, str]) -> None:
         )
 
 
-def record_attempt(run: config.Pretrain, start: Start, decisions: Sequence[Decision], world: int) -> None:
-    """Write what this attempt runs with to the run folder; on one rank. RunError where it cannot be written."""
-    folder = Path(run.folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise config.RunError(f"folder={folder}: cannot be written ({error}); give another folder= or name=") from error
-    (folder / "config.yaml").write_text(config.to_yaml(run))
-    _append(folder / "attempts.jsonl", [_environment(start, world)])
-    _record_decisions(folder / "decisions.jsonl", decisions)
+class ComeBack(config.RunError):
+    """This attempt cannot train here, and another one can elsewhere."""
 
 
-def _record_decisions(path: Path, decisions: Sequence[Decision]) -> None:
+class Attempt:
+    """One start of the trainer, and its folder in the run. Made on every rank; the first one alone writes.
+
+    A node that Slurm lost may still train while the job runs again elsewhere. The number, claimed by exclusive
+    creation, says who is the newer; checkpoints and records bear it.
+    """
+
+    def __init__(self, run: config.Pretrain) -> None:
+        self.run_folder = Path(run.folder)
+        self._main = rank_of(None) == 0
+        numbers = on_all_ranks(None, self._claim if self._main else lambda: None)
+        self.number = next(number for number in numbers if number is not None)
+        self.folder = attempts.path_of(self.run_folder, self.number)
+        self.reached = (0, 0)  # steps done, tokens seen
+        self.stopped = ""  # why, once training has been asked to stop and has saved
+
+    def __enter__(self) -> Attempt:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._end("stopped" if self.stopped else "finished", self.stopped)
+        elif self.newer() is not None:
+            self._end("superseded", str(error))
+        elif isinstance(error, ComeBack):
+            self._end("stopped", str(error))
+        elif isinstance(error, (ValueError, config.RunError)):
+            self._end("failed", str(error))  # another attempt would fail likewise
+
+    def _claim(self) -> int:
+        try:
+            return attempts.claim(self.run_folder)
+        except OSError as error:
+            raise config.RunError(
+                f"folder={self.run_folder}: cannot be written ({error}); give another folder= or name="
+            ) from error
+
+    def newer(self) -> int | None:
+        """Number of an attempt that was claimed after this one."""
+        return attempts.newer(self.run_folder, self.number)
+
+    def record(
+        self,
+        run: config.Pretrain,
+        start: Start,
+        decisions: Sequence[Decision],
+        hosts: Sequence[str],
+        environment: dict[str, Any],
+    ) -> None:
+        """Write what this attempt runs with, and where it begins."""
+        if not self._main:
+            return
+        restart = os.environ.get("SLURM_RESTART_COUNT")
+        told = {
+            "attempt": self.number,
+            "time_s": round(time.time(), 3),
+            "from_step": start.step,
+            "from_tokens": start.tokens,
+            "weights_from": str(start.weights) if start.weights else None,
+            "command": sys.argv,
+            "host": hosts[0],
+            "hosts": list(dict.fromkeys(hosts)),
+            "world_size": len(hosts),
+            "slurm_job": os.environ.get("SLURM_JOB_ID"),
+            "slurm_restart": int(restart) if restart else None,
+            **environment,
+        }
+        write_whole(self.folder / "attempt.json", json.dumps(told, indent=1))
+        write_whole(self.run_folder / "config.yaml", config.to_yaml(run))
+        record_decisions(self.run_folder, decisions)
+
+    def _end(self, outcome: str, cause: str) -> None:
+        """The attempt's last word: finished, stopped (it can go on), failed (it cannot) or superseded."""
+        if not self._main:
+            return
+        step, tokens = self.reached
+        told = {"outcome": outcome, "cause": cause, "attempt": self.number, "step": step, "tokens": tokens}
+        text = json.dumps({**told, "time_s": round(time.time(), 3)})
+        write_whole(self.folder / "end.json", text)
+        if self.newer() is None:
+            write_whole(self.run_folder / "outcome.json", text)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file at once, so that nobody reads half of it."""
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def record_decisions(run_folder: Path, decisions: Sequence[Decision]) -> None:
     """The decisions that hold, no others: an attempt that was never saved may have taken some that do not."""
+    path = run_folder / "decisions.jsonl"
     text = "".join(json.dumps(to_record(decision)) + "\n" for decision in decisions)
     if text != (path.read_text() if path.exists() else ""):
-        draft = path.with_suffix(".tmp")
-        draft.write_text(text)
-        draft.replace(path)
+        write_whole(path, text)
 
 
-def _append(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    with path.open("a") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
+def exclude_nodes(run_folder: Path, hosts: Sequence[str]) -> None:
+    """Name nodes that `slurm/launch.sh` avoids from the next attempt on."""
+    path = run_folder / "exclude_nodes"
+    known = path.read_text().split() if path.exists() else []
+    write_whole(path, "".join(f"{host}\n" for host in dict.fromkeys([*known, *hosts])))
 
 
-def _environment(start: Start, world: int) -> dict[str, Any]:
-    installed = {name: metadata.version(name) for name in PACKAGES if _installed(name)}
+def environment() -> dict[str, Any]:
+    """Versions and commit that this process runs with; equal on all nodes of a sound run."""
     return {
-        "time_s": round(time.time(), 3),
-        "command": sys.argv,
-        "host": platform.node(),
         "python": platform.python_version(),
-        "packages": installed,
+        "packages": {name: metadata.version(name) for name in PACKAGES if _installed(name)},
         "commit": _commit(),
-        "world_size": world,
-        "slurm_job": os.environ.get("SLURM_JOB_ID"),
-        "from_step": start.step,
-        "weights_from": str(start.weights) if start.weights else None,
     }
 
 
@@ -203,6 +317,7 @@ def _commit() -> str | None:
 
 def meta_of(
     run: config.Pretrain,
+    attempt: int,
     step: int,
     tokens: int,
     updates: int,
@@ -210,15 +325,17 @@ def meta_of(
     batches: Batches,
     weights: dict[str, float],
     decisions: Sequence[Decision],
+    guard: dict[str, Any],
+    validation_loss: float | None,
 ) -> Meta:
     """What a checkpoint of this run says about itself."""
-    sources = {name: told.fingerprint for name, told in batches.packed.items()}
     extra = {
         "updates": updates,
         "weights": weights,
         "slot_tokens": batches.slot_tokens,
         "data_seed": run.data.seed,
-        "sources": sources,
+        "sources": {name: told.fingerprint for name, told in batches.packed.items()},
+        "guard": guard,
     }
     return Meta(
         model=asdict(run.model),
@@ -226,9 +343,10 @@ def meta_of(
         tokens=tokens,
         run=run.name,
         precision=run.precision.params,
-        data_fingerprint=batches.fingerprint,
         tokenizer=tokenizer,
         schedule=asdict(run.schedule),
         decisions=[to_record(decision) for decision in decisions],
         extra=extra,
+        attempt=attempt,
+        validation_loss=validation_loss,
     )

@@ -5,193 +5,319 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 
-from llama31 import checkpoint, config, evaluate, mesh, metrics, model, plots, runs, schedule, state, tokenizer
+from llama31 import (
+    checkpoint,
+    config,
+    evaluate,
+    mesh,
+    metrics,
+    model,
+    plots,
+    runs,
+    schedule,
+    state,
+    tokenizer,
+)
 from llama31.data.batches import Batches, Heldout, check_tokenizer, check_vocabulary, rank_rows
+from llama31.data.mixture import Skip
 from llama31.data.prefetch import Prefetcher
 from llama31.engine import Engine, StepResult
+from llama31.guard import Verdict
 from llama31.mesh import Grid
 from llama31.metrics import Metrics, Phases
 from llama31.objectives import MicroBatch, Objective, next_token
+from llama31.saver import Saver, background_group
 from llama31.shards import on_all_ranks
+from llama31.watch import Watch
 
 
 class TrainingStopped(config.RunError):
     """Training cannot go on; what was saved before stands."""
 
 
-class Run:
-    """What `fit` works with on one rank: the engine, the data, the record, and where training stands."""
+def fit(run: config.Pretrain, objective: Objective = next_token) -> Path | None:
+    """Train `run` from where it stands to its end, or to a request to stop; return its last checkpoint.
 
-    def __init__(self, run: config.Pretrain, grid: Grid) -> None:
-        self.config, self.grid, self.main = run, grid, grid.rank == 0
+    Raises ValueError for what is wrong with the config, the data or a checkpoint, and RunError where training cannot go
+    on: loss or gradients that stay not finite, a disk that stays full, a newer attempt of the same run.
+    """
+    grid = mesh.create(run.parallel, run.cluster.timeout_s)
+    with runs.Attempt(run) as attempt, Run(run, grid, attempt) as this:
+        phases = this.phases
+        while this.step < this.last_step and not attempt.stopped:
+            with phases("data"):
+                batch = this.feed.take()
+            lr = schedule.learning_rate(run.schedule, this.tokens)
+            with phases("forward_backward"):
+                result = this.engine.accumulate(batch, objective)
+            with phases("guard"):
+                control = this.watch.judge(this.step, this.tokens, result, phases.seconds("data"))
+            if control.verdict.kind != "continue":
+                this.engine.discard()
+                this.go_back(control.verdict)
+                continue
+            with phases("checkpoint"):
+                this.saver.staged()  # what is being saved is about to change
+            with phases("optimizer"):
+                this.engine.apply(lr)
+            this.step, this.tokens = this.step + 1, schedule.step_tokens(run.schedule, this.step + 1)
+            this.record_step(result, lr)
+            if this.due(run.validation.every_tokens):
+                this.validate()
+            if this.due(run.checkpoint.every_tokens) or control.save or control.stop:
+                this.save()
+            if control.stop:
+                attempt.stopped = control.reason
+            phases.pop()
+    return this.saved or this.start.weights
+
+
+class Run:
+    """What `fit` works with on one rank: the engine, the data, the record, and where training stands.
+
+    Used in a `with`, from whose beginning batches are read ahead, signals are heard and the record is open.
+    """
+
+    def __init__(self, run: config.Pretrain, grid: Grid, attempt: runs.Attempt) -> None:
+        self.config, self.grid, self.attempt, self.main = run, grid, attempt, grid.rank == 0
+        self.watch = Watch(run, grid, attempt)
+        if run.preflight.enabled:
+            self.watch.check_nodes(run)
         self.start = runs.find_start(run)
-        self.step, self.tokens = self.start.step, self.start.tokens
+        self._step, self.tokens = self.start.step, self.start.tokens
         self.last_step = schedule.total_steps(run.schedule)
         if run.stop_after_steps is not None:
             self.last_step = min(self.last_step, self.step + run.stop_after_steps)
         self.weights, self.decisions = runs.decisions_of(run, self.start)
-        self.batches = Batches(runs.data_of(run, self.start, self.weights), run.schedule, decisions=self.decisions)
+        self.batches = self._batches()
         runs.check_data(self.start, {name: told.fingerprint for name, told in self.batches.packed.items()})
         check_vocabulary(self.batches, run.model)
         words = tokenizer.load(run.tokenizer)
         check_tokenizer(self.batches, words.fingerprint)
         self.words = {**dataclasses.asdict(run.tokenizer), "fingerprint": words.fingerprint, "folder": "tokenizer"}
         self.engine = _engine(run, grid, self.start)
+        self.watch.follow(self.engine, self.start)
         on_all_ranks(None, lambda: self._begin(words) if self.main else None)
+        self.saver = Saver(
+            Path(run.folder) / "checkpoints",
+            background_group(),
+            asynchronous=run.checkpoint.asynchronous,
+            keep=run.checkpoint,
+            loaded=self.start.weights if self.start.resumed else None,
+            fence=attempt.newer,
+        )
+        self.saved = self.start.weights if self.start.resumed else None
         self.peak_tflops = run.cluster.peak_tflops or metrics.peak_tflops(_device_name(grid.device))
         self.heldout: dict[int, Heldout] = {}  # by sequence length
+        self.phases = Phases(begins=lambda name: self.watch.dog.beat(self.step, name))
+        self.validation_loss: float | None = None
+        self._record_s = 0.0
+        self._parts = contextlib.ExitStack()
 
     def _begin(self, words: tokenizer.Tokenizer) -> None:
         """All checks passed: write down what runs, and put aside what the run went back behind."""
         run = self.config
-        runs.record_attempt(run, self.start, self.decisions, self.grid.world)
+        self.attempt.record(run, self.start, self.decisions, self.watch.hosts, self.watch.environment)
         words.save_hf(Path(run.folder) / "tokenizer")
         if run.resume not in ("auto", "none"):
             checkpoint.set_aside_after(Path(run.folder) / "checkpoints", self.step)
         if self.step >= self.last_step:
             print(f"nothing left to train: {self.start.weights} has seen {self.tokens:,} tokens", flush=True)
 
-    def micro_batches(self, step: int) -> list[MicroBatch]:
+    def __enter__(self) -> Run:
+        run, parts = self.config, self._parts
+        with contextlib.ExitStack() as opened:
+            self.record = opened.enter_context(self._open_record())
+            self.watch.begin(opened, self.record)
+            self.feed = opened.enter_context(
+                Prefetcher(self._micro_batches, self.step, self.last_step, run.data.prefetch)
+            )
+            self._profiled = opened.enter_context(_profiler(run.profile, Path(run.folder), self.grid))
+            parts.push(opened.pop_all())
+        gc.collect()
+        gc.freeze()  # what is built by now lives to the end: no need to look through it again and again
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._parts, self.saver:
+            if error is None:
+                self._saves(wait=True)
+        if error is None and self.main and self.step > self.start.step:
+            print(f"loss curve: {plots.draw_loss_curve(self.config.folder, self.config.model.vocab_size)}", flush=True)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self._step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._step = step
+        self.attempt.reached = (step, schedule.step_tokens(self.config.schedule, step))
+
+    def _batches(self) -> Batches:
+        run = self.config
+        return Batches(runs.data_of(run, self.start, self.weights), run.schedule, decisions=self.decisions)
+
+    def _micro_batches(self, step: int) -> list[MicroBatch]:
         """This rank's rows of a step."""
         rows, _ = self.batches.batch_shape(step)
         size = self.config.parallel.micro_batch
         indices = rank_rows(rows, size, self.grid.dp, self.grid.dp_rank)
         return [MicroBatch.from_rows(self.batches.rows(step, part), self.grid.device) for part in indices]
 
+    def _open_record(self) -> Metrics:
+        run = self.config
+        return metrics.open_run(
+            run.folder,
+            run.log,
+            name=run.name,
+            attempt=self.attempt.number,
+            total_tokens=schedule.step_tokens(run.schedule, self.last_step),
+            resumed_step=self.step,
+            resumed_tokens=self.tokens,
+            main=self.main,
+        )
 
-def fit(run: config.Pretrain, objective: Objective = next_token) -> Path:
-    """Train `run` from where it stands to its end; return its last checkpoint.
+    def due(self, every_tokens: int | None) -> bool:
+        """Whether something that happens every so many tokens happens after this step; always after the last."""
+        if self.step == self.last_step:
+            return True
+        if every_tokens is None:
+            return False
+        before = schedule.step_tokens(self.config.schedule, self.step - 1)
+        return self.tokens // every_tokens > before // every_tokens
 
-    Raises ValueError for what is wrong with the config, the data or a checkpoint, and TrainingStopped where loss or
-    gradients are not finite.
-    """
-    grid = mesh.create(run.parallel, run.cluster.timeout_s)
-    this = Run(run, grid)
-    phases, saved = Phases(), this.start.weights
-    gc.collect()
-    gc.freeze()  # what is built by now lives to the end: no need to look through it again and again
-    with (
-        _open_record(this) as record,
-        Prefetcher(this.micro_batches, this.step, this.last_step, run.data.prefetch) as batches,
-        _profiler(run.profile, Path(run.folder), grid) as profiler,
-    ):
-        for batch in _timed(batches, phases):
-            lr = schedule.learning_rate(run.schedule, this.tokens)
-            with phases("forward_backward"):
-                result = this.engine.accumulate(batch, objective)
-            _judge(this, result)
-            with phases("optimizer"):
-                this.engine.apply(lr)
-            this.step, this.tokens = this.step + 1, schedule.step_tokens(run.schedule, this.step + 1)
-            _record_step(this, record, result, lr, phases)
-            if _due(run.validation.every_tokens, this):
-                _validate(this, record)
-            if _due(run.checkpoint.every_tokens, this):
-                saved = _save(this, record)
-            profiler()
-            phases.pop()
-    if this.main and this.step > this.start.step:
-        print(f"loss curve: {plots.draw_loss_curve(run.folder, run.model.vocab_size)}", flush=True)
-    assert saved is not None
-    return saved
+    def go_back(self, verdict: Verdict) -> None:
+        """Leave out data that a verdict blames, from here or from an earlier checkpoint, or end where it says so.
 
+        All ranks have the same verdict. Raises TrainingStopped.
+        """
+        if verdict.kind == "stop":
+            self._saves(wait=True)
+            raise TrainingStopped(self._stopped(verdict.reason))
+        if verdict.kind == "rollback":
+            self._roll_back(verdict)
+        if verdict.to_step > verdict.from_step:
+            self.decisions = [*self.decisions, Skip(verdict.from_step, verdict.to_step)]
+            folder = Path(self.config.folder)
+            on_all_ranks(None, lambda: runs.record_decisions(folder, self.decisions) if self.main else None)
+            self.batches = self._batches()
+        self.feed.restart(self.step)
+        self.phases.pop()
 
-def _due(every_tokens: int | None, this: Run) -> bool:
-    """Whether something that happens every so many tokens happens after this step; always after the last."""
-    if this.step == this.last_step:
-        return True
-    if every_tokens is None:
-        return False
-    before = schedule.step_tokens(this.config.schedule, this.step - 1)
-    return this.tokens // every_tokens > before // every_tokens
+    def _roll_back(self, verdict: Verdict) -> None:
+        """Weights, optimizer and random state of the newest checkpoint of at most `verdict.before_step` steps."""
+        folder = Path(self.config.folder) / "checkpoints"
+        self._saves(wait=True)
+        found = runs.newest_checkpoint(self.config, verdict.before_step)
+        if found is None:
+            missing = f"there is no checkpoint of at most {verdict.before_step} steps to roll back to"
+            raise TrainingStopped(self._stopped(f"{verdict.reason}; {missing}"))
+        meta = checkpoint.read_meta(found)
+        state.load_optimizer(found, self.engine, runs.updates_of(meta))
+        checkpoint.load_random(found)
+        self.step, self.tokens, self.saved = meta.step, meta.tokens, found
+        self.watch.guard.restore(meta.extra.get("guard"), meta.step)
+        on_all_ranks(None, lambda: checkpoint.set_aside_after(folder, meta.step) if self.main else None)
+        told = {"event": verdict.event, "reason": verdict.reason, "path": str(found)}
+        self.record.write("rollback", step=self.step, tokens=self.tokens, to_step=self.step, **told)
 
+    def _stopped(self, reason: str) -> str:
+        last = f"the newest checkpoint is {self.saved}" if self.saved else "nothing has been saved yet"
+        return (
+            f"{reason}. The update was not applied; {last}. Lower schedule.peak_lr or raise schedule.warmup_tokens; "
+            "at the first step, look at the weights that init_from brought; guard.on_... says what to do instead"
+        )
 
-def _judge(this: Run, result: StepResult) -> None:
-    """Stop before a step that is not finite would be applied. All ranks see the same numbers, so all stop."""
-    if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
-        return
-    this.engine.discard()
-    last = checkpoint.newest(Path(this.config.folder) / "checkpoints")
-    raise TrainingStopped(
-        f"step {this.step + 1}: loss {result.loss}, gradient norm {result.grad_norm}. The update was not applied; "
-        f"{f'the newest checkpoint is {last}' if last else 'nothing has been saved yet'}. Lower schedule.peak_lr or "
-        "raise schedule.warmup_tokens; at the first step, look at the weights that init_from brought"
-    )
+    def validate(self) -> None:
+        """Held-out loss by source, over all ranks."""
+        run = self.config
+        _, length = self.batches.batch_shape(self.step - 1)
+        if length not in self.heldout:
+            self.heldout[length] = Heldout(run.data, length, run.validation.tokens)
+        with self.phases("validation"):
+            begin = time.perf_counter()
+            heldout, size = self.heldout[length], run.parallel.micro_batch
+            losses = evaluate.heldout_losses(self.engine.forward, heldout, self.grid, size)
+        tokens = sum(count for _, count in losses.values())
+        self.validation_loss = sum(loss * count for loss, count in losses.values()) / max(tokens, 1)
+        self.record.write(
+            "validation",
+            step=self.step,
+            tokens=self.tokens,
+            loss=self.validation_loss,
+            losses={name: loss for name, (loss, _) in losses.items()},
+            validation_s=round(time.perf_counter() - begin, 3),
+        )
 
+    def save(self) -> None:
+        """Begin a checkpoint; it is published while training goes on, where `checkpoint.asynchronous` says so."""
+        updates = self.engine.reducer.steps_applied()
+        meta = runs.meta_of(
+            self.config,
+            self.attempt.number,
+            self.step,
+            self.tokens,
+            updates,
+            self.words,
+            self.batches,
+            self.weights,
+            self.decisions,
+            self.watch.guard.history(),
+            self.validation_loss,
+        )
+        with self.phases("checkpoint"):
+            stall_s = self.saver.save(meta, state.weights(self.engine), state.optimizer(self.engine), overlap=True)
+        self.watch.interval.saved(stall_s)
 
-def _validate(this: Run, record: Metrics) -> None:
-    """Held-out loss by source, over all ranks."""
-    run = this.config
-    _, length = this.batches.batch_shape(this.step - 1)
-    if length not in this.heldout:
-        this.heldout[length] = Heldout(run.data, length, run.validation.tokens)
-    begin = time.perf_counter()
-    losses = evaluate.heldout_losses(this.engine.forward, this.heldout[length], this.grid, run.parallel.micro_batch)
-    tokens = sum(count for _, count in losses.values())
-    mean = sum(loss * count for loss, count in losses.values()) / max(tokens, 1)
-    by_source = {name: loss for name, (loss, _) in losses.items()}
-    record.write(
-        "validation",
-        step=this.step,
-        tokens=this.tokens,
-        loss=mean,
-        losses=by_source,
-        validation_s=round(time.perf_counter() - begin, 3),
-    )
+    def _saves(self, wait: bool = False) -> None:
+        """Record what has been published since the last look; the first rank alone is told, unless all wait."""
+        for one in self.saver.wait() if wait else self.saver.poll():
+            self.saved = one.path
+            self.watch.interval.written(one.write_s)
+            told = {"path": str(one.path), "asynchronous": self.config.checkpoint.asynchronous}
+            seconds = {"stall_s": round(one.stall_s, 4), "write_s": round(one.write_s, 4)}
+            self.record.write("checkpoint", step=one.step, tokens=one.tokens, **told, **seconds)
 
-
-def _save(this: Run, record: Metrics) -> Path:
-    """Publish a checkpoint and drop those that `keep_last` does not cover."""
-    run, folder = this.config, Path(this.config.folder) / "checkpoints"
-    begin = time.perf_counter()
-    meta = runs.meta_of(
-        run,
-        this.step,
-        this.tokens,
-        this.engine.reducer.steps_applied(),
-        this.words,
-        this.batches,
-        this.weights,
-        this.decisions,
-    )
-    path = checkpoint.save(folder, meta, state.weights(this.engine), state.optimizer(this.engine))
-    if this.main:
-        checkpoint.prune(folder, run.checkpoint.keep_last)
-    elapsed = round(time.perf_counter() - begin, 3)
-    record.write("checkpoint", step=this.step, tokens=this.tokens, path=str(path), save_s=elapsed)
-    return path
-
-
-def _record_step(this: Run, record: Metrics, result: StepResult, lr: float, phases: Phases) -> None:
-    run, world = this.config, this.grid.world
-    seconds = phases.pop()
-    batch_tokens = this.tokens - schedule.step_tokens(run.schedule, this.step - 1)
-    _, length = this.batches.batch_shape(this.step - 1)
-    rate = batch_tokens / seconds["step_s"]
-    record.write(
-        "train",
-        step=this.step,
-        tokens=this.tokens,
-        loss=result.loss,
-        grad_norm=result.grad_norm,
-        lr=lr,
-        loss_tokens=result.tokens,
-        batch_tokens=batch_tokens,
-        sequence_length=length,
-        tokens_per_s=rate,
-        tflops=metrics.tflops(run.model, length, rate, world),
-        mfu=metrics.mfu(run.model, length, rate, world, this.peak_tflops),
-        memory_bytes=metrics.peak_memory_bytes(_cuda_peak_bytes(this.grid.device)),
-        **{name: round(value, 6) for name, value in seconds.items()},
-    )
+    def record_step(self, result: StepResult, lr: float) -> None:
+        """Write down the step that was just done."""
+        run, world = self.config, self.grid.world
+        seconds = self.phases.pop()
+        begin = time.perf_counter()
+        self._profiled()
+        self._saves()
+        batch_tokens = self.tokens - schedule.step_tokens(run.schedule, self.step - 1)
+        _, length = self.batches.batch_shape(self.step - 1)
+        rate = batch_tokens / seconds["step_s"]
+        self.record.write(
+            "train",
+            step=self.step,
+            tokens=self.tokens,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            lr=lr,
+            loss_tokens=result.tokens,
+            batch_tokens=batch_tokens,
+            sequence_length=length,
+            tokens_per_s=rate,
+            tflops=metrics.tflops(run.model, length, rate, world),
+            mfu=metrics.mfu(run.model, length, rate, world, self.peak_tflops),
+            memory_bytes=metrics.peak_memory_bytes(_cuda_peak_bytes(self.grid.device)),
+            **{name: round(value, 6) for name, value in seconds.items()},
+            record_s=round(self._record_s, 6),
+        )
+        self._record_s = time.perf_counter() - begin  # stands in the line of the next step
 
 
 def _engine(run: config.Pretrain, grid: Grid, start: runs.Start) -> Engine:
@@ -205,29 +331,6 @@ def _engine(run: config.Pretrain, grid: Grid, start: runs.Start) -> Engine:
         state.load_optimizer(start.weights, engine, start.updates)
         checkpoint.load_random(start.weights)
     return engine
-
-
-def _open_record(this: Run) -> Metrics:
-    return metrics.open_run(
-        this.config.folder,
-        this.config.log,
-        name=this.config.name,
-        total_tokens=schedule.step_tokens(this.config.schedule, this.last_step),
-        resumed_step=this.step,
-        resumed_tokens=this.tokens,
-        main=this.main,
-    )
-
-
-def _timed(batches: Prefetcher[list[MicroBatch]], phases: Phases) -> Iterator[list[MicroBatch]]:
-    """The batches, with the time spent waiting for each one counted as the phase `data`."""
-    iterator = iter(batches)
-    while True:
-        with phases("data"):
-            batch = next(iterator, None)
-        if batch is None:
-            return
-        yield batch
 
 
 @contextlib.contextmanager

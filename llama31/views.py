@@ -110,7 +110,7 @@ class Progress:
 
     def write(self, line: Line) -> None:
         """Show one line of the record: training moves the bar, everything else is said above it."""
-        if line["kind"] == "start":
+        if line["kind"] in ("start", "ranks"):
             return
         if line["kind"] != "train":
             self._say(_sentence(line))
@@ -147,6 +147,8 @@ def _postfix(line: Line) -> str:
 
 
 def _sentence(line: Line) -> str:
+    if "reason" in line:
+        return f"{line.get('event', line['kind'])} at step {line['step']}: {line['reason']}"
     shown = {key: value for key, value in line.items() if key not in ("kind", "step", "tokens", "time_s")}
     parts = [
         f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}" for key, value in _flat(shown).items()

@@ -12,25 +12,28 @@ T = TypeVar("T")
 
 
 class Prefetcher(Generic[T]):
-    """Iterates over `make(step)` for the steps [first, last), made by a thread at most `ahead` steps early.
+    """Gives `make(step)` for the steps [first, last), made by a thread at most `ahead` steps early.
 
     What `make` raises is raised where its result is asked for. With `ahead` 0 there is no thread. Use it in a `with`,
     or call `close`: it ends the thread, after the `make` that is under way.
     """
 
     def __init__(self, make: Callable[[int], T], first: int, last: int, ahead: int) -> None:
-        self._make, self._steps, self._ahead = make, range(first, last), ahead
-        self._ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(max(1, ahead))
+        self._make, self._last, self._ahead = make, last, ahead
+        self._begin(first)
+
+    def _begin(self, first: int) -> None:
+        self._step = first
+        self._ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(max(1, self._ahead))
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
-        if ahead:
+        given = (range(first, self._last), self._ready, self._closed)
+        self._thread = threading.Thread(target=self._run, args=given, name="prefetch", daemon=True)
+        if self._ahead:
             self._thread.start()
 
     def __iter__(self) -> Iterator[T]:
-        for step in self._steps:
-            if self._closed.is_set():
-                return
-            yield self._next(step)
+        while self._step < self._last and not self._closed.is_set():
+            yield self.take()
 
     def __enter__(self) -> Prefetcher[T]:
         return self
@@ -40,6 +43,22 @@ class Prefetcher(Generic[T]):
     ) -> None:
         self.close()
 
+    def take(self) -> T:
+        """What was made for the next step."""
+        assert self._step < self._last, "there is no further step"
+        self._step += 1
+        if not self._ahead:
+            return self._make(self._step - 1)
+        result, error = self._ready.get()
+        if error is not None:
+            raise error
+        return result  # type: ignore[return-value]
+
+    def restart(self, step: int) -> None:
+        """Go on from `step`, making anew what had been made ahead."""
+        self.close()
+        self._begin(step)
+
     def close(self) -> None:
         """End the thread; results that wait are dropped. May be called twice."""
         self._closed.set()
@@ -48,20 +67,14 @@ class Prefetcher(Generic[T]):
                 self._ready.get_nowait()
             self._thread.join(timeout=0.05)
 
-    def _next(self, step: int) -> T:
-        if not self._ahead:
-            return self._make(step)
-        result, error = self._ready.get()
-        if error is not None:
-            raise error
-        return result  # type: ignore[return-value]
-
-    def _run(self) -> None:
-        for step in self._steps:
-            if self._closed.is_set():
+    def _run(
+        self, steps: range, ready: queue.Queue[tuple[T | None, BaseException | None]], closed: threading.Event
+    ) -> None:
+        for step in steps:
+            if closed.is_set():
                 return
             try:
-                self._ready.put((self._make(step), None))
+                ready.put((self._make(step), None))
             except BaseException as error:  # noqa: BLE001 - it belongs to the consumer, who raises it
-                self._ready.put((None, error))
+                ready.put((None, error))
                 return

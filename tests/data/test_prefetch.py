@@ -50,3 +50,13 @@ def test_leaving_early_ends_the_thread() -> None:
         assert _threads()
     assert not _threads()
     results.close()
+
+
+@pytest.mark.parametrize("ahead", [0, 3])
+def test_restart_makes_anew_what_was_made_ahead(ahead: int) -> None:
+    factor = 1
+    with Prefetcher(lambda step: factor * step, 0, 10, ahead) as batches:
+        assert [batches.take() for _ in range(4)] == [0, 1, 2, 3]
+        factor = 100
+        batches.restart(2)
+        assert list(batches) == [100 * step for step in range(2, 10)]

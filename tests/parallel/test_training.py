@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from llama31 import checkpoint, config, metrics, shards
@@ -32,25 +31,6 @@ NOT_FINITE = {
 }
 RAMP = {"schedule.total_tokens": 2560, "ramp": [[512, 256, 64], [1280, 512, 128]]}
 Plan = list[dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two packed sources of words that a model can learn a little of, and their tokenizer."""
-    folder = tmp_path_factory.mktemp("packed")
-    random = np.random.default_rng(0)
-    words = [f"word{i}" for i in range(60)]
-    sources = {}
-    for name in ("a", "b"):
-        texts = [" ".join(random.choice(words, random.integers(5, 60))) for _ in range(150)]
-        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
-        sources[name] = config.Source(input=str(folder / f"{name}.jsonl"))
-    data = config.Data(folder=str(folder), sources=sources, heldout_fraction=0.1, workers=1)
-    settings = config.Tokenizer(kind="bpe", path=str(folder / "tokenizer"), vocab_size=560)
-    pack.train_tokenizer(data, settings)
-    for name in sources:
-        pack.pack(data, name, settings)
-    return folder
 
 
 def step(name: str, folder: Path, data: Path, **overrides: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llama31 import config, mesh, metrics, train
+from llama31 import config, mesh, metrics, runs, train
 
 
 def tiny_run(folder: Path, data: Path) -> config.Pretrain:
@@ -63,8 +63,13 @@ def changed(run: Any, overrides: dict[str, Any]) -> Any:
 
 def _load_and_save(run: config.Pretrain) -> Path:
     """Load on one layout and save at once, so that what was loaded can be compared bit by bit."""
-    this = train.Run(run, mesh.create(run.parallel))
-    return train._save(this, metrics.Metrics())
+    with runs.Attempt(run) as attempt:
+        this = train.Run(run, mesh.create(run.parallel), attempt)
+        this.record = metrics.Metrics()
+        this.save()
+        this.saver.wait()
+    assert this.saver.newest is not None
+    return this.saver.newest
 
 
 def main(plan: str, output: str) -> None:

@@ -1,0 +1,110 @@
+"""Runs of `train.fit` with a fault planted in one of them: `torchrun ... -m tests.parallel.faults PLAN OUT`.
+
+A plan is that of `training.py`; a run may have "fault": [kind, step], which strikes when the data of that step (0 is
+the first) comes by, and "decisions": ranges of steps to leave out from the beginning.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from llama31 import config, mesh, runs, train
+from llama31.data.batches import Batches
+from llama31.data.mixture import Skip
+from llama31.objectives import MicroBatch, next_token
+from tests.parallel.training import changed, tiny_run
+
+
+class Planted:
+    """`next_token`, with a fault. Those of the data strike whenever it comes, the others once."""
+
+    def __init__(self, run: config.Pretrain, kind: str, step: int) -> None:
+        self.run, self.kind, self.done = run, kind, False
+        batches = Batches(run.data, run.schedule)
+        rows, _ = batches.batch_shape(step)
+        self.rows = {row.tobytes() for row in batches.rows(step, np.arange(rows)).tokens}
+
+    def __call__(self, chunk: Any, batch: MicroBatch, grid: Any) -> Any:
+        struck = any(row.tobytes() in self.rows for row in batch.tokens.numpy())
+        output, loss = next_token(chunk, batch, grid)
+        if not struck:
+            return output, loss
+        if self.kind in ("nan", "spike"):
+            factor = {"nan": float("nan"), "spike": 50.0}[self.kind]
+
+            def worse(output: Any) -> Any:
+                total, count, shown = loss(output)
+                return total * factor, count, shown * factor
+
+            return output, worse
+        if not self.done:
+            self.done = True
+            getattr(self, self.kind)(chunk, grid)
+        return output, loss
+
+    def flip(self, chunk: Any, grid: Any) -> None:
+        """One bit of one weight of one replica, after it was used."""
+        if grid.rank == 1:
+            weight = dict(chunk.named_parameters())["decoder.final_layernorm.weight"]
+            weight.data.view(torch.int32)[3] ^= 1
+
+    def term(self, chunk: Any, grid: Any) -> None:
+        """A signal that only one rank hears, twice."""
+        if grid.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def stop(self, chunk: Any, grid: Any) -> None:
+        """The file that an operator touches."""
+        Path(self.run.folder, "stop").touch()
+
+    def claim(self, chunk: Any, grid: Any) -> None:
+        """The same job, started again elsewhere."""
+        if grid.rank == 0:
+            Path(self.run.folder, "attempts/0007").mkdir()
+
+    def slow(self, chunk: Any, grid: Any) -> None:
+        """One rank takes long, from here on."""
+        self.done = False
+        if grid.rank == 1:
+            time.sleep(0.1)
+
+    def hang(self, chunk: Any, grid: Any) -> None:
+        """One rank does not come back."""
+        if grid.rank == 1:
+            time.sleep(600)
+
+
+def main(plan: str, output: str) -> None:
+    torch.set_num_threads(1)
+    mesh.connect(timeout_s=120)
+    results: dict[str, Any] = {}
+    decisions_of = runs.decisions_of
+    for step in json.loads(Path(plan).read_text()):
+        run = changed(tiny_run(Path(step["folder"]), Path(step["data"])), step["overrides"])
+        planned = [Skip(*pair) for pair in step.get("decisions", [])]
+        runs.decisions_of = lambda run, start, planned=planned: (
+            (decisions_of(run, start)[0], planned) if planned else decisions_of(run, start)
+        )
+        objective = Planted(run, *step["fault"]) if "fault" in step else next_token
+        try:
+            results[step["name"]] = {"checkpoint": str(train.fit(run, objective))}
+        except (ValueError, config.RunError) as error:
+            results[step["name"]] = {"error": str(error)}
+    if dist.get_rank() == 0:
+        Path(output).write_text(json.dumps(results))
+    mesh.close()  # a process that leaves while gloo's threads run may abort
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
