@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from llama31 import checkpoint, config, evaluate, mesh, metrics, model, runs, schedule, state, tokenizer
+from llama31 import checkpoint, config, evaluate, mesh, metrics, model, retention, runs, schedule, state, tokenizer
 from llama31.data.batches import Batches, Heldout, check_tokenizer, check_vocabulary, rank_rows
 from llama31.data.prefetch import Prefetcher
 from llama31.engine import Engine, StepResult
@@ -164,7 +164,7 @@ def _save(this: Run, record: Metrics) -> Path:
     )
     path = checkpoint.save(folder, meta, state.weights(this.engine), state.optimizer(this.engine))
     if this.main:
-        checkpoint.prune(folder, run.checkpoint.keep_last)
+        retention.prune(folder, run.checkpoint)
     elapsed = round(time.perf_counter() - begin, 3)
     record.write("checkpoint", step=this.step, tokens=this.tokens, path=str(path), save_s=elapsed)
     return path
