@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from llama31 import attempts, checkpoint, config, shards
+from llama31 import attempts, checkpoint, checksum, config, manifest, shards
 from llama31.shards import Block, Shard
 from tests.conftest import ROOT
 
@@ -346,13 +346,13 @@ def data_of(path: Path) -> Path:
 def test_what_was_written_verifies_and_what_was_changed_is_named(tmp_path: Path) -> None:
     path = save_step(tmp_path, 100, torch.randn(1000, 7))
     names = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
-    manifest = json.loads((path / "checkpoint.json").read_text())
-    assert manifest["format_version"] == 2 and set(manifest["files"]) == names - {"checkpoint.json"}
+    told = json.loads((path / "checkpoint.json").read_text())
+    assert told["format_version"] == 2 and set(told["files"]) == names - {"checkpoint.json"}
     assert checkpoint.verify(path) == []
     for name in sorted(names - {"checkpoint.json"}):
         flip(path / name, -1)
         (problem,) = checkpoint.verify(path)
-        assert problem.startswith(f"{name} has checksum ") and manifest["files"][name]["xxh3_128"] in problem
+        assert problem.startswith(f"{name} has checksum ") and told["files"][name]["xxh3_128"] in problem
         with pytest.raises(ValueError, match="is damaged.*Use an older one"):
             checkpoint.refuse_damaged(path)
         flip(path / name, -1)
@@ -361,6 +361,12 @@ def test_what_was_written_verifies_and_what_was_changed_is_named(tmp_path: Path)
     data_of(path).unlink()
     found = checkpoint.verify(path)
     assert len(found) == 2 and found[0].startswith("random.bin has 10 of ") and found[1].endswith("is missing")
+
+
+def test_ranks_share_out_the_checking_by_size() -> None:
+    files = {name: checksum.Entry(size) for name, size in {"a": 5, "b": 9, "c": 4, "d": 1}.items()}
+    assert manifest._shared_out(files, 2) == [["b", "d"], ["a", "c"]]
+    assert manifest._shared_out({}, 2) == [[], []]
 
 
 def test_a_manifest_that_was_changed_is_noticed(tmp_path: Path) -> None:
@@ -374,9 +380,9 @@ def test_a_manifest_that_was_changed_is_noticed(tmp_path: Path) -> None:
 
 def test_format_1_is_still_read(tmp_path: Path) -> None:
     path = save_step(tmp_path, 100, torch.ones(2))
-    manifest = json.loads((path / "checkpoint.json").read_text())
-    meta = {key: value for key, value in manifest["meta"].items() if key not in ("attempt", "validation_loss")}
-    files = {name: told["bytes"] for name, told in manifest["files"].items()}
+    told = json.loads((path / "checkpoint.json").read_text())
+    meta = {key: value for key, value in told["meta"].items() if key not in ("attempt", "validation_loss")}
+    files = {name: entry["bytes"] for name, entry in told["files"].items()}
     (path / "checkpoint.json").write_text(json.dumps({"format_version": 1, "meta": meta, "files": files}))
     assert checkpoint.read_meta(path) == META and checkpoint.newest_intact(tmp_path) == path
     os.truncate(data_of(path), 3)
