@@ -1,26 +1,26 @@
 """Checkpoints on disk: complete or absent, whatever kills the process that writes them.
 
-    <run>/checkpoints/step-00000100/
+    <run>/checkpoints/step-00000100/      of attempt 0; step-00000100-a0003 of attempt 3 (attempts.py)
         weights/          model parameters by global name (see shards.py)
         optimizer/        FP32 masters and Adam moments by global name; absent after a conversion
         random.bin        torch's random state on rank 0
-        checkpoint.json   written last: what was saved, and the size of every file
+        checkpoint.json   written last: what was saved, size and checksum of every file (manifest.py)
     <run>/tokenizer/      tokenizer in Hugging Face format, named by checkpoint.json
 
 A save fills a hidden folder beside the target and renames it when all is on the disk. A folder counts as a checkpoint
-when every file named in checkpoint.json has its size, so a copy that was cut off is noticed too.
+when every file named in checkpoint.json has its size, so a copy that was cut off is noticed too; `verify` also finds a
+flipped bit. Checkpoints of an attempt beyond the step that a newer attempt went on from are not of this run's history:
+nothing here reads them.
 """
 
 from __future__ import annotations
 
-import glob
-import json
 import logging
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,19 +29,26 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llama31 import config, shards
+from llama31 import attempts, checksum, config, manifest, shards
+from llama31.manifest import Manifest, rank_of
+from llama31.manifest import problem as _problem
 from llama31.shards import Shard, on_all_ranks
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
-MANIFEST = "checkpoint.json"
-STEP = re.compile(r"step-(\d{8,})")
+MANIFEST = manifest.NAME
+STEP = re.compile(r"step-(\d{8,})(?:-a(\d{4,}))?")
 NOT_SHAPE = ("name", "init_std", "max_positions")  # keys of the model that no tensor depends on
+
+Fence = Callable[[], int | None]  # the number of a newer attempt; None while we are the newest
 
 
 class CheckpointError(config.RunError):
     """A checkpoint could not be written; what was there before is untouched."""
+
+
+class Superseded(CheckpointError):
+    """A newer attempt of this run has begun: this one must neither publish, nor delete, nor load."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +65,32 @@ class Meta:
     schedule: dict[str, Any] = field(default_factory=dict)
     decisions: list[Any] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
+    attempt: int = 0
+    validation_loss: float | None = None  # the last that was measured, for retention
 
     def shape(self) -> config.Model:
         """The model as the schema's dataclass."""
         return config.Model(**self.model)
 
 
-def name_of(step: int) -> str:
+def name_of(step: int, attempt: int = 0) -> str:
     """Folder name of the checkpoint of a step."""
-    return f"step-{step:08d}"
+    return f"step-{step:08d}" + (f"-a{attempt:04d}" if attempt else "")
+
+
+def numbers_of(name: str) -> tuple[int, int] | None:
+    """Step and attempt in the name of a checkpoint's folder; None for other names."""
+    found = STEP.fullmatch(name)
+    return (int(found[1]), int(found[2] or 0)) if found else None
+
+
+def refuse_if_superseded(fence: Fence | None, what: str) -> None:
+    """Raise Superseded if a newer attempt has begun."""
+    if fence is not None and (newer := fence()) is not None:
+        raise Superseded(
+            f"{what}: attempt {newer} of this run has begun, so this older one stops; nothing was published or "
+            "deleted, and the newer one goes on"
+        )
 
 
 def save(
@@ -75,13 +99,18 @@ def save(
     weights: Sequence[Shard],
     optimizer: Sequence[Shard] | None = None,
     group: dist.ProcessGroup | None = None,
+    random: torch.Tensor | None = None,
+    fence: Fence | None = None,
 ) -> Path:
     """Write the checkpoint of `meta.step` below `folder` (the run's `checkpoints`) and return its path.
 
-    Every rank of `group` calls this. Raises CheckpointError on every rank if any could not write; the half-written
-    folder is removed and older checkpoints stay.
+    Every rank of `group` calls this. `random` is the state to save where it is not that of this moment; `fence` is
+    asked on rank 0 before anything is published or deleted. Raises CheckpointError on every rank if any could not
+    write, Superseded if there is a newer attempt; the half-written folder is removed and older checkpoints stay.
     """
-    return write(Path(folder) / name_of(meta.step), meta, weights, optimizer, group)
+    return write(
+        Path(folder) / name_of(meta.step, meta.attempt), meta, weights, optimizer, group, random=random, fence=fence
+    )
 
 
 def write(
@@ -90,14 +119,24 @@ def write(
     weights: Sequence[Shard],
     optimizer: Sequence[Shard] | None = None,
     group: dist.ProcessGroup | None = None,
+    random: torch.Tensor | None = None,
+    fence: Fence | None = None,
 ) -> Path:
     """`save` to a folder of any name, replacing what stands there."""
-    with publish(final, group, leftovers="step-*") as temporary:
-        shards.save(weights, temporary / "weights", group)
+    state = (torch.get_rng_state() if random is None else random).numpy().tobytes()
+    with publish(final, group, attempt=meta.attempt, fence=fence) as temporary:
+        written = {f"weights/{n}": told for n, told in shards.save(weights, temporary / "weights", group).items()}
         if optimizer is not None:
-            shards.save(optimizer, temporary / "optimizer", group)
-        on_all_ranks(group, lambda: _write_manifest(temporary, meta) if rank_of(group) == 0 else None)
+            saved = shards.save(optimizer, temporary / "optimizer", group)
+            written |= {f"optimizer/{name}": told for name, told in saved.items()}
+        files = {name: told for part in on_all_ranks(group, lambda: written) for name, told in part.items()}
+        on_all_ranks(group, lambda: _finish(temporary, meta, files, state) if rank_of(group) == 0 else None)
     return final
+
+
+def _finish(folder: Path, meta: Meta, files: dict[str, checksum.Entry], random: bytes) -> None:
+    (folder / "random.bin").write_bytes(random)
+    manifest.write(folder, Manifest(asdict(meta), {**files, "random.bin": checksum.of_bytes(random)}))
 
 
 def load_weights(folder: Path | str, weights: Iterable[Shard], group: dist.ProcessGroup | None = None) -> None:
@@ -122,9 +161,22 @@ def load_random(folder: Path | str) -> None:
 
 def read_meta(folder: Path | str) -> Meta:
     """What the checkpoint says about itself. ValueError if it is incomplete or of another format."""
-    if problem := _problem(Path(folder)):
-        raise ValueError(f"{folder} is not a complete checkpoint: {problem}. Use an older one")
-    return Meta(**json.loads((Path(folder) / MANIFEST).read_text())["meta"])
+    _refuse_incomplete(Path(folder))
+    return Meta(**manifest.read(Path(folder)).meta)
+
+
+def verify(folder: Path | str, group: dist.ProcessGroup | None = None) -> list[str]:
+    """Everything that is wrong with the files of a checkpoint, each named; nothing if all checksums are right.
+
+    Collective: the ranks of `group` share out the reading and agree on the list. Format 1 has sizes alone.
+    """
+    return manifest.damage(Path(folder), group)
+
+
+def refuse_damaged(folder: Path | str, group: dist.ProcessGroup | None = None) -> None:
+    """ValueError on every rank of `group` that names every file of a checkpoint that is not as it was written."""
+    if found := verify(folder, group):
+        raise ValueError(f"{folder} is damaged: {_some(found)}. Use an older one, or fetch it again")
 
 
 def check_model(meta: Meta, model: config.Model) -> None:
@@ -140,9 +192,15 @@ def check_model(meta: Meta, model: config.Model) -> None:
         raise ValueError(f"checkpoint of another shape: {'; '.join(differing)}. Run with model={shape} or its values")
 
 
-def newest(folder: Path | str) -> Path | None:
-    """The newest complete checkpoint below `folder` (the run's `checkpoints`); warns about those it passes over."""
-    for path in _candidates(Path(folder)):
+def newest(folder: Path | str, starts: Mapping[int, int] | None = None, before: int | None = None) -> Path | None:
+    """The newest complete checkpoint below `folder` (the run's `checkpoints`); warns about those it passes over.
+
+    Of at most `before` steps, where that is given.
+    `starts` (attempt -> step that it went on from) are read from the run by default. Sizes alone are compared.
+    """
+    for path in candidates(folder, starts):
+        if before is not None and _numbers(path)[0] > before:
+            continue
         problem = _problem(path)
         if problem is None:
             return path
@@ -150,13 +208,47 @@ def newest(folder: Path | str) -> Path | None:
     return None
 
 
+def newest_intact(
+    folder: Path | str,
+    group: dist.ProcessGroup | None = None,
+    starts: Mapping[int, int] | None = None,
+    fence: Fence | None = None,
+    before: int | None = None,
+) -> Path | None:
+    """The newest checkpoint of which every file has its checksum; rank 0 warns with all that is wrong with others.
+
+    Of at most `before` steps, where that is given.
+    Collective; the same on all ranks. Raises Superseded on all of them if there is a newer attempt.
+    """
+    first = rank_of(group) == 0
+
+    def listed() -> list[Path]:
+        refuse_if_superseded(fence, str(folder))
+        return [path for path in candidates(folder, starts) if before is None or _numbers(path)[0] <= before]
+
+    found = next(paths for paths in on_all_ranks(group, lambda: listed() if first else None) if paths is not None)
+    for path in found:
+        problems = verify(path, group)
+        if not problems:
+            return path
+        if first:
+            log.warning("ignoring checkpoint %s: %s", path, _some(problems))
+    return None
+
+
 def resolve(path: Path | str) -> Path:
-    """A complete checkpoint: `path` itself, or the newest of the run folder `path`. ValueError says what was found."""
+    """A complete checkpoint: `path` itself, or the newest of the run folder `path`. ValueError says what was found.
+
+    A step's name without attempt (.../step-00000100) means the newest attempt's checkpoint of that step.
+    """
     path = Path(path)
     if (path / MANIFEST).exists():
-        if problem := _problem(path):
-            raise ValueError(f"{path} is not a complete checkpoint: {problem}. Use an older one")
+        _refuse_incomplete(path)
         return path
+    if (asked := numbers_of(path.name)) and asked[1] == 0 and not path.exists():
+        of_step = [found for found in candidates(path.parent) if _numbers(found)[0] == asked[0]]
+        if found := next((found for found in of_step if _problem(found) is None), None):
+            return found
     for folder in (path / "checkpoints", path):
         if folder.is_dir() and (found := newest(folder)):
             return found
@@ -167,29 +259,37 @@ def resolve(path: Path | str) -> Path:
     raise ValueError(f"{path} holds no complete checkpoint, but {there}: give a checkpoint or a run folder")
 
 
-def set_aside_after(folder: Path | str, step: int) -> list[Path]:
+def candidates(folder: Path | str, starts: Mapping[int, int] | None = None) -> list[Path]:
+    """Checkpoint folders of this run's history, newest first, complete or not.
+
+    Left out is what an attempt saved beyond the step that a newer attempt went on from (`starts`, see `newest`).
+    """
+    folder = Path(folder)
+    if starts is None:
+        starts = attempts.starts(folder.parent if folder.name == "checkpoints" else folder)
+    found = []
+    for path in _all(folder):
+        step, attempt = _numbers(path)
+        left = [number for number, start in starts.items() if number > attempt and start < step]
+        if left:
+            log.info("ignoring checkpoint %s: attempt %d went on from step %d", path, left[0], starts[left[0]])
+        else:
+            found.append(path)
+    return found
+
+
+def set_aside_after(folder: Path | str, step: int, fence: Fence | None = None) -> list[Path]:
     """Rename checkpoints later than `step`: a run went back behind them, and `newest` must not return to them.
 
     On one rank. Returns their new names, `replaced-step-...`, which nothing reads or deletes.
     """
+    refuse_if_superseded(fence, str(folder))
     aside = []
-    for path in _candidates(Path(folder)):
-        if int(path.name.removeprefix(".old-").removeprefix("step-")) > step:
+    for path in _all(Path(folder)):
+        if _numbers(path)[0] > step:
             aside.append(path.rename(path.with_name(f"replaced-{path.name.lstrip('.')}-{secrets.token_hex(4)}")))
             log.warning("%s is set aside as %s: the run goes on from step %d", path, aside[-1].name, step)
     return aside
-
-
-def prune(folder: Path | str, keep_last: int | None) -> list[Path]:
-    """Delete complete checkpoints older than the newest `keep_last`; on one rank, after a save. Returns the deleted."""
-    if keep_last is None:
-        return []
-    if keep_last < 1:
-        raise ValueError(f"checkpoint.keep_last={keep_last}: keep at least 1, or null for all")
-    complete = [path for path in _candidates(Path(folder)) if _problem(path) is None]
-    for path in complete[keep_last:]:
-        _remove(path)
-    return complete[keep_last:]
 
 
 def run_folder(checkpoint: Path) -> Path:
@@ -197,30 +297,30 @@ def run_folder(checkpoint: Path) -> Path:
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
-def rank_of(group: dist.ProcessGroup | None) -> int:
-    """Rank within the group; 0 without an initialised process group."""
-    return dist.get_rank(group) if dist.is_initialized() else 0
-
-
 @contextmanager
-def publish(final: Path, group: dist.ProcessGroup | None = None, leftovers: str | None = None) -> Iterator[Path]:
+def publish(
+    final: Path, group: dist.ProcessGroup | None = None, attempt: int | None = None, fence: Fence | None = None
+) -> Iterator[Path]:
     """A hidden folder beside `final` that takes its place when the block ends well, and vanishes when it does not.
 
-    Every rank of `group` enters; the block may fail only on all ranks together. Disk errors become CheckpointError.
-    What killed writers of `leftovers` (a glob; the name of `final` by default) left is removed first.
+    Every rank of `group` enters; the block may fail only on all ranks together. Disk errors become CheckpointError,
+    and Superseded where a newer attempt is the reason. What killed writers left is removed first: all checkpoints up
+    to `attempt`, or without one only what has the name of `final`.
     """
     first = rank_of(group) == 0
     try:
-        made = on_all_ranks(group, lambda: _make_temporary(final, leftovers) if first else None)
+        made = on_all_ranks(group, lambda: _make_temporary(final, attempt, fence) if first else None)
         temporary = next(path for path in made if path is not None)
         try:
             yield temporary
-            on_all_ranks(group, lambda: _put_in_place(temporary, final) if first else None)
+            on_all_ranks(group, lambda: _put_in_place(temporary, final, fence) if first else None)
         except BaseException:
             if first:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
     except OSError as error:
+        # A newer attempt sweeps away what older ones were writing.
+        on_all_ranks(group, lambda: refuse_if_superseded(fence, str(final)) if first else None)
         free = shutil.disk_usage(next(p for p in final.absolute().parents if p.exists())).free
         raise CheckpointError(
             f"{final}: not written ({error}); {free / 1e9:.2f} GB are free there. "
@@ -228,19 +328,21 @@ def publish(final: Path, group: dist.ProcessGroup | None = None, leftovers: str 
         ) from error
 
 
-def _make_temporary(final: Path, leftovers: str | None) -> Path:
+def _make_temporary(final: Path, attempt: int | None, fence: Fence | None) -> Path:
+    refuse_if_superseded(fence, str(final))
     final.parent.mkdir(parents=True, exist_ok=True)
-    _clean(final.parent, leftovers or glob.escape(final.name))
+    _clean(final, attempt)
     temporary = final.parent / f".tmp-{final.name}-{secrets.token_hex(4)}"
     temporary.mkdir()
     return temporary
 
 
-def _put_in_place(temporary: Path, final: Path) -> None:
+def _put_in_place(temporary: Path, final: Path, fence: Fence | None) -> None:
     """Rename, with everything on the disk first. An older `final` steps aside until its successor has the name."""
     for folder, _, files in os.walk(temporary):
         for path in [os.path.join(folder, name) for name in files] + [folder]:
             _fsync(path)
+    refuse_if_superseded(fence, str(final))  # as late as can be
     aside = final.parent / f".old-{final.name}"
     if final.exists():
         shutil.rmtree(aside, ignore_errors=True)
@@ -248,59 +350,60 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     temporary.rename(final)
     _fsync(final.parent)
     if aside.exists():
-        _remove(aside)
+        remove(aside)
 
 
-def _write_manifest(folder: Path, meta: Meta) -> None:
-    (folder / "random.bin").write_bytes(torch.get_rng_state().numpy().tobytes())
-    files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
-    manifest = {"format_version": FORMAT_VERSION, "meta": asdict(meta), "files": files}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+def _refuse_incomplete(folder: Path) -> None:
+    if problem := _problem(folder):
+        raise ValueError(f"{folder} is not a complete checkpoint: {problem}. Use an older one")
 
 
-def _problem(folder: Path) -> str | None:
-    """Why `folder` is no complete checkpoint; None if it is one."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        return f"{MANIFEST} is missing or unreadable ({error})"
-    if not isinstance(manifest, dict) or not {"meta", "files"} <= manifest.keys():
-        return f"{MANIFEST} is no manifest"
-    if (version := manifest.get("format_version")) != FORMAT_VERSION:
-        return f"format version {version}, this code reads {FORMAT_VERSION}"
-    for name, size in manifest["files"].items():
-        path = folder / name
-        if not path.exists():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} of {size} bytes"
-    return None
+def _some(problems: list[str]) -> str:
+    return "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
 
 
-def _candidates(folder: Path) -> list[Path]:
+def _numbers(path: Path) -> tuple[int, int]:
+    found = numbers_of(path.name.removeprefix(".old-"))
+    assert found is not None, path
+    return found
+
+
+def _all(folder: Path) -> list[Path]:
     """Checkpoint folders, newest first: also one that a kill caught while its successor took the name."""
     if not folder.is_dir():
         return []
     found = {path.name: path for path in folder.iterdir() if STEP.fullmatch(path.name)}
     for path in folder.glob(".old-step-*"):
-        found.setdefault(path.name.removeprefix(".old-"), path)
-    return [found[name] for name in sorted(found, key=lambda name: int(name.removeprefix("step-")), reverse=True)]
+        if STEP.fullmatch(path.name.removeprefix(".old-")):
+            found.setdefault(path.name.removeprefix(".old-"), path)
+    return sorted(found.values(), key=_numbers, reverse=True)
 
 
-def _clean(folder: Path, name: str) -> None:
-    """Remove what killed saves of `name` (a glob) left, and give a folder caught mid-replacement its name back."""
-    for path in folder.glob(f".tmp-{name}-*"):
-        log.warning("removing %s, left by a save that was killed", path)
-        shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob(f".old-{name}"):
-        final = folder / path.name.removeprefix(".old-")
-        if final.exists():
+def _clean(final: Path, attempt: int | None) -> None:
+    """Remove what killed saves left, and give a folder caught mid-replacement its name back.
+
+    Those of `final` itself; with an `attempt`, of all checkpoints beside it up to that attempt, none of newer ones.
+    """
+
+    def ours(name: str) -> bool:
+        numbers = numbers_of(name)
+        return name == final.name or (attempt is not None and numbers is not None and numbers[1] <= attempt)
+
+    for path in final.parent.glob(".tmp-*"):
+        if ours(path.name.removeprefix(".tmp-").rpartition("-")[0]):
+            log.warning("removing %s, left by a save that was killed", path)
+            shutil.rmtree(path, ignore_errors=True)
+    for path in final.parent.glob(".old-*"):
+        name = path.name.removeprefix(".old-")
+        if not ours(name):
+            continue
+        if path.with_name(name).exists():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.rename(final)
+            path.rename(path.with_name(name))
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Delete a folder so that a kill half-way leaves no half checkpoint under its name."""
     if path.name.startswith("."):
         shutil.rmtree(path, ignore_errors=True)

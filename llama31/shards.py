@@ -9,9 +9,8 @@ them, so that a conversion needs the memory of one tensor.
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import errno
-import io
 import math
 import mmap
 import os
@@ -40,7 +39,10 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.checkpoint.utils import _create_file_view
 from torch.futures import Future
 
+from llama31.checksum import Entry, Written, of_file
+
 ALIGNMENT = 64  # torch aligns data within its archive to 64 bytes; archives are padded so that this holds in the file
+METADATA = ".metadata"  # DCP's table of names
 Shape = tuple[int, ...]
 Result = TypeVar("Result")
 
@@ -123,9 +125,12 @@ def on_all_ranks(group: dist.ProcessGroup | None, action: Callable[[], Result]) 
     return [value for value, _ in outcomes]
 
 
-def save(shards: Iterable[Shard], folder: Path | str, process_group: dist.ProcessGroup | None = None) -> None:
+def save(
+    shards: Iterable[Shard], folder: Path | str, process_group: dist.ProcessGroup | None = None
+) -> dict[str, Entry]:
     """Write the shards of all ranks of `process_group` to `folder`; a block held by several ranks is written once.
 
+    Returns size and checksum of the files that this rank wrote, by name.
     Raises on every rank what went wrong on any: ValueError (a tensor not filled by its blocks), OSError (disk full).
     """
     state: dict[str, Any] = {}
@@ -133,20 +138,19 @@ def save(shards: Iterable[Shard], folder: Path | str, process_group: dist.Proces
         if shard.name in state:
             raise ValueError(f"{shard.name} is given twice: a name needs one shard with all its blocks")
         state[shard.name] = shard
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # converting alone is no accident
+    writer = _Writer(folder)
+    with contextlib.ExitStack() as stack:
+        if not dist.is_initialized():  # converting alone is no accident
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         try:
-            dcp_save(
-                state,
-                storage_writer=_Writer(folder),
-                planner=_Planner(Path(folder)),
-                process_group=process_group,
-            )
+            dcp_save(state, storage_writer=writer, planner=_Planner(Path(folder)), process_group=process_group)
         except CheckpointException as failure:
             # Derived from BaseException, it would pass every `except Exception`: give the cause instead.
             rank, (cause, _) = next(iter(failure.failures.items()))
             cause.add_note(f"(on rank {rank}, while saving {folder})")
             raise cause from None
+    return writer.written
 
 
 def load(shards: Iterable[Shard], folder: Path | str, process_group: dist.ProcessGroup | None = None) -> None:
@@ -304,34 +308,42 @@ class _Writer(FileSystemWriter):
 
     def __init__(self, folder: Path | str):
         super().__init__(folder, single_file_per_rank=True, sync_files=True)
+        self.written: dict[str, Entry] = {}
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         results: list[WriteResult] = []
         if plan.items:
             file_name = f"{cast(Any, plan.storage_data).prefix}0.distcp"
-            with open(Path(self.path) / file_name, "wb") as file:
+            with open(Path(self.path) / file_name, "wb") as raw:
+                file = Written(raw)
                 for item in plan.items:
                     results.append(_write_block(file, file_name, item, cast(torch.Tensor, planner.resolve_data(item))))
-                file.flush()
-                os.fsync(file.fileno())
+                raw.flush()
+                os.fsync(raw.fileno())
+            self.written[file_name] = file.entry()
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)
         return future
 
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """On the coordinator, after all have written: the table of names."""
+        super().finish(metadata, results)
+        self.written[METADATA] = of_file(Path(self.path) / METADATA)
 
-def _write_block(file: io.BufferedWriter, file_name: str, item: WriteItem, tensor: torch.Tensor) -> WriteResult:
-    file.write(b"\0" * (-file.tell() % ALIGNMENT))
-    offset, stream = file.tell(), _Stream(file)
+
+def _write_block(file: Written, file_name: str, item: WriteItem, tensor: torch.Tensor) -> WriteResult:
+    file.write(b"\0" * (-file.size % ALIGNMENT))
+    offset = file.size
     tensor = tensor.cpu().contiguous()
     if tensor.untyped_storage().nbytes() != tensor.nbytes:
         tensor = _alone(tensor)
     try:
-        torch.save(tensor, cast(Any, stream))
+        torch.save(tensor, cast(Any, file))
     except RuntimeError:
-        if stream.error is None:
+        if file.error is None:
             raise
-        raise stream.error from None
-    length = file.tell() - offset
+        raise file.error from None
+    length = file.size - offset
     return WriteResult(index=item.index, size_in_bytes=length, storage_data=_StorageInfo(file_name, offset, length))
 
 
@@ -340,21 +352,3 @@ def _alone(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.numel() == 0:
         return torch.empty_like(tensor)
     return torch.frombuffer(tensor.view(-1).view(torch.uint8).numpy(), dtype=tensor.dtype).view(tensor.shape)
-
-
-@dataclass
-class _Stream:
-    """A file that remembers its own error: torch.save reports a full disk as "unexpected pos"."""
-
-    file: io.BufferedWriter
-    error: OSError | None = dataclasses.field(default=None)
-
-    def write(self, data: Any) -> int:
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self.file.flush()

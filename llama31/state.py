@@ -1,8 +1,8 @@
 """The state of a model and its optimizer as shards of global tensors: what a checkpoint saves and loads.
 
-ZeRO's fragments are arbitrary flat ranges and no rectangles, so each parameter's masters and moments are assembled
-over the data x context parallel ranks, which then share out the writing: every block has one writer, and no rank keeps
-more than its share.
+ZeRO gives each data x context parallel rank a flat range of every parameter. Each rank saves and loads exactly its own
+range, as views of the live memory and without asking the others: nothing is gathered, copied or read twice. A range of
+a matrix is no rectangle, but at most three: the end of one row, whole rows, the beginning of another.
 """
 
 from __future__ import annotations
@@ -10,79 +10,83 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from llama31 import checkpoint, config, model
+from llama31 import checkpoint, config, model, zero
 from llama31.engine import Engine
 from llama31.mesh import Grid
 from llama31.model import Llama, ParameterShard
-from llama31.shards import Block, Shard
-from llama31.zero import MOMENTS
+from llama31.shards import Block, Shape, Shard
+from llama31.zero import MASTER, MOMENTS, WEIGHT
 
-KEYS = ("fp32", *MOMENTS)
+KEYS = (MASTER, *MOMENTS)
 
 
 def load_weights(folder: Path, chunks: list[Llama], shape: config.Model, grid: Grid) -> None:
     """Fill the chunks with a checkpoint's weights, whatever layout it was saved on."""
-    found = [_as_shard(shard, shard.name, shard.parameter.data) for shard in model.shards(chunks, shape, grid)]
+    found = [
+        Shard(shard.name, shard.shape, [Block(offset, block) for offset, block in shard.blocks(shard.parameter.data)])
+        for shard in model.shards(chunks, shape, grid)
+    ]
     checkpoint.load_weights(folder, found)
 
 
 def weights(engine: Engine) -> list[Shard]:
-    """The weights that this rank writes. Collective."""
-    found = []
-    for shard, writes in _shared_out(engine):
-        with engine.reducer.gathered([shard.parameter]):
-            if writes:
-                found.append(_as_shard(shard, shard.name, _kept(engine, shard.parameter.data)))
-    return found
-
-
-def _kept(engine: Engine, weight: Tensor) -> Tensor:
-    """ZeRO-3 takes a gathered weight away again; elsewhere the weight itself is written."""
-    return weight.clone() if engine.forward.called != list(engine.chunks) else weight
+    """The part of the weights that this rank writes: views of live memory."""
+    return [_own(engine, shard, WEIGHT, shard.name) for shard in engine.shards if not _is_copy(shard, engine.grid)]
 
 
 def optimizer(engine: Engine) -> list[Shard]:
-    """The FP32 masters and Adam moments that this rank writes. Collective."""
-    found = []
-    for shard, writes in _shared_out(engine):
-        for key in KEYS:
-            whole = engine.reducer.full(shard.parameter, key)
-            if writes:
-                found.append(_as_shard(shard, f"{key}.{shard.name}", whole))
-    return found
+    """The part of the FP32 masters and Adam moments that this rank writes: views of live memory."""
+    return [
+        _own(engine, shard, key, f"{key}.{shard.name}")
+        for shard in engine.shards
+        if not _is_copy(shard, engine.grid)
+        for key in KEYS
+    ]
 
 
 def load_optimizer(folder: Path, engine: Engine, updates: int) -> None:
-    """Masters, moments and the number of updates, from any layout; weights follow from the masters."""
-    checkpoint.load_optimizer(folder, _filled(engine))
+    """Masters, moments and the number of updates, from any layout; weights follow from the masters. Collective.
+
+    Works at any moment between two steps: nothing of what was trained since, and no gradient, is left.
+    """
+    found = [_own(engine, shard, key, f"{key}.{shard.name}") for shard in engine.shards for key in KEYS]
+    checkpoint.load_optimizer(folder, found)
     engine.reducer.finish_load(updates)
 
 
-def _filled(engine: Engine) -> Iterator[Shard]:
-    """Shards to be filled, one parameter at a time: what was filled goes to ZeRO before the next is made."""
-    for shard in engine.shards:
-        local = getattr(shard.parameter, "ds_shape", shard.parameter.shape)
-        wholes = {key: torch.empty(local, dtype=torch.float32, device=engine.grid.device) for key in KEYS}
-        for key, whole in wholes.items():
-            yield _as_shard(shard, f"{key}.{shard.name}", whole)
-        for key, whole in wholes.items():
-            engine.reducer.set_full(shard.parameter, key, whole)
+def _is_copy(shard: ParameterShard, grid: Grid) -> bool:
+    """Whether another rank writes this one: norms are alike on all tensor-parallel ranks, tied ends on two stages."""
+    return shard.replica or (len(shard.shape) == 1 and grid.tp_rank > 0)
 
 
-def _as_shard(shard: ParameterShard, name: str, tensor: Tensor) -> Shard:
-    return Shard(name, shard.shape, [Block(offset, block) for offset, block in shard.blocks(tensor)])
+def _own(engine: Engine, shard: ParameterShard, key: str, name: str) -> Shard:
+    """This rank's fragment of one tensor; no blocks where it has none."""
+    fragment = engine.reducer.fragment(shard.parameter, key)
+    if fragment is None:
+        return Shard(name, shard.shape, [])
+    start, flat = fragment
+    return Shard(name, shard.shape, list(cut(shard.offsets, zero.shape_of(shard.parameter), start, flat)))
 
 
-def _shared_out(engine: Engine) -> Iterator[tuple[ParameterShard, bool]]:
-    """Every parameter, and whether this rank is the one of its replicas that writes it: the least loaded so far."""
-    grid = engine.grid
-    me, load = dist.get_rank(grid.dp_cp_group), [0] * (grid.dp * grid.cp)
-    for shard in engine.shards:
-        writer = load.index(min(load))
-        load[writer] += getattr(shard.parameter, "ds_numel", shard.parameter.numel())
-        copy = shard.replica or (len(shard.shape) == 1 and grid.tp_rank > 0)
-        yield shard, writer == me and not copy
+def cut(offsets: tuple[Shape, ...], local: Shape, start: int, flat: Tensor) -> Iterator[Block]:
+    """The flat range `flat`, from element `start` of a tensor of shape `local`, as rectangles of the global tensor.
+
+    The tensor consists of one block per offset, equal in rows, as `ParameterShard` has them. Views, no copies.
+    """
+    height, width = local[0] // len(offsets), (local[1] if len(local) == 2 else 1)
+    for number, offset in enumerate(offsets):
+        first = number * height * width
+        begin, end = max(start, first), min(start + flat.numel(), first + height * width)
+        while begin < end:
+            row, column = divmod(begin - first, width)
+            whole_rows = (end - begin) // width if column == 0 else 0
+            length = whole_rows * width or min(end - begin, width - column)
+            part = flat.narrow(0, begin - start, length)
+            if len(local) == 1:
+                yield Block((offset[0] + row,), part)
+            else:
+                at = (offset[0] + row, offset[1] + column)
+                yield Block(at, part.view(whole_rows or 1, length // (whole_rows or 1)))
+            begin += length

@@ -10,11 +10,10 @@ DeepSpeed's own `step` would swallow a NaN. Two implementations of `Reducer`:
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -25,7 +24,8 @@ from llama31 import config, precision
 from llama31.mesh import Grid, Mpu
 from llama31.model import Llama, ParameterShard
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+WEIGHT, MASTER, MOMENTS = "weight", "fp32", ("exp_avg", "exp_avg_sq")
+KEYS = (WEIGHT, MASTER, *MOMENTS)  # what ZeRO shares out of a parameter
 
 
 class Reducer(Protocol):
@@ -38,11 +38,9 @@ class Reducer(Protocol):
     def reduce(self) -> float: ...
     def apply(self, lr: float, norm: float) -> None: ...
     def discard(self) -> None: ...
-    def full(self, parameter: nn.Parameter, key: str) -> Tensor: ...
-    def set_full(self, parameter: nn.Parameter, key: str, value: Tensor) -> None: ...
+    def fragment(self, parameter: nn.Parameter, key: str) -> tuple[int, Tensor] | None: ...
     def steps_applied(self) -> int: ...
     def finish_load(self, step: int) -> None: ...
-    def gathered(self, parameters: list[nn.Parameter]) -> contextlib.AbstractContextManager[None]: ...
 
 
 def create(
@@ -99,6 +97,27 @@ def _create_moments(adam: torch.optim.AdamW, masters: list[Tensor]) -> None:
             "step": torch.zeros((), dtype=torch.float32, device=master.device),
             **{key: torch.zeros_like(master) for key in MOMENTS},
         }
+
+
+def shape_of(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Shape of a parameter on this tensor-parallel rank, also where ZeRO-3 has taken the parameter apart."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _state_key(key: str) -> str | None:
+    """How DeepSpeed calls a master or a moment."""
+    return None if key == MASTER else key
+
+
+def _mapped_fragment(parameter: nn.Parameter, key: str) -> tuple[int, Tensor] | None:
+    """The fragment where weights are whole on every rank (ZeRO-1 and 2): of those, the part that its masters update."""
+    mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+    if mapping is None:
+        return None
+    address = mapping.lp_fragment_address
+    if key == WEIGHT:
+        return address.start, parameter.data.view(-1).narrow(0, address.start, address.numel)
+    return address.start, mapping.get_hp_fragment(_state_key(key)).data
 
 
 def _counts_in_norm(parameter: nn.Parameter, grid: Grid) -> bool:
@@ -220,29 +239,21 @@ class Stage1:
         """Forget the gradients of this step; weights and moments stay as they are."""
         self.zero.clear_hp_grads()
 
-    def full(self, parameter: nn.Parameter, key: str) -> Tensor:
-        """FP32 master ("fp32") or a moment of this rank's whole TP shard; collective over data x context ranks."""
-        whole: Tensor = parameter.get_full_hp_param(None if key == "fp32" else key)  # type: ignore[attr-defined]
-        return whole
-
-    def set_full(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
-        """Write this rank's fragment of a master or moment from a whole TP shard."""
-        parameter.set_full_hp_param(value, None if key == "fp32" else key)  # type: ignore[attr-defined]
+    def fragment(self, parameter: nn.Parameter, key: str) -> tuple[int, Tensor] | None:
+        """This rank's part of a tensor of KEYS: where it starts in the flat TP shard, and the live memory itself."""
+        return _mapped_fragment(parameter, key)
 
     def steps_applied(self) -> int:
         """Updates applied so far, as Adam's bias correction counts them."""
         return int(self.zero.optimizer.state[self.zero.fp32_groups_flat_partition[0]]["step"].item())
 
+    @torch.no_grad()
     def finish_load(self, step: int) -> None:
-        """After all `set_full`: the step of Adam, and weights from masters."""
+        """After filling the fragments: the step of Adam, weights from masters, no gradients. Collective."""
         for master in self.zero.fp32_groups_flat_partition:
             self.zero.optimizer.state[master]["step"].fill_(step)
         self.zero.update_lp_params()
-
-    @contextlib.contextmanager
-    def gathered(self, parameters: list[nn.Parameter]) -> Iterator[None]:
-        """Weights are always whole here."""
-        yield
+        self.discard()
 
 
 def _adder(total: Tensor) -> Callable[[Tensor], None]:
@@ -344,27 +355,17 @@ class Stage23:
             self.zero.averaged_gradients[index] = None
             self.zero.all_grad_tensors[index] = None
 
-    def full(self, parameter: nn.Parameter, key: str) -> Tensor:
-        """FP32 master ("fp32") or a moment of this rank's whole TP shard; collective over data x context ranks."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        whole: Tensor = (
-            safe_get_full_fp32_param(parameter)
-            if key == "fp32"
-            else safe_get_full_optimizer_state(parameter, optim_state_key=key)
-        )
-        return whole.view(getattr(parameter, "ds_shape", parameter.shape))
-
-    def set_full(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
-        """Write this rank's fragment of a master or moment from a whole TP shard."""
-        state_key = None if key == "fp32" else key
+    def fragment(self, parameter: nn.Parameter, key: str) -> tuple[int, Tensor] | None:
+        """This rank's part of a tensor of KEYS: where it starts in the flat TP shard, and the live memory itself."""
         if self.stage == 2:
-            parameter.set_full_hp_param(value, state_key)  # type: ignore[attr-defined]
-            return
-        mine, _ = self.zero._get_fp32_opt_state_partition(parameter, False, optim_state_key=state_key)
-        begin = mine.numel() * dist.get_rank(self.grid.dp_cp_group)
-        part = value.flatten()[begin : begin + mine.numel()]
-        mine.data[: part.numel()].copy_(part)
+            return _mapped_fragment(parameter, key)
+        if key == WEIGHT:
+            mine = parameter.ds_tensor.data  # type: ignore[attr-defined]
+        else:
+            mine, _ = self.zero._get_fp32_opt_state_partition(parameter, False, optim_state_key=_state_key(key))
+        start = mine.numel() * dist.get_rank(self.grid.dp_cp_group)
+        held = min(mine.numel(), math.prod(shape_of(parameter)) - start)  # the last ranks hold padding
+        return (start, mine.data[:held]) if held > 0 else None
 
     def steps_applied(self) -> int:
         """Updates applied so far, as Adam's bias correction counts them."""
@@ -372,7 +373,8 @@ class Stage23:
 
     @torch.no_grad()
     def finish_load(self, step: int) -> None:
-        """After all `set_full`: the step of Adam, and weights from masters."""
+        """After filling the fragments: the step of Adam, weights from masters, no gradients. Collective."""
+        self.discard()  # before the weights: ZeRO-3 lets go of what it gathered of the old ones
         for master in self._masters():
             self.zero.optimizer.state[master]["step"].fill_(step)
         if self.stage == 2:
@@ -381,15 +383,6 @@ class Stage23:
         for index, master in enumerate(self._masters()):
             self.zero.fp16_partitioned_groups_flat[index].copy_(master)
             self.zero._unflatten_partitioned_parameters(index)
-
-    @contextlib.contextmanager
-    def gathered(self, parameters: list[nn.Parameter]) -> Iterator[None]:
-        """Inside, the weights of these parameters are whole."""
-        if self.stage == 2:
-            yield
-            return
-        with _import_deepspeed().zero.GatheredParameters(parameters):
-            yield
 
 
 def _settings(optimizer: config.Optimizer, numbers: config.Precision, zero: int) -> dict[str, Any]:

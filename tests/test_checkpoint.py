@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from llama31 import checkpoint, config, shards
+from llama31 import attempts, checkpoint, checksum, config, manifest, shards
 from llama31.shards import Block, Shard
 from tests.conftest import ROOT
 
@@ -182,17 +182,6 @@ def test_resolve_says_what_it_found(tmp_path: Path) -> None:
         checkpoint.resolve(tmp_path)
 
 
-def test_prune_keeps_the_newest(tmp_path: Path) -> None:
-    for step in (1, 2, 3, 20):
-        save_step(tmp_path, step, torch.zeros(2))
-    os.truncate(tmp_path / "step-00000003" / "random.bin", 1)
-    checkpoint.prune(tmp_path, None)
-    assert [path.name for path in checkpoint.prune(tmp_path, 2)] == ["step-00000001"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003", "step-00000020"]
-    with pytest.raises(ValueError, match="keep_last=0"):
-        checkpoint.prune(tmp_path, 0)
-
-
 def test_a_step_saved_again_is_replaced(tmp_path: Path) -> None:
     save_step(tmp_path, 1, torch.zeros(2))
     path = save_step(tmp_path, 1, torch.ones(2))
@@ -338,3 +327,192 @@ def test_a_file_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("x")
     with pytest.raises(ValueError, match="is no folder: give a checkpoint"):
         checkpoint.resolve(tmp_path / "x")
+
+
+# --- every bit is what was written -----------------------------------------------------------------------------------
+
+
+def flip(path: Path, position: int) -> None:
+    """One bit of one byte."""
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+def data_of(path: Path) -> Path:
+    return next((path / "weights").glob("*.distcp"))
+
+
+def test_what_was_written_verifies_and_what_was_changed_is_named(tmp_path: Path) -> None:
+    path = save_step(tmp_path, 100, torch.randn(1000, 7))
+    names = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+    told = json.loads((path / "checkpoint.json").read_text())
+    assert told["format_version"] == 2 and set(told["files"]) == names - {"checkpoint.json"}
+    assert checkpoint.verify(path) == []
+    for name in sorted(names - {"checkpoint.json"}):
+        flip(path / name, -1)
+        (problem,) = checkpoint.verify(path)
+        assert problem.startswith(f"{name} has checksum ") and told["files"][name]["xxh3_128"] in problem
+        with pytest.raises(ValueError, match="is damaged.*Use an older one"):
+            checkpoint.refuse_damaged(path)
+        flip(path / name, -1)
+    assert checkpoint.newest(tmp_path) == path, "sizes alone do not show it"
+    os.truncate(path / "random.bin", 10)
+    data_of(path).unlink()
+    found = checkpoint.verify(path)
+    assert len(found) == 2 and found[0].startswith("random.bin has 10 of ") and found[1].endswith("is missing")
+
+
+def test_ranks_share_out_the_checking_by_size() -> None:
+    files = {name: checksum.Entry(size) for name, size in {"a": 5, "b": 9, "c": 4, "d": 1}.items()}
+    assert manifest._shared_out(files, 2) == [["b", "d"], ["a", "c"]]
+    assert manifest._shared_out({}, 2) == [[], []]
+
+
+def test_a_manifest_that_was_changed_is_noticed(tmp_path: Path) -> None:
+    path = save_step(tmp_path, 100, torch.zeros(2))
+    text = (path / "checkpoint.json").read_text()
+    (path / "checkpoint.json").write_text(text.replace('"tokens": 1234', '"tokens": 1235'))
+    with pytest.raises(ValueError, match="not a complete checkpoint: checkpoint.json has checksum"):
+        checkpoint.read_meta(path)
+    assert checkpoint.newest(tmp_path) is None
+
+
+def test_format_1_is_still_read(tmp_path: Path) -> None:
+    path = save_step(tmp_path, 100, torch.ones(2))
+    told = json.loads((path / "checkpoint.json").read_text())
+    meta = {key: value for key, value in told["meta"].items() if key not in ("attempt", "validation_loss")}
+    files = {name: entry["bytes"] for name, entry in told["files"].items()}
+    (path / "checkpoint.json").write_text(json.dumps({"format_version": 1, "meta": meta, "files": files}))
+    assert checkpoint.read_meta(path) == META and checkpoint.newest_intact(tmp_path) == path
+    os.truncate(data_of(path), 3)
+    assert "has 3 of" in checkpoint.verify(path)[0]
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
+def test_the_newest_intact_one_is_used(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    older, broken = (save_step(tmp_path, step, torch.randn(50)) for step in (100, 200))
+    victim = data_of(broken)
+    said = {"flip": "has checksum", "truncate": "has 100 of", "remove": "is missing", "manifest": "unreadable"}[damage]
+    if damage == "flip":
+        flip(victim, 300)
+    elif damage == "truncate":
+        os.truncate(victim, 100)
+    elif damage == "remove":
+        victim.unlink()
+    else:
+        victim = broken / "checkpoint.json"
+        victim.write_bytes(b"\xff\xfe{")
+    assert checkpoint.newest_intact(tmp_path) == older
+    (warning,) = [r.getMessage() for r in caplog.records if "ignoring checkpoint" in r.getMessage()]
+    assert str(broken) in warning and victim.name in warning and said in warning
+    flip(data_of(older), 300)
+    assert checkpoint.newest_intact(tmp_path) is None
+
+
+# --- two attempts of one run -----------------------------------------------------------------------------------------
+
+
+def save_as(folder: Path, step: int, attempt: int, value: float = 0.0) -> Path:
+    meta = replace(META, step=step, attempt=attempt)
+    return checkpoint.save(folder, meta, [whole("w", torch.full((2,), value))])
+
+
+def begin(run: Path, from_step: int) -> int:
+    number = attempts.claim(run)
+    (attempts.path_of(run, number) / "attempt.json").write_text(json.dumps({"from_step": from_step}))
+    return number
+
+
+def test_names_carry_the_attempt(tmp_path: Path) -> None:
+    assert checkpoint.name_of(100) == "step-00000100" and checkpoint.name_of(100, 3) == "step-00000100-a0003"
+    assert checkpoint.numbers_of("step-00000100-a0003") == (100, 3) and checkpoint.numbers_of("step-12") is None
+    assert save_as(tmp_path, 7, 12).name == "step-00000007-a0012"
+    assert checkpoint.read_meta(tmp_path / "step-00000007-a0012").attempt == 12
+
+
+def test_what_an_older_attempt_saved_beyond_the_start_of_a_newer_one_is_not_read(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    begin(tmp_path, 0)
+    for step in (10, 20):
+        save_as(folder, step, 0)
+    assert checkpoint.newest(folder) == folder / "step-00000020"
+    begin(tmp_path, 10)  # 20 was torn, or not yet there
+    assert checkpoint.newest(folder) == folder / "step-00000010" == checkpoint.resolve(tmp_path)
+    assert checkpoint.newest_intact(folder) == folder / "step-00000010"
+    save_as(folder, 15, 1)
+    save_as(folder, 30, 0)  # the cut-off attempt lives on
+    assert checkpoint.newest(folder) == folder / "step-00000015-a0001"
+    begin(tmp_path, 15)
+    save_as(folder, 20, 2, 2.0)
+    assert [path.name for path in checkpoint.candidates(folder)] == [
+        "step-00000020-a0002",
+        "step-00000015-a0001",
+        "step-00000010",
+    ]
+    assert checkpoint.newest(folder, {}) == folder / "step-00000030", "without knowing of the attempts"
+    assert checkpoint.newest(folder, {5: 12}) == folder / "step-00000010"
+
+
+def test_a_step_without_attempt_means_the_newest_one_of_it(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    for attempt in (1, 3):
+        save_as(folder, 100, attempt)
+    assert checkpoint.resolve(folder / "step-00000100").name == "step-00000100-a0003"
+    os.truncate(data_of(folder / "step-00000100-a0003"), 1)
+    assert checkpoint.resolve(folder / "step-00000100").name == "step-00000100-a0001"
+    with pytest.raises(ValueError, match="does not exist"):
+        checkpoint.resolve(folder / "step-00000200")
+    save_as(folder, 100, 0)
+    assert checkpoint.resolve(folder / "step-00000100").name == "step-00000100"
+
+
+def test_a_superseded_attempt_publishes_deletes_and_loads_nothing(tmp_path: Path) -> None:
+    older, folder = begin(tmp_path, 0), tmp_path / "checkpoints"
+
+    def fence() -> int | None:
+        return attempts.newer(tmp_path, older)
+
+    tensor = [whole("w", torch.ones(2))]
+    first = checkpoint.save(folder, replace(META, step=1), tensor, fence=fence)
+
+    def cut_off() -> torch.Tensor:
+        """The newer attempt begins while the older one writes."""
+        begin(tmp_path, 1)
+        return torch.ones(2)
+
+    slow = [Shard("w", (2,), [Block((0,), cut_off, (2,), torch.float32)])]
+    with pytest.raises(checkpoint.Superseded, match="attempt 1 of this run has begun"):
+        checkpoint.save(folder, replace(META, step=2), slow, fence=fence)
+    assert [path.name for path in folder.iterdir()] == ["step-00000001"]
+    left = folder / ".tmp-step-00000009-0123abcd"
+    left.mkdir()
+    with pytest.raises(checkpoint.Superseded):
+        checkpoint.save(folder, replace(META, step=3), tensor, fence=fence)
+    with pytest.raises(checkpoint.Superseded):
+        checkpoint.newest_intact(folder, fence=fence)
+    with pytest.raises(checkpoint.Superseded):
+        checkpoint.set_aside_after(folder, 0, fence=fence)
+    assert left.exists() and first.exists()
+
+
+def test_leftovers_of_newer_attempts_stay(tmp_path: Path) -> None:
+    names = (".tmp-step-00000001-01234567", ".tmp-step-00000001-a0002-01234567", ".tmp-step-00000001-a0003-01234567")
+    for name in (*names, ".tmp-other-01234567"):
+        (tmp_path / name).mkdir()
+    save_as(tmp_path, 5, 2)
+    assert sorted(path.name for path in tmp_path.glob(".tmp-*")) == [".tmp-other-01234567", names[2]]
+
+
+def test_an_attempt_whose_files_were_swept_away_knows_why(tmp_path: Path) -> None:
+    begin(tmp_path, 0)
+    folder = tmp_path / "checkpoints"
+
+    def sweep() -> torch.Tensor:
+        save_as(folder, 1, begin(tmp_path, 0))
+        return torch.ones(2)
+
+    slow = [Shard("w", (2,), [Block((0,), sweep, (2,), torch.float32)])]
+    with pytest.raises(checkpoint.Superseded):
+        checkpoint.save(folder, replace(META, step=2), slow, fence=lambda: attempts.newer(tmp_path, 0))
+    assert [path.name for path in folder.iterdir()] == ["step-00000001-a0001"]

@@ -1,0 +1,62 @@
+"""Attempts of a run: each start of the trainer takes the next number, and nobody takes one twice.
+
+    <run>/attempts/0000/ 0001/ ...     one folder each, made exclusively: that is the claim
+        attempt.json                   written by its owner; `from_step` says where it went on
+
+Two attempts of one job can live at once when a node is cut off. The number decides: the older one finds that a newer
+folder exists (`newer`) and stops writing, and what it published beyond the start of the newer one is never read
+(`starts`). Needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+FOLDER = "attempts"
+RECORD = "attempt.json"
+NUMBER = re.compile(r"\d{4,}")
+
+
+def claim(run_folder: Path | str) -> int:
+    """Take the next number by making its folder, which only one process can do. OSError where nothing can be made."""
+    folder = Path(run_folder) / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    number = max(_numbers(run_folder), default=-1) + 1
+    while True:
+        try:
+            path_of(run_folder, number).mkdir()
+        except FileExistsError:  # somebody was faster
+            number += 1
+        else:
+            return number
+
+
+def path_of(run_folder: Path | str, number: int) -> Path:
+    """The folder of one attempt."""
+    return Path(run_folder) / FOLDER / f"{number:04d}"
+
+
+def newer(run_folder: Path | str, number: int) -> int | None:
+    """The newest attempt if it is newer than `number`, else None."""
+    last = max(_numbers(run_folder), default=number)
+    return last if last > number else None
+
+
+def starts(run_folder: Path | str) -> dict[int, int]:
+    """Number -> step that the attempt went on from. One that died before it wrote that down has published nothing."""
+    found = {}
+    for number in sorted(_numbers(run_folder)):
+        try:
+            record = json.loads((path_of(run_folder, number) / RECORD).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict) and isinstance(record.get("from_step"), int):
+            found[number] = record["from_step"]
+    return found
+
+
+def _numbers(run_folder: Path | str) -> list[int]:
+    folder = Path(run_folder) / FOLDER
+    return [int(path.name) for path in folder.iterdir() if NUMBER.fullmatch(path.name)] if folder.is_dir() else []

@@ -1,0 +1,59 @@
+"""Which checkpoints of a run stay: the newest, one every so many tokens, and the best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from llama31 import checkpoint, config
+from llama31.checkpoint import Fence, Meta
+
+
+def prune(
+    folder: Path | str,
+    settings: config.Checkpoint,
+    attempt: int = 0,
+    loaded: Path | None = None,
+    fence: Fence | None = None,
+) -> list[Path]:
+    """Delete complete checkpoints that `settings` do not keep; on one rank, after a save. Returns the deleted.
+
+    Torn ones neither count nor go. Nothing of a newer attempt is deleted, and `loaded` (where this attempt went on
+    from, known to be intact) not before this attempt has published one. Raises Superseded where a newer one has begun.
+    """
+    if settings.keep_last is None:
+        return []
+    if settings.keep_last < 1:
+        raise ValueError(f"checkpoint.keep_last={settings.keep_last}: keep at least 1, or null for all")
+    found: list[tuple[Path, Meta]] = []
+    for path in checkpoint.candidates(folder):
+        try:
+            found.append((path, checkpoint.read_meta(path)))
+        except ValueError:  # `newest` says what is wrong with it when it matters
+            continue
+    kept = _kept(found, settings)
+    if loaded is not None and all(meta.attempt < attempt for _, meta in found):
+        kept.add(loaded)
+    gone = [path for path, meta in found if path not in kept and meta.attempt <= attempt]
+    for path in gone:
+        checkpoint.refuse_if_superseded(fence, str(path))
+        checkpoint.remove(path)
+    return gone
+
+
+def _kept(found: list[tuple[Path, Meta]], settings: config.Checkpoint) -> set[Path]:
+    """Of complete checkpoints, newest first."""
+    kept = {path for path, _ in found[: settings.keep_last]}
+    if settings.keep_every_tokens is not None:
+        kept |= set(_first_of_each(reversed(found), settings.keep_every_tokens))
+    measured = [(meta.validation_loss, path) for path, meta in found if meta.validation_loss is not None]
+    return kept | {path for _, path in sorted(measured)[: settings.keep_best]}
+
+
+def _first_of_each(oldest_first: Iterable[tuple[Path, Meta]], every_tokens: int) -> Iterable[Path]:
+    """The first checkpoint after every multiple of `every_tokens`, not counting 0."""
+    reached = 0
+    for path, meta in oldest_first:
+        if meta.tokens // every_tokens > reached:
+            reached = meta.tokens // every_tokens
+            yield path

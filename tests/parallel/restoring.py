@@ -1,0 +1,72 @@
+"""Goes back to a checkpoint in the middle of training: `torchrun ... -m tests.parallel.restoring FOLDER OUTPUT`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from llama31 import checkpoint, config, mesh, model, state
+from llama31.engine import Engine
+from tests.parallel.cases import LEARNING_RATES, OPTIMIZER, Case, batches
+from tests.parallel.worker import micro_batches
+
+CASES = [
+    Case("dp2", 2, {"dp": 2}),
+    Case("dp2-bf16", 2, {"dp": 2}, params="bf16"),
+    Case("tp2-bf16", 2, {"tp": 2}, params="bf16"),
+    Case("pp2-tied", 2, {"pp": 2}, tied=True),
+    Case("dp2-zero2", 2, {"dp": 2, "zero": 2}),
+    Case("dp2-zero2-bf16", 2, {"dp": 2, "zero": 2}, params="bf16"),
+    Case("dp2-zero3", 2, {"dp": 2, "zero": 3}),
+    Case("dp2-zero3-bf16", 2, {"dp": 2, "zero": 3}, params="bf16"),
+]
+
+
+def run(case: Case, folder: Path) -> dict[str, list[list[float]]]:
+    """Losses and norms of the steps after the save: as trained straight on, and again after going back."""
+    parallel, numbers = case.parallel(), config.Precision(params=case.params)
+    grid = mesh.create(parallel)
+    chunks = model.build(case.model(), numbers, parallel, grid, seed=3)
+    engine = Engine(chunks, case.model(), OPTIMIZER, numbers, parallel, grid)
+    steps = [(micro_batches(rows, grid, 1), lr) for rows, lr in zip(batches(), LEARNING_RATES, strict=True)]
+
+    def train(first: int, last: int) -> list[list[float]]:
+        told = []
+        for mine, lr in steps[first:last]:
+            result = engine.accumulate(mine)
+            engine.apply(lr)
+            told.append([result.loss, result.grad_norm])
+        return told
+
+    train(0, 2)
+    meta = checkpoint.Meta(model={}, step=2)
+    updates = engine.reducer.steps_applied()
+    path = checkpoint.save(folder, meta, state.weights(engine), state.optimizer(engine))
+    straight = train(2, 4)
+    engine.accumulate(steps[0][0])  # gradients that nobody wants
+    state.load_optimizer(path, engine, updates)
+    evaluated = engine.forward.mean_loss(steps[2][0])[0]
+    return {"straight": straight, "again": train(2, 4), "evaluated": [[evaluated]], "updates": [[updates]]}
+
+
+def main(folder: str, output: str) -> None:
+    torch.set_num_threads(1)
+    mesh.connect(timeout_s=60)
+    results: dict[str, object] = {}
+    for case in CASES:
+        try:
+            results[case.name] = run(case, Path(folder) / case.name)
+        except Exception:  # noqa: BLE001 - the test that asks for this case shows it
+            results[case.name] = {"error": traceback.format_exc()}
+    if dist.get_rank() == 0:
+        Path(output).write_text(json.dumps(results))
+    mesh.close()  # a process that leaves while gloo's threads run may abort
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
