@@ -130,9 +130,8 @@ def test_layouts_agree_and_a_run_moves_from_one_to_another(name: str, done: tupl
 
 
 def test_resumed(done: tuple[Path, dict[str, str]]) -> None:
-    text = (done[0] / "runs/moved/attempts.jsonl").read_text()
-    attempts = [json.loads(line) for line in text.splitlines()]
-    assert [(attempt["from_step"], attempt["world_size"]) for attempt in attempts] == [(0, 2), (4, 2)]
+    told = [attempt.info for attempt in metrics.attempts(done[0] / "runs/moved")]
+    assert [(info["from_step"], info["world_size"]) for info in told] == [(0, 2), (4, 2)]
 
 
 def test_evaluated(done: tuple[Path, dict[str, str]]) -> None:

@@ -188,13 +188,13 @@ def test_going_back_puts_later_checkpoints_aside(
     ]
     found = _run(plan, tmp_path)
     assert "error" not in found["on"], found["on"]
-    assert found["back"]["checkpoint"].endswith("step-00000004") and found["on"]["checkpoint"].endswith("step-00000005")
+    assert found["back"]["checkpoint"].endswith("step-00000004-a0001")
+    assert found["on"]["checkpoint"].endswith("step-00000005-a0002")
     assert sorted(path.name[:22] for path in (folder / "checkpoints").glob("replaced-*")) == [
         "replaced-step-00000004",
         "replaced-step-00000006",
     ]
-    attempts = [json.loads(line)["from_step"] for line in (folder / "attempts.jsonl").read_text().splitlines()]
-    assert attempts == [0, 2, 4]
+    assert [attempt.info["from_step"] for attempt in metrics.attempts(folder)] == [0, 2, 4]
     whole = curve(runs[0] / "whole")
     assert curve(folder) == {number: whole[number] for number in range(1, 6)}
 
@@ -211,9 +211,9 @@ def test_profile_and_tensorboard(runs: tuple[Path, dict[str, dict[str, str]]]) -
 def test_a_run_folder_stands_alone(runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
     folder = runs[0] / "stopped"
     assert (folder / "tokenizer" / "tokenizer.json").exists() and (folder / "loss.png").stat().st_size > 10_000
-    attempts = [json.loads(line) for line in (folder / "attempts.jsonl").read_text().splitlines()]
-    assert [attempt["from_step"] for attempt in attempts] == [0, 2]
-    assert attempts[0]["packages"]["torch"] and attempts[0]["world_size"] == 2
+    attempts = metrics.attempts(folder)
+    assert [attempt.info["from_step"] for attempt in attempts] == [0, 2]
+    assert attempts[0].info["packages"]["torch"] and attempts[0].info["world_size"] == 2
     lines = metrics.read(folder)
     trained = next(line for line in lines if line["kind"] == "train")
     assert {"loss", "grad_norm", "lr", "tokens_per_s", "tflops", "mfu", "memory_bytes", "data_s"} <= set(trained)

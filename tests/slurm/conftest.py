@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -21,6 +22,23 @@ from tests.slurm import cluster
 T = TypeVar("T")
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "DEADLINE"}
 SEARCHED = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+
+
+FILES = {
+    "my/data/words.yaml": "folder: packed\nsources:\n  words: {input: words.jsonl}\n",
+    "my/tokenizer/words.yaml": "kind: bpe\npath: packed/tokenizer\nvocab_size: 560\n",
+    "my/small.yaml": """
+defaults:
+  [base, model: tiny, schedule: demo, override data: words, override tokenizer: words, override precision: fp32, _self_]
+name: small
+model: {name: small, layers: 2, hidden_size: 32, ffn_hidden_size: 64, heads: 4, kv_heads: 2, vocab_size: 560}
+schedule: {total_tokens: 1024, batch_tokens: 256, sequence_length: 64, warmup_tokens: 256}
+validation: {tokens: 128}
+cluster: {processes_per_node: 1}
+log: {progress: false}
+""",
+}
+SMALL = ["--config-dir", "my", "--config-name", "small"]
 
 
 class Slurm:
@@ -128,3 +146,26 @@ def slurm(slurm_cluster: Slurm) -> Iterator[Slurm]:
         return set(states) == {"idle"} and not slurm_cluster.run("squeue", "-h")
 
     slurm_cluster.until(idle, 60, "idle cluster")
+
+
+def submit(slurm: Slurm, folder: Path, *words: str, **env: str) -> list[str]:
+    """Numbers of the jobs that `recipes.submit` submitted."""
+    code = [sys.executable, "-m", "recipes.submit", *words]
+    printed = slurm.run(*code, cwd=folder, **env)
+    return [line.split(": job ")[1] for line in printed.splitlines() if ": job " in line]
+
+
+def lay_out(folder: Path) -> Path:
+    """Own YAML and text, as a user has them."""
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    texts = [" ".join(f"word{i * j % 61}" for j in range(40)) for i in range(200)]
+    (folder / "words.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return folder
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """A folder as a user has it."""
+    return lay_out(tmp_path)

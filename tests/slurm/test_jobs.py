@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -11,25 +10,10 @@ import pytest
 
 from llama31 import metrics
 from tests.conftest import ROOT
-from tests.slurm.conftest import Slurm
+from tests.slurm.conftest import SMALL, Slurm, submit
 
 pytestmark = pytest.mark.slurm
 
-FILES = {
-    "my/data/words.yaml": "folder: packed\nsources:\n  words: {input: words.jsonl}\n",
-    "my/tokenizer/words.yaml": "kind: bpe\npath: packed/tokenizer\nvocab_size: 560\n",
-    "my/small.yaml": """
-defaults:
-  [base, model: tiny, schedule: demo, override data: words, override tokenizer: words, override precision: fp32, _self_]
-name: small
-model: {name: small, layers: 2, hidden_size: 32, ffn_hidden_size: 64, heads: 4, kv_heads: 2, vocab_size: 560}
-schedule: {total_tokens: 1024, batch_tokens: 256, sequence_length: 64, warmup_tokens: 256}
-validation: {tokens: 128}
-cluster: {processes_per_node: 1}
-log: {progress: false}
-""",
-}
-SMALL = ["--config-dir", "my", "--config-name", "small"]
 # Stands in for recipes/pretrain.py: it counts, and what it does with its life depends on the attempt.
 TRAINER = """
 import json, os, signal, sys, time
@@ -57,17 +41,6 @@ start(main, config.Pretrain, "pretrain")
 
 
 @pytest.fixture
-def workplace(tmp_path: Path) -> Path:
-    """A folder as a user has it: own YAML, and text."""
-    for name, text in FILES.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    texts = [" ".join(f"word{i * j % 61}" for j in range(40)) for i in range(200)]
-    (tmp_path / "words.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return tmp_path
-
-
-@pytest.fixture
 def stand_in(tmp_path: Path) -> Path:
     """A checkout whose trainer is the one above, so that signals need no step of a model."""
     home = tmp_path / "home"
@@ -78,13 +51,6 @@ def stand_in(tmp_path: Path) -> Path:
         shutil.copy(ROOT / "recipes" / name, home / "recipes")
     (home / "recipes/pretrain.py").write_text(TRAINER)
     return home
-
-
-def submit(slurm: Slurm, folder: Path, *words: str, **env: str) -> list[str]:
-    """Numbers of the jobs that `recipes.submit` submitted."""
-    code = [sys.executable, "-m", "recipes.submit", *words]
-    printed = slurm.run(*code, cwd=folder, **env)
-    return [line.split(": job ")[1] for line in printed.splitlines() if ": job " in line]
 
 
 def log_of(folder: Path, number: str) -> str:
@@ -104,8 +70,8 @@ def test_pretrain_on_two_nodes(slurm: Slurm, workplace: Path) -> None:
     train = [line for line in lines if line["kind"] == "train"]
     assert [line["step"] for line in train] == [1, 2, 3, 4]
     assert all(line["batch_tokens"] == 256 for line in train)
-    attempts = [json.loads(line) for line in (workplace / "runs/small/attempts.jsonl").read_text().splitlines()]
-    assert [(line["host"], line["world_size"], line["slurm_job"]) for line in attempts] == [("n1", 2, number)]
+    attempts = [attempt.info for attempt in metrics.attempts(workplace / "runs/small")]
+    assert [(told["hosts"], told["world_size"], told["slurm_job"]) for told in attempts] == [(["n1", "n2"], 2, number)]
     assert (workplace / f"runs/small/logs/{number}.0.log").read_text()
 
 
