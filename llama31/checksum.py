@@ -13,7 +13,7 @@ from typing import Any
 import xxhash
 
 ALGORITHM = "xxh3_128"
-PIECE_BYTES = 4 << 20  # small enough for the cache between hashing and writing, large enough to let go of the GIL
+PIECE_BYTES = 1 << 20  # small enough for the cache between hashing and writing, large enough to let go of the GIL
 
 
 @dataclass(frozen=True)

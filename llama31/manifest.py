@@ -39,6 +39,7 @@ def write(folder: Path, manifest: Manifest) -> None:
     """Write checkpoint.json into `folder`."""
     files = {name: {"bytes": entry.size, ALGORITHM: entry.checksum} for name, entry in sorted(manifest.files.items())}
     content = {"format_version": FORMAT_VERSION, "meta": manifest.meta, "files": files}
+    content = json.loads(json.dumps(content))  # as it will be read: keys that are numbers sort otherwise as text
     (folder / NAME).write_text(json.dumps({**content, ALGORITHM: _checksum(content)}, indent=1))
 
 

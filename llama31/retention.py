@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def _kept(found: list[tuple[Path, Meta]], settings: config.Checkpoint) -> set[Pa
     kept = {path for path, _ in found[: settings.keep_last]}
     if settings.keep_every_tokens is not None:
         kept |= set(_first_of_each(reversed(found), settings.keep_every_tokens))
-    measured = [(meta.validation_loss, path) for path, meta in found if meta.validation_loss is not None]
+    losses = [(meta.validation_loss, path) for path, meta in found]
+    measured = [(loss, path) for loss, path in losses if loss is not None and math.isfinite(loss)]
     return kept | {path for _, path in sorted(measured)[: settings.keep_best]}
 
 

@@ -378,6 +378,11 @@ def test_a_manifest_that_was_changed_is_noticed(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path) is None
 
 
+def test_keys_that_json_turns_into_text_do_no_harm(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, replace(META, extra={10: "a", 2: ("b", None)}), [whole("w", torch.zeros(2))])
+    assert checkpoint.read_meta(path).extra == {"10": "a", "2": ["b", None]}
+
+
 def test_format_1_is_still_read(tmp_path: Path) -> None:
     path = save_step(tmp_path, 100, torch.ones(2))
     told = json.loads((path / "checkpoint.json").read_text())

@@ -47,7 +47,7 @@ def test_the_first_after_every_so_many_tokens_stay(tmp_path: Path) -> None:
 
 
 def test_the_best_stay(tmp_path: Path) -> None:
-    for step, loss in enumerate([3.0, 2.0, None, 2.5, 1.9, 2.7], start=1):
+    for step, loss in enumerate([3.0, 2.0, None, float("nan"), 1.9, 2.7], start=1):
         save(tmp_path, step, loss=loss)
         retention.prune(tmp_path, keep(1, best=2))
     assert steps(tmp_path) == ["step-00000002", "step-00000005", "step-00000006"]

@@ -1,4 +1,7 @@
-"""Goes back to a checkpoint in the middle of training: `torchrun ... -m tests.parallel.restoring FOLDER OUTPUT`."""
+"""Saves beside training, and goes back to that in the middle of it.
+
+`torchrun ... -m tests.parallel.restoring FOLDER OUTPUT`
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import torch.distributed as dist
 
 from llama31 import checkpoint, config, mesh, model, state
 from llama31.engine import Engine
+from llama31.saver import Saver, background_group
 from tests.parallel.cases import LEARNING_RATES, OPTIMIZER, Case, batches
 from tests.parallel.worker import micro_batches
 
@@ -33,12 +37,14 @@ def run(case: Case, folder: Path) -> dict[str, list[list[float]]]:
     grid = mesh.create(parallel)
     chunks = model.build(case.model(), numbers, parallel, grid, seed=3)
     engine = Engine(chunks, case.model(), OPTIMIZER, numbers, parallel, grid)
+    saver = Saver(folder, background_group(60))
     steps = [(micro_batches(rows, grid, 1), lr) for rows, lr in zip(batches(), LEARNING_RATES, strict=True)]
 
     def train(first: int, last: int) -> list[list[float]]:
         told = []
         for mine, lr in steps[first:last]:
             result = engine.accumulate(mine)
+            saver.staged()
             engine.apply(lr)
             told.append([result.loss, result.grad_norm])
         return told
@@ -46,11 +52,15 @@ def run(case: Case, folder: Path) -> dict[str, list[list[float]]]:
     train(0, 2)
     meta = checkpoint.Meta(model={}, step=2)
     updates = engine.reducer.steps_applied()
-    path = checkpoint.save(folder, meta, state.weights(engine), state.optimizer(engine))
+    saver.save(meta, state.weights(engine), state.optimizer(engine), overlap=True)
     straight = train(2, 4)
+    saver.wait()
+    path = saver.newest
+    assert path is not None and not checkpoint.verify(path)
     engine.accumulate(steps[0][0])  # gradients that nobody wants
     state.load_optimizer(path, engine, updates)
     evaluated = engine.forward.mean_loss(steps[2][0])[0]
+    saver.close()
     return {"straight": straight, "again": train(2, 4), "evaluated": [[evaluated]], "updates": [[updates]]}
 
 
