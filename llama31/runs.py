@@ -194,6 +194,7 @@ class Attempt:
         self.number = next(number for number in numbers if number is not None)
         self.folder = attempts.path_of(self.run_folder, self.number)
         self.reached = (0, 0)  # steps done, tokens seen
+        self._told: dict[str, Any] = {}  # attempt.json, on the first rank
         self.stopped = ""  # why, once training has been asked to stop and has saved
 
     def __enter__(self) -> Attempt:
@@ -249,9 +250,16 @@ class Attempt:
             "slurm_restart": int(restart) if restart else None,
             **environment,
         }
+        self._told = told
         write_whole(self.folder / "attempt.json", json.dumps(told, indent=1))
         write_whole(self.run_folder / "config.yaml", config.to_yaml(run))
         record_decisions(self.run_folder, decisions)
+
+    def went_back(self, step: int, tokens: int) -> None:
+        """A rollback behind the beginning of this attempt: what older ones saved beyond `step` no longer counts."""
+        if self._main and step < self._told["from_step"]:
+            self._told |= {"from_step": step, "from_tokens": tokens}
+            write_whole(self.folder / "attempt.json", json.dumps(self._told, indent=1))
 
     def _end(self, outcome: str, cause: str) -> None:
         """The attempt's last word: finished, stopped (it can go on), failed (it cannot) or superseded."""

@@ -121,6 +121,7 @@ class Run:
         self.validation_loss: float | None = None
         self._record_s = 0.0
         self._parts = contextlib.ExitStack()
+        self.saver.reserve(state.weights(self.engine), state.optimizer(self.engine))
 
     def _begin(self, words: tokenizer.Tokenizer) -> None:
         """All checks passed: write down what runs, and put aside what the run went back behind."""
@@ -227,9 +228,12 @@ class Run:
         meta = checkpoint.read_meta(found)
         state.load_optimizer(found, self.engine, runs.updates_of(meta))
         checkpoint.load_random(found)
-        self.step, self.tokens, self.saved = meta.step, meta.tokens, found
+        self.step, self.tokens = meta.step, meta.tokens
+        self.saved = self.saver.loaded = found
         self.watch.guard.restore(meta.extra.get("guard"), meta.step)
-        on_all_ranks(None, lambda: checkpoint.set_aside_after(folder, meta.step) if self.main else None)
+        self.attempt.went_back(self.step, self.tokens)
+        fence = self.attempt.newer
+        on_all_ranks(None, lambda: checkpoint.set_aside_after(folder, meta.step, fence) if self.main else None)
         told = {"event": verdict.event, "reason": verdict.reason, "path": str(found)}
         self.record.write("rollback", step=self.step, tokens=self.tokens, to_step=self.step, **told)
 
