@@ -156,8 +156,11 @@ def merged(lines: Iterable[Line]) -> list[Line]:
     kept: list[Line] = []
     for line in lines:
         if line["kind"] in ("start", "rollback"):
-            back_to = line["step"]
-            kept = [old for old in kept if old["kind"] == "event" or old["step"] <= back_to]
+            events: list[Line] = []
+            while kept and (kept[-1]["kind"] == "event" or kept[-1]["step"] > line["step"]):
+                old = kept.pop()
+                events += [old] if old["kind"] == "event" else []
+            kept += reversed(events)
         kept.append(line)
     return kept
 

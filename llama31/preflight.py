@@ -287,12 +287,20 @@ def _judge_gpus(records: Sequence[Record], settings: config.Preflight) -> list[P
     return found
 
 
+def _share(given: float | None, on_gpus: float, records: Sequence[Record]) -> float:
+    """What is asked of a node relative to the median; nothing of CPUs, which other work slows, unless given."""
+    if given is not None:
+        return given
+    return on_gpus if all(record["gpu_free_share"] is not None for record in records) else 0.0
+
+
 def _judge_matmul(records: Sequence[Record], settings: config.Preflight) -> list[Problem]:
     rates = {record["rank"]: record["matmul_tflops"] for record in records if record["matmul_tflops"] is not None}
     if not rates:
         return []
+    share = _share(settings.matmul_share, 0.7, records)
     median = statistics.median(rates.values())
-    least, key = settings.matmul_share * median, f"preflight.matmul_share={settings.matmul_share}"
+    least, key = share * median, f"preflight.matmul_share={share}"
     if settings.min_matmul_tflops is not None and settings.min_matmul_tflops > least:
         least, key = settings.min_matmul_tflops, f"preflight.min_matmul_tflops={settings.min_matmul_tflops}"
     return [
@@ -315,7 +323,8 @@ def _judge_links(records: Sequence[Record], settings: config.Preflight) -> list[
         rank: (rates[rank], rates[behind]) for ring in rings for rank, behind in zip(ring, [*ring[1:], ring[0]])
     }
     median = statistics.median(max(pair) for pair in both.values())  # a bad node's neighbours have one good link
-    remedy = f"look at its network card and cable (preflight.link_share={settings.link_share})"
+    share = _share(settings.link_share, 0.5, records)
+    remedy = f"look at its network card and cable (preflight.link_share={share})"
     return [
         Problem(
             records[rank]["host"],
@@ -323,7 +332,7 @@ def _judge_links(records: Sequence[Record], settings: config.Preflight) -> list[
             remedy,
         )
         for rank, pair in both.items()
-        if max(pair) < settings.link_share * median
+        if max(pair) < share * median
     ]
 
 

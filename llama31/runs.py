@@ -193,6 +193,7 @@ class Attempt:
         numbers = on_all_ranks(None, self._claim if self._main else lambda: None)
         self.number = next(number for number in numbers if number is not None)
         self.folder = attempts.path_of(self.run_folder, self.number)
+        self._claimed_s = time.time()
         self.reached = (0, 0)  # steps done, tokens seen
         self._told: dict[str, Any] = {}  # attempt.json, on the first rank
         self.stopped = ""  # why, once training has been asked to stop and has saved
@@ -238,7 +239,7 @@ class Attempt:
         restart = os.environ.get("SLURM_RESTART_COUNT")
         told = {
             "attempt": self.number,
-            "time_s": round(time.time(), 3),
+            "time_s": round(self._claimed_s, 3),
             "from_step": start.step,
             "from_tokens": start.tokens,
             "weights_from": str(start.weights) if start.weights else None,

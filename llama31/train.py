@@ -163,6 +163,7 @@ class Run:
 
     @step.setter
     def step(self, step: int) -> None:
+        """Also where the attempt's last word will say that it got to."""
         self._step = step
         self.attempt.reached = (step, schedule.step_tokens(self.config.schedule, step))
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from llama31 import bench, config
+from llama31 import bench, bench_checkpoint, config
 from llama31.peers import Case, Work
 from recipes import start
 
-PARTS = ("train", "pack", "convert", "start")
+PARTS = ("train", "pack", "convert", "start", "checkpoint")
 
 
 def check(run: config.Benchmark) -> list[str]:
@@ -52,6 +52,8 @@ def main(run: config.Benchmark) -> None:
         figures |= bench.convert_speed(run.timeout_s)
     if "start" in run.parts:
         figures |= bench.start_time(run.timeout_s)
+    if "checkpoint" in run.parts:
+        figures |= bench_checkpoint.checkpoint_speed(run.timeout_s)
     tables += [bench.figures_table(figures)] if figures else []
     text = "\n\n".join(tables) + "\n"
     print(text, end="")

@@ -14,7 +14,7 @@ restart=${SLURM_RESTART_COUNT:-0}
 RUN_FOLDER=
 signalled=
 
-say() { echo "$(date -u +%Y-%m-%dT%H:%M:%SZ) launch: job $SLURM_JOB_ID attempt $restart: $*"; }
+say() { echo "$(date -u +%Y-%m-%dT%H:%M:%S.%3NZ) launch: job $SLURM_JOB_ID attempt $restart: $*"; }
 
 # Slurm's controller may be away for minutes, which is no reason to lose a job.
 patiently() {

@@ -20,6 +20,7 @@ RECIPES = {
     "benchmark": config.Benchmark,
     "simulate": config.Simulate,
     "submit": config.Submit,
+    "report": config.Report,
 }
 LOAD = """
 import atexit, sys

@@ -28,7 +28,7 @@ OWNERS = {
     "datasets": ("llama31/data/",),
     "pyarrow": ("llama31/data/",),
     "wandb": ("llama31/views.py",),
-    "matplotlib": ("llama31/plots.py", "llama31/report"),
+    "matplotlib": ("llama31/plots.py",),
     "safetensors": ("llama31/hf.py",),
 }
 # The benchmark runs the peers it compares with, each in its own process.

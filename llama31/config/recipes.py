@@ -96,7 +96,10 @@ class Evaluate:
 class Benchmark:
     """Keys of `recipes.benchmark`: ours against its peers, and what a user waits for."""
 
-    parts: list[str] = key(["train", "pack", "convert", "start"], "what to measure: train, pack, convert, start")
+    parts: list[str] = key(
+        ["train", "pack", "convert", "start", "checkpoint"],
+        "what to measure: train, pack, convert, start, checkpoint",
+    )
     cases: list[str] = key(
         [
             "ours-own-fp32",

@@ -206,7 +206,9 @@ class Guard:
     on_divergence: str = key("rollback", "replicas hold unequal parameters", choices=("continue", "rollback", "stop"))
     ranks_every_steps: int | None = key(50, "steps between comparisons of the ranks' times; null: never", low=1)
     slow_factor: float = key(1.5, "time of a rank relative to the median that makes it slow", above=1)
-    on_slow_rank: str = key("continue", "a rank is slow", choices=("continue", "exclude"))
+    on_slow_rank: str = key(
+        "continue", "a rank's probe was slow in two comparisons running", choices=("continue", "exclude")
+    )
     heartbeat_s: float | None = key(
         1200.0,
         "seconds without progress of a rank, after its first step, until stacks are dumped and the attempt dies; "
@@ -221,18 +223,28 @@ class Preflight:
 
     enabled: bool = key(True, "check the nodes before training")
     matmul_size: int | None = key(None, "order of the matrix product; null: 8192 on a GPU, 512 on a CPU", low=64)
-    matmul_share: float = key(
-        0.7, "slowest matrix product accepted, relative to the median of all ranks", low=0, high=1
+    matmul_share: float | None = key(
+        None,
+        "slowest matrix product accepted, relative to the median of all ranks; null: 0.7 of GPUs, any of CPUs",
+        low=0,
+        high=1,
     )
     min_matmul_tflops: float | None = key(None, "slowest matrix product accepted, in TFLOPS", above=0)
     link_bytes: int = key(2**24, "bytes of the messages that links are measured with", low=1024)
-    link_share: float = key(0.5, "slowest links accepted of a node, relative to the median of all nodes", low=0, high=1)
-    min_allreduce_gb_s: float | None = key(None, "slowest all-reduce of all ranks accepted, in GB/s", above=0)
+    link_share: float | None = key(
+        None,
+        "slowest links accepted of a node, relative to the median of all nodes; null: 0.5 of GPUs, any of CPUs",
+        low=0,
+        high=1,
+    )
+    min_allreduce_gb_s: float | None = key(
+        None, "slowest all-reduce of all ranks accepted, in GB/s as each rank moves them", above=0
+    )
     min_free_bytes: int | None = key(
         None, "free disk needed at the run folder; null: two checkpoints of the model", low=0
     )
     scratch: str = key("/dev/shm", "folder of each node's own, for processes to share memory")
-    min_scratch_bytes: int = key(2**26, "free bytes needed there", low=0)
+    min_scratch_bytes: int = key(2**24, "free bytes needed there", low=0)
     min_gpu_free_share: float = key(0.9, "share of a GPU's memory that nobody else may hold", low=0, high=1)
     max_clock_skew_s: float = key(5.0, "seconds by which a node's clock may differ from the median", above=0)
 

@@ -139,6 +139,7 @@ def slurm(slurm_cluster: Slurm) -> Iterator[Slurm]:
     slurm_cluster.run("scancel", "--user=root", check=False)
     for node in cluster.addresses(4):
         slurm_cluster.ctl("up", node)
+        slurm_cluster.ctl("join", node)
     slurm_cluster.run("scontrol", "update", "nodename=ALL", "state=resume", check=False)
 
     def idle() -> bool:
