@@ -1,0 +1,1 @@
+"""What only post-training needs: dialogs, preferences, and what is learned from them."""
