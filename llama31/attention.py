@@ -5,7 +5,9 @@ never a matrix: it is a table of documents `(row, begin, end)`, and each documen
 context parallelism (section 3.3.2) a row is cut into 2 x CP chunks, rank i holds chunks i and 2CP-1-i so that all
 ranks have the same share of the causal triangle, and K and V are gathered whole: they are small thanks to GQA.
 
-Shapes: Q [s, b, heads, d], K and V [s, b, kv_heads, d] (Megatron's order), documents int [n, 3].
+Shapes: Q [s, b, heads, d], K and V [s, b, kv_heads, d] (Megatron's order), documents int [n, 3]; or [n, 5], where the
+last two columns are the span of a prefix that the whole document sees: responses to one prompt, which do not see each
+other (an empty span: none).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ QUERY_BLOCK = 512  # queries that share one materialised mask where no kernel kn
 SHORT = 256  # positions up to which plain BF16 products beat torch's CPU kernel (measured: see docs/benchmarks.md)
 
 Span = tuple[int, int]
+Document = tuple[int, int, int, int]  # its span, and that of the prefix that it sees as well
 
 
 def chunks_of_rank(length: int, cp: int, cp_rank: int) -> list[Span]:
@@ -139,22 +142,30 @@ def attend(query: Tensor, key: Tensor, value: Tensor, documents: Tensor, spans: 
     """Causal attention inside documents.
 
     query [sq, b, heads, d] holds the positions of `spans`, in that order; key and value [s, b, kv_heads, d] hold the
-    whole row. documents int [n, 3]: (row, begin, end), disjoint and sorted; queries outside of any give zeros.
-    Returns [sq, b, heads, d].
+    whole row. documents int [n, 3]: (row, begin, end), disjoint and sorted; queries outside of any give zeros. Or
+    [n, 5], with the span of a prefix. Returns [sq, b, heads, d].
     """
-    rows: list[list[Span]] = [[] for _ in range(query.size(1))]
-    for row, begin, end in documents.tolist():
-        rows[row].append((begin, end))
+    rows: list[list[Document]] = [[] for _ in range(query.size(1))]
+    for row, begin, end, *prefix in documents.tolist():
+        rows[row].append((begin, end, *(prefix or (0, 0))))
     if all(row == rows[0] for row in rows):
         return _attend_rows(query, key, value, rows[0], spans)
     parts = zip(query.split(1, 1), key.split(1, 1), value.split(1, 1), rows, strict=True)
     return torch.cat([_attend_rows(q, k, v, spans_of_row, spans) for q, k, v, spans_of_row in parts], 1)
 
 
-def _attend_rows(query: Tensor, key: Tensor, value: Tensor, documents: list[Span], spans: list[Span]) -> Tensor:
+def _seen(whole: Tensor, document: Document, last: int) -> Tensor:
+    """Keys or values of a document up to `last`, behind those of its prefix."""
+    begin, _, first, end = document
+    own = whole[begin:last]
+    return torch.cat([whole[first:end], own]) if end > first else own
+
+
+def _attend_rows(query: Tensor, key: Tensor, value: Tensor, documents: list[Document], spans: list[Span]) -> Tensor:
     """`attend` for rows that have the same documents."""
-    lengths = [end - begin for begin, end in documents]
-    if spans == [(0, key.size(0))] and sum(lengths) == key.size(0):
+    lengths = [end - begin for begin, end, *_ in documents]
+    alone = all(first == end for *_, first, end in documents)
+    if alone and spans == [(0, key.size(0))] and sum(lengths) == key.size(0):
         pieces = zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
         outs = [_lower_right(q, k, v) for q, k, v in pieces]
         return outs[0] if len(outs) == 1 else torch.cat(outs)
@@ -168,7 +179,7 @@ def _attend_rows(query: Tensor, key: Tensor, value: Tensor, documents: list[Span
             if first > at:
                 outs.append(torch.zeros_like(query[offset + at - begin : offset + first - begin]))
             q = query[offset + first - begin : offset + last - begin]
-            outs.append(_lower_right(q, key[document[0] : last], value[document[0] : last]))
+            outs.append(_lower_right(q, _seen(key, document, last), _seen(value, document, last)))
             at = last
         if at < end:
             outs.append(torch.zeros_like(query[offset + at - begin : offset + end - begin]))

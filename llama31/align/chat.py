@@ -75,7 +75,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of a dialog [n], the part of each (PROMPT, HEADER, BODY, END), and its message (-1: <|begin_of_text|>)."""
+    """Token ids of a dialog [n], the part of each (PROMPT to END), and its message (-1: <|begin_of_text|>)."""
 
     tokens: NDArray[np.int32]
     parts: NDArray[np.int8]
@@ -259,7 +259,8 @@ TEMPLATE = (
 {%- elif call.name in BUILTIN -%}
 {{- plain(call.name ~ '.call(query="' ~ call.arguments.query ~ '")') -}}
 {%- else -%}
-{%- set given = call.arguments if call.arguments is string else call.arguments|tojson(ensure_ascii=true) -%}
+{%- set given = call.arguments -%}
+{%- if given is not string -%}{%- set given = given|tojson(ensure_ascii=true) -%}{%- endif -%}
 {{- plain('{"type": "function", "name": ' ~ (call.name|tojson(ensure_ascii=true)) ~ ', "parameters": ' ~ given ~ '}') -}}
 {%- endif -%}
 {%- elif message.content -%}

@@ -24,6 +24,7 @@ class Model:
     rope_factor: float = key(8.0, "Llama 3.1 RoPE scaling factor; 0 switches the scaling off", low=0)
     norm_eps: float = key(1e-5, "epsilon of RMSNorm", above=0)
     init_std: float = key(0.02, "standard deviation of initial weights (the report does not state its own)", low=0)
+    head: str = key("tokens", "what stands on top: logits of the next token, or a scalar", choices=("tokens", "reward"))
 
     @property
     def head_dim(self) -> int:
