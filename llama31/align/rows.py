@@ -68,7 +68,7 @@ class Packed:
 
     @property
     def restarts(self) -> bool:
-        """Whether positions have to be given: those of documents with a prefix. Others are relative, wherever they are."""
+        """Whether positions have to be given, as of documents with a prefix; elsewhere only distances matter."""
         return bool((self.documents[:, 4] > 0).any())
 
 

@@ -233,7 +233,7 @@ def test_dpo(name: str, policy: Any, reference_policy: Any, words: Any, grid: Gr
     objective = preference.Dpo(beta=0.1, length_normalised="sigmoid_norm" in kinds)
     mine = our_dpo(policy, reference_policy, grid, objective, factors[1] if len(factors) > 1 else 0.0, masked)
     assert_equal(mine, loss, named(held, MODEL))
-    assert abs(loss - np.log(2)) > 1e-3, "with a reference of its own the loss says something"
+    assert abs(loss - np.log(2)) > 1e-4, "with a reference of its own the loss says something"
 
 
 def test_masked_dpo_with_the_likelihood_of_everything(
@@ -262,7 +262,7 @@ def test_first_loss_is_ln_2_and_format_has_no_gradient_in_the_term(policy: Any, 
 
 
 def test_masked_tokens_carry_no_gradient(policy: Any, grid: Grid) -> None:
-    """Gradient of each token's cross entropy: nothing but the body for the term, the chosen answer too for the NLL."""
+    """By token: nothing but the body for the term, the whole chosen answer too for the likelihood."""
     for nll in (0.0, 0.2):
         dealt = pieces.dealt(pieces.dpo_pieces(nll), 2)
         made = batch(dealt, grid, True)
