@@ -5,22 +5,33 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama31 import checkpoint, config, layout
-from llama31.data.batches import Heldout, rank_rows
+from llama31.data.batches import rank_rows
 from llama31.engine import Forward
 from llama31.mesh import Grid
-from llama31.objectives import MicroBatch
+from llama31.objectives import MicroBatch, Objective, next_token
 
 DEFAULT_LENGTH = 8192  # of the report's pre-training rows, for imported models that say nothing about theirs
 
 
-def heldout_losses(forward: Forward, heldout: Heldout, grid: Grid, micro_batch: int) -> dict[str, tuple[float, int]]:
-    """Mean loss per token and the tokens that counted, of each source that has any; equal on all ranks.
+class Heldout(Protocol):
+    """Held-out rows by source; those at or beyond `count` are padding."""
+
+    names: list[str]
+
+    def count(self, name: str) -> int: ...
+    def rows(self, name: str, indices: NDArray[np.int64]) -> Any: ...
+
+
+def heldout_losses(
+    forward: Forward, heldout: Heldout, grid: Grid, micro_batch: int, objective: Objective = next_token
+) -> dict[str, tuple[float, int]]:
+    """Mean loss per token (pair) and the tokens that counted, of each source that has any; equal on all ranks.
 
     The loss is weighted by tokens over rows and replicas, so it depends neither on the layout nor on `micro_batch`.
     Replicas need equally many micro-batches: what is missing is padding, which weighs nothing.
@@ -29,13 +40,13 @@ def heldout_losses(forward: Forward, heldout: Heldout, grid: Grid, micro_batch: 
     found = {}
     for name in heldout.names:
         if heldout.count(name):
-            indices = _indices(heldout.count(name), forward, grid, micro_batch)
+            indices = dealt_rows(heldout.count(name), forward, grid, micro_batch)
             parts = [MicroBatch.from_rows(heldout.rows(name, rows), grid.device) for rows in indices]
-            found[name] = forward.mean_loss(parts)
+            found[name] = forward.mean_loss(parts, objective)
     return found
 
 
-def _indices(rows: int, forward: Forward, grid: Grid, micro_batch: int) -> list[NDArray[np.int64]]:
+def dealt_rows(rows: int, forward: Forward, grid: Grid, micro_batch: int) -> list[NDArray[np.int64]]:
     """This replica's rows of each micro-batch, padded up to what the pipeline schedule can run."""
     unit = micro_batch * grid.dp
     if grid.vpp > 1:  # interleaving takes whole groups of micro-batches
@@ -86,5 +97,7 @@ def tokenizer_settings(given: config.Tokenizer, folder: Path, meta: checkpoint.M
 def check_layout(model: config.Model, parallel: config.Parallel) -> None:
     """Raises ConfigError where the checkpoint's model does not split over the layout and the processes started."""
     found = layout.problems(model, parallel, [], int(os.environ.get("WORLD_SIZE", "1")))
+    if model.head != "tokens":
+        found.append(config.Issue("checkpoint", model.head, "its head predicts no tokens", "give a language model"))
     if found:
         raise config.ConfigError(found)

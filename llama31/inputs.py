@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from llama31 import tokenizer
-from llama31.config import ConfigError, Convert, Data, Evaluate, Issue, Pretrain, Tokenizer
+from llama31.align import store
+from llama31.config import ConfigError, Convert, Data, Dialogs, Evaluate, Issue, Preferences, Tokenizer, Training
 from llama31.data import packed
 
 HOW_TO_PACK = "pack it first: python -m recipes.pack ..."
@@ -19,8 +20,9 @@ HOW_TO_PACK = "pack it first: python -m recipes.pack ..."
 def check(run: Any) -> None:
     """Raise one ConfigError for all that `run` (the config of any recipe) will miss."""
     found: list[Issue] = []
-    if isinstance(run, Pretrain):
-        found += _tokenizer(run.tokenizer) + _data(run.data)
+    if isinstance(run, Training):
+        data: Data | Dialogs | Preferences = run.data
+        found += _tokenizer(run.tokenizer) + (_data(data) if isinstance(data, Data) else _records(data))
         given = {"resume": run.resume if run.resume not in ("auto", "none") else None, "init_from": run.init_from}
         found += [issue for key, folder in given.items() if folder is not None for issue in _checkpoint(key, folder)]
     elif isinstance(run, Evaluate):
@@ -45,6 +47,15 @@ def _data(data: Data) -> list[Issue]:
                 )
             )
     return found
+
+
+def _records(data: Dialogs | Preferences) -> list[Issue]:
+    remedy = "give JSONL files, a folder of them or a glob"
+    return [
+        Issue(f"data.sources.{name}.input", source.input, "there is no such file", remedy)
+        for name, source in data.sources.items()
+        if not any(path.is_file() for path in store.files(source.input))
+    ]
 
 
 def _tokenizer(given: Tokenizer) -> list[Issue]:

@@ -74,19 +74,20 @@ class MicroBatch:
         )
 
     @classmethod
-    def from_rows(cls, rows: Rows, device: torch.device) -> MicroBatch:
+    def from_rows(cls, rows: Rows | Packed, device: torch.device) -> MicroBatch:
         """From the data loader's rows."""
+        if isinstance(rows, Packed):
+            return cls.from_packed(rows, device)
         return cls.from_numpy(rows.tokens, rows.labels, rows.loss_mask, rows.documents, device)
 
     @classmethod
-    def from_packed(cls, rows: Packed, reference: np.ndarray | None, device: torch.device) -> MicroBatch:
-        """From rows of post-training; `reference` FP32 [responses], zeros where there is none."""
-        given = (rows.tokens, rows.labels, rows.weights, rows.positions, rows.of_token, rows.pairs)
-        tokens, labels, weights, positions, of_token, pairs = (torch.from_numpy(array).to(device) for array in given)
-        if reference is None:
-            reference = np.zeros(rows.responses, np.float32)
-        logps = torch.from_numpy(np.asarray(reference, np.float32)).to(device)
-        compared = Compared(of_token, rows.responses, pairs, logps) if rows.compares else None
+    def from_packed(cls, rows: Packed, device: torch.device) -> MicroBatch:
+        """From rows of post-training."""
+        given = (rows.tokens, rows.labels, rows.weights, rows.positions)
+        tokens, labels, weights, positions = (torch.from_numpy(array).to(device) for array in given)
+        numbers = (torch.from_numpy(array).to(device) for array in (rows.of_token, rows.pairs, rows.reference))
+        of_token, pairs, reference = numbers
+        compared = Compared(of_token, rows.responses, pairs, reference) if rows.compares else None
         restart = positions if rows.restarts else None
         return cls(tokens, labels, weights, torch.from_numpy(rows.documents), restart, compared)
 

@@ -28,7 +28,6 @@ from typing import Any, TypeVar, cast
 
 from llama31 import attempts, checkpoint, config, schedule
 from llama31.checkpoint import Meta
-from llama31.data.batches import Batches
 from llama31.data.mixture import Decision, Weights, from_record, to_record
 from llama31.manifest import rank_of
 from llama31.shards import on_all_ranks
@@ -44,6 +43,7 @@ class Start:
     weights: Path | None = None  # checkpoint that the weights come from
     resumed: Meta | None = None  # what the checkpoint said, where the run goes on
     updates: int = 0
+    head: str = "tokens"  # of those weights
 
     @property
     def step(self) -> int:
@@ -54,7 +54,7 @@ class Start:
         return self.resumed.tokens if self.resumed else 0
 
 
-def find_start(run: config.Pretrain) -> Start:
+def find_start(run: config.Training) -> Start:
     """Where this run begins, by its keys `resume` and `init_from` and what its folder holds. Collective.
 
     The first rank looks, all share the reading of checksums. Raises ValueError where a checkpoint is not usable, has
@@ -70,7 +70,7 @@ def find_start(run: config.Pretrain) -> Start:
     return start
 
 
-def _find_start(run: config.Pretrain) -> Start:
+def _find_start(run: config.Training) -> Start:
     found = None
     if run.resume == "auto":
         found = newest_checkpoint(run)
@@ -79,9 +79,10 @@ def _find_start(run: config.Pretrain) -> Start:
     if found is not None:
         meta = _first_rank(lambda: checkpoint.read_meta(found))
         checkpoint.check_model(meta, run.model)
+        if meta.shape().head != run.model.head:
+            raise ValueError(f"resume={found}: its head is one for {meta.shape().head}; begin with it by init_from=")
         _check_schedule(run.schedule, meta)
-        _check_seed(run.data, meta)
-        return Start(found, meta, updates_of(meta))
+        return Start(found, meta, updates_of(meta), run.model.head)
     if run.resume == "none" and _first_rank(lambda: checkpoint.newest(Path(run.folder) / "checkpoints")):
         raise ValueError(
             f"resume=none: {run.folder} holds checkpoints of an earlier run, which a fresh start would replace; "
@@ -90,11 +91,15 @@ def _find_start(run: config.Pretrain) -> Start:
     if run.init_from is None:
         return Start()
     source = _given(run, run.init_from)
-    checkpoint.check_model(_first_rank(lambda: checkpoint.read_meta(source)), run.model)
-    return Start(source)
+    meta = _first_rank(lambda: checkpoint.read_meta(source))
+    checkpoint.check_model(meta, run.model)
+    head = meta.shape().head
+    if head == "reward" and run.model.head != head:
+        raise ValueError(f"init_from={run.init_from}: a reward model has no output layer; give a language model")
+    return Start(source, head=head)
 
 
-def newest_checkpoint(run: config.Pretrain, before: int | None = None) -> Path | None:
+def newest_checkpoint(run: config.Training, before: int | None = None) -> Path | None:
     """The run's newest checkpoint, of at most `before` steps: with the right checksums where `checkpoint.verify` says
     so, else with the right sizes. Collective."""
     folder = Path(run.folder) / "checkpoints"
@@ -103,7 +108,7 @@ def newest_checkpoint(run: config.Pretrain, before: int | None = None) -> Path |
     return _first_rank(lambda: checkpoint.newest(folder, before=before))
 
 
-def _given(run: config.Pretrain, path: str) -> Path:
+def _given(run: config.Training, path: str) -> Path:
     """The checkpoint that a key names. ValueError where it is not as it was written."""
     found = _first_rank(lambda: checkpoint.resolve(path))
     if run.checkpoint.verify:
@@ -131,11 +136,12 @@ def _check_schedule(wanted: config.Schedule, meta: Meta) -> None:
         )
 
 
-def _check_seed(data: config.Data, meta: Meta) -> None:
-    seed = meta.extra.get("data_seed", data.seed)
-    if seed != data.seed:
+def check_seed(start: Start, given: int) -> None:
+    """ValueError where a resumed run would draw its data in another order."""
+    seed = start.resumed.extra.get("data_seed", given) if start.resumed else given
+    if seed != given:
         raise ValueError(
-            f"data.seed={data.seed}: the checkpoint read its data in the order of seed {seed}; give data.seed={seed}, "
+            f"data.seed={given}: the checkpoint read its data in the order of seed {seed}; give data.seed={seed}, "
             "or start a new run from these weights with init_from="
         )
 
@@ -187,7 +193,7 @@ class Attempt:
     creation, says who is the newer; checkpoints and records bear it.
     """
 
-    def __init__(self, run: config.Pretrain) -> None:
+    def __init__(self, run: config.Training) -> None:
         self.run_folder = Path(run.folder)
         self._main = rank_of(None) == 0
         numbers = on_all_ranks(None, self._claim if self._main else lambda: None)
@@ -227,7 +233,7 @@ class Attempt:
 
     def record(
         self,
-        run: config.Pretrain,
+        run: config.Training,
         start: Start,
         decisions: Sequence[Decision],
         hosts: Sequence[str],
@@ -325,27 +331,19 @@ def _commit() -> str | None:
 
 
 def meta_of(
-    run: config.Pretrain,
+    run: config.Training,
     attempt: int,
     step: int,
     tokens: int,
     updates: int,
     tokenizer: dict[str, Any],
-    batches: Batches,
-    weights: dict[str, float],
+    data: dict[str, Any],
     decisions: Sequence[Decision],
     guard: dict[str, Any],
     validation_loss: float | None,
 ) -> Meta:
     """What a checkpoint of this run says about itself."""
-    extra = {
-        "updates": updates,
-        "weights": weights,
-        "slot_tokens": batches.slot_tokens,
-        "data_seed": run.data.seed,
-        "sources": {name: told.fingerprint for name, told in batches.packed.items()},
-        "guard": guard,
-    }
+    extra = {"updates": updates, **data, "guard": guard}
     return Meta(
         model=asdict(run.model),
         step=step,

@@ -22,11 +22,14 @@ from llama31.zero import MASTER, MOMENTS, WEIGHT
 KEYS = (MASTER, *MOMENTS)
 
 
-def load_weights(folder: Path, chunks: list[Llama], shape: config.Model, grid: Grid) -> None:
-    """Fill the chunks with a checkpoint's weights, whatever layout it was saved on."""
+def load_weights(
+    folder: Path, chunks: list[Llama], shape: config.Model, grid: Grid, without: tuple[str, ...] = ()
+) -> None:
+    """Fill the chunks with a checkpoint's weights, whatever layout it was saved on; `without` these tensors."""
     found = [
         Shard(shard.name, shard.shape, [Block(offset, block) for offset, block in shard.blocks(shard.parameter.data)])
         for shard in model.shards(chunks, shape, grid)
+        if shard.name not in without
     ]
     checkpoint.load_weights(folder, found)
 

@@ -26,10 +26,12 @@ from llama31 import (
     state,
     tokenizer,
 )
-from llama31.data.batches import Batches, Heldout, check_tokenizer, check_vocabulary, rank_rows
+from llama31.data.batches import rank_rows
 from llama31.data.mixture import Skip
 from llama31.data.prefetch import Prefetcher
 from llama31.engine import Engine, StepResult
+from llama31.evaluate import Heldout
+from llama31.feeds import Feed, Open, Text
 from llama31.guard import Verdict
 from llama31.mesh import Grid
 from llama31.metrics import Metrics, Phases
@@ -43,14 +45,15 @@ class TrainingStopped(config.RunError):
     """Training cannot go on; what was saved before stands."""
 
 
-def fit(run: config.Pretrain, objective: Objective = next_token) -> Path | None:
+def fit(run: config.Training, objective: Objective = next_token, data: Open | None = None) -> Path | None:
     """Train `run` from where it stands to its end, or to a request to stop; return its last checkpoint.
 
+    `data` opens what it trains on; by default the packed text of a `config.Pretrain`.
     Raises ValueError for what is wrong with the config, the data or a checkpoint, and RunError where training cannot go
     on: loss or gradients that stay not finite, a disk that stays full, a newer attempt of the same run.
     """
     grid = mesh.create(run.parallel, run.cluster.timeout_s)
-    with runs.Attempt(run) as attempt, Run(run, grid, attempt) as this:
+    with runs.Attempt(run) as attempt, Run(run, grid, attempt, objective, data) as this:
         phases = this.phases
         while this.step < this.last_step and not attempt.stopped:
             with phases("data"):
@@ -86,7 +89,15 @@ class Run:
     Used in a `with`, from whose beginning batches are read ahead, signals are heard and the record is open.
     """
 
-    def __init__(self, run: config.Pretrain, grid: Grid, attempt: runs.Attempt) -> None:
+    def __init__(
+        self,
+        run: config.Training,
+        grid: Grid,
+        attempt: runs.Attempt,
+        objective: Objective = next_token,
+        data: Open | None = None,
+    ) -> None:
+        self.objective = objective
         self.config, self.grid, self.attempt, self.main = run, grid, attempt, grid.rank == 0
         self.watch = Watch(run, grid, attempt)
         if run.preflight.enabled:
@@ -96,12 +107,12 @@ class Run:
         self.last_step = schedule.total_steps(run.schedule)
         if run.stop_after_steps is not None:
             self.last_step = min(self.last_step, self.step + run.stop_after_steps)
-        self.weights, self.decisions = runs.decisions_of(run, self.start)
-        self.batches = self._batches()
-        runs.check_data(self.start, {name: told.fingerprint for name, told in self.batches.packed.items()})
-        check_vocabulary(self.batches, run.model)
+        self.data = data(grid, self.start) if data else _text(run)
+        self.decisions = self.data.begin(self.start)
+        runs.check_seed(self.start, self.data.told()["data_seed"])
+        runs.check_data(self.start, self.data.fingerprints)
         words = tokenizer.load(run.tokenizer)
-        check_tokenizer(self.batches, words.fingerprint)
+        self.data.check(run.model, words.fingerprint)
         self.words = {**dataclasses.asdict(run.tokenizer), "fingerprint": words.fingerprint, "folder": "tokenizer"}
         self.engine = _engine(run, grid, self.start)
         self.watch.follow(self.engine, self.start)
@@ -116,7 +127,7 @@ class Run:
         )
         self.saved = self.start.weights if self.start.resumed else None
         self.peak_tflops = run.cluster.peak_tflops or metrics.peak_tflops(_device_name(grid.device))
-        self.heldout: dict[int, Heldout] = {}  # by sequence length
+        self.heldout: dict[int, Heldout | None] = {}  # by sequence length
         self.phases = Phases(begins=lambda name: self.watch.dog.beat(self.step, name))
         self.validation_loss: float | None = None
         self._record_s = 0.0
@@ -139,7 +150,7 @@ class Run:
             self.record = opened.enter_context(self._open_record())
             self.watch.begin(opened, self.record)
             self.feed = opened.enter_context(
-                Prefetcher(self._micro_batches, self.step, self.last_step, run.data.prefetch)
+                Prefetcher(self._micro_batches, self.step, self.last_step, self.data.prefetch)
             )
             self._profiled = opened.enter_context(_profiler(run.profile, Path(run.folder), self.grid))
             parts.push(opened.pop_all())
@@ -167,16 +178,12 @@ class Run:
         self._step = step
         self.attempt.reached = (step, schedule.step_tokens(self.config.schedule, step))
 
-    def _batches(self) -> Batches:
-        run = self.config
-        return Batches(runs.data_of(run, self.start, self.weights), run.schedule, decisions=self.decisions)
-
     def _micro_batches(self, step: int) -> list[MicroBatch]:
         """This rank's rows of a step."""
-        rows, _ = self.batches.batch_shape(step)
+        rows, _ = self.data.batch_shape(step)
         size = self.config.parallel.micro_batch
         indices = rank_rows(rows, size, self.grid.dp, self.grid.dp_rank)
-        return [MicroBatch.from_rows(self.batches.rows(step, part), self.grid.device) for part in indices]
+        return [MicroBatch.from_rows(self.data.rows(step, part), self.grid.device) for part in indices]
 
     def _open_record(self) -> Metrics:
         run = self.config
@@ -214,7 +221,7 @@ class Run:
             self.decisions = [*self.decisions, Skip(verdict.from_step, verdict.to_step)]
             folder = Path(self.config.folder)
             on_all_ranks(None, lambda: runs.record_decisions(folder, self.decisions) if self.main else None)
-            self.batches = self._batches()
+            self.data.follow(self.decisions)
         self.feed.restart(self.step)
         self.phases.pop()
 
@@ -248,13 +255,15 @@ class Run:
     def validate(self) -> None:
         """Held-out loss by source, over all ranks."""
         run = self.config
-        _, length = self.batches.batch_shape(self.step - 1)
+        _, length = self.data.batch_shape(self.step - 1)
         if length not in self.heldout:
-            self.heldout[length] = Heldout(run.data, length, run.validation.tokens)
+            self.heldout[length] = self.data.heldout(length, run.validation.tokens)
+        heldout, size = self.heldout[length], run.parallel.micro_batch
+        if heldout is None:
+            return
         with self.phases("validation"):
             begin = time.perf_counter()
-            heldout, size = self.heldout[length], run.parallel.micro_batch
-            losses = evaluate.heldout_losses(self.engine.forward, heldout, self.grid, size)
+            losses = evaluate.heldout_losses(self.engine.forward, heldout, self.grid, size, self.objective)
         tokens = sum(count for _, count in losses.values())
         self.validation_loss = sum(loss * count for loss, count in losses.values()) / max(tokens, 1)
         self.record.write(
@@ -276,8 +285,7 @@ class Run:
             self.tokens,
             updates,
             self.words,
-            self.batches,
-            self.weights,
+            self.data.told(),
             self.decisions,
             self.watch.guard.history(),
             self.validation_loss,
@@ -303,7 +311,7 @@ class Run:
         self._profiled()
         self._saves()
         batch_tokens = self.tokens - schedule.step_tokens(run.schedule, self.step - 1)
-        _, length = self.batches.batch_shape(self.step - 1)
+        _, length = self.data.batch_shape(self.step - 1)
         rate = batch_tokens / seconds["step_s"]
         self.record.write(
             "train",
@@ -313,6 +321,7 @@ class Run:
             grad_norm=result.grad_norm,
             lr=lr,
             loss_tokens=result.tokens,
+            **result.measures,
             batch_tokens=batch_tokens,
             sequence_length=length,
             tokens_per_s=rate,
@@ -325,12 +334,20 @@ class Run:
         self._record_s = time.perf_counter() - begin  # stands in the line of the next step
 
 
-def _engine(run: config.Pretrain, grid: Grid, start: runs.Start) -> Engine:
+def _text(run: config.Training) -> Feed:
+    assert isinstance(run, config.Pretrain), "other recipes say what they train on"
+    return Text(run)
+
+
+def _engine(run: config.Training, grid: Grid, start: runs.Start) -> Engine:
     """Weights drawn or loaded, then the optimizer, then its state where the run goes on."""
     fresh = start.weights is None
     chunks = model.build(run.model, run.precision, run.parallel, grid, seed=run.seed if fresh else None)
     if start.weights is not None:
-        state.load_weights(start.weights, chunks, run.model, grid)
+        new = (model.REWARD_HEAD,) if start.head != run.model.head else ()
+        state.load_weights(start.weights, chunks, run.model, grid, without=new)
+        if new:
+            model.initialise_reward_head(chunks, run.model, grid, run.seed)
     engine = Engine(chunks, run.model, run.optimizer, run.precision, run.parallel, grid)
     if start.weights is not None and start.resumed is not None:
         state.load_optimizer(start.weights, engine, start.updates)

@@ -261,7 +261,8 @@ TEMPLATE = (
 {%- else -%}
 {%- set given = call.arguments -%}
 {%- if given is not string -%}{%- set given = given|tojson(ensure_ascii=true) -%}{%- endif -%}
-{{- plain('{"type": "function", "name": ' ~ (call.name|tojson(ensure_ascii=true)) ~ ', "parameters": ' ~ given ~ '}') -}}
+{%- set name = call.name|tojson(ensure_ascii=true) -%}
+{{- plain('{"type": "function", "name": ' ~ name ~ ', "parameters": ' ~ given ~ '}') -}}
 {%- endif -%}
 {%- elif message.content -%}
 {{- plain(message.content|trim) -}}

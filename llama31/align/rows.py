@@ -39,7 +39,8 @@ class Piece:
     """What stands in one row together; n positions.
 
     tokens, labels, positions [n]; weights FP32 [n]; documents [d, 4]: begin, end, and the prefix seen; of_token [n]:
-    the response that a position counts for, or -1; responses: how many; pairs [p, 2]: the better, then the worse.
+    the response that a position counts for, or -1; responses: how many; pairs [p, 2]: the better, then the worse;
+    reference [responses]: their log-probabilities under the model that training began with.
     """
 
     tokens: Ints
@@ -50,6 +51,7 @@ class Piece:
     of_token: Ints
     responses: int = 0
     pairs: Ints | None = None
+    reference: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Packed:
     of_token: NDArray[np.int64]
     responses: int
     pairs: NDArray[np.int64]  # [p, 2]
+    reference: NDArray[np.float32]  # [responses]
     compares: bool  # whether responses are compared, even if none of these rows holds any
 
     @property
@@ -146,6 +149,7 @@ def pack(rows: Sequence[Sequence[Piece]], length: int, compares: bool) -> Packed
     weights, of_token = np.zeros(shape, np.float32), np.full(shape, -1, np.int64)
     documents: list[NDArray[np.int64]] = []
     pairs: list[NDArray[np.int64]] = [np.zeros((0, 2), np.int64)]
+    reference: list[NDArray[np.float32]] = [np.zeros(0, np.float32)]
     responses = 0
     for row, pieces in enumerate(rows):
         begin = 0
@@ -160,9 +164,22 @@ def pack(rows: Sequence[Sequence[Piece]], length: int, compares: bool) -> Packed
             documents.append(np.insert(moved, 0, row, axis=1))
             if piece.pairs is not None:
                 pairs.append(piece.pairs + responses)
+            known = piece.reference
+            reference.append(np.zeros(piece.responses, np.float32) if known is None else known)
             responses, begin = responses + piece.responses, end
         if begin < length:
             documents.append(np.array([[row, begin, length, 0, 0]]))
             positions[row, begin:] = np.arange(length - begin)
     table = np.concatenate(documents).astype(np.int32)
-    return Packed(tokens, labels, weights, table, positions, of_token, responses, np.concatenate(pairs), compares)
+    return Packed(
+        tokens,
+        labels,
+        weights,
+        table,
+        positions,
+        of_token,
+        responses,
+        np.concatenate(pairs),
+        np.concatenate(reference),
+        compares,
+    )

@@ -9,12 +9,14 @@ from llama31.config.sections import (
     Checkpoint,
     Cluster,
     Data,
+    Dialogs,
     Guard,
     Log,
     Model,
     Optimizer,
     Parallel,
     Precision,
+    Preferences,
     Preflight,
     Profile,
     Schedule,
@@ -24,8 +26,8 @@ from llama31.config.sections import (
 
 
 @dataclass
-class Pretrain:
-    """Keys of `recipes.pretrain`: train on the next token."""
+class Training:
+    """Keys that every recipe has that trains."""
 
     name: str = key(MISSING, "name of the run")
     folder: str = key("runs/${name}", "run folder: config, metrics, checkpoints")
@@ -38,7 +40,6 @@ class Pretrain:
     precision: Precision = field(default_factory=Precision)
     schedule: Schedule = field(default_factory=Schedule)
     optimizer: Optimizer = field(default_factory=Optimizer)
-    data: Data = field(default_factory=Data)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     cluster: Cluster = field(default_factory=Cluster)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
@@ -47,6 +48,49 @@ class Pretrain:
     preflight: Preflight = field(default_factory=Preflight)
     log: Log = field(default_factory=Log)
     profile: Profile = field(default_factory=Profile)
+
+
+@dataclass
+class Pretrain(Training):
+    """Keys of `recipes.pretrain`: train on the next token."""
+
+    data: Data = field(default_factory=Data)
+
+
+@dataclass
+class Sft(Training):
+    """Keys of `recipes.sft`: train on what assistants say in dialogs."""
+
+    data: Dialogs = field(default_factory=Dialogs)
+
+
+@dataclass
+class Reward(Training):
+    """Keys of `recipes.reward`: train a scalar head to rank answers."""
+
+    layout: str = key(
+        "tree",
+        "answers in one row: unseen by each other (tree) or one after the other (plain, the report's approximation); "
+        "separate: each behind a prompt of its own",
+        choices=("tree", "plain", "separate"),
+    )
+    data: Preferences = field(default_factory=Preferences)
+
+
+@dataclass
+class Dpo(Training):
+    """Keys of `recipes.dpo`: train on preferences directly, against the model that training begins with."""
+
+    beta: float = key(0.1, "weight of the log-ratios (report)", above=0)
+    masked: bool = key(True, "leave headers and terminations out of the preference term (report)")
+    nll: float = key(0.2, "weight of the likelihood of the better answer, format included (report)", low=0)
+    nll_mean: str = key(
+        "tokens",
+        "likelihood: mean over tokens of the batch, or of each answer's mean (the report does not say)",
+        choices=("tokens", "dialogs"),
+    )
+    length_normalised: bool = key(False, "divide an answer's log-ratio by its tokens")
+    data: Preferences = field(default_factory=Preferences)
 
 
 @dataclass
@@ -172,7 +216,9 @@ class Job:
     """What `recipes.submit` asks of Slurm."""
 
     recipe: str | None = key(
-        None, "recipe to run; the other arguments are its own", choices=("pretrain", "evaluate", "convert")
+        None,
+        "recipe to run; the other arguments are its own",
+        choices=("pretrain", "sft", "reward", "dpo", "evaluate", "convert"),
     )
     chain: list[str] = key([], "instead: recipes as dependent jobs; RECIPE:KEY=VALUE reaches a later one")
     nodes: int | None = key(None, "nodes; null: as many as the layout asks for", low=1)

@@ -87,7 +87,10 @@ def ours(
 def batch(
     dealt: list[list[rows.Piece]], grid: Grid, compares: bool, reference: np.ndarray | None = None, length: int = 160
 ) -> MicroBatch:
-    return MicroBatch.from_packed(rows.pack(dealt, length, compares), reference, grid.device)
+    packed = rows.pack(dealt, length, compares)
+    if reference is not None:
+        packed = replace(packed, reference=reference)
+    return MicroBatch.from_packed(packed, grid.device)
 
 
 def log_probabilities(hf: Any, micro_batch: MicroBatch, grid: Grid) -> np.ndarray:

@@ -68,15 +68,16 @@ def shape(head: str, tied: bool) -> config.Model:
     )
 
 
-def reference(count: int) -> np.ndarray:
-    """Log-probabilities of nobody: any numbers of their size will do."""
-    return -20 - 10 * np.random.default_rng(5).random(count)
+def known(given: list[rows.Piece]) -> list[rows.Piece]:
+    """With log-probabilities of nobody: any numbers of their size will do."""
+    numbers = -20 - 10 * np.random.default_rng(5).random((len(given), 2), np.float32)
+    return [replace(piece, reference=pair) for piece, pair in zip(given, numbers, strict=True)]
 
 
 OBJECTIVES: dict[str, tuple[Objective, list[rows.Piece]]] = {
     "sft": (next_token, pieces.supervised_pieces(14)),
-    "dpo": (preference.Dpo(), pieces.dpo_pieces(0.2, count=7)),
-    "dpo-normalised": (preference.Dpo(length_normalised=True), pieces.dpo_pieces(0.2, count=7)),
+    "dpo": (preference.Dpo(), known(pieces.dpo_pieces(0.2, count=7))),
+    "dpo-normalised": (preference.Dpo(length_normalised=True), known(pieces.dpo_pieces(0.2, count=7))),
     "reward-tree": (preference.Reward(), pieces.reward_pieces("tree", 3, 7)),
     "reward-plain": (preference.Reward(), pieces.reward_pieces("plain", 3, 7)),
     "reward-separate": (preference.Reward(), pieces.reward_pieces("separate", 2, 7)),
@@ -91,7 +92,7 @@ def micro_batches(name: str, grid: Grid, size: int) -> list[MicroBatch]:
     found = []
     for indices in rank_rows(ROWS, size, grid.dp, grid.dp_rank):
         packed = rows.pack([dealt[row] for row in indices], LENGTH, compares=objective is not next_token)
-        found.append(MicroBatch.from_packed(packed, reference(packed.responses), grid.device))
+        found.append(MicroBatch.from_packed(packed, grid.device))
     return found
 
 
