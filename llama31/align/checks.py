@@ -74,7 +74,7 @@ def read(given: Any) -> list[tuple[str, Any]]:
         kind, value = (one.get("kind"), one.get("value", True)) if isinstance(one, Mapping) else (None, None)
         if kind not in KINDS:
             raise ValueError(
-                f"checks: {json.dumps(one)[:80]}: give {{kind: ..., value: ...}}, a kind of {', '.join(KINDS)}"
+                f"checks: {json.dumps(one)[:80]}: give {{kind, value}}, a kind of {', '.join(KINDS)}"
             )
         wanted = KINDS[kind][0]
         if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
