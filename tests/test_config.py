@@ -100,6 +100,8 @@ def test_every_choice_composes_and_is_valid(root: str, choice: str) -> None:
     partners = [text for text in PARTNERS.get(choice, []) if re.split(r"[.=]", text)[0] in sections]
     run: Any = command.compose(schema, root, [*given, choice, *partners])
     if root == "evaluate" and (run.parallel.cp > 1 or run.parallel.vpp > 1):
+        assert validate(run, layout.world(run.parallel)) == []
+        run.prompts = ["decoded"]
         assert "is loaded onto one without" in refused(run, layout.world(run.parallel))
         return
     processes = layout.world(run.parallel) if hasattr(run, "parallel") else 1
