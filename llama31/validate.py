@@ -18,6 +18,7 @@ from typing import Any
 from llama31 import layout, schedule
 from llama31.config import (
     MISSING,
+    Average,
     ConfigError,
     Data,
     Evaluate,
@@ -119,7 +120,7 @@ def _sections(run: Any) -> list[Issue]:
             found += _data(section, run)
         elif isinstance(section, Tokenizer):
             found += _tokenizer(section, getattr(run, "model", None))
-    return found + _empty(run) + _output(run)
+    return found + _empty(run) + _output(run) + (_average(run) if isinstance(run, Average) else [])
 
 
 def _model(model: Model) -> list[Issue]:
@@ -221,6 +222,25 @@ def _length_weights(key: str, weights: Sequence[float], buckets: int) -> list[Is
         reason = f"some documents would be read more than {MOST_READINGS} times as often as others"
         return [Issue(key, weights, reason, "bring the weights closer together, or give 0")]
     return []
+
+
+def _average(run: Average) -> list[Issue]:
+    found = []
+    if bool(run.inputs) == (run.run is not None):
+        reason = "neither inputs nor a run" if run.run is None else "inputs beside a run"
+        found.append(Issue("inputs", run.inputs, reason, "give inputs='[A,B]', or run=FOLDER last=N"))
+    if run.last is not None and run.run is None:
+        found.append(Issue("last", run.last, "there is no run to take them from", "give run=FOLDER, or leave it out"))
+    if run.weights and run.decay is not None:
+        found.append(Issue("decay", run.decay, "weights are given too", "give one of them"))
+    if run.weights and run.inputs and len(run.weights) != len(run.inputs):
+        found.append(Issue("weights", run.weights, f"there are {len(run.inputs)} inputs", "give one weight for each"))
+    usable = all(math.isfinite(weight) and weight >= 0 for weight in run.weights) and any(run.weights)
+    if run.weights and not usable:
+        found.append(Issue("weights", run.weights, "no weights", "give numbers of at least 0, one of them above 0"))
+    if not run.target.strip():
+        found.append(Issue("target", run.target, "is empty", "give target=FOLDER"))
+    return found
 
 
 def _tokenizer(tokenizer: Tokenizer, model: Model | None) -> list[Issue]:

@@ -73,6 +73,7 @@ SCHEMAS = {
     "pack": (config.Pack, ["data=demo", "tokenizer=demo"]),
     "evaluate": (config.Evaluate, ["checkpoint=x", "data=demo", "tokenizer=demo"]),
     "convert": (config.Convert, ["direction=to_hf", "hf=x", "checkpoint=x"]),
+    "average": (config.Average, ["run=x", "target=y"]),
     "benchmark": (config.Benchmark, []),
     "simulate": (config.Simulate, []),
     "submit": (config.Submit, []),
@@ -110,7 +111,16 @@ def test_every_choice_composes_and_is_valid(root: str, choice: str) -> None:
 
 @pytest.mark.parametrize(
     ("root", "processes"),
-    [("demo", 1), ("demo", 2), ("pack", 1), ("convert", 1), ("benchmark", 1), ("simulate", 1), ("submit", 1)],
+    [
+        ("demo", 1),
+        ("demo", 2),
+        ("pack", 1),
+        ("convert", 1),
+        ("average", 1),
+        ("benchmark", 1),
+        ("simulate", 1),
+        ("submit", 1),
+    ],
 )
 def test_roots_without_choices(root: str, processes: int) -> None:
     schema, given = SCHEMAS[root]

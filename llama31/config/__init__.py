@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from llama31.config.keys import MISSING, MOST_TOKENS, ConfigError, Issue, RunError, key
 from llama31.config.recipes import (
+    Average,
     Benchmark,
     Convert,
     Evaluate,
@@ -52,6 +53,7 @@ T = TypeVar("T")
 __all__ = [
     "MISSING",
     "MOST_TOKENS",
+    "Average",
     "Benchmark",
     "Bucket",
     "Checkpoint",

@@ -111,6 +111,32 @@ class Needle:
 
 
 @dataclass
+class Average:
+    """Keys of `recipes.average`: several checkpoints, or Hugging Face folders, to one with the average weights."""
+
+    inputs: list[str] = key([], "checkpoints (or run folders: their newest), or Hugging Face folders; oldest first")
+    run: str | None = key(None, "instead: a run folder, of which the newest checkpoints are averaged")
+    last: int | None = key(None, "how many of run; null: all that it has", low=1)
+    target: str = key(
+        MISSING, "run folder (or .../step-00000100) to write to, or Hugging Face folder, as the inputs are"
+    )
+    weights: list[float] = key([], "weight of each input, relative to the others; empty: equal weights")
+    decay: float | None = key(
+        None, "instead: an input weighs so much of what the one after it does (exponential average)", above=0, high=1
+    )
+    tensors: str = key(
+        "weights",
+        "of checkpoints: weights, their FP32 masters, or the average kept during training (ema, of one input too)",
+        choices=("weights", "masters", "ema"),
+    )
+    dtype: str | None = key(
+        None, "number format of the written weights; null: that of the newest input", choices=("bf16", "fp32")
+    )
+    max_shard_bytes: int = key(5_000_000_000, "largest safetensors file", low=1)
+    overwrite: bool = key(False, "replace what stands at the target")
+
+
+@dataclass
 class Evaluate:
     """Keys of `recipes.evaluate`: perplexity on packed text, multiple choice, needle in a haystack, continuations."""
 
