@@ -193,3 +193,25 @@ def test_results_do_not_depend_on_the_batch(folder: Path, loaded: tuple[Forward,
     alone, together = judged(loaded, task, 1), judged(loaded, replace(task), 7)
     for one, other in zip(alone, together, strict=True):
         assert one.loglikelihoods == pytest.approx(other.loglikelihoods, abs=1e-4)
+
+
+def test_the_recipe_takes_a_hugging_face_folder(folder: Path, tmp_path: Path) -> None:
+    from llama31 import inputs
+    from recipes import evaluate as recipe
+
+    mesh.close()
+    task = Task(str(folder.parent / "task.jsonl"), fewshot=1)
+    run = config.Evaluate(str(folder), tasks={"mine": task}, prompts=["bada"], max_new_tokens=3, precision=FP32)
+    run.data, run.tokenizer = config.Data(folder=""), config.Tokenizer(kind="huggingface", path="")
+    run.output = str(tmp_path / "found.json")
+    inputs.check(run)
+    result = recipe.main(run)
+    assert json.loads((tmp_path / "found.json").read_text()) == result
+    assert result["checkpoint"] == str(folder) and result["continuations"][0]["prompt"] == "bada"
+    found, grid = pretrained.find(str(folder)), mesh.create(ONE)
+    chunks = model.build(found.shape, FP32, ONE, grid)
+    found.load(chunks, grid)
+    words = tokenizer.load(found.tokenizer(run.tokenizer))
+    assert result["tasks"]["mine"] == choices.summary(judged((Forward(chunks, grid), words), task))
+    mesh.close()
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == []  # nothing was converted beside it
