@@ -72,14 +72,14 @@ def printable(words: Tokenizer) -> Alphabet:
     return alphabet(list(found))
 
 
-def lengths(needle: Needle, longest: int) -> list[int]:
-    """The lengths asked for, or ten equal steps up to `longest`. ValueError (key needle.lengths) beyond it."""
-    given = needle.lengths or [round(longest * step / 10) for step in range(1, 11)]
-    beyond = [length for length in given if length > longest]
+def lengths(needle: Needle, usual: int, most: int) -> list[int]:
+    """The lengths asked for, or ten equal steps up to `usual`. ValueError (key needle.lengths) beyond `most`."""
+    given = needle.lengths or [round(usual * step / 10) for step in range(1, 11)]
+    beyond = [length for length in given if length > most]
     if beyond:
         raise ValueError(
-            f"needle.lengths={beyond}: longer than the {longest} tokens that fit; give shorter ones, or more "
-            "sequence_length where the model has the positions"
+            f"needle.lengths={beyond}: longer than the {most} tokens that the model or sequence_length allows; give "
+            "shorter ones"
         )
     return given
 

@@ -96,9 +96,14 @@ def evaluate(
     return told | table(prompts, shares)
 
 
-def prompts_of(needle: config.Needle, data: config.Data, split: str, words: Tokenizer, longest: int) -> list[Prompt]:
-    """The prompts that `needle` asks for, none longer than `longest`. ValueError (keys needle.*) where it cannot be."""
-    steps = haystack.lengths(needle, longest)
+def prompts_of(
+    needle: config.Needle, data: config.Data, split: str, words: Tokenizer, usual: int, most: int
+) -> list[Prompt]:
+    """The prompts that `needle` asks for: of its lengths, none above `most`, or up to `usual` where it names none.
+
+    ValueError (keys needle.*) where that cannot be.
+    """
+    steps = haystack.lengths(needle, usual, most)
     if needle.kind == "tokens":
         return haystack.token_prompts(needle, haystack.printable(words), steps, words.bos_id)
     return haystack.text_prompts(needle, words, _text(needle, data, split, words, max(steps)), steps)

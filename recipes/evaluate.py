@@ -39,7 +39,7 @@ def main(run: config.Evaluate) -> dict[str, Any]:
         batches.check_tokenizer(heldout, words.fingerprint)
     asked = {name: choices.prepare(name, task, words, longest) for name, task in run.tasks.items()}
     if run.needle.kind != "none":
-        hidden = needle.prompts_of(run.needle, run.data, run.split, words, length)
+        hidden = needle.prompts_of(run.needle, run.data, run.split, words, length, longest)
     grid = mesh.create(parallel, run.cluster.timeout_s)
     chunks = model.build(shape, run.precision, parallel, grid)
     weights.load(chunks, grid)

@@ -96,9 +96,9 @@ def test_text_prompts(words: Tokenizer, inserted: int, asked: int) -> None:
 
 def test_lengths_and_texts_that_do_not_fit(words: Tokenizer) -> None:
     hay = np.array(words.encode(TEXT * 20), np.int64)
-    assert haystack.lengths(Needle(), 1000) == list(range(100, 1001, 100))
-    with pytest.raises(ValueError, match=r"needle.lengths=\[300\]: longer than the 200 tokens that fit"):
-        haystack.lengths(Needle(lengths=[100, 300]), 200)
+    assert haystack.lengths(Needle(), 1000, 1000) == list(range(100, 1001, 100))
+    with pytest.raises(ValueError, match=r"needle.lengths=\[300\]: longer than the 200 tokens that the model"):
+        haystack.lengths(Needle(lengths=[100, 300]), 100, 200)
     with pytest.raises(ValueError, match=r"needle.haystack: \d+ tokens of text, needle.lengths=9000 needs"):
         haystack.text_prompts(Needle(kind="text"), words, hay, [9000])
     with pytest.raises(ValueError, match="needle.lengths=60: needles, question and answer alone take"):

@@ -178,12 +178,12 @@ def test_decoding_and_judging_without_agree(forward: Forward, words: Tokenizer) 
 def test_haystacks_from_files(words: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "hay.txt").write_text(TEXT * 40)
     data, asked = config.Data(folder=""), Needle(kind="text", lengths=[300], depths=[0.5])
-    (prompt,) = needle.prompts_of(replace(asked, haystack=str(tmp_path / "hay.txt")), data, "heldout", words, 300)
+    (prompt,) = needle.prompts_of(replace(asked, haystack=str(tmp_path / "hay.txt")), data, "heldout", words, 300, 300)
     assert prompt.tokens.size == 300 - asked.answer_tokens and "Another one follows" in words.decode(prompt.tokens)
     (tmp_path / "hay.txt").write_bytes(b"\xff" * 9)
     for name, message in ((str(tmp_path / "hay.txt"), "utf-8"), ("nowhere", "No such file")):
         with pytest.raises(ValueError, match=f"needle.haystack={name}: cannot be read .*{message}"):
-            needle.prompts_of(replace(asked, haystack=name), data, "heldout", words, 300)
+            needle.prompts_of(replace(asked, haystack=name), data, "heldout", words, 300, 300)
 
 
 def test_cells_and_intervals() -> None:

@@ -97,7 +97,9 @@ class Needle:
         choices=("none", "text", "tokens"),
     )
     haystack: str = key("", "for text: a text file, or the name of a source of `data`; empty: its first source")
-    lengths: list[int] = key([], "contexts in tokens, question and answer included; empty: ten steps to the longest")
+    lengths: list[int] = key(
+        [], "contexts in tokens, question and answer included; empty: ten steps to that of the rows"
+    )
     depths: list[float] = key(
         [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
         "where the first needle asked for stands: 0 at the beginning, 1 right before the question",
@@ -144,7 +146,7 @@ class Evaluate:
     split: str = key("heldout", "split of the packed data", choices=("heldout", "train"))
     tokens: int = key(131072, "tokens per source", low=1)
     sequence_length: int | None = key(
-        None, "tokens per row, and the longest prompt; null: that of the end of training for rows", low=1
+        None, "tokens per row and most of a prompt; null: as at the end of training, and all positions", low=1
     )
     tasks: dict[str, Task] = key({}, "multiple-choice tasks keyed by name: tasks.NAME.path=FILE")
     details: bool = key(False, "write the log-likelihoods of every choice to the result too")
