@@ -61,7 +61,8 @@ Decision = Weights | Skip
 
 def to_record(decision: Decision) -> dict[str, Any]:
     """A decision as a record for JSON."""
-    return {"decision": type(decision).__name__.lower(), **asdict(decision)}
+    fields = {key: value for key, value in asdict(decision).items() if value is not None}
+    return {"decision": type(decision).__name__.lower(), **fields}
 
 
 def from_record(record: Mapping[str, Any]) -> Decision:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -80,6 +81,16 @@ def test_bins_of_nothing() -> None:
     assert bins.fill(np.zeros(0, np.int64), np.zeros(0, np.int64), 8).rows == 0
 
 
+@pytest.mark.parametrize(("row_tokens", "share"), [(2048, 0.002), (8192, 0.005), (32768, 0.02)])
+def test_real_text_leaves_little_padding(row_tokens: int, share: float) -> None:
+    """The sources of Python's standard library, at four bytes per token."""
+    files = Path(os.__file__).parent.rglob("*.py")
+    sizes = [file.stat().st_size // 4 + 2 for file in files if "site-packages" not in file.parts]
+    spans, counts = np.unique([n for size in sizes for n in _split(size, row_tokens)], return_counts=True)
+    found = bins.fill(spans, counts, row_tokens)
+    assert len(sizes) > 300 and 1 - sum(sizes) / (found.rows * row_tokens) < share
+
+
 # --- documents --------------------------------------------------------------------------------------------------------
 
 
@@ -124,8 +135,8 @@ def test_long_documents_are_split_at_rows_alone(tmp_path: Path, packed_source: P
     assert sorted(predicted) == sorted(inner)  # also the first token of a piece, from the end of the one before
 
 
-def _split(length: int) -> list[int]:
-    return [16] * (length // 16) + ([length % 16] if length % 16 else [])
+def _split(length: int, row_tokens: int = 16) -> list[int]:
+    return [row_tokens] * (length // row_tokens) + ([length % row_tokens] if length % row_tokens else [])
 
 
 DECISIONS = [
