@@ -3,7 +3,8 @@
 Two kinds. Text: sentences about cities and their magic numbers between the sentences of any text, the usual form of the
 test (the report, section 5.2.6, does not publish its own). Tokens: keys and values as token ids in random filler, for
 models whose tokenizer is tiny, and as training data from which a small model learns to retrieve at all: `MARK key
-value` somewhere, `MARK key` at the end.
+value` somewhere, `MARK key` at the end. A single needle of that kind proves little: the only value in the filler gives
+itself away, whatever its key. Insert several, and only looking up the key finds the right one.
 
 The first needle asked for stands at the depth of the cell, the others follow it around the haystack at equal distances,
 so that every cell of a table depth x length is a haystack of its own.

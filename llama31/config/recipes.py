@@ -104,7 +104,11 @@ class Needle:
         [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
         "where the first needle asked for stands: 0 at the beginning, 1 right before the question",
     )
-    inserted: int = key(1, "needles in each haystack (the report's multi-needle: 4)", low=1)
+    inserted: int = key(
+        1,
+        "needles in each haystack (the report's multi-needle: 4; for tokens give several, one gives itself away)",
+        low=1,
+    )
     asked: int = key(1, "needles of those asked for in one question (the report's multi-needle: 2)", low=1)
     trials: int = key(1, "haystacks per length and depth", low=1)
     answer_tokens: int = key(48, "for text: tokens of each length kept for the answer", low=8)
