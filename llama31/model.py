@@ -70,10 +70,15 @@ class SwiGLU(MLP):
 class Llama(GPTModel):
     """One pipeline chunk of the model: GPTModel whose loss never builds all logits."""
 
+    scoring = False  # set by `scoring`: of each token its loss and the likeliest token, in the place of one loss
+
     def _postprocess(  # type: ignore[override]
         self, hidden_states: Tensor, labels: Tensor | None = None, loss_mask: Tensor | None = None, **kwargs: Any
     ) -> Any:
-        """Without labels as in Megatron; with labels [b, s] and weights [b, s]: (weighted loss, losses [b, s])."""
+        """Without labels as in Megatron; with labels [b, s] and weights [b, s]: (weighted loss, losses [b, s]).
+
+        While `scoring`: (losses [b, s], likeliest tokens [b, s]) where weights are not 0.
+        """
         if not self.post_process or labels is None:
             return super()._postprocess(hidden_states, labels=labels, loss_mask=loss_mask, **kwargs)
         assert loss_mask is not None
@@ -84,7 +89,11 @@ class Llama(GPTModel):
         tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
         tokens = hidden_states.transpose(0, 1).flatten(0, 1)
-        loss, losses = head.weighted_loss(tokens, weight, labels.flatten(), loss_mask.flatten(), self.pg_collection.tp)
+        flat, group = labels.flatten(), self.pg_collection.tp
+        if self.scoring:
+            found, likeliest = head.scores(tokens, weight, flat, loss_mask.flatten() != 0, group)
+            return found.view(labels.shape), likeliest.view(labels.shape)
+        loss, losses = head.weighted_loss(tokens, weight, flat, loss_mask.flatten(), group)
         return loss, losses.view(labels.shape)
 
 

@@ -24,11 +24,15 @@ KEYS = (MASTER, *MOMENTS)
 
 def load_weights(folder: Path, chunks: list[Llama], shape: config.Model, grid: Grid) -> None:
     """Fill the chunks with a checkpoint's weights, whatever layout it was saved on."""
-    found = [
+    checkpoint.load_weights(folder, live(chunks, shape, grid))
+
+
+def live(chunks: list[Llama], shape: config.Model, grid: Grid) -> list[Shard]:
+    """The weights that this rank computes with, as shards to be filled in place."""
+    return [
         Shard(shard.name, shard.shape, [Block(offset, block) for offset, block in shard.blocks(shard.parameter.data)])
         for shard in model.shards(chunks, shape, grid)
     ]
-    checkpoint.load_weights(folder, found)
 
 
 def weights(engine: Engine) -> list[Shard]:

@@ -271,7 +271,6 @@ class Run:
         updates = self.engine.reducer.steps_applied()
         meta = runs.meta_of(
             self.config,
-            self.attempt.number,
             self.step,
             self.tokens,
             updates,
@@ -279,8 +278,9 @@ class Run:
             self.batches,
             self.weights,
             self.decisions,
-            self.watch.guard.history(),
-            self.validation_loss,
+            attempt=self.attempt.number,
+            guard=self.watch.guard.history(),
+            validation_loss=self.validation_loss,
         )
         with self.phases("checkpoint"):
             stall_s = self.saver.save(meta, state.weights(self.engine), state.optimizer(self.engine), overlap=True)

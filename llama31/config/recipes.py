@@ -72,19 +72,97 @@ class Convert:
 
 
 @dataclass
-class Evaluate:
-    """Keys of `recipes.evaluate`: perplexity on packed text, and continuations of prompts."""
+class Task:
+    """One multiple-choice task of `recipes.evaluate`: a local JSONL file and what its fields are called."""
 
-    checkpoint: str = key(MISSING, "checkpoint folder, or a run folder whose newest checkpoint is meant")
+    path: str = key(MISSING, "JSONL file, one example per line")
+    context: str = key("{query}", "text before the choices; {FIELD} is a field of the example, dots lead into objects")
+    choices: str = key("choices", "field with the list of choices")
+    gold: str = key("gold", "field with the right choice: its index from 0, its label or its text")
+    labels: str = key("", "field with the labels that gold names, such as A to D; empty: there are none")
+    delimiter: str = key(" ", "text between context and choice")
+    description: str = key("", "text before everything else")
+    fewshot: int = key(0, "solved examples before each question: the first others of the same file", low=0)
+    between: str = key("\n\n", "text after each solved example")
+    limit: int | None = key(None, "examples to evaluate, from the first; null: all", low=1)
+
+
+@dataclass
+class Needle:
+    """Needle in a haystack for `recipes.evaluate`: facts hidden in a long context, and asked for at its end."""
+
+    kind: str = key(
+        "none",
+        "none, text (sentences in a haystack of text) or tokens (keys and values as token ids, for tiny models)",
+        choices=("none", "text", "tokens"),
+    )
+    haystack: str = key("", "for text: a text file, or the name of a source of `data`; empty: its first source")
+    lengths: list[int] = key(
+        [], "contexts in tokens, question and answer included; empty: ten steps to that of the rows"
+    )
+    depths: list[float] = key(
+        [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
+        "where the first needle asked for stands: 0 at the beginning, 1 right before the question",
+    )
+    inserted: int = key(
+        1,
+        "needles in each haystack (the report's multi-needle: 4; for tokens give several, one gives itself away)",
+        low=1,
+    )
+    asked: int = key(1, "needles of those asked for in one question (the report's multi-needle: 2)", low=1)
+    trials: int = key(1, "haystacks per length and depth", low=1)
+    answer_tokens: int = key(48, "for text: tokens of each length kept for the answer", low=8)
+    decode: bool = key(True, "decode the answer; false: judge it token by token in one pass, as training's gate does")
+    seed: int = key(1234, "seed of needles and haystacks", low=0)
+
+
+@dataclass
+class Average:
+    """Keys of `recipes.average`: several checkpoints, or Hugging Face folders, to one with the average weights."""
+
+    inputs: list[str] = key([], "checkpoints (or run folders: their newest), or Hugging Face folders; oldest first")
+    run: str | None = key(None, "instead: a run folder, of which the newest checkpoints are averaged")
+    last: int | None = key(None, "how many of run; null: all that it has", low=1)
+    target: str = key(
+        MISSING, "run folder (or .../step-00000100) to write to, or Hugging Face folder, as the inputs are"
+    )
+    weights: list[float] = key([], "weight of each input, relative to the others; empty: equal weights")
+    decay: float | None = key(
+        None, "instead: an input weighs so much of what the one after it does (exponential average)", above=0, high=1
+    )
+    tensors: str = key(
+        "weights",
+        "of checkpoints: weights, their FP32 masters, or the average kept during training (ema, of one input too)",
+        choices=("weights", "masters", "ema"),
+    )
+    dtype: str | None = key(
+        None, "number format of the written weights; null: that of the newest input", choices=("bf16", "fp32")
+    )
+    max_shard_bytes: int = key(5_000_000_000, "largest safetensors file", low=1)
+    overwrite: bool = key(False, "replace what stands at the target")
+
+
+@dataclass
+class Evaluate:
+    """Keys of `recipes.evaluate`: perplexity on packed text, multiple choice, needle in a haystack, continuations."""
+
+    checkpoint: str = key(MISSING, "checkpoint folder, run folder (its newest checkpoint) or Hugging Face folder")
     split: str = key("heldout", "split of the packed data", choices=("heldout", "train"))
     tokens: int = key(131072, "tokens per source", low=1)
-    sequence_length: int | None = key(None, "tokens per row; null: that of the end of training", low=1)
+    sequence_length: int | None = key(
+        None, "tokens per row and most of a prompt; null: as at the end of training, and all positions", low=1
+    )
+    tasks: dict[str, Task] = key({}, "multiple-choice tasks keyed by name: tasks.NAME.path=FILE")
+    details: bool = key(False, "write the log-likelihoods of every choice to the result too")
+    needle: Needle = field(default_factory=Needle)
     prompts: list[str] = key([], "texts to continue")
     max_new_tokens: int = key(64, "tokens to generate per prompt", low=1)
     temperature: float = key(0.0, "0: greedy; otherwise sampling", low=0)
     top_p: float = key(1.0, "nucleus for sampling", above=0, high=1)
     seed: int = key(1234, "seed of the sampling", low=0)
-    output: str | None = key(None, "file to write the results to as JSON; null: only printed")
+    output: str | None = key(
+        None, "file to write the results to as JSON, the needle's heat map beside it; null: printed"
+    )
     parallel: Parallel = field(default_factory=Parallel)
     precision: Precision = field(default_factory=Precision)
     data: Data = field(default_factory=Data)
