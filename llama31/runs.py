@@ -44,6 +44,7 @@ class Start:
     weights: Path | None = None  # checkpoint that the weights come from
     resumed: Meta | None = None  # what the checkpoint said, where the run goes on
     updates: int = 0
+    optimizer: bool = False  # whether masters and moments come from there too
 
     @property
     def step(self) -> int:
@@ -81,7 +82,7 @@ def _find_start(run: config.Pretrain) -> Start:
         checkpoint.check_model(meta, run.model)
         _check_schedule(run.schedule, meta)
         _check_order(run.data, meta)
-        return Start(found, meta, updates_of(meta))
+        return Start(found, meta, updates_of(meta), optimizer=True)
     if run.resume == "none" and _first_rank(lambda: checkpoint.newest(Path(run.folder) / "checkpoints")):
         raise ValueError(
             f"resume=none: {run.folder} holds checkpoints of an earlier run, which a fresh start would replace; "
@@ -90,8 +91,10 @@ def _find_start(run: config.Pretrain) -> Start:
     if run.init_from is None:
         return Start()
     source = _given(run, run.init_from)
-    checkpoint.check_model(_first_rank(lambda: checkpoint.read_meta(source)), run.model)
-    return Start(source)
+    meta = _first_rank(lambda: checkpoint.read_meta(source))
+    allowed = {name: getattr(run.model, name) for name in run.init_changes}
+    checkpoint.check_model(replace(meta, model=meta.model | allowed), run.model)
+    return Start(source, updates=updates_of(meta) if run.init_optimizer else 0, optimizer=run.init_optimizer)
 
 
 def newest_checkpoint(run: config.Pretrain, before: int | None = None) -> Path | None:

@@ -120,7 +120,7 @@ def _sections(run: Any) -> list[Issue]:
             found += _data(section, run)
         elif isinstance(section, Tokenizer):
             found += _tokenizer(section, getattr(run, "model", None))
-    return found + _empty(run) + _output(run) + (_average(run) if isinstance(run, Average) else [])
+    return found + _empty(run) + _output(run) + _start(run) + (_average(run) if isinstance(run, Average) else [])
 
 
 def _model(model: Model) -> list[Issue]:
@@ -255,6 +255,26 @@ def _tokenizer(tokenizer: Tokenizer, model: Model | None) -> list[Issue]:
         reason = f"more ids than model.vocab_size={model.vocab_size}"
         return [Issue(key, size, reason, f"give at most {model.vocab_size}, or model.vocab_size={size}")]
     return []
+
+
+def _start(run: Any) -> list[Issue]:
+    """What a run may take over from another."""
+    if not isinstance(run, Pretrain):
+        return []
+    allowed = ("rope_factor", "rope_theta", "norm_eps")
+    remedy = f"give some of {', '.join(allowed)}"
+    found = [
+        Issue("init_changes", name, "no key of the model that may change", remedy)
+        for name in run.init_changes
+        if name not in allowed
+    ]
+    if run.init_optimizer and run.init_from is None:
+        found.append(Issue("init_optimizer", True, "there is no checkpoint to take it from", "give init_from="))
+    if run.gates.every_tokens and run.init_changes and run.gates.baseline is None:
+        reason = "the model would be measured with its positions changed already"
+        remedy = "give the gates.json, or the output of recipes.evaluate, of the model before"
+        found.append(Issue("gates.baseline", None, reason, remedy))
+    return found
 
 
 def _empty(run: Any) -> list[Issue]:

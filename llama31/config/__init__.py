@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from llama31.config.exams import Gates, Needle, Task
 from llama31.config.keys import MISSING, MOST_TOKENS, ConfigError, Issue, RunError, key
 from llama31.config.recipes import (
     Average,
@@ -19,13 +20,11 @@ from llama31.config.recipes import (
     Convert,
     Evaluate,
     Job,
-    Needle,
     Pack,
     Pretrain,
     Report,
     Simulate,
     Submit,
-    Task,
 )
 from llama31.config.sections import (
     Bucket,
@@ -62,6 +61,7 @@ __all__ = [
     "Convert",
     "Data",
     "Evaluate",
+    "Gates",
     "Guard",
     "Issue",
     "Job",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from llama31.config.exams import Gates, Needle, Task
 from llama31.config.keys import MISSING, key
 from llama31.config.sections import (
     Checkpoint,
@@ -32,6 +33,10 @@ class Pretrain:
     seed: int = key(1234, "seed of the initial weights", low=0)
     resume: str = key("auto", "auto (newest complete checkpoint of the folder), none, or a checkpoint folder")
     init_from: str | None = key(None, "checkpoint folder whose weights start the run, with a fresh optimizer")
+    init_optimizer: bool = key(False, "take masters and moments of init_from too: a new schedule goes on from there")
+    init_changes: list[str] = key(
+        [], "keys of the model that may differ from init_from's: rope_factor, rope_theta, norm_eps"
+    )
     stop_after_steps: int | None = key(None, "end this process after so many steps, with a checkpoint", low=1)
     model: Model = field(default_factory=Model)
     parallel: Parallel = field(default_factory=Parallel)
@@ -43,6 +48,7 @@ class Pretrain:
     cluster: Cluster = field(default_factory=Cluster)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     validation: Validation = field(default_factory=Validation)
+    gates: Gates = field(default_factory=Gates)
     guard: Guard = field(default_factory=Guard)
     preflight: Preflight = field(default_factory=Preflight)
     log: Log = field(default_factory=Log)
@@ -69,51 +75,6 @@ class Convert:
     max_shard_bytes: int = key(5_000_000_000, "largest safetensors file", low=1)
     tokenizer: str | None = key(None, "tokenizer folder to export; null: the one that the run used")
     overwrite: bool = key(False, "replace what stands at the target")
-
-
-@dataclass
-class Task:
-    """One multiple-choice task of `recipes.evaluate`: a local JSONL file and what its fields are called."""
-
-    path: str = key(MISSING, "JSONL file, one example per line")
-    context: str = key("{query}", "text before the choices; {FIELD} is a field of the example, dots lead into objects")
-    choices: str = key("choices", "field with the list of choices")
-    gold: str = key("gold", "field with the right choice: its index from 0, its label or its text")
-    labels: str = key("", "field with the labels that gold names, such as A to D; empty: there are none")
-    delimiter: str = key(" ", "text between context and choice")
-    description: str = key("", "text before everything else")
-    fewshot: int = key(0, "solved examples before each question: the first others of the same file", low=0)
-    between: str = key("\n\n", "text after each solved example")
-    limit: int | None = key(None, "examples to evaluate, from the first; null: all", low=1)
-
-
-@dataclass
-class Needle:
-    """Needle in a haystack for `recipes.evaluate`: facts hidden in a long context, and asked for at its end."""
-
-    kind: str = key(
-        "none",
-        "none, text (sentences in a haystack of text) or tokens (keys and values as token ids, for tiny models)",
-        choices=("none", "text", "tokens"),
-    )
-    haystack: str = key("", "for text: a text file, or the name of a source of `data`; empty: its first source")
-    lengths: list[int] = key(
-        [], "contexts in tokens, question and answer included; empty: ten steps to that of the rows"
-    )
-    depths: list[float] = key(
-        [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
-        "where the first needle asked for stands: 0 at the beginning, 1 right before the question",
-    )
-    inserted: int = key(
-        1,
-        "needles in each haystack (the report's multi-needle: 4; for tokens give several, one gives itself away)",
-        low=1,
-    )
-    asked: int = key(1, "needles of those asked for in one question (the report's multi-needle: 2)", low=1)
-    trials: int = key(1, "haystacks per length and depth", low=1)
-    answer_tokens: int = key(48, "for text: tokens of each length kept for the answer", low=8)
-    decode: bool = key(True, "decode the answer; false: judge it token by token in one pass, as training's gate does")
-    seed: int = key(1234, "seed of needles and haystacks", low=0)
 
 
 @dataclass

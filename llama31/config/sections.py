@@ -101,6 +101,9 @@ class Optimizer:
     beta1: float = key(0.9, "Adam's first beta", low=0, high=0.9999999)
     beta2: float = key(0.95, "Adam's second beta", low=0, high=0.9999999)
     eps: float = key(1e-8, "Adam's epsilon", above=0)
+    ema_decay: float | None = key(
+        None, "keep an exponential moving average of the masters with this decay; null: none", low=0, high=0.9999999
+    )
     weight_decay: float = key(0.1, "decoupled weight decay, on matrices only", low=0)
     clip_norm: float = key(1.0, "gradient norm above which gradients are scaled down; 0: never", low=0)
 
