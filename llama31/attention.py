@@ -128,13 +128,27 @@ def _heads_first(x: Tensor, positions: slice, rows: slice) -> Tensor:
     return x[positions, rows].permute(1, 2, 0, 3)
 
 
+def _positions_first(x: Tensor) -> Tensor:
+    """The way back: [b, heads, s, d] -> [s, b, heads, d], a view."""
+    return x.permute(2, 0, 1, 3)
+
+
+def _one_document(todo: list[Block], query: Tensor, key: Tensor) -> bool:
+    """Whether a single causal block is all there is, whose results need no assembling."""
+    whole = slice(None), slice(0, query.size(0)), slice(0, key.size(0))
+    one = len(todo) == 1 and (todo[0].rows, todo[0].queries, todo[0].own) == whole
+    return one and todo[0].causal and not todo[0].merged
+
+
 class _Attend(torch.autograd.Function):
     """All blocks of a micro-batch. What is kept for the backward pass has the size of Q, K and V as given."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, todo: list[Block], group: Any) -> Tensor:
         wait = None if group is None else start_gather(key, value, group)
-        out = torch.zeros_like(query, memory_format=torch.contiguous_format)
+        out = (
+            None if _one_document(todo, query, key) else torch.zeros_like(query, memory_format=torch.contiguous_format)
+        )
         lses: list[Tensor | None] = []
         for block in todo:
             q = _heads_first(query, block.queries, block.rows)
@@ -143,8 +157,12 @@ class _Attend(torch.autograd.Function):
                 found, lse = kernels.short_forward(q, k, v), None
             else:
                 found, lse = kernels.forward(q, k, v, block.causal)
-            _heads_first(out, block.queries, block.rows).copy_(found)
+            if out is None:
+                out = _positions_first(found)
+            else:
+                _heads_first(out, block.queries, block.rows).copy_(found)
             lses.append(lse)
+        assert out is not None
         whole = (key, value) if wait is None else wait()
         for i, block in enumerate(todo):
             if block.merged:
@@ -164,20 +182,25 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, *lses = ctx.saved_tensors
         wait = None if ctx.group is None else start_gather(key, value, ctx.group)
+
+        def part(block: Block, lse: Tensor | None, at: slice, causal: bool, sources: Any) -> kernels.Gradients:
+            grad, q, o = (_heads_first(x, block.queries, block.rows) for x in (grads[0], query, out))
+            k, v = (_heads_first(x, at, block.rows) for x in sources)
+            if lse is None:
+                return kernels.short_backward(grad, q, k, v, o)
+            return kernels.backward(grad, q, k, v, o, lse, causal)
+
+        if _one_document(ctx.todo, query, key):
+            found = part(ctx.todo[0], lses[0], ctx.todo[0].own, True, (key, value))
+            return *(_positions_first(x) for x in found), None, None
         grad_query = torch.zeros_like(query, memory_format=torch.contiguous_format)
         grad_key, grad_value = grad_own = key.new_zeros((2, *key.shape))
 
         def add(block: Block, lse: Tensor | None, at: slice, causal: bool, sources: Any, targets: Any) -> None:
-            of_queries = (grads[0], query, out)
-            grad, q, o = (_heads_first(x, block.queries, block.rows) for x in of_queries)
-            k, v = (_heads_first(x, at, block.rows) for x in sources)
-            if lse is None:
-                found = kernels.short_backward(grad, q, k, v, o)
-            else:
-                found = kernels.backward(grad, q, k, v, o, lse, causal)
+            found = part(block, lse, at, causal, sources)
             _heads_first(grad_query, block.queries, block.rows).add_(found[0])
-            for target, part in zip(targets, found[1:], strict=True):
-                _heads_first(target, at, block.rows).add_(part)
+            for target, grad in zip(targets, found[1:], strict=True):
+                _heads_first(target, at, block.rows).add_(grad)
 
         for block, lse in zip(ctx.todo, lses, strict=True):
             add(block, lse, block.own, block.causal, (key, value), grad_own)

@@ -138,6 +138,11 @@ def test_queries_outside_of_documents_give_zeros() -> None:
     compare([query, key, value], documents, [(0, 7)])
 
 
+def test_keys_after_the_queries_have_no_gradient() -> None:
+    generator = torch.Generator().manual_seed(4)
+    compare(tensors(generator, 9, 20), torch.tensor([(row, 0, 9) for row in range(2)]), [(0, 9)])
+
+
 def test_a_rank_holds_chunk_i_and_its_mirror() -> None:
     assert chunks_of_rank(16, 1, 0) == [(0, 16)]
     assert [chunks_of_rank(16, 2, rank) for rank in range(2)] == [[(0, 4), (12, 16)], [(4, 8), (8, 12)]]
