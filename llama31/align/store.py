@@ -131,7 +131,9 @@ def _encoded(
 
 def _write(folder: Path, examples: Iterator[tuple[Example | None, bool]], told: dict[str, Any]) -> None:
     digest = hashlib.sha256()
-    sequences, firsts, pairs, heldout, left_out = [0], [0], [], [], 0
+    sequences, firsts, left_out = [0], [0], 0
+    pairs: list[tuple[int, ...]] = []
+    heldout: list[bool] = []
     with (folder / "tokens.bin").open("wb") as tokens, (folder / "parts.bin").open("wb") as parts:
         for example, held in examples:
             if example is None:

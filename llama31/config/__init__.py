@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from llama31.config.exams import Gates, Needle, Task
 from llama31.config.keys import MISSING, MOST_TOKENS, ConfigError, Issue, RunError, key
 from llama31.config.recipes import (
+    Average,
     Benchmark,
     Convert,
     Dpo,
@@ -29,12 +31,14 @@ from llama31.config.recipes import (
     Training,
 )
 from llama31.config.sections import (
+    Bucket,
     Checkpoint,
     Cluster,
     Data,
     Dialogs,
     Guard,
     Log,
+    Mix,
     Model,
     Optimizer,
     Parallel,
@@ -55,7 +59,9 @@ T = TypeVar("T")
 __all__ = [
     "MISSING",
     "MOST_TOKENS",
+    "Average",
     "Benchmark",
+    "Bucket",
     "Checkpoint",
     "Cluster",
     "ConfigError",
@@ -64,11 +70,14 @@ __all__ = [
     "Dialogs",
     "Dpo",
     "Evaluate",
+    "Gates",
     "Guard",
     "Issue",
     "Job",
     "Log",
+    "Mix",
     "Model",
+    "Needle",
     "Optimizer",
     "Pack",
     "Parallel",
@@ -87,6 +96,7 @@ __all__ = [
     "Simulate",
     "Source",
     "Submit",
+    "Task",
     "Tokenizer",
     "Training",
     "Validation",
