@@ -50,8 +50,17 @@ class Run:
 
 def run_case(work: Work, case: Case, timeout_s: float) -> Run:
     """Measure one case in a fresh process. Raises RuntimeError with its output when it fails or takes too long."""
+    return run_worker(str(case), ["-m", "llama31.peers", request(work, case)], timeout_s)
+
+
+def run_worker(name: str, arguments: Sequence[str], timeout_s: float) -> Run:
+    """Run Python with these arguments, which says `ready` and then its Run as lines of JSON.
+
+    Raises RuntimeError with its output when it fails or takes too long. Memory is that of the process itself, without
+    any that it starts.
+    """
     with tempfile.TemporaryFile("w+") as errors:
-        child = _start("-m", "llama31.peers", request(work, case), stdout=subprocess.PIPE, stderr=errors)
+        child = _start(*arguments, stdout=subprocess.PIPE, stderr=errors)
         limit = threading.Timer(timeout_s, child.kill)
         limit.start()
         try:
@@ -61,7 +70,7 @@ def run_case(work: Work, case: Case, timeout_s: float) -> Run:
             child.kill()
         if child.wait() or "tokens" not in said:
             errors.seek(0)
-            raise RuntimeError(f"{case} failed within {timeout_s} s:\n{errors.read()[-4000:]}")
+            raise RuntimeError(f"{name} failed within {timeout_s} s:\n{errors.read()[-4000:]}")
     extra = {key: said[key] for key in said.keys() - {"ready", "tokens", "cpu_s", "wall_s"}}
     return Run(said["tokens"], said["cpu_s"], said["wall_s"], max(0, peak_bytes - said["ready"]), extra)
 

@@ -299,7 +299,7 @@ def _fill(
             ]
         elif dataclasses.is_dataclass(hint):
             _section(node[name], typing.cast(type, hint), value, key, found, texts)
-        elif typing.get_origin(hint) is dict and isinstance(value, dict):
+        elif usage.is_table(hint) and isinstance(value, dict):
             for entry, item in zip(map(str, value), value.values(), strict=True):
                 node[name][entry] = _fresh(typing.get_args(hint)[1])
                 _section(node[name][entry], typing.get_args(hint)[1], item, f"{key}.{entry}", found, texts)
@@ -339,13 +339,17 @@ def _assign(node: Any, name: str, hint: Any, value: Any, key: str, found: list[I
     if int in kinds and isinstance(value, float) and value.is_integer():
         value = int(value)  # 4e6 tokens are a whole number
     try:
-        if isinstance(value, bool) and bool not in kinds:
+        if any(isinstance(item, bool) for item in (value, *_entries(value))) and bool not in kinds:
             raise ValueError("OmegaConf would take true for 1.0 and for 'True'")
         node[name] = value
     except (OmegaConfBaseException, ValueError, OverflowError):
         found.append(Issue(key, value, "wrong type", f"give {_wanted(key, hint)}"))
         return False
     return True
+
+
+def _entries(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else []
 
 
 def _wanted(key: str, hint: Any) -> str:

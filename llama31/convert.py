@@ -211,19 +211,26 @@ def _to_checkpoint(settings: config.Convert, source: Source, meta: checkpoint.Me
         if path.exists():
             _refuse_existing(path, settings.overwrite, "checkpoint")
     stated = meta.shape()
-    _check(settings.hf, source, stated)
-    copies = _kv_copies(source, stated)
+    check(f"hf={settings.hf}", source, stated)
+    copies = kv_copies(source, stated)
     if copies > 1:
         log.warning("%s stores each KV head %d times: %d are kept", settings.hf, copies, stated.kv_heads // copies)
     model = replace(stated, kv_heads=stated.kv_heads // copies)
     meta = replace(meta, model=asdict(model), run=checkpoint.run_folder(target).name)
-    return checkpoint.write(target, meta, list(_shards(model, source, copies, DTYPES[settings.dtype], progress)))
+    return checkpoint.write(target, meta, list(shards_of(model, source, copies, DTYPES[settings.dtype], progress)))
 
 
-def _shards(
-    model: config.Model, source: Source, copies: int, dtype: torch.dtype, progress: Progress
+def shards_of(
+    model: config.Model,
+    source: Source,
+    copies: int,
+    dtype: torch.dtype,
+    progress: Progress = lambda done, total: None,
 ) -> Iterator[Shard]:
-    """Every tensor of the checkpoint, as blocks that read their part of the source when they are written."""
+    """Every tensor under Megatron's name, as blocks that read their part of the source when they are resolved.
+
+    `model` has each KV head once, the source `copies` times (`kv_copies`).
+    """
     names = table(model)
     total = sum(torch.Size(_stacked(model, parts)).numel() for parts in names.values()) * dtype.itemsize
 
@@ -251,8 +258,8 @@ def _shards(
         yield Shard(name, shape, blocks)
 
 
-def _check(given: str, source: Source, model: config.Model) -> None:
-    """ValueError unless the source holds exactly the tensors of `model`, in their shapes."""
+def check(given: str, source: Source, model: config.Model) -> None:
+    """ValueError, beginning with `given`, unless the source holds exactly the tensors of `model`, in their shapes."""
     found, expected = source.shapes(), hf_shapes(model)
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [
@@ -267,10 +274,10 @@ def _check(given: str, source: Source, model: config.Model) -> None:
     problems += [f"{name} is not a part of Llama 3.1" for name in unknown]
     if problems:
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
-        raise ValueError(f"hf={given}: {shown}. Give the config and all the weights of one Llama model")
+        raise ValueError(f"{given}: {shown}. Give the config and all the weights of one Llama model")
 
 
-def _kv_copies(source: Source, model: config.Model) -> int:
+def kv_copies(source: Source, model: config.Model) -> int:
     """How often each KV head of the first layer is stored; 1 normally."""
     tensors = [source.read(f"model.layers.0.{part}").view(model.kv_heads, -1) for part in LAYER[QKV][1:]]
     for copies in range(model.kv_heads // 2, 1, -1):

@@ -49,6 +49,8 @@ class Text:
     def begin(self, start: runs.Start) -> list[Decision]:
         """The decisions since step 0. Raises ValueError where the data cannot be read."""
         self._start = start
+        if start.resumed is not None:
+            runs.check_order(self._run.data, start.resumed)
         self._weights, decisions = runs.decisions_of(self._run, start)
         self.follow(decisions)
         return decisions
@@ -82,6 +84,8 @@ class Text:
             "weights": self._weights,
             "slot_tokens": self._batches.slot_tokens,
             "data_seed": self._run.data.seed,
+            "packing": self._run.data.packing,
+            "length_buckets": self._batches.length_buckets,
             "sources": self.fingerprints,
         }
 

@@ -125,3 +125,33 @@ def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, group: Any) -> 
     wanted = (labels >= 0).nonzero().flatten()
     losses = _TokenLosses.apply(hidden[wanted], weight, labels[wanted], group)
     return losses.new_zeros(labels.shape).index_put((wanted,), losses)
+
+
+@torch.no_grad()
+def scores(hidden: Tensor, weight: Tensor, labels: Tensor, wanted: Tensor, group: Any) -> tuple[Tensor, Tensor]:
+    """Cross entropy FP32 [n] of the labels and the likeliest token int64 [n]; 0 and -1 where not `wanted` (bool [n]).
+
+    Arguments as for `weighted_loss`. Of equally likely tokens the first is taken, as greedy decoding does. Logits are
+    made for wanted tokens alone: of a long prompt only the answer's, if only that is asked about.
+    """
+    losses, likeliest = torch.zeros_like(labels, dtype=torch.float32), torch.full_like(labels, -1)
+    places = wanted.nonzero()[:, 0]
+    for begin, end in _chunks(places.numel(), weight):
+        at = places[begin:end]
+        logits = (hidden[at] @ weight.t()).float()
+        losses[at] = _log_softmax(logits, labels[at], group)[1]
+        likeliest[at] = _first_maximum(logits, group)
+    return losses, likeliest
+
+
+def _first_maximum(logits: Tensor, group: Any) -> Tensor:
+    """Column [n] of the whole vocabulary at which each row of logits [n, v / tp] is largest."""
+    top, column = logits.max(-1)
+    column = column + dist.get_rank(group) * logits.size(1)
+    if dist.get_world_size(group) == 1:
+        return column
+    highest = top.clone()
+    dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
+    column = column.masked_fill(top < highest, torch.iinfo(column.dtype).max)
+    dist.all_reduce(column, op=dist.ReduceOp.MIN, group=group)
+    return column

@@ -9,9 +9,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llama31 import tokenizer
+from llama31 import tasks, tokenizer
 from llama31.align import store
-from llama31.config import ConfigError, Convert, Data, Dialogs, Evaluate, Issue, Preferences, Tokenizer, Training
+from llama31.config import (
+    Average,
+    ConfigError,
+    Convert,
+    Data,
+    Dialogs,
+    Evaluate,
+    Issue,
+    Preferences,
+    Tokenizer,
+    Training,
+)
 from llama31.data import packed
 
 HOW_TO_PACK = "pack it first: python -m recipes.pack ..."
@@ -21,14 +32,19 @@ def check(run: Any) -> None:
     """Raise one ConfigError for all that `run` (the config of any recipe) will miss."""
     found: list[Issue] = []
     if isinstance(run, Training):
-        data: Data | Dialogs | Preferences = run.data
+        data: Data | Dialogs | Preferences = getattr(run, "data")  # noqa: B009 - each recipe has its own
         found += _tokenizer(run.tokenizer) + (_data(data) if isinstance(data, Data) else _records(data))
         given = {"resume": run.resume if run.resume not in ("auto", "none") else None, "init_from": run.init_from}
         found += [issue for key, folder in given.items() if folder is not None for issue in _checkpoint(key, folder)]
     elif isinstance(run, Evaluate):
-        found += _checkpoint("checkpoint", run.checkpoint) + _tokenizer(run.tokenizer) + _data(run.data)
+        found += _weights("checkpoint", run.checkpoint) + _data(run.data)
+        found += _tokenizer(run.tokenizer) if run.tokenizer.path else []  # or else that of the checkpoint
+        found += _haystack(run) + _tasks(run)
     elif isinstance(run, Convert):
         found += _conversion(run)
+    elif isinstance(run, Average):
+        found += [issue for folder in run.inputs for issue in _weights("inputs", folder)]
+        found += [] if run.run is None else _checkpoint("run", run.run)
     if found:
         raise ConfigError(found)
 
@@ -77,6 +93,37 @@ def _checkpoint(key: str, folder: str) -> list[Issue]:
         return [Issue(key, folder, "there is no such folder", remedy)]
     there = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
     return [Issue(key, folder, f"it holds no complete checkpoint, but {there}", remedy)]
+
+
+def _weights(key: str, folder: str) -> list[Issue]:
+    """A checkpoint, a run or a Hugging Face folder."""
+    path = Path(folder)
+    if (path / "config.json").is_file() and next(path.glob("*.safetensors"), None):
+        return []
+    return [
+        issue._replace(remedy="give a checkpoint folder (.../step-00000100), a run folder or a Hugging Face folder")
+        for issue in _checkpoint(key, folder)
+    ]
+
+
+def _tasks(run: Evaluate) -> list[Issue]:
+    """Every task file is read: a wrong line is found now, not after the weights are loaded."""
+    found = []
+    for name, task in run.tasks.items():
+        try:
+            tasks.read(name, task)
+        except ConfigError as error:
+            found += error.issues
+    return found
+
+
+def _haystack(run: Evaluate) -> list[Issue]:
+    name = run.needle.haystack
+    if run.needle.kind != "text" or not name or name in run.data.sources or Path(name).is_file():
+        return []
+    known = ", ".join(run.data.sources) or "there are none"
+    reason = f"neither a text file nor a source of data ({known})"
+    return [Issue("needle.haystack", name, reason, "give a file of text, or the name of a source")]
 
 
 def _conversion(run: Convert) -> list[Issue]:

@@ -156,11 +156,8 @@ def merged(lines: Iterable[Line]) -> list[Line]:
     kept: list[Line] = []
     for line in lines:
         if line["kind"] in ("start", "rollback"):
-            events: list[Line] = []
-            while kept and (kept[-1]["kind"] == "event" or kept[-1]["step"] > line["step"]):
-                old = kept.pop()
-                events += [old] if old["kind"] == "event" else []
-            kept += reversed(events)
+            # all of them: a checkpoint is recorded when it is published, some steps after its own
+            kept = [old for old in kept if old["kind"] == "event" or old["step"] <= line["step"]]
         kept.append(line)
     return kept
 

@@ -92,13 +92,15 @@ class Llama(GPTModel):
         rotary = table[position_ids.transpose(0, 1)].flatten(2, 3)  # [s / cp, b, 1, head_dim]
         return (found[0], rotary, *found[2:])
 
+    scoring = False  # set by `scoring`: of each token its loss and the likeliest token, in the place of one loss
+
     def _postprocess(  # type: ignore[override]
         self, hidden_states: Tensor, labels: Tensor | None = None, loss_mask: Tensor | None = None, **kwargs: Any
     ) -> Any:
         """Without labels as in Megatron; with labels [b, s] and weights [b, s]: (weighted loss, losses [b, s]).
 
-        With labels alone: losses [b, s], differentiable, 0 where the label is negative. With a reward head: its
-        numbers [b, s], FP32.
+        While `scoring`: (losses [b, s], likeliest tokens [b, s]) where weights are not 0. With labels alone: losses
+        [b, s], differentiable, 0 where the label is negative. With a reward head: its numbers [b, s], FP32.
         """
         if self.reward_head is not None:
             if self.config.sequence_parallel:  # every rank goes on with the same numbers: gradients are no parts
@@ -115,9 +117,13 @@ class Llama(GPTModel):
         tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
         tokens = hidden_states.transpose(0, 1).flatten(0, 1)
+        flat, group = labels.flatten(), self.pg_collection.tp
         if loss_mask is None:
-            return head.token_losses(tokens, weight, labels.flatten(), self.pg_collection.tp).view(labels.shape)
-        loss, losses = head.weighted_loss(tokens, weight, labels.flatten(), loss_mask.flatten(), self.pg_collection.tp)
+            return head.token_losses(tokens, weight, flat, group).view(labels.shape)
+        if self.scoring:
+            found, likeliest = head.scores(tokens, weight, flat, loss_mask.flatten() != 0, group)
+            return found.view(labels.shape), likeliest.view(labels.shape)
+        loss, losses = head.weighted_loss(tokens, weight, flat, loss_mask.flatten(), group)
         return loss, losses.view(labels.shape)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,51 @@ def draw_bars(path: str | Path, title: str, panels: Mapping[str, Mapping[str, fl
         panel.set_title(name, loc="left", fontsize="medium")
         panel.set_xlabel(unit)
         panel.spines[["top", "right"]].set_visible(False)
+    draft = path.with_name(f".{path.name}.tmp")
+    figure.savefig(draft, dpi=150, format="png")
+    pyplot.close(figure)
+    return draft.replace(path)
+
+
+def draw_recall(path: str | Path, found: Mapping[str, Any]) -> Path:
+    """Draw the heat map depth x length of a needle in a haystack (`needle.evaluate`) and return the PNG file."""
+    inserted, asked, total = found["inserted"], found["asked"], found["total"]
+    needles = "one needle" if inserted == 1 else f"{inserted} needles, {asked} asked for"
+    title = f"{needles} ({found['kind']}): recall {total['score']:.1%}"
+    columns = "context (tokens)", [f"{length:,}" for length in found["lengths"]]
+    rows = "depth of the needle", [f"{depth:.0%}" for depth in found["depths"]]
+    return draw_heat_map(path, title, columns, rows, found["recall"])
+
+
+def draw_heat_map(
+    path: str | Path,
+    title: str,
+    columns: tuple[str, Sequence[str]],
+    rows: tuple[str, Sequence[str]],
+    shares: Sequence[Sequence[float]],
+) -> Path:
+    """Draw a table of shares in [0, 1], from red to green with each number in its cell, and return the PNG file.
+
+    `columns` and `rows` are (axis label, names); `shares` has a list per row, the first on top.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    path = Path(path)
+    size = (2.5 + 0.75 * len(columns[1]), 1.8 + 0.42 * len(rows[1]))
+    figure, axes = pyplot.subplots(figsize=(max(size[0], 5), size[1]), layout="constrained")
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+    for y, line in enumerate(shares):
+        for x, share in enumerate(line):
+            axes.text(x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize="small")
+    axes.set_xticks(range(len(columns[1])), columns[1])
+    axes.set_yticks(range(len(rows[1])), rows[1])
+    axes.set_xlabel(columns[0])
+    axes.set_ylabel(rows[0])
+    axes.set_title(title, loc="left", fontweight="bold")
+    figure.colorbar(image, ax=axes, format=matplotlib.ticker.PercentFormatter(1.0))
     draft = path.with_name(f".{path.name}.tmp")
     figure.savefig(draft, dpi=150, format="png")
     pyplot.close(figure)

@@ -28,7 +28,7 @@ from typing import Any, TypeVar, cast
 
 from llama31 import attempts, checkpoint, config, schedule
 from llama31.checkpoint import Meta
-from llama31.data.mixture import Decision, Weights, from_record, to_record
+from llama31.data.mixture import Decision, Weights, from_record, plan, replanned, to_record
 from llama31.manifest import rank_of
 from llama31.shards import on_all_ranks
 
@@ -43,6 +43,7 @@ class Start:
     weights: Path | None = None  # checkpoint that the weights come from
     resumed: Meta | None = None  # what the checkpoint said, where the run goes on
     updates: int = 0
+    optimizer: bool = False  # whether masters and moments come from there too
     head: str = "tokens"  # of those weights
 
     @property
@@ -82,7 +83,7 @@ def _find_start(run: config.Training) -> Start:
         if meta.shape().head != run.model.head:
             raise ValueError(f"resume={found}: its head is one for {meta.shape().head}; begin with it by init_from=")
         _check_schedule(run.schedule, meta)
-        return Start(found, meta, updates_of(meta), run.model.head)
+        return Start(found, meta, updates_of(meta), optimizer=True, head=run.model.head)
     if run.resume == "none" and _first_rank(lambda: checkpoint.newest(Path(run.folder) / "checkpoints")):
         raise ValueError(
             f"resume=none: {run.folder} holds checkpoints of an earlier run, which a fresh start would replace; "
@@ -92,11 +93,12 @@ def _find_start(run: config.Training) -> Start:
         return Start()
     source = _given(run, run.init_from)
     meta = _first_rank(lambda: checkpoint.read_meta(source))
-    checkpoint.check_model(meta, run.model)
+    allowed = {name: getattr(run.model, name) for name in run.init_changes}
+    checkpoint.check_model(replace(meta, model=meta.model | allowed), run.model)
     head = meta.shape().head
     if head == "reward" and run.model.head != head:
         raise ValueError(f"init_from={run.init_from}: a reward model has no output layer; give a language model")
-    return Start(source, head=head)
+    return Start(source, updates=updates_of(meta) if run.init_optimizer else 0, optimizer=run.init_optimizer, head=head)
 
 
 def newest_checkpoint(run: config.Training, before: int | None = None) -> Path | None:
@@ -136,38 +138,53 @@ def _check_schedule(wanted: config.Schedule, meta: Meta) -> None:
         )
 
 
-def check_seed(start: Start, given: int) -> None:
-    """ValueError where a resumed run would draw its data in another order."""
-    seed = start.resumed.extra.get("data_seed", given) if start.resumed else given
-    if seed != given:
+def check_order(data: config.Data, meta: Meta) -> None:
+    """ValueError that names every key by which documents would come in another order than the checkpoint's."""
+    edges = [bucket.min_tokens for bucket in data.length_buckets]
+    given = {"data.seed": data.seed, "data.packing": data.packing, "data.length_buckets": edges}
+    was = {
+        "data.seed": meta.extra.get("data_seed", data.seed),
+        "data.packing": meta.extra.get("packing", "stream"),
+        "data.length_buckets": [edge for edge, _ in meta.extra.get("length_buckets", [])],
+    }
+    changed = [key for key in given if given[key] != was[key]]
+    if changed:
+        problems = "; ".join(f"{key}={given[key]}: the checkpoint read its data with {was[key]}" for key in changed)
         raise ValueError(
-            f"data.seed={given}: the checkpoint read its data in the order of seed {seed}; give data.seed={seed}, "
-            "or start a new run from these weights with init_from="
+            f"{problems}; give {', '.join(f'{key}={was[key]}' for key in changed)} (weights may change), or start a "
+            "new run from these weights with init_from="
         )
 
 
 def decisions_of(run: config.Pretrain, start: Start) -> tuple[dict[str, float], list[Decision]]:
-    """The mixture at step 0 and the decisions since, with one more where a resumed run was given other weights."""
-    given = {name: source.weight for name, source in run.data.sources.items()}
+    """The mixture at step 0 and the decisions since, with more where a resumed run was given another plan.
+
+    What `data.mixture` plans is written down as decisions when the run begins, so that a resume knows what was to
+    come; the plan of a resumed run holds from where it goes on, and what was drawn stays drawn.
+    """
+    given = plan(run.data)
     if start.resumed is None:
-        return given, []
-    first = {name: float(weight) for name, weight in start.resumed.extra.get("weights", given).items()}
-    first |= {name: 0.0 for name in given if name not in first}
+        return dict(given[0].weights), list(given[1:])
+    extra = start.resumed.extra
+    first = {name: float(weight) for name, weight in extra.get("weights", given[0].weights).items()}
+    first |= {name: 0.0 for name in given[0].weights if name not in first}
     decisions = [from_record(record) for record in start.resumed.decisions]
-    changes = [decision for decision in decisions if isinstance(decision, Weights)]
-    now = dict(changes[-1].weights) if changes else {k: v for k, v in first.items() if k in given or v}
-    if {k: v for k, v in now.items() if v} != {k: v for k, v in given.items() if v}:
-        decisions.append(Weights(start.tokens, given))
-    return first, decisions
+    begun = Weights(0, first, [weight for _, weight in extra.get("length_buckets", [])] or None)
+    return first, [*decisions, *replanned([begun, *decisions], given, start.tokens)]
 
 
 def data_of(run: config.Pretrain, start: Start, weights: dict[str, float]) -> config.Data:
-    """The data as at step 0: what was drawn depends on it. Sources that came later begin with weight 0."""
+    """The data as at step 0: what was drawn depends on it. Sources that came later begin with weight 0.
+
+    Without the plan, which stands among the decisions.
+    """
     sources = {
         name: replace(run.data.sources.get(name, config.Source()), weight=weight) for name, weight in weights.items()
     }
-    slots = start.resumed.extra.get("slot_tokens") if start.resumed else None
-    return replace(run.data, sources=sources, slot_tokens=slots or run.data.slot_tokens)
+    extra = start.resumed.extra if start.resumed else {}
+    buckets = [config.Bucket(*pair) for pair in extra.get("length_buckets", [])] or run.data.length_buckets
+    slots = extra.get("slot_tokens") or run.data.slot_tokens
+    return replace(run.data, sources=sources, mixture=[], length_buckets=buckets, slot_tokens=slots)
 
 
 def check_data(start: Start, fingerprints: dict[str, str]) -> None:
@@ -332,15 +349,16 @@ def _commit() -> str | None:
 
 def meta_of(
     run: config.Training,
-    attempt: int,
     step: int,
     tokens: int,
     updates: int,
     tokenizer: dict[str, Any],
     data: dict[str, Any],
     decisions: Sequence[Decision],
-    guard: dict[str, Any],
-    validation_loss: float | None,
+    *,
+    attempt: int = 0,
+    guard: dict[str, Any] | None = None,
+    validation_loss: float | None = None,
 ) -> Meta:
     """What a checkpoint of this run says about itself."""
     extra = {"updates": updates, **data, "guard": guard}

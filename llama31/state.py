@@ -26,12 +26,16 @@ def load_weights(
     folder: Path, chunks: list[Llama], shape: config.Model, grid: Grid, without: tuple[str, ...] = ()
 ) -> None:
     """Fill the chunks with a checkpoint's weights, whatever layout it was saved on; `without` these tensors."""
-    found = [
+    wanted = [shard for shard in live(chunks, shape, grid) if shard.name not in without]
+    checkpoint.load_weights(folder, wanted)
+
+
+def live(chunks: list[Llama], shape: config.Model, grid: Grid) -> list[Shard]:
+    """The weights that this rank computes with, as shards to be filled in place."""
+    return [
         Shard(shard.name, shard.shape, [Block(offset, block) for offset, block in shard.blocks(shard.parameter.data)])
         for shard in model.shards(chunks, shape, grid)
-        if shard.name not in without
     ]
-    checkpoint.load_weights(folder, found)
 
 
 def weights(engine: Engine) -> list[Shard]:

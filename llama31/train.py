@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,22 +24,26 @@ from llama31 import (
     plots,
     runs,
     schedule,
+    shards,
     state,
     tokenizer,
 )
 from llama31.data.batches import rank_rows
 from llama31.data.mixture import Skip
 from llama31.data.prefetch import Prefetcher
+from llama31.ema import Ema
 from llama31.engine import Engine, StepResult
-from llama31.evaluate import Heldout
 from llama31.feeds import Feed, Open, Text
+from llama31.gates import Gates
 from llama31.guard import Verdict
 from llama31.mesh import Grid
 from llama31.metrics import Metrics, Phases
 from llama31.objectives import MicroBatch, Objective, next_token
 from llama31.saver import Saver, background_group
-from llama31.shards import on_all_ranks
+from llama31.shards import Shard, on_all_ranks
 from llama31.watch import Watch
+
+log = logging.getLogger(__name__)
 
 
 class TrainingStopped(config.RunError):
@@ -55,7 +60,7 @@ def fit(run: config.Training, objective: Objective = next_token, data: Open | No
     grid = mesh.create(run.parallel, run.cluster.timeout_s)
     with runs.Attempt(run) as attempt, Run(run, grid, attempt, objective, data) as this:
         phases = this.phases
-        while this.step < this.last_step and not attempt.stopped:
+        while not this.done:
             with phases("data"):
                 batch = this.feed.take()
             lr = schedule.learning_rate(run.schedule, this.tokens)
@@ -70,16 +75,19 @@ def fit(run: config.Training, objective: Objective = next_token, data: Open | No
             with phases("checkpoint"):
                 this.saver.staged()  # what is being saved is about to change
             with phases("optimizer"):
-                this.engine.apply(lr)
+                this.apply(lr)
             this.step, this.tokens = this.step + 1, schedule.step_tokens(run.schedule, this.step + 1)
             this.record_step(result, lr)
             if this.due(run.validation.every_tokens):
                 this.validate()
-            if this.due(run.checkpoint.every_tokens) or control.save or control.stop:
+            if this.gates.every_tokens is not None and this.due(this.gates.every_tokens):
+                this.examine()
+            if this.due(run.checkpoint.every_tokens) or control.save or control.stop or this.gates.open:
                 this.save()
             if control.stop:
                 attempt.stopped = control.reason
             phases.pop()
+        this.refuse_shut_gates()
     return this.saved or this.start.weights
 
 
@@ -109,12 +117,13 @@ class Run:
             self.last_step = min(self.last_step, self.step + run.stop_after_steps)
         self.data = data(grid, self.start) if data else _text(run)
         self.decisions = self.data.begin(self.start)
-        runs.check_seed(self.start, self.data.told()["data_seed"])
         runs.check_data(self.start, self.data.fingerprints)
         words = tokenizer.load(run.tokenizer)
         self.data.check(run.model, words.fingerprint)
         self.words = {**dataclasses.asdict(run.tokenizer), "fingerprint": words.fingerprint, "folder": "tokenizer"}
         self.engine = _engine(run, grid, self.start)
+        self.ema = self._average()
+        self.gates = Gates(run, words, self.data.batch_shape(max(0, self.last_step - 1))[1], self.main)
         self.watch.follow(self.engine, self.start)
         on_all_ranks(None, lambda: self._begin(words) if self.main else None)
         self.saver = Saver(
@@ -127,12 +136,12 @@ class Run:
         )
         self.saved = self.start.weights if self.start.resumed else None
         self.peak_tflops = run.cluster.peak_tflops or metrics.peak_tflops(_device_name(grid.device))
-        self.heldout: dict[int, Heldout | None] = {}  # by sequence length
+        self.heldout: dict[int, evaluate.Heldout | None] = {}  # by sequence length
         self.phases = Phases(begins=lambda name: self.watch.dog.beat(self.step, name))
         self.validation_loss: float | None = None
         self._record_s = 0.0
         self._parts = contextlib.ExitStack()
-        self.saver.reserve(state.weights(self.engine), state.optimizer(self.engine))
+        self.saver.reserve(state.weights(self.engine), self._optimizer())
 
     def _begin(self, words: tokenizer.Tokenizer) -> None:
         """All checks passed: write down what runs, and put aside what the run went back behind."""
@@ -154,6 +163,7 @@ class Run:
             )
             self._profiled = opened.enter_context(_profiler(run.profile, Path(run.folder), self.grid))
             parts.push(opened.pop_all())
+        self.gates.begin(self.engine.forward, self.step)
         gc.collect()
         gc.freeze()  # what is built by now lives to the end: no need to look through it again and again
         return self
@@ -198,6 +208,38 @@ class Run:
             main=self.main,
         )
 
+    @property
+    def done(self) -> bool:
+        """Whether there is no further step: the end, a request to stop, gates that have opened."""
+        return self.step >= self.last_step or bool(self.attempt.stopped) or self.gates.open
+
+    def apply(self, lr: float) -> None:
+        """Update weights, and the average of the masters where one is kept."""
+        self.engine.apply(lr)
+        if self.ema is not None:
+            self.ema.update()
+
+    def _average(self) -> Ema | None:
+        """The moving average of the masters: that of the checkpoint, or a copy of them to begin with."""
+        decay = self.config.optimizer.ema_decay
+        if decay is None:
+            return None
+        average = Ema(state.optimizer(self.engine), decay)
+        if self.start.weights is not None and self.start.optimizer:
+            self._load_average(average, self.start.weights)
+        return average
+
+    def _load_average(self, average: Ema, folder: Path) -> None:
+        saved = shards.names(folder / "optimizer")
+        if any(name.startswith("ema.") for name in saved):
+            checkpoint.load_optimizer(folder, average.shards())
+        elif self.main:
+            log.warning("%s holds no moving average: it begins anew, with the masters as they are", folder)
+
+    def _optimizer(self) -> list[Shard]:
+        """What a checkpoint keeps beside the weights."""
+        return [*state.optimizer(self.engine), *(self.ema.shards() if self.ema is not None else [])]
+
     def due(self, every_tokens: int | None) -> bool:
         """Whether something that happens every so many tokens happens after this step; always after the last."""
         if self.step == self.last_step:
@@ -238,6 +280,8 @@ class Run:
         checkpoint.load_random(found)
         self.step, self.tokens = meta.step, meta.tokens
         self.saved = self.saver.loaded = found
+        if self.ema is not None:
+            self._load_average(self.ema, found)
         self.watch.guard.restore(meta.extra.get("guard"), meta.step)
         self.attempt.went_back(self.step, self.tokens)
         fence = self.attempt.newer
@@ -275,23 +319,42 @@ class Run:
             validation_s=round(time.perf_counter() - begin, 3),
         )
 
+    def examine(self) -> None:
+        """Ask whether this stage of long context may end."""
+        with self.phases("gates"):
+            scores, reasons = self.gates.examine(self.engine.forward, self.step, self.tokens)
+        event, reason = ("gates_shut", "; ".join(reasons)) if reasons else ("gates_open", "all scores are reached")
+        self.record.write("event", step=self.step, tokens=self.tokens, event=event, reason=reason)
+        if self.main and "needle" in scores:
+            plots.draw_recall(Path(self.config.folder) / "needle.png", scores["needle"])
+
+    def refuse_shut_gates(self) -> None:
+        """RunError where the tokens have ended before the gates opened, so that no later stage begins."""
+        if self.gates.every_tokens is None or self.gates.open or self.step < self.last_step:
+            return
+        self._saves(wait=True)
+        raise TrainingStopped(
+            f"after {self.tokens:,} tokens the gates are shut: {'; '.join(self.gates.reasons)}. The newest checkpoint "
+            f"is {self.saved}; give this stage more schedule.total_tokens, or change what gates.* ask for"
+        )
+
     def save(self) -> None:
         """Begin a checkpoint; it is published while training goes on, where `checkpoint.asynchronous` says so."""
         updates = self.engine.reducer.steps_applied()
         meta = runs.meta_of(
             self.config,
-            self.attempt.number,
             self.step,
             self.tokens,
             updates,
             self.words,
             self.data.told(),
             self.decisions,
-            self.watch.guard.history(),
-            self.validation_loss,
+            attempt=self.attempt.number,
+            guard=self.watch.guard.history(),
+            validation_loss=self.validation_loss,
         )
         with self.phases("checkpoint"):
-            stall_s = self.saver.save(meta, state.weights(self.engine), state.optimizer(self.engine), overlap=True)
+            stall_s = self.saver.save(meta, state.weights(self.engine), self._optimizer(), overlap=True)
         self.watch.interval.saved(stall_s)
 
     def _saves(self, wait: bool = False) -> None:
@@ -349,7 +412,7 @@ def _engine(run: config.Training, grid: Grid, start: runs.Start) -> Engine:
         if new:
             model.initialise_reward_head(chunks, run.model, grid, run.seed)
     engine = Engine(chunks, run.model, run.optimizer, run.precision, run.parallel, grid)
-    if start.weights is not None and start.resumed is not None:
+    if start.weights is not None and start.optimizer:
         state.load_optimizer(start.weights, engine, start.updates)
         checkpoint.load_random(start.weights)
     return engine

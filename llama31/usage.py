@@ -72,12 +72,17 @@ def keys(schema: type, parts: Sequence[str] = (), path: str = "") -> Iterator[tu
         hint, name = hints[field.name], f"{path}{field.name}"
         if dataclasses.is_dataclass(hint):
             yield from keys(typing.cast(type, hint), parts, f"{name}.")
-        elif typing.get_origin(hint) is dict:
+        elif is_table(hint):
             depth = name.count(".") + 1
             entry = parts[depth] if depth < len(parts) and parts[depth] else "NAME"
             yield from keys(typing.get_args(hint)[1], parts, f"{name}.{entry}.")
         else:
             yield name, hint, field
+
+
+def is_table(hint: Any) -> bool:
+    """Whether a type is a dictionary of sections, which have keys of their own."""
+    return typing.get_origin(hint) is dict and dataclasses.is_dataclass(typing.get_args(hint)[1])
 
 
 def find(schema: type, key: str) -> tuple[Any, dataclasses.Field[Any]] | None:

@@ -18,6 +18,7 @@ from typing import Any
 from llama31 import layout, schedule
 from llama31.config import (
     MISSING,
+    Average,
     ConfigError,
     Data,
     Dialogs,
@@ -38,6 +39,7 @@ from llama31.schedule import Stage
 
 SOURCE_NAME = "letters, digits, _ and -"  # a name is part of keys and of paths
 STRENGTHS = ("significantly_better", "better", "slightly_better", "marginally_better")  # report, section 4.2.1
+MOST_READINGS = 100  # of one document before another is read again: what a plan of rows holds in memory grows with it
 SPECIAL_TOKENS = 256  # of Llama 3.1; a BPE trained here holds them beside the 256 bytes
 
 
@@ -77,10 +79,17 @@ def _value(hint: Any, field: dataclasses.Field[Any], value: Any, key: str) -> li
     if dataclasses.is_dataclass(hint):
         return values(typing.cast(type, hint), value, f"{key}.")
     if isinstance(value, dict):
-        return [issue for name, item in value.items() for issue in values(inner[1], item, f"{key}.{name}.")]
+        return [issue for name, item in value.items() for issue in _entry(inner[1], field, item, f"{key}.{name}")]
     if isinstance(value, list):
         items = [item for item in enumerate(value) if isinstance(item[1], dict)]
         return [issue for index, item in items for issue in values(inner[0], item, f"{key}[{index}].")]
+    return _bounds(field.metadata, value, key)
+
+
+def _entry(hint: Any, field: dataclasses.Field[Any], value: Any, key: str) -> list[Issue]:
+    """Problems of an entry of a dictionary: a section, or a number that keeps the bounds of the whole."""
+    if dataclasses.is_dataclass(hint):
+        return values(typing.cast(type, hint), value, f"{key}.")
     return _bounds(field.metadata, value, key)
 
 
@@ -118,7 +127,8 @@ def _sections(run: Any) -> list[Issue]:
             found += _records(section)
         elif isinstance(section, Tokenizer):
             found += _tokenizer(section, getattr(run, "model", None))
-    return found + _empty(run) + _output(run) + _post_training(run)
+    found += _empty(run) + _output(run) + _start(run) + _post_training(run)
+    return found + (_average(run) if isinstance(run, Average) else [])
 
 
 def _model(model: Model) -> list[Issue]:
@@ -161,7 +171,7 @@ def _schedule(given: Schedule, model: Model | None) -> list[Issue]:
 
 def _data(data: Data, run: Any) -> list[Issue]:
     if not data.sources:
-        if isinstance(run, Evaluate) and run.prompts:
+        if isinstance(run, Evaluate) and (run.prompts or run.tasks or run.needle.kind != "none"):
             return []
         remedy = "choose data=demo, or name one: data.sources.NAME.input=PATH"
         return [Issue("data.sources", "{}", "there is no source of text", remedy)]
@@ -173,6 +183,69 @@ def _data(data: Data, run: Any) -> list[Issue]:
         found.append(
             Issue("data.sources", ", ".join(data.sources), "all weights are 0", "give at least one a weight above 0")
         )
+    return found + _mixture(data, getattr(run, "schedule", None)) + _buckets(data)
+
+
+def _mixture(data: Data, schedule: Schedule | None) -> list[Issue]:
+    found, starts = [], [0, *(mix.from_tokens for mix in data.mixture)]
+    if any(later <= earlier for earlier, later in itertools.pairwise(starts)):
+        found.append(Issue("data.mixture", starts[1:], "its from_tokens do not grow from above 0", "put it in order"))
+    for index, mix in enumerate(data.mixture):
+        key = f"data.mixture[{index}]"
+        if schedule is not None and mix.from_tokens >= schedule.total_tokens:
+            reason = f"training ends before, at schedule.total_tokens={schedule.total_tokens}"
+            found.append(Issue(f"{key}.from_tokens", mix.from_tokens, reason, "give less, or leave this entry out"))
+        unknown = [name for name in mix.weights if name not in data.sources]
+        remedy = f"give some of {', '.join(data.sources)}"
+        found += [Issue(f"{key}.weights.{name}", mix.weights[name], "no such source", remedy) for name in unknown]
+        if not any(mix.weights.values()):
+            found.append(Issue(f"{key}.weights", mix.weights, "nothing would be drawn", "give a weight above 0"))
+        if mix.length_weights:
+            found += _length_weights(f"{key}.length_weights", mix.length_weights, len(data.length_buckets))
+    return found
+
+
+def _buckets(data: Data) -> list[Issue]:
+    key, buckets = "data.length_buckets", data.length_buckets
+    if not buckets:
+        return []
+    found, starts = [], [bucket.min_tokens for bucket in buckets]
+    if data.packing != "whole":
+        reason = f"rows of data.packing={data.packing} are cut from the text as it stands"
+        found.append(Issue(key, starts, reason, "give data.packing=whole, or no buckets"))
+    if starts[0] != 0 or any(later <= earlier for earlier, later in itertools.pairwise(starts)):
+        found.append(Issue(key, starts, "its min_tokens do not grow from 0", "begin with 0, and put it in order"))
+    return found + _length_weights(key, [bucket.weight for bucket in buckets], len(buckets))
+
+
+def _length_weights(key: str, weights: Sequence[float], buckets: int) -> list[Issue]:
+    used = [weight for weight in weights if weight > 0]
+    if len(weights) != buckets:
+        return [Issue(key, weights, f"there are {buckets} data.length_buckets", "give one weight for each")]
+    if not used or not all(math.isfinite(weight) and weight >= 0 for weight in weights):
+        return [Issue(key, weights, "no weights", "give numbers of at least 0, one of them above 0")]
+    if max(used) > MOST_READINGS * min(used):
+        reason = f"some documents would be read more than {MOST_READINGS} times as often as others"
+        return [Issue(key, weights, reason, "bring the weights closer together, or give 0")]
+    return []
+
+
+def _average(run: Average) -> list[Issue]:
+    found = []
+    if bool(run.inputs) == (run.run is not None):
+        reason = "neither inputs nor a run" if run.run is None else "inputs beside a run"
+        found.append(Issue("inputs", run.inputs, reason, "give inputs='[A,B]', or run=FOLDER last=N"))
+    if run.last is not None and run.run is None:
+        found.append(Issue("last", run.last, "there is no run to take them from", "give run=FOLDER, or leave it out"))
+    if run.weights and run.decay is not None:
+        found.append(Issue("decay", run.decay, "weights are given too", "give one of them"))
+    if run.weights and run.inputs and len(run.weights) != len(run.inputs):
+        found.append(Issue("weights", run.weights, f"there are {len(run.inputs)} inputs", "give one weight for each"))
+    usable = all(math.isfinite(weight) and weight >= 0 for weight in run.weights) and any(run.weights)
+    if run.weights and not usable:
+        found.append(Issue("weights", run.weights, "no weights", "give numbers of at least 0, one of them above 0"))
+    if not run.target.strip():
+        found.append(Issue("target", run.target, "is empty", "give target=FOLDER"))
     return found
 
 
@@ -233,6 +306,26 @@ def _tokenizer(tokenizer: Tokenizer, model: Model | None) -> list[Issue]:
     return []
 
 
+def _start(run: Any) -> list[Issue]:
+    """What a run may take over from another."""
+    if not isinstance(run, Training):
+        return []
+    allowed = ("rope_factor", "rope_theta", "norm_eps")
+    remedy = f"give some of {', '.join(allowed)}"
+    found = [
+        Issue("init_changes", name, "no key of the model that may change", remedy)
+        for name in run.init_changes
+        if name not in allowed
+    ]
+    if run.init_optimizer and run.init_from is None:
+        found.append(Issue("init_optimizer", True, "there is no checkpoint to take it from", "give init_from="))
+    if isinstance(run, Pretrain) and run.gates.every_tokens and run.init_changes and run.gates.baseline is None:
+        reason = "the model would be measured with its positions changed already"
+        remedy = "give the gates.json, or the output of recipes.evaluate, of the model before"
+        found.append(Issue("gates.baseline", None, reason, remedy))
+    return found
+
+
 def _empty(run: Any) -> list[Issue]:
     if not isinstance(run, Training):
         return []
@@ -257,11 +350,37 @@ def _output(run: Any) -> list[Issue]:
 
 
 def _unsupported(run: Any) -> list[Issue]:
+    """What an evaluation cannot do, or not together."""
     if not isinstance(run, Evaluate):
         return []
-    reason = "a checkpoint of any layout is loaded onto one without context parallelism and interleaving"
+    found = _needle(run)
+    reason, remedy = "no name for a task", f"give {SOURCE_NAME} alone"
+    found += [Issue("tasks", name, reason, remedy) for name in run.tasks if not re.fullmatch("[A-Za-z0-9_-]+", name)]
+    needle = run.needle.kind != "none" and run.needle.decode
+    if not (run.prompts or needle):
+        return found
+    reason = "a checkpoint of any layout is loaded onto one without context parallelism and interleaving to decode"
+    other = "" if run.prompts else ", or needle.decode=false"
     given = {"cp": run.parallel.cp, "vpp": run.parallel.vpp}
-    return [Issue(f"parallel.{key}", n, reason, f"give parallel.{key}=1") for key, n in given.items() if n > 1]
+    found += [Issue(f"parallel.{key}", n, reason, f"give parallel.{key}=1{other}") for key, n in given.items() if n > 1]
+    return found
+
+
+def _needle(run: Evaluate) -> list[Issue]:
+    needle, found = run.needle, []
+    if needle.kind == "none":
+        return []
+    if needle.asked > needle.inserted:
+        reason = f"more than needle.inserted={needle.inserted}"
+        found.append(Issue("needle.asked", needle.asked, reason, "insert more, or ask for fewer"))
+    if not needle.depths or any(not 0 <= depth <= 1 for depth in needle.depths):
+        found.append(Issue("needle.depths", needle.depths, "not numbers from 0 to 1", "give shares of the haystack"))
+    if any(length < 1 for length in needle.lengths):
+        found.append(Issue("needle.lengths", needle.lengths, "not numbers of tokens", "give numbers above 0"))
+    if needle.kind == "text" and not needle.haystack and not run.data.sources:
+        reason = "there is no text to hide needles in"
+        found.append(Issue("needle.haystack", "", reason, "give a text file, or choose data= and name a source"))
+    return found
 
 
 def _stages(run: Any, found: Sequence[Issue]) -> list[Stage]:

@@ -35,7 +35,6 @@ class Watch:
         self.guard = Guard(run.guard)
         self.interval = Interval(run.checkpoint)
         self.requests = StopRequests(attempt.run_folder, attempt.newer, self.main)
-        self.dog = Watchdog(attempt.folder / "stalled", grid.rank, self.hosts, run.guard.heartbeat_s)
         self._own: dict[str, float] = {}
         self._own_steps = 0
 
@@ -65,6 +64,8 @@ class Watch:
         named = [(shard.name, shard.parameter) for shard in engine.shards]
         self._divergence = Divergence(named, self.grid, self.hosts, self.zero)
         self._times = RankTimes(self.settings, self.grid, self.hosts)
+        stalled, limit_s = self.attempt.folder / "stalled", self.settings.heartbeat_s
+        self.dog = Watchdog(stalled, self.grid.rank, self.hosts, limit_s, armed_from=start.step + 1)
 
     def begin(self, parts: contextlib.ExitStack, record: Metrics) -> None:
         """Hear signals and watch for stalls until `parts` are closed; what happens goes to `record`."""

@@ -1,6 +1,6 @@
-"""Perplexity of a checkpoint on packed text, and continuations of prompts.
+"""Perplexity, multiple choice, the needle in a haystack, and continuations of prompts.
 
-Example: python -m recipes.evaluate checkpoint=runs/demo data=demo 'prompts=["Once upon a time"]'
+Example: python -m recipes.evaluate checkpoint=runs/demo data=demo tasks.mine.path=mine.jsonl 'prompts=["Once"]'
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama31 import config
+from llama31 import config, scorecard
 from recipes import start
 
 if TYPE_CHECKING:
@@ -20,38 +20,58 @@ if TYPE_CHECKING:
 
 
 def main(run: config.Evaluate) -> dict[str, Any]:
-    """Evaluate as `run` says, print and write the result (rank 0) and return it."""
-    from llama31 import checkpoint, evaluate, mesh, model, state, tokenizer
+    """Evaluate as `run` says, print tables, write the result (rank 0) and return it."""
+    from llama31 import choices, evaluate, mesh, model, needle, pretrained, tokenizer
     from llama31.data import batches
     from llama31.engine import Forward
 
-    folder = checkpoint.resolve(run.checkpoint)
-    meta = checkpoint.read_meta(folder)
-    shape, words = meta.shape(), tokenizer.load(evaluate.tokenizer_settings(run.tokenizer, folder, meta))
+    weights = pretrained.find(run.checkpoint)
+    shape, words = weights.shape, tokenizer.load(weights.tokenizer(run.tokenizer))
     parallel = replace(run.parallel, sequence_parallel=False)  # decoding cannot use it
     evaluate.check_layout(shape, parallel)
-    heldout = None
+    evaluate.check_vocabulary(words.vocab_size, shape)
+    length = evaluate.sequence_length(run.sequence_length, weights.meta.schedule, shape)
+    longest = run.sequence_length or shape.max_positions
+    heldout, hidden = None, []
     if run.data.sources:
-        length = evaluate.sequence_length(run.sequence_length, meta.schedule, shape)
         heldout = batches.Heldout(run.data, length, run.tokens, run.split)
         batches.check_vocabulary(heldout, shape)
         batches.check_tokenizer(heldout, words.fingerprint)
+    asked = {name: choices.prepare(name, task, words, longest) for name, task in run.tasks.items()}
+    if run.needle.kind != "none":
+        hidden = needle.prompts_of(run.needle, run.data, run.split, words, length, longest)
     grid = mesh.create(parallel, run.cluster.timeout_s)
     chunks = model.build(shape, run.precision, parallel, grid)
-    state.load_weights(folder, chunks, shape, grid)
-    result: dict[str, Any] = {"checkpoint": str(folder)}
+    weights.load(chunks, grid)
+    forward = Forward(chunks, grid)
+    result: dict[str, Any] = {"checkpoint": str(weights.folder)}
     if heldout:
-        losses = evaluate.heldout_losses(Forward(chunks, grid), heldout, grid, parallel.micro_batch)
-        result |= evaluate.summary(losses)
+        result |= evaluate.perplexity(evaluate.token_losses(forward, heldout, parallel.micro_batch))
+    if asked:
+        judged = {name: choices.judge(forward, task, parallel.micro_batch) for name, task in asked.items()}
+        result["tasks"] = {name: choices.summary(found, run.details) for name, found in judged.items()}
+    if hidden:
+        result["needle"] = needle.evaluate(forward, run.needle, hidden, words, parallel.micro_batch)
     if run.prompts:
         result["continuations"] = continuations(run, chunks, grid, words)
     if grid.rank == 0:
-        text = json.dumps(result, indent=2, ensure_ascii=False)
-        print(text)
-        if run.output:
-            write(Path(run.output), text + "\n")
+        publish(run, result)
     mesh.close()
     return result
+
+
+def publish(run: config.Evaluate, result: dict[str, Any]) -> None:
+    """Print tables; write JSON to `output`, or print it too; draw the heat map beside `output`."""
+    from llama31 import plots
+
+    print(scorecard.text(result), flush=True)
+    text = json.dumps(result, indent=2, ensure_ascii=False)
+    if not run.output:
+        print(text)
+        return
+    write(Path(run.output), text + "\n")
+    if "needle" in result and not Path(run.output).is_char_device():
+        print(f"heat map: {plots.draw_recall(Path(run.output).with_suffix('.png'), result['needle'])}")
 
 
 def write(path: Path, text: str) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llama31 import attention
+from llama31 import attention, kernels
 from llama31.attention import Span, attend, chunks_of_rank, take_chunks
 
 pytestmark = pytest.mark.torch
@@ -59,15 +60,67 @@ def compare(parts: list[Tensor], documents: Tensor, spans: list[Span]) -> None:
         torch.testing.assert_close(torch.zeros_like(want) if grad is None else grad, want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("block", [3, 512])
 @pytest.mark.parametrize("whole", [True, False])
-def test_attend_equals_a_masked_softmax(monkeypatch: pytest.MonkeyPatch, block: int, whole: bool) -> None:
-    monkeypatch.setattr(attention, "QUERY_BLOCK", block)
-    generator = torch.Generator().manual_seed(block + whole)
+def test_attend_equals_a_masked_softmax(whole: bool) -> None:
+    generator = torch.Generator().manual_seed(3 + whole)
     for spans in ([(0, 24)], [(0, 6), (18, 24)], [(6, 12), (12, 18)], [(17, 24)], [(23, 24)]):
         for _ in range(3):
             documents = table(generator, 2, 24, whole)
             compare(tensors(generator, sum(end - begin for begin, end in spans), 24), documents, spans)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("block", [3, 512])
+def test_the_written_out_kernel_equals_the_fused_one(monkeypatch: pytest.MonkeyPatch, block: int, causal: bool) -> None:
+    """It stands in for torch's on devices and formats that have none; the test runs both where both exist."""
+    monkeypatch.setattr(kernels, "QUERY_BLOCK", block)
+    generator = torch.Generator().manual_seed(block)
+    query, grad = (torch.randn(2, 4, 10, 8, generator=generator) for _ in range(2))
+    key, value = (torch.randn(2, 2, 10 if causal else 7, 8, generator=generator) for _ in range(2))
+    out, lse = kernels.forward(query, key, value, causal)
+    for found, want in zip(kernels.plain_forward(query, key, value, causal), (out, lse), strict=True):
+        torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
+    parts = (grad, query, key, value, out, lse, causal)
+    for found, want in zip(kernels.plain_backward(*parts), kernels.backward(*parts), strict=True):
+        torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
+
+
+EDGES = {  # a row of 48: chunks of 12 with CP 2, of 6 with CP 4
+    "odd lengths": [1, 3, 5, 7, 9, 11, 12],
+    "boundaries at every chunk edge": [6] * 8,
+    "one token before and after the edges": [11, 2, 11, 1, 10, 13],
+    "one document": [48],
+    "over three chunks": [5, 41, 2],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", EDGES.values(), ids=EDGES.keys())
+def test_every_rank_computes_what_documents_alone_would(lengths: list[int], dtype: torch.dtype) -> None:
+    """Output and all gradients of each document by itself, against CP 1, 2 and 4 on the packed row."""
+    generator = torch.Generator().manual_seed(sum(lengths[:2]))
+    parts = [x.detach().to(dtype).requires_grad_() for x in tensors(generator, 48, 48, rows=1)]
+    upstream = torch.randn(48, 1, 4, 8, generator=generator).to(dtype)
+    ends = list(itertools.accumulate(lengths))
+    documents = torch.tensor([(0, end - length, end) for end, length in zip(ends, lengths, strict=True)])
+    alone = [
+        attend(
+            *(x.narrow(0, begin, end - begin) for x in parts), torch.tensor([(0, 0, end - begin)]), [(0, end - begin)]
+        )
+        for _, begin, end in documents.tolist()
+    ]
+    expected = torch.cat(alone)
+    wanted = torch.autograd.grad(expected, parts, upstream)
+    bound = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 5e-2, "atol": 5e-2}
+    for cp in (1, 2, 4):
+        grads = [torch.zeros_like(x) for x in parts]
+        for rank in range(cp):
+            mine = attend(take_chunks(parts[0], cp, rank, 0), *parts[1:], documents, chunks_of_rank(48, cp, rank))
+            torch.testing.assert_close(mine, take_chunks(expected, cp, rank, 0), **bound)
+            for total, grad in zip(grads, torch.autograd.grad(mine, parts, take_chunks(upstream, cp, rank, 0))):
+                total += grad
+        for total, want in zip(grads, wanted, strict=True):
+            torch.testing.assert_close(total, want, **bound)
 
 
 def test_rows_with_the_same_documents_go_together() -> None:
@@ -83,6 +136,11 @@ def test_queries_outside_of_documents_give_zeros() -> None:
     found = attend(query, key, value, documents, [(0, 7)])
     assert not found[:3, 1].any() and not found[:, 2].any() and found[3:, 1].all()
     compare([query, key, value], documents, [(0, 7)])
+
+
+def test_keys_after_the_queries_have_no_gradient() -> None:
+    generator = torch.Generator().manual_seed(4)
+    compare(tensors(generator, 9, 20), torch.tensor([(row, 0, 9) for row in range(2)]), [(0, 9)])
 
 
 def test_a_rank_holds_chunk_i_and_its_mirror() -> None:
@@ -120,14 +178,73 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("spans", [[(0, 4096)], [(1024, 2048), (2048, 3072)], [(0, 1024), (3072, 4096)]])
-def test_no_matrix_of_all_positions_is_ever_made(dtype: torch.dtype, spans: list[Span]) -> None:
-    length, queries = 4096, sum(end - begin for begin, end in spans)
+def kept_bytes(length: int, spans: list[Span], documents: list[tuple[int, int, int]], dtype: torch.dtype) -> int:
+    """Bytes of the storages that attention keeps for its backward pass, which is then run."""
+    kept: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    queries = sum(end - begin for begin, end in spans)
     query = torch.randn(queries, 1, 4, 8, dtype=dtype, requires_grad=True)
     key, value = (torch.randn(length, 1, 2, 8, dtype=dtype, requires_grad=True) for _ in range(2))
-    for documents in ([(0, 0, length)], [(0, 0, 1000), (0, 1000, length)]):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = attend(query, key, value, torch.tensor(documents), spans)
+    out.sum().backward()
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spans", [[(0, 4096)], [(1024, 2048), (2048, 3072)], [(0, 1024), (3072, 4096)]])
+def test_no_mask_is_ever_made(dtype: torch.dtype, spans: list[Span]) -> None:
+    """Neither as one tensor nor as the sum of the blocks that are kept: nothing is larger than K, V or Q."""
+    length, of_value = 4096, torch.finfo(dtype).bits // 8
+    for documents in ([(0, 0, length)], [(0, 0, 1001), (0, 1001, length)]):
         with Largest() as seen:
-            attend(query, key, value, torch.tensor(documents), spans).sum().backward()
-        assert 0 < seen.numel <= attention.QUERY_BLOCK * length
-        assert attention.QUERY_BLOCK * length < length * length / 4
+            kept = kept_bytes(length, spans, documents, dtype)
+        assert 0 < seen.numel <= 4 * 8 * length
+        queries = sum(end - begin for begin, end in spans)
+        of_parts, of_sums = of_value * (2 * queries * 4 * 8 + 2 * length * 2 * 8), 4 * 4 * queries
+        assert of_parts < kept <= of_parts + of_sums  # Q and output, K and V; less where a short block keeps no sums
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_torch_has_the_kernels_that_a_gpu_would_run(causal: bool) -> None:
+    """Signatures and shapes alone, on tensors without numbers: this is not a GPU."""
+    with FakeTensorMode():
+        query = torch.empty(2, 8, 32, 64, device="cuda", dtype=torch.bfloat16)
+        key, value = (torch.empty(2, 2, 32, 64, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        out, lse = kernels.forward(query, key, value, causal)
+        assert out.shape == query.shape and lse.shape == query.shape[:3] and lse.dtype == torch.float32
+        grads = kernels.backward(torch.empty_like(out), query, key, value, out, lse, causal)
+    assert [grad.shape for grad in grads] == [query.shape, key.shape, value.shape]
+
+
+def test_the_value_is_kept_without_the_projection_that_it_is_cut_from() -> None:
+    kept: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    fused = torch.randn(16, 1, 8, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        attend(fused[:, :, :4] * 1, fused[:, :, 4:6] * 1, fused[:, :, 6:], torch.tensor([(0, 0, 16)]), [(0, 16)])
+    assert fused.untyped_storage().data_ptr() not in kept
+
+
+@pytest.mark.parametrize(
+    ("mask", "given", "what"),
+    [
+        (None, {}, "attention_mask is nothing"),
+        (torch.ones(1, 1, 8, 8, dtype=torch.bool), {}, r"torch.bool \[1, 1, 8, 8\], not a table"),
+        (torch.ones(8, 3, dtype=torch.bool), {}, "matrix of truth values"),
+        (torch.zeros(8, 3), {}, "not a table of documents"),
+        (torch.tensor([(0, 0, 8)]), {"attention_bias": torch.zeros(1)}, "attention_bias would be ignored"),
+        (torch.tensor([(0, 0, 8)]), {"packed_seq_params": object()}, r"packed_seq_params \(THD\) would be ignored"),
+    ],
+)
+def test_every_other_mask_is_refused(mask: Tensor | None, given: dict[str, Any], what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        attention.refuse_other_masks(mask, given.get("attention_bias"), given.get("packed_seq_params"))

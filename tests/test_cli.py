@@ -16,6 +16,7 @@ RECIPES = {
     "pack": config.Pack,
     "pretrain": config.Pretrain,
     "convert": config.Convert,
+    "average": config.Average,
     "evaluate": config.Evaluate,
     "benchmark": config.Benchmark,
     "simulate": config.Simulate,

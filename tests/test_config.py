@@ -73,6 +73,7 @@ SCHEMAS = {
     "pack": (config.Pack, ["data=demo", "tokenizer=demo"]),
     "evaluate": (config.Evaluate, ["checkpoint=x", "data=demo", "tokenizer=demo"]),
     "convert": (config.Convert, ["direction=to_hf", "hf=x", "checkpoint=x"]),
+    "average": (config.Average, ["run=x", "target=y"]),
     "benchmark": (config.Benchmark, []),
     "simulate": (config.Simulate, []),
     "submit": (config.Submit, []),
@@ -100,6 +101,8 @@ def test_every_choice_composes_and_is_valid(root: str, choice: str) -> None:
     partners = [text for text in PARTNERS.get(choice, []) if re.split(r"[.=]", text)[0] in sections]
     run: Any = command.compose(schema, root, [*given, choice, *partners])
     if root == "evaluate" and (run.parallel.cp > 1 or run.parallel.vpp > 1):
+        assert validate(run, layout.world(run.parallel)) == []
+        run.prompts = ["decoded"]
         assert "is loaded onto one without" in refused(run, layout.world(run.parallel))
         return
     processes = layout.world(run.parallel) if hasattr(run, "parallel") else 1
@@ -108,7 +111,16 @@ def test_every_choice_composes_and_is_valid(root: str, choice: str) -> None:
 
 @pytest.mark.parametrize(
     ("root", "processes"),
-    [("demo", 1), ("demo", 2), ("pack", 1), ("convert", 1), ("benchmark", 1), ("simulate", 1), ("submit", 1)],
+    [
+        ("demo", 1),
+        ("demo", 2),
+        ("pack", 1),
+        ("convert", 1),
+        ("average", 1),
+        ("benchmark", 1),
+        ("simulate", 1),
+        ("submit", 1),
+    ],
 )
 def test_roots_without_choices(root: str, processes: int) -> None:
     schema, given = SCHEMAS[root]
@@ -255,7 +267,7 @@ def test_missing_keys_are_named_together() -> None:
     with pytest.raises(ConfigError) as caught:
         command.compose(config.Pretrain, "pretrain", ["tokenizer=llama3"])
     said = str(caught.value)
-    assert [issue.key for issue in caught.value.issues] == ["name", "model", "schedule", "data", "tokenizer.path"]
+    assert [issue.key for issue in caught.value.issues] == ["name", "model", "schedule", "tokenizer.path", "data"]
     for key in ("model.layers", "schedule.total_tokens", "model=16m|1b|3b|405b|70b|8b|tiny", "data=demo|own"):
         assert key in said
 

@@ -84,11 +84,64 @@ def test_losses_are_those_of_plain_torch(grid: Grid, micro_batch: int) -> None:
         assert loss == pytest.approx(plain_trainer.loss_of(weights, SHAPE, whole).item(), rel=1e-5)
 
 
+def test_losses_of_single_tokens_are_those_of_plain_torch(grid: Grid) -> None:
+    chunks = model.build(SHAPE, FP32, ONE, grid, seed=6)
+    weights = {shard.name: shard.parameter.detach() for shard in model.shards(chunks, SHAPE, grid)}
+    planted = Planted()
+    found = evaluate.token_losses(Forward(chunks, grid), cast(batches.Heldout, planted), 2)
+    assert list(found) == ["a", "b"] and chunks[0].training and not chunks[0].scoring
+    for name, tokens in found.items():
+        rows = planted.rows(name, np.arange(planted.count(name)))
+        single = []
+        for row, column in zip(*np.nonzero(rows.loss_mask), strict=True):
+            mask = np.zeros_like(rows.loss_mask)
+            mask[row, column] = 1
+            whole = Whole(rows.tokens, rows.labels, mask, rows.documents)
+            single.append(plain_trainer.loss_of(weights, SHAPE, whole).item())
+        assert tokens.losses == pytest.approx(single, rel=1e-5)
+
+
+def test_places_are_counted_within_documents() -> None:
+    documents = np.array([[0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 2, 2], [0, 0, 0, 1, 1, 1]], np.int32)
+    mask = np.ones((3, 6), np.float32)
+    mask[0, 1] = mask[1, 5] = 0  # the first row's last document goes on in the second, whose last one ends with it
+    rows = batches.Rows(documents, documents, mask, documents, np.zeros(3, np.int64))  # type: ignore[arg-type]
+    seen, document = evaluate._places(rows)
+    assert seen.tolist() == [[1, 2, 1, 2, 3, 4], [1, 1, 2, 3, 1, 2], [1, 2, 3, 1, 2, 3]]
+    assert document.tolist() == [[1, 1, 2, 2, 2, 2], [2, 3, 3, 3, 4, 4], [5, 5, 5, 6, 6, 6]]
+    unmasked = replace(rows, documents=np.zeros_like(documents), loss_mask=np.ones_like(mask))
+    seen, document = evaluate._places(unmasked)
+    assert seen[2].tolist() == [1, 2, 3, 4, 5, 6] and document[:, 0].tolist() == [1, 2, 3]
+
+
+def token_losses(losses: list[float], seen: list[int], document: list[int]) -> evaluate.TokenLosses:
+    return evaluate.TokenLosses(
+        np.float32(losses), np.ones(len(losses), np.float32), np.array(seen), np.array(document)
+    )
+
+
 def test_the_total_weighs_each_token_alike() -> None:
-    found = evaluate.summary({"long": (2.0, 300), "short": (4.0, 100)})
-    assert found["total"] == {"loss": 2.5, "perplexity": pytest.approx(math.exp(2.5)), "tokens": 400}
-    assert found["sources"]["short"] == {"loss": 4.0, "perplexity": pytest.approx(math.exp(4)), "tokens": 100}
-    assert evaluate.summary({"wild": (1000.0, 1)})["total"]["perplexity"] == math.inf
+    long, short = token_losses([2.0] * 300, [1] * 300, [0] * 300), token_losses([4.0] * 100, [3] * 100, [0] * 100)
+    found = evaluate.perplexity({"long": long, "short": short})
+    total, single = found["total"], found["sources"]["short"]
+    assert (total["loss"], total["perplexity"], total["tokens"]) == (2.5, pytest.approx(math.exp(2.5)), 400)
+    assert single == {
+        "loss": 4.0, "loss_ci95": None, "perplexity": pytest.approx(math.exp(4)), "low": None, "high": None,
+        "tokens": 100,
+    }  # fmt: skip
+    # two documents: residuals 300 x -0.5 and 100 x 1.5, so the variance of their ratio is 2 (150^2 + 150^2) / 400^2
+    assert total["loss_ci95"] == pytest.approx(1.96 * math.sqrt(2 * 2 * 150**2) / 400)
+    assert total["high"] == pytest.approx(math.exp(2.5 + total["loss_ci95"]))
+    wild = evaluate.perplexity({"wild": token_losses([1000.0], [1], [0])})
+    assert wild["total"]["perplexity"] == math.inf
+
+
+def test_positions_are_binned_by_powers_of_two() -> None:
+    seen = [1, 2, 3, 4, 7, 8, 1023, 1024]
+    found = evaluate.perplexity({"a": token_losses([float(n) for n in seen], seen, list(range(8)))})["positions"]["a"]
+    assert [(one["from"], one["to"], one["loss"], one["tokens"]) for one in found] == [
+        (1, 1, 1.0, 1), (2, 3, 2.5, 2), (4, 7, 5.5, 2), (8, 15, 8.0, 1), (512, 1023, 1023.0, 1), (1024, 2047, 1024.0, 1)
+    ]  # fmt: skip
 
 
 def test_rows_are_as_long_as_at_the_end_of_training() -> None:
@@ -137,10 +190,13 @@ def test_the_recipe_prints_and_writes_its_figures(
 ) -> None:
     output = tmp_path / "result.json"
     result = recipe.main(replace(made, output=str(output), prompts=["some words", "Wörter"], tokens=1000))
-    assert json.loads(output.read_text()) == result == json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert json.loads(output.read_text()) == result and "held-out text" in printed and "{" not in printed
     assert result["checkpoint"].endswith("step-00000003")
     mine = result["sources"]["mine"]
     assert result["total"] == mine and 0 < mine["tokens"] <= 1000
+    assert sum(part["tokens"] for part in result["positions"]["mine"]) == mine["tokens"]
+    assert mine["low"] < mine["perplexity"] < mine["high"]
     assert mine["perplexity"] == pytest.approx(math.exp(mine["loss"])) and abs(mine["loss"] - math.log(640)) < 1
     assert [item["prompt"] for item in result["continuations"]] == ["some words", "Wörter"]
     assert all(item["continuation"] for item in result["continuations"])
@@ -149,9 +205,11 @@ def test_the_recipe_prints_and_writes_its_figures(
     assert longer["total"]["loss"] != mine["loss"]
 
 
-def test_prompts_need_no_data(made: config.Evaluate) -> None:
+def test_prompts_need_no_data(made: config.Evaluate, capsys: pytest.CaptureFixture[str]) -> None:
     result = recipe.main(replace(made, data=config.Data(folder=""), prompts=["some"]))
     assert "total" not in result and len(result["continuations"]) == 1
+    printed = capsys.readouterr().out
+    assert json.loads(printed[printed.index("\n{\n") :]) == result  # without output=, below the tables
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,19 @@ from tests.conftest import ROOT, Command
 
 SOURCES = sorted([*ROOT.glob("llama31/**/*.py"), *ROOT.glob("recipes/**/*.py")])
 TORCH_FREE = ("config", "shapes", "schedule", "tokenizer", "metrics", "views", "layout", "validate", "data")
-TORCH_FREE += ("simulate", "slurm", "report", "plots", "inputs", "attempts", "align")
+TORCH_FREE += (
+    "simulate",
+    "slurm",
+    "report",
+    "plots",
+    "inputs",
+    "attempts",
+    "confidence",
+    "tasks",
+    "haystack",
+    "scorecard",
+    "align",
+)
 # When an API moves, one file changes. A folder owns for the files in it.
 OWNERS = {
     "hydra": ("llama31/command.py",),

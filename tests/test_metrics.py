@@ -95,6 +95,14 @@ def test_what_an_attempt_writes_after_a_newer_one_began_is_left_out(tmp_path: Pa
     assert [line["event"] for line in metrics.read(tmp_path) if line["kind"] == "event"] == ["stop"]
 
 
+def test_checkpoint_published_late_hides_no_abandoned_step() -> None:
+    lines = [
+        {"kind": kind, "step": step} for kind, step in [("train", 4), ("train", 5), ("checkpoint", 4), ("train", 6)]
+    ]
+    merged = metrics.merged([*lines, {"kind": "start", "step": 4}, {"kind": "train", "step": 5}])
+    assert [line["step"] for line in merged if line["kind"] == "train"] == [4, 5]
+
+
 def test_rollback_takes_its_steps_out_of_the_curve(tmp_path: Path) -> None:
     with metrics.open_run(tmp_path, QUIET, name="t", total_tokens=1000) as run:
         for step in (1, 2, 3):

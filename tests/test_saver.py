@@ -151,6 +151,27 @@ def test_a_full_disk_is_told_later_and_training_may_go_on(asynchronous: bool, tm
     assert [done.step for done in saver.close()] == [3]
 
 
+def test_a_full_file_system_leaves_the_older_checkpoint(tmp_path: Path) -> None:
+    """A real one of two megabytes."""
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path)],
+        check=False, capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    if done.returncode:
+        pytest.skip(f"no mounts here: {done.stderr.strip()}")
+    try:
+        saver = Saver(tmp_path)
+        saver.save(META, [whole("w", torch.ones(300_000))])
+        saver.wait()
+        saver.save(replace(META, step=2), [whole("w", torch.zeros(300_000))])
+        with pytest.raises(checkpoint.CheckpointError, match=r"step-00000002: not written.*GB free.*free space"):
+            saver.wait()
+        assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+        assert checkpoint.newest_intact(tmp_path) == tmp_path / "step-00000001"
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True, timeout=30)
+
+
 def test_a_failure_in_the_copy_is_a_failure_of_the_save(tmp_path: Path) -> None:
     def broken() -> torch.Tensor:
         raise RuntimeError("device lost")

@@ -101,9 +101,16 @@ def read(record: Mapping[str, Any]) -> list[Message]:
     """
     given = record.get("messages")
     if not isinstance(given, list) or not given:
-        raise ValueError('a dialog is {"messages": [{"role": ..., "content": ...}, ...]}, with at least one')
+        raise ValueError('messages: a dialog is {"messages": [{"role": ..., "content": ...}, ...]}, with at least one')
     messages = [message(one, place) for place, one in enumerate(given)]
-    return introduced(messages, record.get("tools") or (), record.get("builtin_tools"), record.get("date") or "")
+    tools, builtin, date = record.get("tools") or [], record.get("builtin_tools"), record.get("date") or ""
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise ValueError("tools: give a list of JSON objects")
+    if not isinstance(builtin, list | None):
+        raise ValueError(f"builtin_tools: give a list of {', '.join(BUILTIN)}")
+    if not isinstance(date, str):
+        raise ValueError("date: give a text")
+    return introduced(messages, tools, builtin, date)
 
 
 def message(given: Any, place: int = 0) -> Message:

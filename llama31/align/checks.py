@@ -73,9 +73,7 @@ def read(given: Any) -> list[tuple[str, Any]]:
     for one in given or ():
         kind, value = (one.get("kind"), one.get("value", True)) if isinstance(one, Mapping) else (None, None)
         if kind not in KINDS:
-            raise ValueError(
-                f"checks: {json.dumps(one)[:80]}: give {{kind, value}}, a kind of {', '.join(KINDS)}"
-            )
+            raise ValueError(f"checks: {json.dumps(one)[:80]}: give {{kind, value}}, a kind of {', '.join(KINDS)}")
         wanted = KINDS[kind][0]
         if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
             raise ValueError(f"checks: {kind}={value!r}: give {'a whole number' if wanted is int else wanted.__name__}")

@@ -22,13 +22,23 @@ Ints = NDArray[np.int64]
 
 
 class Maker(Protocol):
-    """What becomes of an example. `share` is the weight of a token of the likelihood term (DPO)."""
+    """What becomes of an example."""
 
-    compares: bool
+    @property
+    def compares(self) -> bool:
+        """Whether responses are compared."""
 
-    def lengths(self, store: Store) -> Ints: ...
-    def piece(self, store: Store, example: int, key: str, share: float) -> Piece: ...
-    def share(self, stores: Sequence[Store], examples: Sequence[Ints]) -> float: ...
+    def order(self) -> dict[str, Any]:
+        """Keys of the config on which it depends which examples are learned, and what they look like."""
+
+    def lengths(self, store: Store) -> Ints:
+        """Places that each example takes in a row, 0 where there is nothing to learn of it."""
+
+    def piece(self, store: Store, example: int, key: str, share: float) -> Piece:
+        """An example; `key` is the seed of what is random, `share` what `share` gave."""
+
+    def share(self, stores: Sequence[Store], examples: Sequence[Ints]) -> float:
+        """Weight of a token of the likelihood term (DPO), from all examples of a step by source."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +48,20 @@ class Supervised:
     compares: bool = False
 
     def lengths(self, store: Store) -> Ints:
+        """See `Maker`."""
         return store.sizes() - 1
 
     def piece(self, store: Store, example: int, key: str, share: float) -> Piece:
+        """See `Maker`."""
         tokens, targets = store.sequence(example)
         return rows.supervised(tokens, targets)
 
+    def order(self) -> dict[str, Any]:
+        """See `Maker`."""
+        return {}
+
     def share(self, stores: Sequence[Store], examples: Sequence[Ints]) -> float:
+        """See `Maker`."""
         return 0.0
 
 
@@ -68,6 +85,7 @@ class Rewarded:
     compares: bool = True
 
     def lengths(self, store: Store) -> Ints:
+        """See `Maker`."""
         sizes, count = store.sizes(), np.diff(store.examples)
         whole = np.add.reduceat(sizes, store.examples[:-1]) if count.size else count
         if self.layout == "separate":
@@ -76,11 +94,17 @@ class Rewarded:
         return np.where(np.isin(np.arange(count.size), learned), whole, 0)
 
     def piece(self, store: Store, example: int, key: str, share: float) -> Piece:
+        """See `Maker`."""
         prompt, answers = _answers(store, example)
         order = plan.order(f"{key}/{example}", len(answers))
         return rows.reward(prompt, answers, _pairs(store, example)[:, :2], order, self.layout)
 
+    def order(self) -> dict[str, Any]:
+        """See `Maker`."""
+        return {"data.strengths": list(self.strengths), "layout": self.layout}
+
     def share(self, stores: Sequence[Store], examples: Sequence[Ints]) -> float:
+        """See `Maker`."""
         return 0.0
 
 
@@ -99,6 +123,7 @@ class Preferred:
     compares: bool = True
 
     def lengths(self, store: Store) -> Ints:
+        """See `Maker`."""
         sizes, count = store.sizes(), np.diff(store.examples)
         first, last = store.examples[:-1], store.examples[1:] - 1
         whole = 2 * sizes[first] + sizes[np.minimum(first + 1, last)] + sizes[last] - 2
@@ -107,11 +132,17 @@ class Preferred:
         return np.where(np.isin(np.arange(count.size), learned), whole, 0)
 
     def piece(self, store: Store, example: int, key: str, share: float) -> Piece:
+        """See `Maker`."""
         prompt, answers = _answers(store, example)
         weight = share if self.nll_mean == "tokens" else self.nll / len(answers[0].tokens)
         return rows.dpo(prompt, answers[0], answers[-1], weight, self.masked)
 
+    def order(self) -> dict[str, Any]:
+        """See `Maker`."""
+        return {"data.strengths": list(self.strengths)}
+
     def share(self, stores: Sequence[Store], examples: Sequence[Ints]) -> float:
+        """See `Maker`."""
         tokens = sum(int(s.sizes()[s.examples[chosen] + 1].sum()) for s, chosen in zip(stores, examples))
         return self.nll * sum(len(chosen) for chosen in examples) / max(tokens, 1)
 
@@ -134,6 +165,7 @@ class Feed:
         self.names = sorted(stores)
         self.stores = [stores[name] for name in self.names]
         self.maker, self.schedule, self.seed, self.prefetch = maker, wanted, seed, prefetch
+        self._epochs = dict(epochs)
         lengths = {name: maker.lengths(store) for name, store in zip(self.names, self.stores)}
         kept = {name: np.where(stores[name].heldout, 0, found) for name, found in lengths.items()}
         held = {name: np.where(stores[name].heldout, found, 0) for name, found in lengths.items()}
@@ -147,9 +179,23 @@ class Feed:
 
     def begin(self, start: Any) -> list[Decision]:
         """The decisions since step 0: those of the checkpoint that a run goes on from (`runs.Start`)."""
+        self._check_order(start.resumed.extra.get("order", {}) if start.resumed else {})
         decisions = [from_record(record) for record in start.resumed.decisions] if start.resumed else []
         self.follow(decisions)
         return decisions
+
+    def _check_order(self, was: Mapping[str, Any]) -> None:
+        given = self.order()
+        changed = [key for key in given if was.get(key, given[key]) != given[key]]
+        if changed:
+            told = "; ".join(f"{key}={given[key]}: the checkpoint read its data with {was[key]}" for key in changed)
+            raise ValueError(f"{told}; give those again, or start a new run from these weights with init_from=")
+
+    def order(self) -> dict[str, Any]:
+        """Keys of the config on which it depends what stands in which row."""
+        epochs = {f"data.sources.{name}.epochs": self._epochs[name] for name in self.names}
+        length = self.schedule.sequence_length
+        return {"data.seed": self.seed, "schedule.sequence_length": length, **epochs, **self.maker.order()}
 
     def check(self, model: config.Model, tokenizer_fingerprint: str) -> None:
         """ValueError where the data hold ids that the model has no embedding for."""
@@ -211,7 +257,7 @@ class Feed:
 
     def told(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data."""
-        return {"data_seed": self.seed, "sources": self.fingerprints}
+        return {"order": self.order(), "sources": self.fingerprints}
 
     def summary(self) -> str:
         """One line on what is there."""

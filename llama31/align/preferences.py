@@ -1,8 +1,7 @@
 """Preferences: a prompt and two or three ranked answers -> ids and the pairs that are compared (report, section 4.2.1).
 
-A record is {"messages": [...] or "prompt": ..., "chosen": ..., "rejected": ..., "edited": ..., "strength": "better"};
-an answer is a text, a message or a list of messages. Ranks are edited > chosen > rejected. The annotators' strength is
-that of chosen over rejected; a pair with the edited answer is a kind of its own.
+What a record is stands in `align/__init__.py`. Ranks are edited > chosen > rejected. The annotators' strength is that
+of chosen over rejected; a pair with the edited answer is a kind of its own.
 """
 
 from __future__ import annotations
@@ -29,12 +28,15 @@ def encode(record: Mapping[str, Any], form: chat.Format, similarity: float) -> E
     Answers are near-equal, and no pair, where `agreement` is at least `similarity`. Raises ValueError.
     """
     prompt = chat.read({**record, "messages": _prompt(record)})
+    if prompt[-1].role == "assistant":
+        raise ValueError("messages: the last one is an assistant's, and what answers it would be two in a row")
     strength = record.get("strength")
     if strength not in STRENGTHS:
-        raise ValueError(f"strength={strength}: give one of {', '.join(STRENGTHS)}")
+        raise ValueError(f"strength: {strength!r}; give one of {', '.join(STRENGTHS)}")
+    missing = [rank for rank in RANKS[1:] if record.get(rank) is None]
+    if missing:
+        raise ValueError(f"{missing[0]}: missing; a preference has an answer 'chosen' and an answer 'rejected'")
     given = [(rank, _answer(record[rank], rank)) for rank in RANKS if record.get(rank) is not None]
-    if [rank for rank, _ in given][-2:] != ["chosen", "rejected"]:
-        raise ValueError("a preference has an answer 'chosen' and an answer 'rejected'")
     first = form.encode(prompt)
     answers = [form.encode(messages, bos=False) for _, messages in given]
     pairs = [
@@ -56,7 +58,11 @@ def _prompt(record: Mapping[str, Any]) -> Any:
 def _answer(given: Any, rank: str) -> list[chat.Message]:
     if isinstance(given, str):
         given = {"role": "assistant", "content": given}
-    messages = [chat.message(one, place) for place, one in enumerate(given if isinstance(given, list) else [given])]
+    listed = given if isinstance(given, list) else [given]
+    try:
+        messages = [chat.message(one, place) for place, one in enumerate(listed)]
+    except ValueError as error:
+        raise ValueError(f"{rank}: {error}") from error
     if not messages or messages[0].role != "assistant" or messages[-1].role != "assistant":
         raise ValueError(f"{rank}: an answer begins and ends with an assistant's message")
     return messages

@@ -147,8 +147,8 @@ def pack(rows: Sequence[Sequence[Piece]], length: int, compares: bool) -> Packed
     shape = (len(rows), length)
     tokens, labels, positions = (np.zeros(shape, np.int64) for _ in range(3))
     weights, of_token = np.zeros(shape, np.float32), np.full(shape, -1, np.int64)
-    documents: list[NDArray[np.int64]] = []
-    pairs: list[NDArray[np.int64]] = [np.zeros((0, 2), np.int64)]
+    documents: list[NDArray[Any]] = []
+    pairs: list[NDArray[Any]] = [np.zeros((0, 2), np.int64)]
     reference: list[NDArray[np.float32]] = [np.zeros(0, np.float32)]
     responses = 0
     for row, pieces in enumerate(rows):

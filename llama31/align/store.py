@@ -89,7 +89,8 @@ def prepare(
     """The folder of source `name`, which is encoded where it is not there yet. On one process.
 
     `settings` are what decides the ids beside the files. `encode` raises ValueError for a record that is none, which
-    is told with file and line, and gives None for one that is left out.
+    is told with file and line, and gives None for one that is left out. What is held out depends on the record alone:
+    a record that comes twice is held out twice, or not at all.
     """
     inputs = files(given)
     if not inputs:
@@ -122,16 +123,20 @@ def _encoded(
                     continue
                 try:
                     record = json.loads(line)
+                    if not isinstance(record, dict):
+                        raise ValueError("no JSON object")
                     example = encode(record)
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise ValueError(f"data.sources.{name}: {path}:{number}: {error}") from error
+                except ValueError as error:
+                    raise ValueError(f"data.sources.{name}: {path}, line {number}: {error}") from error
                 digest = hashlib.sha256(f"{seed}/".encode() + line.strip()).digest()
                 yield example, int.from_bytes(digest[:8], "little") < fraction * 2**64
 
 
 def _write(folder: Path, examples: Iterator[tuple[Example | None, bool]], told: dict[str, Any]) -> None:
     digest = hashlib.sha256()
-    sequences, firsts, pairs, heldout, left_out = [0], [0], [], [], 0
+    sequences, firsts, left_out = [0], [0], 0
+    pairs: list[tuple[int, ...]] = []
+    heldout: list[bool] = []
     with (folder / "tokens.bin").open("wb") as tokens, (folder / "parts.bin").open("wb") as parts:
         for example, held in examples:
             if example is None:

@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from llama31.config.exams import Gates, Needle, Task
 from llama31.config.keys import MISSING, MOST_TOKENS, ConfigError, Issue, RunError, key
 from llama31.config.recipes import (
+    Average,
     Benchmark,
     Convert,
     Dpo,
@@ -40,12 +42,14 @@ from llama31.config.sampling import (
     Variant,
 )
 from llama31.config.sections import (
+    Bucket,
     Checkpoint,
     Cluster,
     Data,
     Dialogs,
     Guard,
     Log,
+    Mix,
     Model,
     Optimizer,
     Parallel,
@@ -66,7 +70,9 @@ T = TypeVar("T")
 __all__ = [
     "MISSING",
     "MOST_TOKENS",
+    "Average",
     "Benchmark",
+    "Bucket",
     "Checkpoint",
     "Cluster",
     "ConfigError",
@@ -76,12 +82,15 @@ __all__ = [
     "Dpo",
     "Evaluate",
     "Filters",
+    "Gates",
     "Guard",
     "Issue",
     "Job",
     "Judge",
     "Log",
+    "Mix",
     "Model",
+    "Needle",
     "Optimizer",
     "Pack",
     "Pairs",
@@ -106,6 +115,7 @@ __all__ = [
     "Source",
     "Stage",
     "Submit",
+    "Task",
     "Tokenizer",
     "Training",
     "Validation",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from llama31.config.exams import Gates, Needle, Task
 from llama31.config.keys import MISSING, key
 from llama31.config.sections import (
     Checkpoint,
@@ -34,6 +35,10 @@ class Training:
     seed: int = key(1234, "seed of the initial weights", low=0)
     resume: str = key("auto", "auto (newest complete checkpoint of the folder), none, or a checkpoint folder")
     init_from: str | None = key(None, "checkpoint folder whose weights start the run, with a fresh optimizer")
+    init_optimizer: bool = key(False, "take masters and moments of init_from too: a new schedule goes on from there")
+    init_changes: list[str] = key(
+        [], "keys of the model that may differ from init_from's: rope_factor, rope_theta, norm_eps"
+    )
     stop_after_steps: int | None = key(None, "end this process after so many steps, with a checkpoint", low=1)
     model: Model = field(default_factory=Model)
     parallel: Parallel = field(default_factory=Parallel)
@@ -55,6 +60,7 @@ class Pretrain(Training):
     """Keys of `recipes.pretrain`: train on the next token."""
 
     data: Data = field(default_factory=Data)
+    gates: Gates = field(default_factory=Gates)
 
 
 @dataclass
@@ -116,19 +122,52 @@ class Convert:
 
 
 @dataclass
-class Evaluate:
-    """Keys of `recipes.evaluate`: perplexity on packed text, and continuations of prompts."""
+class Average:
+    """Keys of `recipes.average`: several checkpoints, or Hugging Face folders, to one with the average weights."""
 
-    checkpoint: str = key(MISSING, "checkpoint folder, or a run folder whose newest checkpoint is meant")
+    inputs: list[str] = key([], "checkpoints (or run folders: their newest), or Hugging Face folders; oldest first")
+    run: str | None = key(None, "instead: a run folder, of which the newest checkpoints are averaged")
+    last: int | None = key(None, "how many of run; null: all that it has", low=1)
+    target: str = key(
+        MISSING, "run folder (or .../step-00000100) to write to, or Hugging Face folder, as the inputs are"
+    )
+    weights: list[float] = key([], "weight of each input, relative to the others; empty: equal weights")
+    decay: float | None = key(
+        None, "instead: an input weighs so much of what the one after it does (exponential average)", above=0, high=1
+    )
+    tensors: str = key(
+        "weights",
+        "of checkpoints: weights, their FP32 masters, or the average kept during training (ema, of one input too)",
+        choices=("weights", "masters", "ema"),
+    )
+    dtype: str | None = key(
+        None, "number format of the written weights; null: that of the newest input", choices=("bf16", "fp32")
+    )
+    max_shard_bytes: int = key(5_000_000_000, "largest safetensors file", low=1)
+    overwrite: bool = key(False, "replace what stands at the target")
+
+
+@dataclass
+class Evaluate:
+    """Keys of `recipes.evaluate`: perplexity on packed text, multiple choice, needle in a haystack, continuations."""
+
+    checkpoint: str = key(MISSING, "checkpoint folder, run folder (its newest checkpoint) or Hugging Face folder")
     split: str = key("heldout", "split of the packed data", choices=("heldout", "train"))
     tokens: int = key(131072, "tokens per source", low=1)
-    sequence_length: int | None = key(None, "tokens per row; null: that of the end of training", low=1)
+    sequence_length: int | None = key(
+        None, "tokens per row and most of a prompt; null: as at the end of training, and all positions", low=1
+    )
+    tasks: dict[str, Task] = key({}, "multiple-choice tasks keyed by name: tasks.NAME.path=FILE")
+    details: bool = key(False, "write the log-likelihoods of every choice to the result too")
+    needle: Needle = field(default_factory=Needle)
     prompts: list[str] = key([], "texts to continue")
     max_new_tokens: int = key(64, "tokens to generate per prompt", low=1)
     temperature: float = key(0.0, "0: greedy; otherwise sampling", low=0)
     top_p: float = key(1.0, "nucleus for sampling", above=0, high=1)
     seed: int = key(1234, "seed of the sampling", low=0)
-    output: str | None = key(None, "file to write the results to as JSON; null: only printed")
+    output: str | None = key(
+        None, "file to write the results to as JSON, the needle's heat map beside it; null: printed"
+    )
     parallel: Parallel = field(default_factory=Parallel)
     precision: Precision = field(default_factory=Precision)
     data: Data = field(default_factory=Data)
@@ -141,8 +180,8 @@ class Benchmark:
     """Keys of `recipes.benchmark`: ours against its peers, and what a user waits for."""
 
     parts: list[str] = key(
-        ["train", "pack", "convert", "start", "checkpoint"],
-        "what to measure: train, pack, convert, start, checkpoint",
+        ["train", "pack", "convert", "start", "checkpoint", "length"],
+        "what to measure: train, pack, convert, start, checkpoint, length",
     )
     cases: list[str] = key(
         [
@@ -167,6 +206,8 @@ class Benchmark:
     sequence_length: int = key(512, "tokens per sequence", low=1)
     rows: int = key(4, "sequences per step", low=1)
     micro_batch: int = key(2, "sequences per micro-batch", low=1)
+    attention_lengths: list[int] = key([2048, 8192, 32768], "tokens per row of the part `length`")
+    cp_length: int = key(4096, "tokens per row where it compares two processes with one", low=16)
     timeout_s: int = key(600, "seconds after which one run has failed", low=1)
     llama3_tokenizer: str | None = key(
         None, "Meta's tokenizer.model; null: the one that the package llama-models holds"

@@ -102,6 +102,9 @@ class Optimizer:
     beta1: float = key(0.9, "Adam's first beta", low=0, high=0.9999999)
     beta2: float = key(0.95, "Adam's second beta", low=0, high=0.9999999)
     eps: float = key(1e-8, "Adam's epsilon", above=0)
+    ema_decay: float | None = key(
+        None, "keep an exponential moving average of the masters with this decay; null: none", low=0, high=0.9999999
+    )
     weight_decay: float = key(0.1, "decoupled weight decay, on matrices only", low=0)
     clip_norm: float = key(1.0, "gradient norm above which gradients are scaled down; 0: never", low=0)
 
@@ -124,11 +127,38 @@ class Source:
 
 
 @dataclass
+class Mix:
+    """A change of the mixture at a number of tokens seen. Whole, like a step of the ramp: who is not named is out."""
+
+    from_tokens: int = key(MISSING, "tokens seen when these weights begin to hold", low=0, high=MOST_TOKENS)
+    weights: dict[str, float] = key({}, "weight of each source from here on; one left out is not drawn", low=0)
+    length_weights: list[float] = key([], "weights of data.length_buckets from here on; empty: as they were")
+
+
+@dataclass
+class Bucket:
+    """Documents by length, and how often they are drawn."""
+
+    min_tokens: int = key(MISSING, "shortest document of this bucket; the next bucket's ends it", low=0)
+    weight: float = key(1.0, "readings of each document, relative to the other buckets; 0: left out", low=0)
+
+
+@dataclass
 class Data:
     """Sources, packing and mixture."""
 
     folder: str = key(MISSING, "folder of the packed sources")
     sources: dict[str, Source] = key({}, "sources keyed by name: data.sources.NAME.weight=2")
+    # Here and not in the schedule: it speaks of sources, and a schedule is shared by runs on other data.
+    mixture: list[Mix] = key([], "later weights, a list replaced as a whole: [{from_tokens: 1e12, weights: {NAME: 2}}]")
+    packing: str = key(
+        "stream",
+        "stream: rows are cut from the text end to end; whole: rows are filled with whole documents",
+        choices=("stream", "whole"),
+    )
+    length_buckets: list[Bucket] = key(
+        [], "readings by length of document, for packing=whole: [{min_tokens: 0}, {min_tokens: 8192, weight: 5}]"
+    )
     heldout_fraction: float = key(0.01, "share of the documents packed as held-out split", low=0, high=0.5)
     bos: bool = key(True, "begin each document with <|begin_of_text|>")
     eos: bool = key(True, "end each document with <|end_of_text|>")

@@ -1,7 +1,8 @@
 """Packed tokens -> the rows of a step, and rows of held-out text.
 
 A batch is a pure function of (seed, step, data fingerprint, schedule, decisions): `mixture.py` says from which place
-of which source a row comes, `stream.py` what stands there. There is no iterator, so there is no state to save.
+of which source a row comes, `stream.py` or `whole.py` what stands there. There is no iterator, so there is no state to
+save.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama31 import config
-from llama31.data import packed
+from llama31.data import lengths, packed
 from llama31.data.indexed import IndexedReader
-from llama31.data.mixture import Decision, Mixture
+from llama31.data.lengths import Lengths
+from llama31.data.mixture import Decision, Mixture, plan
 from llama31.data.packed import Packed
-from llama31.data.stream import Stream
+from llama31.data.stream import Scattered, Stream
+from llama31.data.whole import Whole
 from llama31.schedule import total_steps
 
 _MANY_EPOCHS = 4  # up to which repetition costs little (Muennighoff et al. 2023, arXiv:2305.16264)
@@ -36,8 +40,26 @@ class Rows:
     source: NDArray[np.int64]  # [b], index into `names`
 
 
+class Source(Protocol):
+    """One source as rows. A position is a number of tokens drawn from it before, padding included."""
+
+    def row(
+        self,
+        position: int,
+        tokens: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        documents: NDArray[np.int32],
+        mask: NDArray[np.float32],
+        document_mask: bool,
+    ) -> None: ...
+
+    def spans(self, position: int, row_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+
+
 class Batches:
     """The rows of every step of a schedule, from the training split (or another) of the packed sources.
+
+    `decisions` come on top of what `data.mixture` plans.
 
     Raises ValueError (keys `data.*`) where a source is not packed, damaged, shorter than one row, or packed with
     another tokenizer than the others. Warns where a source is repeated more than 4 times.
@@ -51,9 +73,11 @@ class Batches:
         decisions: Sequence[Decision] = (),
     ) -> None:
         self._data = data
-        weights = {name: source.weight for name, source in data.sources.items()}
-        self.mixture = Mixture(weights, schedule, decisions)
+        first, *changes = plan(data)
+        weights = first.weights
+        self.mixture = Mixture(weights, schedule, [*changes, *decisions], first.lengths or ())
         self.names = self.mixture.names
+        self.length_buckets = [(bucket.min_tokens, bucket.weight) for bucket in data.length_buckets]
         self.packed = _read_all(data, self.names)
         self.fingerprint = fingerprint(self.packed)
         self.vocab_size = max(told.vocab_size for told in self.packed.values())
@@ -61,8 +85,8 @@ class Batches:
         self.slot_tokens = data.slot_tokens or longest
         longest = max(longest, self.slot_tokens - 1)
         drawn = self.mixture.drawn(total_steps(schedule))
-        self._streams = {
-            index: self._open(name, split, longest, drawn[name])
+        self._sources = {
+            index: self._open(index, name, split, longest, drawn[name])
             for index, name in enumerate(self.names)
             if drawn[name] or weights[name]
         }
@@ -80,35 +104,20 @@ class Batches:
         draw = self.mixture.draw(step, indices)
         shape = (indices.size, length)
         tokens, labels, documents = np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(shape, np.int32)
-        mask = np.ones(shape, np.float32)
-        for i, (source, position) in enumerate(zip(draw.source, draw.position)):
-            self._fill(self._streams[int(source)], int(position), tokens[i], labels[i], documents[i], mask[i])
-        if not self._data.document_mask:
-            documents[:], mask[:] = 0, 1
+        mask = np.empty(shape, np.float32)
+        for i, (source, position) in enumerate(zip(draw.source.tolist(), draw.position.tolist())):
+            self._sources[source].row(position, tokens[i], labels[i], documents[i], mask[i], self._data.document_mask)
         return Rows(tokens, labels, mask, documents, draw.source)
 
-    def _fill(
-        self,
-        stream: Stream,
-        position: int,
-        tokens: NDArray[np.int64],
-        labels: NDArray[np.int64],
-        documents: NDArray[np.int32],
-        mask: NDArray[np.float32],
-    ) -> None:
-        """One row: a slot or a part of one; after a change of length it may begin in one slot and end in another."""
-        begin = document = 0
-        while begin < tokens.size:
-            place, left = stream.scattered(position + begin, self.slot_tokens)
-            end = min(begin + left, tokens.size)
-            read, numbers = np.empty(end - begin + 1, np.int64), np.empty(end - begin + 1, np.int32)
-            stream.read(place, read, numbers)
-            tokens[begin:end], labels[begin:end] = read[:-1], read[1:]
-            documents[begin:end] = document + numbers[:-1]
-            mask[begin:end] = numbers[1:] == numbers[:-1]
-            begin, document = end, int(documents[end - 1]) + 1
+    def lengths(self, step: int, indices: NDArray[np.int64] | None = None) -> Lengths:
+        """True lengths of the documents in the step's global batch, or in the given rows of it; no token is read."""
+        rows, row_tokens = self.mixture.shape(step)
+        draw = self.mixture.draw(step, np.arange(rows) if indices is None else np.asarray(indices, np.int64))
+        edges = [edge for edge, _ in self.length_buckets] or lengths.EDGES
+        places = zip(draw.source.tolist(), draw.position.tolist())
+        return lengths.measure((self._sources[i].spans(at, row_tokens) for i, at in places), row_tokens, edges)
 
-    def _open(self, name: str, split: str, longest: int, drawn: int) -> Stream:
+    def _open(self, index: int, name: str, split: str, longest: int, drawn: int) -> Source:
         folder, told = packed.folder_of(self._data, name), self.packed[name].split(split)
         if told.tokens < longest + 1:
             raise ValueError(
@@ -122,7 +131,11 @@ class Batches:
                 stacklevel=3,
             )
         key = f"{self._data.seed}/{self.packed[name].fingerprint}"
-        return Stream(_checked_reader(self._data, name, split, told), key)
+        reader = _checked_reader(self._data, name, split, told)
+        if self._data.packing == "stream":
+            return Scattered(Stream(reader, key), self.slot_tokens)
+        edges = [edge for edge, _ in self.length_buckets]
+        return Whole(reader, key, self.mixture.chapters(), index, edges, name)
 
 
 class Heldout:

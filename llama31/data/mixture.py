@@ -33,10 +33,14 @@ _LONGEST_PATTERN = 1 << 16
 
 @dataclass(frozen=True)
 class Weights:
-    """Decision: from the first step that has seen `from_tokens`, draw by these weights (a source left out: never)."""
+    """Decision: from the first step that has seen `from_tokens`, draw by these weights (a source left out: never).
+
+    `lengths` are the weights of the buckets of document length from there on; None: as they were.
+    """
 
     from_tokens: int
     weights: Mapping[str, float]
+    lengths: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ Decision = Weights | Skip
 
 def to_record(decision: Decision) -> dict[str, Any]:
     """A decision as a record for JSON."""
-    return {"decision": type(decision).__name__.lower(), **asdict(decision)}
+    fields = {key: value for key, value in asdict(decision).items() if value is not None}
+    return {"decision": type(decision).__name__.lower(), **fields}
 
 
 def from_record(record: Mapping[str, Any]) -> Decision:
@@ -70,12 +75,55 @@ def from_record(record: Mapping[str, Any]) -> Decision:
         raise ValueError(f"{dict(record)} is no decision about data ({error!r}); mend decisions.jsonl") from error
 
 
+def plan(data: config.Data) -> list[Weights]:
+    """What a config says about all times: the weights of its sources from 0 on, then each entry of `data.mixture`."""
+    first = Weights(
+        0,
+        {name: source.weight for name, source in data.sources.items()},
+        [bucket.weight for bucket in data.length_buckets] or None,
+    )
+    later = (Weights(mix.from_tokens, dict(mix.weights), list(mix.length_weights) or None) for mix in data.mixture)
+    return [first, *later]
+
+
+def replanned(known: Sequence[Decision], given: Sequence[Weights], tokens: int) -> list[Weights]:
+    """Decisions after which the plan `given` holds from `tokens` on, where `known` held until now; none if it does.
+
+    What was drawn stays drawn: entries of `given` for earlier tokens say what holds now, and change nothing behind.
+    """
+    old = [decision for decision in known if isinstance(decision, Weights)]
+    points = sorted({tokens, *(change.from_tokens for change in [*old, *given] if change.from_tokens > tokens)})
+    if all(_in_force(old, point) == _in_force(given, point) for point in points):
+        return []
+    return [Weights(point, *_in_force(given, point)) for point in points]
+
+
+def _in_force(plan: Sequence[Weights], tokens: int) -> tuple[dict[str, float], list[float] | None]:
+    """Weights above 0, and those of the buckets, at `tokens`."""
+    weights: dict[str, float] = {}
+    lengths: list[float] | None = None
+    for change in sorted(plan, key=lambda change: change.from_tokens):
+        if change.from_tokens <= tokens:
+            weights = {name: float(weight) for name, weight in change.weights.items() if weight}
+            lengths = lengths if change.lengths is None else [float(weight) for weight in change.lengths]
+    return weights, lengths
+
+
 @dataclass(frozen=True)
 class Draw:
     """Where rows come from: index of the source and position in its stream, in tokens; both [rows]."""
 
     source: NDArray[np.int64]
     position: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """The time in which rows have one length and documents one set of weights by length."""
+
+    sequence_length: int
+    lengths: tuple[float, ...]
+    cursors: tuple[int, ...]  # tokens drawn from each source before
 
 
 @dataclass(frozen=True)
@@ -87,6 +135,7 @@ class _Leg:
     rows: int  # per step
     sequence_length: int
     weights: tuple[float, ...]
+    lengths: tuple[float, ...]
     cursors: tuple[int, ...]  # tokens drawn from each source before this leg
     first_row: int  # place in the pattern at which this leg begins: the one before may have had the same weights
     trained: bool
@@ -96,15 +145,20 @@ class Mixture:
     """Maps (step, row) to (source, position), given weights per source name, a schedule and decisions.
 
     Sources are ordered by name, so the order in YAML does not matter. Raises ValueError (keys `data.sources.*.weight`)
-    for weights that name unknown sources, are negative, or are all zero, and for skips that skip nothing.
+    for weights that name unknown sources, are negative, or are all zero, and for skips that skip nothing. `lengths` are
+    the weights by document length at the beginning: kept here because decisions change them, used by `whole.py`.
     """
 
     def __init__(
-        self, weights: Mapping[str, float], schedule: config.Schedule, decisions: Sequence[Decision] = ()
+        self,
+        weights: Mapping[str, float],
+        schedule: config.Schedule,
+        decisions: Sequence[Decision] = (),
+        lengths: Sequence[float] = (),
     ) -> None:
         self.names = sorted(weights)
         self._schedule = schedule
-        self._changes = self._weight_changes(weights, decisions)
+        self._changes = self._weight_changes(Weights(0, weights, lengths), decisions)
         left_out = dropped([decision for decision in decisions if isinstance(decision, Skip)])
         self._legs = self._cut(left_out)
         self._trained = [leg for leg in self._legs if leg.trained]
@@ -132,20 +186,30 @@ class Mixture:
 
     def weights(self, tokens: int) -> dict[str, float]:
         """Weights in force for the step that has seen `tokens`."""
-        return dict(zip(self.names, self._weights_at(schedule.step_at(self._schedule, tokens))))
+        return dict(zip(self.names, self._weights_at(schedule.step_at(self._schedule, tokens))[0]))
+
+    def chapters(self) -> list[Chapter]:
+        """Chapters in the order of the data, those of skipped steps included; the last one does not end."""
+        found: list[Chapter] = []
+        for leg in self._legs:
+            if not found or (found[-1].sequence_length, found[-1].lengths) != (leg.sequence_length, leg.lengths):
+                found.append(Chapter(leg.sequence_length, leg.lengths, leg.cursors))
+        return found
 
     def _leg(self, step: int) -> _Leg:
         return self._trained[bisect.bisect_right(self._firsts, step) - 1]
 
     def _weight_changes(
-        self, weights: Mapping[str, float], decisions: Sequence[Decision]
-    ) -> list[tuple[int, tuple[float, ...]]]:
-        """(first step, weights), by step; of two at one step the later decision holds."""
-        found = {0: self._checked(weights)}
+        self, first: Weights, decisions: Sequence[Decision]
+    ) -> list[tuple[int, tuple[float, ...], tuple[float, ...]]]:
+        """(first step, weights, lengths), by step; of two at one step the later decision holds."""
+        found, lengths = {}, first.lengths or ()
         changes = [decision for decision in decisions if isinstance(decision, Weights)]
-        for change in sorted(changes, key=lambda decision: decision.from_tokens):
-            found[schedule.step_at(self._schedule, change.from_tokens)] = self._checked(change.weights)
-        return sorted(found.items())
+        for change in [first, *sorted(changes, key=lambda decision: decision.from_tokens)]:
+            lengths = lengths if change.lengths is None else change.lengths
+            step = schedule.step_at(self._schedule, change.from_tokens)
+            found[step] = (self._checked(change.weights), tuple(map(float, lengths)))
+        return [(step, *found[step]) for step in sorted(found)]
 
     def _checked(self, weights: Mapping[str, float]) -> tuple[float, ...]:
         unknown = sorted(set(weights) - set(self.names))
@@ -157,8 +221,8 @@ class Mixture:
             raise ValueError(f"{told}: give weights of at least 0, one of them above 0")
         return values
 
-    def _weights_at(self, step: int) -> tuple[float, ...]:
-        return [weights for first, weights in self._changes if first <= step][-1]
+    def _weights_at(self, step: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return [(weights, lengths) for first, weights, lengths in self._changes if first <= step][-1]
 
     def _cut(self, dropped: list[tuple[int, int]]) -> list[_Leg]:
         """All legs in the order of the data; `dropped` gives (training step, steps left out before it), by step."""
@@ -174,17 +238,17 @@ class Mixture:
     def _extend(self, legs: list[_Leg], begin: int, end: int | None, trained: bool) -> None:
         """Append the legs of steps [begin, end); without an end the last leg lasts for ever."""
         ramps = [schedule.step_at(self._schedule, ramp.from_tokens) for ramp in self._schedule.ramp]
-        breaks = {begin, *ramps, *(first for first, _ in self._changes)}
+        breaks = {begin, *ramps, *(first for first, *_ in self._changes)}
         firsts = sorted(first for first in breaks if first >= begin and (end is None or first < end))
         for first, last in zip(firsts, [*firsts[1:], end]):
             stage = schedule.batch_at(self._schedule, schedule.step_tokens(self._schedule, first))
             cursors = _advanced(legs[-1], legs[-1].steps) if legs else [0] * len(self.names)
             steps = last - first if last is not None else 0  # nothing stands behind an endless leg
-            weights = self._weights_at(first)
+            weights, lengths = self._weights_at(first)
             same = bool(legs) and legs[-1].weights == weights
             first_row = legs[-1].first_row + legs[-1].steps * legs[-1].rows if same else 0
             shape = stage.batch_tokens // stage.sequence_length, stage.sequence_length
-            legs.append(_Leg(first, steps, *shape, weights, tuple(cursors), first_row, trained))
+            legs.append(_Leg(first, steps, *shape, weights, lengths, tuple(cursors), first_row, trained))
 
 
 def dropped(skips: Sequence[Skip]) -> list[tuple[int, int]]:

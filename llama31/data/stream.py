@@ -15,7 +15,6 @@ import functools
 import hashlib
 import threading
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +43,7 @@ class Stream:
         """Where in the stream the `position`-th token to be trained on stands, and how many follow it in its slot."""
         slot, offset = divmod(position, slot_tokens)
         epoch, index = divmod(slot, self.epoch_tokens // slot_tokens)
-        place = _permuted(index, self.epoch_tokens // slot_tokens, f"{self._key}/{epoch}/slots")
+        place = permuted(index, self.epoch_tokens // slot_tokens, f"{self._key}/{epoch}/slots")
         return epoch * self.epoch_tokens + place * slot_tokens + offset, slot_tokens - offset
 
     def read(self, position: int, tokens: NDArray[np.int64], documents: NDArray[np.int32]) -> None:
@@ -64,6 +63,22 @@ class Stream:
                 if filled == tokens.size:
                     return
 
+    def spans(self, position: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(whole length, tokens read) of every document in the `count` tokens of the stream from `position`."""
+        lengths, spans, end = [], [], position + count
+        while position < end:
+            number, offset = divmod(position, self.epoch_tokens)
+            epoch, taken = self._epoch(number), min(end - position, self.epoch_tokens - offset)
+            first = int(np.searchsorted(epoch.begins, offset, side="right")) - 1
+            last = int(np.searchsorted(epoch.begins, offset + taken, side="left"))
+            whole = self._reader.lengths[epoch.order[first:last]]
+            begins = epoch.begins[first:last]
+            held = np.minimum(begins + whole, offset + taken) - np.maximum(begins, offset)
+            lengths.append(whole[held > 0])
+            spans.append(held[held > 0])
+            position += taken
+        return np.concatenate(lengths), np.concatenate(spans)
+
     def _epoch(self, number: int) -> _Epoch:
         with self._lock:
             if number not in self._epochs:
@@ -74,18 +89,59 @@ class Stream:
 
     def _ordered(self, number: int) -> _Epoch:
         count = len(self._reader)
-        order = np.arange(count) if self._key is None else _order(f"{self._key}/{number}", count)
+        order = np.arange(count) if self._key is None else order_of(f"{self._key}/{number}", count)
         lengths = self._reader.lengths[order]
         return _Epoch(order, np.cumsum(lengths) - lengths)
 
 
-def _permuted(index: int, count: int, seed: str) -> int:
+class Scattered:
+    """Rows cut from a stream: slots of `slot_tokens` in an order of their own, or parts of them."""
+
+    def __init__(self, stream: Stream, slot_tokens: int) -> None:
+        self._stream, self._slot_tokens = stream, slot_tokens
+
+    def row(
+        self,
+        position: int,
+        tokens: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        documents: NDArray[np.int32],
+        mask: NDArray[np.float32],
+        document_mask: bool,
+    ) -> None:
+        """Fill one row [row tokens] of each array; after a change of length it may begin in one slot and end in
+        another.
+        """
+        begin = document = 0
+        while begin < tokens.size:
+            place, left = self._stream.scattered(position + begin, self._slot_tokens)
+            end = min(begin + left, tokens.size)
+            read, numbers = np.empty(end - begin + 1, np.int64), np.empty(end - begin + 1, np.int32)
+            self._stream.read(place, read, numbers)
+            tokens[begin:end], labels[begin:end] = read[:-1], read[1:]
+            documents[begin:end] = document + numbers[:-1]
+            mask[begin:end] = numbers[1:] == numbers[:-1]
+            begin, document = end, int(documents[end - 1]) + 1
+        if not document_mask:
+            documents[:], mask[:] = 0, 1
+
+    def spans(self, position: int, row_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(length of every document that the row holds a piece of, tokens of each piece)."""
+        found, begin = [], 0
+        while begin < row_tokens:
+            place, left = self._stream.scattered(position + begin, self._slot_tokens)
+            found.append(self._stream.spans(place, min(left, row_tokens - begin)))
+            begin += left
+        return np.concatenate([lengths for lengths, _ in found]), np.concatenate([spans for _, spans in found])
+
+
+def permuted(index: int, count: int, seed: str) -> int:
     """Image of `index` under a seeded permutation of range(count), without making the permutation.
 
     A Feistel network permutes the next power of 4; what falls outside is permuted again until it falls inside.
     """
     bits = max(1, ((count - 1).bit_length() + 1) // 2)
-    keys = [int.from_bytes(part, "little") for part in np.split(_digest(seed), 4)]
+    keys = _keys(seed)
     while True:
         left, right = index >> bits, index & ((1 << bits) - 1)
         for key in keys:
@@ -97,11 +153,13 @@ def _permuted(index: int, count: int, seed: str) -> int:
             return index
 
 
-@functools.lru_cache(maxsize=64)
-def _digest(seed: str) -> NDArray[np.uint8]:
-    return np.frombuffer(hashlib.sha256(seed.encode()).digest(), np.uint8)
+@functools.lru_cache(maxsize=4096)
+def _keys(seed: str) -> tuple[int, ...]:
+    digest = hashlib.sha256(seed.encode()).digest()
+    return tuple(int.from_bytes(digest[i : i + 8], "little") for i in range(0, 32, 8))
 
 
-def _order(seed: str, count: int) -> NDArray[Any]:
+def order_of(seed: str, count: int) -> NDArray[np.int64]:
+    """A seeded permutation of range(count)."""
     key = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:16], "little")
     return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llama31 import config
-from llama31.data.mixture import Mixture, Skip, Weights, from_record, parts, to_record
+from llama31.data.mixture import Mixture, Skip, Weights, from_record, parts, plan, replanned, to_record
 
 RAMP = [
     config.Ramp(from_tokens=1000, batch_tokens=128, sequence_length=32),
@@ -93,6 +93,83 @@ def test_new_weights_keep_what_was_drawn(ramp: list[config.Ramp]) -> None:
 
 def _tokens(mixture: Mixture, step: int) -> int:
     return sum(mixture.shape(i)[0] * mixture.shape(i)[1] for i in range(step))
+
+
+def _data(mixture: list[tuple[int, dict[str, float]]], **first: float) -> config.Data:
+    sources = {name: config.Source(weight=weight) for name, weight in first.items()}
+    return config.Data(folder="x", sources=sources, mixture=[config.Mix(*entry) for entry in mixture])
+
+
+PLANNED = _data([(1000, {"b": 1.0}), (2500, {"a": 1.0, "b": 4.0})], a=2.0, b=1.0)
+
+
+@pytest.mark.parametrize("ramp", [[], RAMP])
+def test_a_planned_mixture_holds_from_the_first_step_that_has_seen_its_tokens(ramp: list[config.Ramp]) -> None:
+    first, *changes = plan(PLANNED)
+    mixture = Mixture(first.weights, _schedule(ramp), changes)
+    by_share: dict[Fraction, list[int]] = {}
+    for step in range(60):
+        seen = _tokens(mixture, step)
+        share = Fraction(1, 3) if seen < 1000 else Fraction(1) if seen < 2500 else Fraction(4, 5)
+        by_share.setdefault(share, []).extend(_sources(mixture, range(step, step + 1)))
+    for share, drawn in by_share.items():
+        assert len(drawn) > 10 and abs(sum(drawn) - share * len(drawn)) < 1
+    ends = [0, 0]
+    for source, begin, end in _spans(mixture, range(60)):
+        assert begin == ends[source]
+        ends[source] = end
+
+
+OTHERS = [
+    (_data([(1000, {"b": 1.0}), (2500, {"a": 1.0, "b": 4.0})], a=2.0, b=1.0), False),
+    (_data([(1000, {"b": 1.0}), (2500, {"a": 1.0, "b": 4.0})], a=9.0, b=1.0), False),  # of what has passed
+    (_data([(2500, {"a": 1.0, "b": 4.0})], a=0.0, b=1.0), False),  # the same from here on, said in another way
+    (_data([(1000, {"b": 1.0})], a=2.0, b=1.0), True),  # a change that was to come is off
+    (_data([(1000, {"b": 1.0}), (2000, {"a": 1.0}), (3500, {"b": 2.0})], a=2.0, b=1.0), True),
+    (_data([(1000, {"a": 3.0, "b": 1.0})], a=2.0, b=1.0), True),  # other weights from here on
+    (_data([], a=5.0, b=1.0), True),
+]
+
+
+@pytest.mark.parametrize(("given", "differs"), OTHERS)
+@pytest.mark.parametrize("ramp", [[], RAMP])
+def test_another_plan_on_resume_keeps_what_was_drawn(
+    given: config.Data, differs: bool, ramp: list[config.Ramp]
+) -> None:
+    first, *changes = plan(PLANNED)
+    old = Mixture(first.weights, _schedule(ramp), changes)
+    step, tokens = next((step, _tokens(old, step)) for step in range(60) if _tokens(old, step) >= 1500)
+    decided = replanned([first, *changes], plan(given), tokens)
+    assert bool(decided) == differs
+    new = Mixture(first.weights, _schedule(ramp), [*changes, *decided])
+    assert _spans(new, range(step)) == _spans(old, range(step))
+    wanted = Mixture(plan(given)[0].weights, _schedule(ramp), plan(given)[1:])
+    for later in range(step, 60):
+        at = _tokens(new, later)
+        shares = [[w / sum(m.weights(at).values()) for w in m.weights(at).values()] for m in (new, wanted)]
+        assert shares[0] == shares[1]
+    again = replanned([first, *changes, *decided], plan(given), _tokens(new, 40))
+    assert again == []  # the next resume with this plan has nothing to decide
+
+
+def test_a_plan_composes_with_skips() -> None:
+    """Weights belong to training's tokens, not to the data: a skipped range moves no change of the plan."""
+    first, *changes = plan(PLANNED)
+    mixture = Mixture(first.weights, _schedule(), [*changes, Skip(3, 30)])
+    assert set(_sources(mixture, range(16, 39))) == {1} and 0 in _sources(mixture, range(10, 16))
+
+
+def test_weights_by_length_are_carried_on() -> None:
+    decisions = [Weights(640, {"a": 1.0}, [1.0, 5.0]), Weights(1280, {"a": 2.0})]
+    assert [from_record(json.loads(json.dumps(to_record(decision)))) for decision in decisions] == decisions
+    chapters = Mixture({"a": 1.0}, _schedule(RAMP), decisions, [1.0, 1.0]).chapters()
+    assert [(c.sequence_length, c.lengths) for c in chapters] == [
+        (16, (1.0, 1.0)),
+        (16, (1.0, 5.0)),
+        (32, (1.0, 5.0)),
+        (16, (1.0, 5.0)),
+    ]
+    assert chapters[1].cursors == (640,)
 
 
 def test_skipped_steps_are_left_out() -> None:

@@ -1,7 +1,8 @@
 """Runs of `train.fit` with a fault planted in one of them: `torchrun ... -m tests.parallel.faults PLAN OUT`.
 
 A plan is that of `training.py`; a run may have "fault": [kind, step], which strikes when the data of that step (0 is
-the first) comes by, and "decisions": ranges of steps to leave out from the beginning.
+the first) comes by, "decisions": ranges of steps to leave out from the beginning, and "damage": a checkpoint of its
+folder in which one bit is changed before.
 """
 
 from __future__ import annotations
@@ -85,6 +86,14 @@ class Planted:
             time.sleep(600)
 
 
+def _damage(checkpoint: Path) -> None:
+    """One bit of the largest file."""
+    path = max((path for path in checkpoint.rglob("*.distcp")), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def main(plan: str, output: str) -> None:
     torch.set_num_threads(1)
     mesh.connect(timeout_s=120)
@@ -96,6 +105,9 @@ def main(plan: str, output: str) -> None:
         runs.decisions_of = lambda run, start, planned=planned: (
             (decisions_of(run, start)[0], planned) if planned else decisions_of(run, start)
         )
+        if dist.get_rank() == 0 and "damage" in step:
+            _damage(Path(run.folder, "checkpoints", step["damage"]))
+        dist.barrier()
         objective = Planted(run, *step["fault"]) if "fault" in step else next_token
         try:
             results[step["name"]] = {"checkpoint": str(train.fit(run, objective))}

@@ -46,6 +46,7 @@ class Slurm:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.logs: list[Path] = []  # shown where waiting fails
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SRUN"))}
         self.env = {**clean, **cluster.environment(folder), "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
 
@@ -81,6 +82,7 @@ class Slurm:
         while not (answer := test()):
             if time.monotonic() > end:
                 shown = [self.run(name, check=False) for name in ("squeue", "sinfo")]
+                shown += [path.read_text()[-3000:] for path in self.logs if path.exists()]
                 pytest.fail(f"not within {timeout_s} s: {what}\n" + "\n".join(shown))
             time.sleep(0.1)
         return answer
@@ -153,7 +155,10 @@ def submit(slurm: Slurm, folder: Path, *words: str, **env: str) -> list[str]:
     """Numbers of the jobs that `recipes.submit` submitted."""
     code = [sys.executable, "-m", "recipes.submit", *words]
     printed = slurm.run(*code, cwd=folder, **env)
-    return [line.split(": job ")[1] for line in printed.splitlines() if ": job " in line]
+    numbers = [line.split(": job ")[1] for line in printed.splitlines() if ": job " in line]
+    names = ("small", *(word.removeprefix("name=") for word in words if word.startswith("name=")))
+    slurm.logs = [folder / "runs" / name / f"logs/{number}.out" for number in numbers for name in names]
+    return numbers
 
 
 def lay_out(folder: Path) -> Path:

@@ -50,6 +50,9 @@ def stand_in(tmp_path: Path) -> Path:
     for name in ("__init__.py", "submit.py"):
         shutil.copy(ROOT / "recipes" / name, home / "recipes")
     (home / "recipes/pretrain.py").write_text(TRAINER)
+    for name in ("tokenizer/tokenizer.json", "words/packed.json"):  # looked for before a job is submitted
+        (tmp_path / "packed" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "packed" / name).touch()
     return home
 
 

@@ -1,0 +1,73 @@
+"""The result of an evaluation as tables to read, from what is written as JSON. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def text(result: dict[str, Any]) -> str:
+    """All tables of a result of `recipes.evaluate`, a blank line between them."""
+    parts = [f"{result['checkpoint']}"]
+    if "sources" in result:
+        parts += [_sources(result), _positions(result["positions"])]
+    if "tasks" in result:
+        parts.append(_tasks(result["tasks"]))
+    if "needle" in result:
+        parts.append(_needle(result["needle"]))
+    parts += [f"{item['prompt']}|{item['continuation']}" for item in result.get("continuations", [])]
+    return "\n\n".join(parts)
+
+
+def _sources(result: dict[str, Any]) -> str:
+    rows = [["held-out text", "loss", "95 %", "perplexity", "95 %", "tokens"]]
+    for name, found in [*result["sources"].items(), ("total", result["total"])]:
+        between = "" if found["low"] is None else f"{found['low']:.4g} to {found['high']:.4g}"
+        loss, interval = f"{found['loss']:.4f}", _interval(found["loss_ci95"], 4)
+        rows.append([name, loss, interval, f"{found['perplexity']:.4g}", between, f"{found['tokens']:,}"])
+    return _aligned(rows)
+
+
+def _positions(positions: dict[str, Any]) -> str:
+    """Loss by tokens seen: a row per bin, a column per source."""
+    bins = sorted({(found["from"], found["to"]) for figures in positions.values() for found in figures})
+    rows = [["loss by tokens seen", *positions]]
+    for begin, end in bins:
+        cells = []
+        for figures in positions.values():
+            here = [found for found in figures if found["from"] == begin]
+            cells.append(f"{here[0]['loss']:.4f} {_interval(here[0]['loss_ci95'], 4)}".strip() if here else "")
+        rows.append([f"{begin:,}" if begin == end else f"{begin:,} to {end:,}", *cells])
+    return _aligned(rows)
+
+
+def _tasks(tasks: dict[str, Any]) -> str:
+    rows = [["task", "acc", "acc_norm", "acc_bytes", "examples"]]
+    for name, found in tasks.items():
+        scores = [found[measure] for measure in rows[0][1:4]]
+        cells = [f"{one['score']:.4f} {_interval(one['ci95'], 4)}" for one in scores]
+        rows.append([name, *cells, f"{scores[0]['count']:,}"])
+    return _aligned(rows)
+
+
+def _needle(found: dict[str, Any]) -> str:
+    rows = [["recall by depth", *(f"{length:,}" for length in found["lengths"])]]
+    for depth, line in zip(found["depths"], found["recall"], strict=True):
+        rows.append([f"{depth:.0%}", *(f"{share:.2f}" for share in line)])
+    rows.append(["all depths", *(f"{one['score']:.2f} {_interval(one['ci95'], 2)}" for one in found["by_length"])])
+    total = found["total"]
+    return f"{_aligned(rows)}\nrecall {total['score']:.4f} {_interval(total['ci95'], 4)} of {total['count']:,} answers"
+
+
+def _interval(half_width: float | None, digits: int) -> str:
+    return "" if half_width is None else f"+-{half_width:.{digits}f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their longest cell, the first flush left."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths)))
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,105 @@
+"""Scores a Hugging Face folder on one layout after another: `torchrun ... -m tests.parallel.scoring FOLDER OUTPUT`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from llama31 import config, evaluate, haystack, mesh, model, needle, pretrained
+from llama31.config import Needle
+from llama31.data.batches import Heldout
+from llama31.engine import Forward
+from llama31.scoring import Request, answers
+from tests.parallel.decoding import on_all_ranks_alike
+from tests.test_evaluate import SHAPE as PLANTED_SHAPE
+from tests.test_evaluate import Planted
+
+PROCESSES = 4
+LAYOUTS: dict[str, dict[str, int]] = {
+    "tp2-pp2": {"tp": 2, "pp": 2},
+    "tp4-replicated-kv": {"tp": 4},
+    "pp2-vpp2": {"pp": 2, "vpp": 2},
+    "tp2-cp2": {"tp": 2, "cp": 2},
+    "cp4": {"cp": 4},
+    "cp2-pp2": {"cp": 2, "pp": 2},
+    "dp4": {"dp": 4},
+}
+SEQUENCE_PARALLEL = ("tp2-pp2", "tp2-cp2")  # as in training, where the gate asks
+SHAPE = config.Model(
+    "scoring", layers=4, hidden_size=64, ffn_hidden_size=96, heads=4, kv_heads=2, vocab_size=320, init_std=0.15
+)
+LETTERS = haystack.alphabet(range(20, 120))
+NEEDLE = Needle(kind="tokens", depths=[0.0, 0.6, 1.0], inserted=3, asked=2, trials=2)
+
+
+@dataclass
+class Built:
+    """The folder's weights on a layout."""
+
+    folder: str
+    layout: dict[str, int] = field(default_factory=dict)
+    sequence_parallel: bool = False
+
+    def __post_init__(self) -> None:
+        parallel = config.Parallel(
+            sequence_parallel=self.sequence_parallel,
+            micro_batch=2,
+            **self.layout,  # type: ignore[arg-type]
+        )
+        self.grid = mesh.create(parallel, timeout_s=120)
+        found = pretrained.find(self.folder)
+        self.chunks = model.build(found.shape, config.Precision(params="fp32"), parallel, self.grid)
+        found.load(self.chunks, self.grid)
+        self.forward = Forward(self.chunks, self.grid)
+
+    def answered(self) -> list[Any]:
+        """Losses and hits of requests of many lengths, of which greedy decoding gives none by chance."""
+        random = np.random.default_rng(2)
+        sizes = [(5, 2), (40, 9), (9, 8), (23, 1), (64, 3), (2, 1), (31, 30)]
+        requests = [Request(random.integers(0, SHAPE.vocab_size, size).tolist(), answer) for size, answer in sizes]
+        return [[losses.tolist(), right.tolist()] for losses, right in answers(self.forward, requests, 2)]
+
+    def recalled(self, hits: list[int] | None = None) -> list[float]:
+        """Recall of prompts of which every other one asks for a given token, or else for what was hidden."""
+        prompts = self.prompts()
+        for prompt, hit in zip(prompts[::2], hits or [], strict=False):
+            prompt.answer[:] = hit
+        return needle.recall(self.forward, prompts, 2).tolist()
+
+    def prompts(self) -> list[haystack.Prompt]:
+        return haystack.token_prompts(NEEDLE, LETTERS, [30, 50])
+
+    def perplexity(self) -> dict[str, Any]:
+        assert PLANTED_SHAPE.vocab_size <= SHAPE.vocab_size
+        losses = evaluate.token_losses(self.forward, cast(Heldout, Planted()), 2)
+        return evaluate.perplexity(losses)
+
+    def everything(self, hits: list[int]) -> dict[str, Any]:
+        return {"answers": self.answered(), "recall": self.recalled(hits), "perplexity": self.perplexity()}
+
+
+def main(folder: str, hits: str, output: str) -> None:
+    torch.set_num_threads(1)
+    mesh.connect(timeout_s=120)
+    results: dict[str, Any] = {}
+    for name, layout in LAYOUTS.items():
+        try:
+            results[name] = on_all_ranks_alike(
+                Built(folder, layout, name in SEQUENCE_PARALLEL).everything(json.loads(hits))
+            )
+        except Exception:  # noqa: BLE001 - told by the test
+            results[name] = {"error": traceback.format_exc()}
+    if torch.distributed.get_rank() == 0:
+        Path(output).write_text(json.dumps(results))
+    mesh.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,96 @@
+"""Context parallelism on long rows: numbers of one process, a fair share of its memory, through changes of length."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama31 import metrics
+from tests.parallel.launch import torchrun
+from tests.parallel.length import DOCUMENTS, LAYOUTS, PROCESSES, SHAPE
+
+pytestmark = [pytest.mark.torch, pytest.mark.parallel]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each rank saw."""
+    output = tmp_path_factory.mktemp("length") / "out.json"
+    torchrun(PROCESSES, "tests.parallel.length", str(output), timeout_s=200)
+    found: list[dict[str, Any]] = json.loads(output.read_text())
+    errors = [rank["error"] for rank in found if "error" in rank]
+    assert not errors, errors[0]
+    return found
+
+
+@pytest.mark.parametrize("rows", DOCUMENTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_loss_and_all_gradients_equal_one_process(layout: str, rows: str, ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        found = rank["parity"][f"{layout}/{rows}"]
+        loss, expected = found["losses"]
+        assert loss == pytest.approx(expected, rel=1e-5)
+        assert len(found["gradients"]) == 3 + 6 * SHAPE.layers, "every parameter"
+        assert {name: off for name, off in found["gradients"].items() if not off < 1e-5} == {}
+
+
+def test_activations_of_a_rank_fall_with_cp(ranks: list[dict[str, Any]]) -> None:
+    """K and V of other ranks are not kept, or CP 4 would keep 0.3 of what one process keeps here."""
+    for rank in ranks:
+        kept = rank["bytes"]
+        assert kept["2"] == pytest.approx(kept["1"] / 2, rel=0.01)
+        assert kept["4"] == pytest.approx(kept["1"] / 4, rel=0.01)
+
+
+@pytest.mark.parametrize("cp", ["2", "4"])
+def test_overlap_changes_no_bit(cp: str, ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank["equal"][cp] == {"waiting first, bit for bit": True, "gathered beforehand": True}
+
+
+def test_nothing_travels_for_documents_that_no_chunk_edge_cuts(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank["gathers"]["inside-chunks"] == 0
+        assert rank["gathers"]["odd"] == 2 * SHAPE.layers, "each layer once forward and once backward"
+
+
+# 2 steps each of 512, 1,024 and 2,048 tokens to a row.
+RAMP = {"ramp": [[8192, 4096, 1024], [16384, 4096, 2048]], "schedule.total_tokens": 24576}
+LONG = RAMP | {"schedule.batch_tokens": 4096, "schedule.sequence_length": 512, "schedule.warmup_tokens": 4096}
+
+
+def stage(folder: Path, data: Path, **overrides: Any) -> dict[str, Any]:
+    keys = {key.replace("__", "."): value for key, value in overrides.items()}
+    return {"name": str(overrides), "folder": str(folder), "data": str(data), "overrides": LONG | keys}
+
+
+def trained(processes: int, plan: list[dict[str, Any]], folder: Path) -> dict[int, tuple[int, float, float]]:
+    """Row length, loss and gradient norm of every step of the runs of `plan`, which share a folder."""
+    (folder / "plan.json").write_text(json.dumps(plan))
+    torchrun(processes, "tests.parallel.training", str(folder / "plan.json"), str(folder / "out.json"), timeout_s=120)
+    for name, result in json.loads((folder / "out.json").read_text()).items():
+        assert "error" not in result, (name, result["error"])
+    lines = [line for line in metrics.read(folder / "run") if line["kind"] == "train"]
+    return {line["step"]: (line["sequence_length"], line["loss"], line["grad_norm"]) for line in lines}
+
+
+def test_stages_of_512_1024_2048_with_cp_1_2_2(data: Path, tmp_path: Path) -> None:
+    """Each checkpoint is resumed on the next layout with the longer row; one process trains straight through."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    expected = trained(1, [stage(one / "run", data)], one)
+    stages = [
+        stage(two / "run", data, stop_after_steps=2),
+        stage(two / "run", data, stop_after_steps=2, parallel__cp=2),
+        stage(two / "run", data, parallel__cp=2),
+    ]
+    found = trained(2, stages, two)
+    assert [found[number][0] for number in range(1, 7)] == [512, 512, 1024, 1024, 2048, 2048]
+    assert [attempt.info["from_step"] for attempt in metrics.attempts(two / "run")] == [0, 2, 4]
+    for number, values in expected.items():
+        assert found[number] == pytest.approx(values, rel=1e-5), number
+    assert expected[6][1] < expected[1][1] - 0.02, "it learns, so equality is no accident of a model that stands still"

@@ -1,0 +1,65 @@
+"""Every layout, context parallelism and interleaving included, scores given tokens as one process does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llama31 import mesh
+from tests.parallel.launch import torchrun
+from tests.parallel.scoring import LAYOUTS, PROCESSES, SHAPE, Built
+from tests.test_convert import weights_of, write_hf
+from tests.test_model import logits_of
+
+pytestmark = [pytest.mark.torch, pytest.mark.parallel]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights in Hugging Face format, small enough that losses stay moderate."""
+    weights = {name: 0.15 * tensor for name, tensor in weights_of(SHAPE).items()}
+    return write_hf(tmp_path_factory.mktemp("scoring") / "hf", SHAPE, weights)
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Iterator[tuple[list[int], dict[str, Any]]]:
+    """What one process finds, and the tokens that it would write after every other prompt."""
+    built = Built(str(folder))
+    logits = [logits_of(built.chunks[0], torch.from_numpy(p.tokens)[None])[0, -1] for p in built.prompts()[::2]]
+    hits = [int(row.argmax()) for row in logits]
+    yield hits, built.everything(hits)
+    mesh.close()
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path, alone: tuple[list[int], dict[str, Any]]) -> dict[str, Any]:
+    """What every layout found, in one set of processes."""
+    output = folder.parent / "results.json"
+    torchrun(PROCESSES, "tests.parallel.scoring", str(folder), json.dumps(alone[0]), str(output), timeout_s=240)
+    found: dict[str, Any] = json.loads(output.read_text())
+    for name, result in found.items():
+        assert "error" not in result, f"{name}: {result['error']}"
+    return found
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_scores_equal_those_of_one_process(
+    name: str, results: dict[str, Any], alone: tuple[list[int], dict[str, Any]]
+) -> None:
+    found, expected = results[name], alone[1]
+    for (losses, right), (wanted, also) in zip(found["answers"], expected["answers"], strict=True):
+        assert losses == pytest.approx(wanted, abs=1e-4) and right == also
+    assert found["recall"] == expected["recall"]
+    assert all(found["recall"][::2]) and sum(found["recall"]) < 0.7 * len(found["recall"])
+    assert found["perplexity"].keys() == expected["perplexity"].keys()
+    for key in ("loss", "loss_ci95"):
+        assert found["perplexity"]["total"][key] == pytest.approx(expected["perplexity"]["total"][key], rel=1e-4)
+    bins = [
+        [(one["from"], one["tokens"]) for one in told["perplexity"]["positions"]["a"]] for told in (found, expected)
+    ]
+    assert bins[0] == bins[1]
