@@ -1,12 +1,13 @@
 """Rejection sampling (report, section 4.2.3): K answers per prompt, ranked by the reward model, the best kept.
 
     <folder>/sampling.json      what all answers were drawn with: policy, temperature ...
+    <folder>/prompts.jsonl      the prompts, each once, with their ids
     <folder>/candidates.jsonl   every answer, appended as it comes in: prompt, k, text, finish, tokens, provenance
     <folder>/scores.jsonl       prompt, k, reward, and the fingerprint of the reward model
     <folder>/best.jsonl         dialogs for SFT      <folder>/pairs.jsonl   preferences, best against worst
     <folder>/summary.json       counts and means     <folder>/rewards.png   best of K against the mean
 
-The first two of the .jsonl files only grow, so a run that was killed goes on with what is missing. The others are a
+candidates.jsonl and scores.jsonl only grow, so a run that was killed goes on with what is missing. The others are a
 function of them and are written whole, summary.json last.
 """
 
@@ -32,7 +33,7 @@ from llama31.align.filters import Candidate, Selection
 from llama31.align.prompts import Prompt
 
 CANDIDATES, SCORES, SETTINGS, SUMMARY = "candidates.jsonl", "scores.jsonl", "sampling.json", "summary.json"
-BEST, PAIRS, PICTURE = "best.jsonl", "pairs.jsonl", "rewards.png"
+PROMPTS, BEST, PAIRS, PICTURE = "prompts.jsonl", "best.jsonl", "pairs.jsonl", "rewards.png"
 MOST_REFUSED, JUDGED = 0.5, 20  # share of refused answers, out of at least so many, that ends a run
 Task = tuple[Prompt, int]  # a prompt and which of its K answers
 Scorer = Callable[[Sequence[tuple[Prompt, str]]], Sequence[float | None]]
@@ -124,16 +125,34 @@ def write_whole(path: Path, text: str) -> None:
 # --- drawing ---
 
 
+def check(run: config.Sample, world: int) -> None:
+    """Raises ValueError for what cannot be asked together, before anything is loaded."""
+    if run.sampling.temperature == 0 and run.sampling.answers > 1:
+        raise ValueError(
+            f"sampling.answers={run.sampling.answers}: at sampling.temperature=0 all answers to a prompt are one; "
+            "give sampling.answers=1, or a temperature"
+        )
+    if run.server.urls and world > 1 and run.part != "rank":
+        raise ValueError(
+            f"part={run.part}: servers are asked by one process, and {world} were started; "
+            "give part=draw to one, and then part=rank to all"
+        )
+    if run.part == "rank" and run.reward is None:
+        raise ValueError("part=rank: there is no reward model to rank by; give reward=FOLDER")
+
+
 def seed_of(seed: int, *what: object) -> int:
     """A seed of 31 bits for one request, by what it asks for."""
     text = "/".join(map(str, (seed, *what)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1
 
 
-def settle(folder: Path, policy: Policy, sampling: config.Sampling, further: Mapping[str, Any]) -> None:
-    """State in the folder what its answers are drawn with. Raises ValueError where it holds answers of another kind.
+def settle(
+    folder: Path, policy: Policy, sampling: config.Sampling, further: Mapping[str, Any], prompts: Sequence[Prompt] = ()
+) -> None:
+    """State in the folder what its answers are drawn with, and for what. K may grow, and so may the prompts.
 
-    K may grow and so may the prompts: neither is part of it.
+    Raises ValueError where the folder holds answers of another kind.
     """
     told = {"policy": policy.name, "fingerprint": policy.fingerprint, **further}
     told |= {name: getattr(sampling, name) for name in ("temperature", "top_p", "max_new_tokens", "seed")}
@@ -143,9 +162,11 @@ def settle(folder: Path, policy: Policy, sampling: config.Sampling, further: Map
         other = [f"{key}={before.get(key)}" for key in told if key != "policy" and before.get(key) != told[key]]
         if other:
             raise ValueError(f"folder={folder}: it holds answers drawn with {', '.join(other)}; give another folder")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(told, indent=1) + "\n")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(told, indent=1) + "\n")
+    records = ({**prompt.record, "id": prompt.id} for prompt in prompts)
+    write_whole(folder / PROMPTS, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def missing(prompts: Sequence[Prompt], answers: int, lines: Iterable[Mapping[str, Any]]) -> list[Task]:
@@ -155,17 +176,18 @@ def missing(prompts: Sequence[Prompt], answers: int, lines: Iterable[Mapping[str
 
 
 def draw(
-    folder: Path, prompts: Sequence[Prompt], answers: int, source: Source, said: Callable[[int, int], None]
+    folder: Path, tasks: Sequence[Task], source: Source, said: Callable[[int, int], None], writes: bool = True
 ) -> int:
-    """Draw what is missing and append it as it comes in; returns how many were drawn. `said` hears (done, all).
+    """Draw the tasks and append what comes in; returns how many were drawn. `said` hears (done, all).
 
-    Raises RunError where more than half of the answers are refused: what has come in is safe all the same.
+    Where several processes draw together, all call this with the same tasks and one `writes`. Raises RunError where
+    more than half of the answers are refused: what has come in is safe all the same.
     """
-    with Ledger(folder / CANDIDATES) as ledger:
-        tasks = missing(prompts, answers, read_lines(ledger.path))
+    with Ledger(folder / CANDIDATES) if writes else contextlib.nullcontext() as ledger:
         done = refused = 0
         for lines in source.draw(tasks):
-            ledger.append(lines)
+            if ledger:
+                ledger.append(lines)
             done += len(lines)
             bad = [line for line in lines if "refused" in line]
             refused += len(bad)
@@ -173,7 +195,7 @@ def draw(
             if bad and refused > MOST_REFUSED * done and done >= min(JUDGED, len(tasks)):
                 raise config.RunError(
                     f"{refused} of {done} answers were refused, the last since: {bad[-1]['refused']}. Nothing is lost: "
-                    f"{ledger.path} holds the others; remove its refused lines to try them again"
+                    f"{folder / CANDIDATES} holds the others; remove its refused lines to try them again"
                 )
     return done
 

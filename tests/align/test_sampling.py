@@ -44,7 +44,8 @@ def http(found: Sequence[servers.Server], run: config.Sampling = RUN) -> samplin
 
 
 def drawn(folder: Path, source: sampling.Source, asked: Sequence[Prompt], answers: int = 3) -> int:
-    return sampling.draw(folder, asked, answers, source, lambda done, total: None)
+    tasks = sampling.missing(asked, answers, sampling.read_lines(folder / sampling.CANDIDATES))
+    return sampling.draw(folder, tasks, source, lambda done, total: None)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -229,6 +230,20 @@ def test_a_folder_holds_answers_of_one_kind(tmp_path: Path) -> None:
     sampling.settle(tmp_path, replace(POLICY, name="moved"), replace(RUN, answers=30), {"tokenizer": "t"})
     with pytest.raises(ValueError, match="answers drawn with fingerprint=abc, temperature=0.8; give another folder"):
         sampling.settle(tmp_path, sampling.Policy("x", "other"), replace(RUN, temperature=1), {"tokenizer": "t"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "world", "said"),
+    [
+        ({"sampling": config.Sampling(temperature=0)}, 1, "sampling.answers=10: at sampling.temperature=0"),
+        ({"server": config.Server(urls=["http://x"])}, 2, "part=all: servers are asked by one process, and 2 were"),
+        ({"part": "rank"}, 1, "part=rank: there is no reward model"),
+    ],
+)
+def test_what_cannot_be_asked_together(changes: dict[str, Any], world: int, said: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        sampling.check(config.Sample(**changes), world)
+    assert str(caught.value).startswith(said)
 
 
 # --- ranking ---
