@@ -16,7 +16,14 @@ from typing import Any
 from llama31 import config, layout, schedule, shapes
 
 # One script of slurm/ each, which bears the name of its recipe.
-SCHEMAS: dict[str, type] = {"pretrain": config.Pretrain, "evaluate": config.Evaluate, "convert": config.Convert}
+SCHEMAS: dict[str, type] = {
+    "pretrain": config.Pretrain,
+    "evaluate": config.Evaluate,
+    "convert": config.Convert,
+    "sample": config.Sample,
+    "average": config.Average,
+    "judge": config.Judge,
+}
 SHORT = {"recipe": "submit.recipe", "dry_run": "submit.dry_run"}  # what stands first in every command line
 SCRIPTS = Path(__file__).resolve().parent.parent / "slurm"
 H100_TFLOPS = 989.0  # dense BF16, NVIDIA's figure; a bill needs a price where the cluster states none

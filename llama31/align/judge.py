@@ -170,7 +170,8 @@ def _lead(link: Path, target: Path) -> None:
 def write(run: config.Judge) -> tuple[dict[str, Any], Path]:
     """Judge, write judge.html and then judge.json into the folder, and return the figures and the page.
 
-    Where the config names the model, the link `best` beside the folder leads to it, or to the one before if it loses.
+    Where the config names the model, the link `best` beside the folder leads to it, or to the one before if
+    it loses; `best-answers` leads to its answers.
     """
     from llama31.report import rounds  # the page alone needs it
 
@@ -181,6 +182,8 @@ def write(run: config.Judge) -> tuple[dict[str, Any], Path]:
     sampling.write_whole(folder / PAGE, rounds.html(told, earlier))
     if run.model is not None:
         told["best"] = run.model if better(told) else run.previous_model or run.model
+        kept = run.answers if told["best"] == run.model else str(run.previous)
         _lead(folder.parent / "best", Path(told["best"]))
+        _lead(folder.parent / "best-answers", Path(kept))
     sampling.write_whole(folder / NAME, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     return told, folder / PAGE

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llama31.config.keys import MISSING, key
+from llama31.config.recipes import Job
 from llama31.config.sections import Cluster, Parallel, Precision, Tokenizer
 
 
@@ -161,4 +162,5 @@ class PostTrain:
     judge: Stage = field(default_factory=Stage)
     only: list[str] = key([], "stages to run, such as round-01/sft; empty: all that are not finished")
     submit: bool = key(False, "submit the stages to Slurm as dependent jobs instead of running them here")
+    job: Job = field(default_factory=Job)
     dry_run: bool = key(False, "print every command of every round, and run none")
