@@ -60,19 +60,24 @@ class Forward:
         self.chunks, self.grid = chunks, grid
         self.called: list[Any] = list(chunks)  # the chunks as the schedule calls them; ZeRO-3 wraps them
 
-    @torch.no_grad()
     def mean_loss(self, batches: Sequence[MicroBatch], objective: Objective = next_token) -> tuple[float, int]:
-        """Token-weighted mean loss and the tokens that counted, over all ranks, without gradients.
+        """Token-weighted mean loss and the tokens that counted, over all ranks, without gradients."""
+        means, tokens = self.means(batches, objective)
+        return means[0], tokens
+
+    @torch.no_grad()
+    def means(self, batches: Sequence[MicroBatch], objective: Objective) -> tuple[list[float], int]:
+        """The loss, then the objective's measures, each a mean over the tokens (pairs) that counted, and their number.
 
         Every rank of a data-parallel replica gets the same micro-batches, every replica equally many.
         """
         tokens = self.count(batches)
         for chunk in self.chunks:
             chunk.eval()
-        loss = self.run([batch.scaled(1.0 / max(tokens, 1)) for batch in batches], objective, forward_only=True)
+        told = self.run([batch.scaled(1.0 / max(tokens, 1)) for batch in batches], objective, forward_only=True)
         for chunk in self.chunks:
             chunk.train()
-        return self.agree(loss)[0], tokens
+        return self.agree(told), tokens
 
     def count(self, batches: Sequence[MicroBatch]) -> int:
         """Tokens (pairs) that count in these micro-batches, over data-parallel replicas."""

@@ -35,10 +35,18 @@ class Heldout(Protocol):
 def heldout_losses(
     forward: Forward, heldout: Heldout, grid: Grid, micro_batch: int, objective: Objective = next_token
 ) -> dict[str, tuple[float, int]]:
-    """Mean loss per token (pair) and the tokens that counted, of each source that has any; equal on all ranks.
+    """Mean loss per token (pair) and the tokens that counted, of each source that has any; see `heldout_means`."""
+    found = heldout_means(forward, heldout, grid, micro_batch, objective)
+    return {name: (means[0], tokens) for name, (means, tokens) in found.items()}
 
-    The loss is weighted by tokens over rows and replicas, so it depends neither on the layout nor on `micro_batch`.
-    Replicas need equally many micro-batches: what is missing is padding, which weighs nothing.
+
+def heldout_means(
+    forward: Forward, heldout: Heldout, grid: Grid, micro_batch: int, objective: Objective
+) -> dict[str, tuple[list[float], int]]:
+    """The mean loss and the objective's measures of each source that has any, and the tokens (pairs) that counted.
+
+    Equal on all ranks. Means are weighted by tokens over rows and replicas, so they depend neither on the layout nor on
+    `micro_batch`. Replicas need equally many micro-batches: what is missing is padding, which weighs nothing.
     Collective.
     """
     found = {}
@@ -46,8 +54,15 @@ def heldout_losses(
         if heldout.count(name):
             indices = rows_of_replica(heldout.count(name), forward.chunks, grid, micro_batch)
             parts = [MicroBatch.from_rows(heldout.rows(name, rows), grid.device) for rows in indices]
-            found[name] = forward.mean_loss(parts, objective)
+            found[name] = forward.means(parts, objective)
     return found
+
+
+def over_sources(found: dict[str, tuple[list[float], int]]) -> list[float]:
+    """Means over all tokens (pairs) of `heldout_means`; [0] where nothing is held out."""
+    tokens = max(1, sum(count for _, count in found.values()))
+    columns = zip(*([mean * count for mean in means] for means, count in found.values()))
+    return [sum(column) / tokens for column in columns] or [0.0]
 
 
 @dataclass(frozen=True)
@@ -157,10 +172,10 @@ def sequence_length(given: int | None, schedule: dict[str, Any], model: config.M
     return given or min(last.get("sequence_length", DEFAULT_LENGTH), model.max_positions)
 
 
-def check_layout(model: config.Model, parallel: config.Parallel) -> None:
+def check_layout(model: config.Model, parallel: config.Parallel, head: str = "tokens") -> None:
     """Raises ConfigError where the checkpoint's model does not split over the layout and the processes started."""
     found = layout.problems(model, parallel, [], int(os.environ.get("WORLD_SIZE", "1")))
-    if model.head != "tokens":
+    if model.head != head:
         found.append(config.Issue("checkpoint", model.head, "its head predicts no tokens", "give a language model"))
     if found:
         raise config.ConfigError(found)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llama31 import config, runs, tokenizer
+from llama31 import config, reference, runs, tokenizer
 from llama31.align import chat, feed, preferences, store
 from llama31.align.rows import Packed
 from llama31.data import batches
@@ -107,13 +107,15 @@ def dialogs(run: config.Sft) -> feed.Feed:
 def rewarded(run: config.Reward, strengths: Sequence[str] | None = None) -> feed.Feed:
     """Preferences for a reward model, of the config's strengths unless others are given. Collective."""
     maker = feed.Rewarded(run.layout, tuple(strengths or run.data.strengths))
-    return _feed(run, run.data, _preferences(run, run.data), maker)
+    return _feed(run, run.data, _preferences(run, run.data), maker, quiet=strengths is not None)
 
 
-def preferred(run: config.Dpo) -> feed.Feed:
-    """Preferences for DPO, without the reference's log-probabilities. Collective."""
+def preferred(run: config.Dpo, grid: Grid) -> feed.Feed:
+    """Preferences for DPO, with the reference's log-probabilities. Collective."""
     maker = feed.Preferred(run.nll, run.nll_mean, run.masked, tuple(run.data.strengths))
-    return _feed(run, run.data, _preferences(run, run.data), maker)
+    found = _feed(run, run.data, _preferences(run, run.data), maker)
+    reference.attach(found, run, grid)
+    return found
 
 
 def _preferences(run: config.Training, data: config.Preferences) -> dict[str, store.Store]:
@@ -150,10 +152,14 @@ def _stores(
 
 
 def _feed(
-    run: config.Training, data: config.Dialogs | config.Preferences, stores: dict[str, store.Store], maker: feed.Maker
+    run: config.Training,
+    data: config.Dialogs | config.Preferences,
+    stores: dict[str, store.Store],
+    maker: feed.Maker,
+    quiet: bool = False,
 ) -> feed.Feed:
     epochs = {name: source.epochs for name, source in data.sources.items()}
     made = feed.Feed(stores, epochs, maker, run.schedule, data.seed, data.prefetch)
-    if rank_of(None) == 0:
+    if rank_of(None) == 0 and not quiet:
         print(f"data: {made.summary()}", flush=True)
     return made

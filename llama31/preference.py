@@ -79,12 +79,13 @@ class Dpo:
     """Mean over pairs of -log sigmoid(beta x difference of log-ratios), plus the batch's weighted cross entropy.
 
     A response's log-ratio is that of policy and reference, summed over the positions that `compared` names; divided by
-    their number where `length_normalised`. Weights are relative to the pairs of the whole batch (`rows.py`).
+    their number where `length_normalised`. Weights are relative to the pairs of the whole batch (`rows.py`). Told are
+    beta x the log-ratios as rewards of the chosen and of the rejected, and the weighted cross entropy (`nll`).
     """
 
     beta: float = 0.1
     length_normalised: bool = False
-    measures: ClassVar[tuple[str, ...]] = ("accuracy", "margin", "nll")
+    measures: ClassVar[tuple[str, ...]] = ("accuracy", "margin", "chosen", "rejected", "nll")
 
     def __call__(self, chunk: Any, batch: MicroBatch, grid: Grid) -> tuple[Any, LossFunction]:
         def loss(losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,11 +93,12 @@ class Dpo:
             ratios = responses(-losses, compared, grid) - compared.reference
             if self.length_normalised:
                 ratios = ratios / lengths(compared)
-            better, worse = ratios[compared.pairs].unbind(1)
-            margin = self.beta * (better - worse)
+            better, worse = (self.beta * ratios)[compared.pairs].unbind(1)
+            margin = better - worse
             term = -F.logsigmoid(margin).sum() * batch.scale
             likelihood = (losses * take_chunks(batch.weights, grid.cp, grid.cp_rank, 1)).sum()
-            shared = torch.stack([term, (margin > 0).sum() * batch.scale, margin.sum() * batch.scale]) / grid.cp
+            counts = torch.stack([(margin > 0).sum(), margin.sum(), better.sum(), worse.sum()])
+            shared = torch.cat([term[None], counts * batch.scale]) / grid.cp
             told = torch.cat([shared[:1] + likelihood, shared[1:], likelihood[None]])
             return term + likelihood, NOTHING, told.detach()
 

@@ -16,14 +16,9 @@ from typing import Any
 from llama31 import config, layout, schedule, shapes
 
 # One script of slurm/ each, which bears the name of its recipe.
-SCHEMAS: dict[str, type] = {
-    "pretrain": config.Pretrain,
-    "evaluate": config.Evaluate,
-    "convert": config.Convert,
-    "sample": config.Sample,
-    "average": config.Average,
-    "judge": config.Judge,
-}
+SCHEMAS: dict[str, type] = {"pretrain": config.Pretrain, "evaluate": config.Evaluate, "convert": config.Convert}
+SCHEMAS |= {"sft": config.Sft, "reward": config.Reward, "dpo": config.Dpo}
+SCHEMAS |= {"sample": config.Sample, "average": config.Average, "judge": config.Judge}
 SHORT = {"recipe": "submit.recipe", "dry_run": "submit.dry_run"}  # what stands first in every command line
 SCRIPTS = Path(__file__).resolve().parent.parent / "slurm"
 H100_TFLOPS = 989.0  # dense BF16, NVIDIA's figure; a bill needs a price where the cluster states none
@@ -157,13 +152,13 @@ def submit(step: Step, command: Sequence[str]) -> str:
 # --- bills ---
 
 
-def bill(run: config.Pretrain, processes: int, mfu: float) -> str:
+def bill(run: config.Training, processes: int, mfu: float) -> str:
     """What the rest of a schedule costs on `processes` GPUs, from where the layout of `run` takes over."""
     tokens, flops = work(run)
     return price(processes, tokens, flops, mfu, run.cluster.peak_tflops or H100_TFLOPS)
 
 
-def work(run: config.Pretrain) -> tuple[int, float]:
+def work(run: config.Training) -> tuple[int, float]:
     """Tokens and FLOPs of the steps from `parallel.from_tokens` to the end, or to `stop_after_steps`."""
     first, end = schedule.step_at(run.schedule, run.parallel.from_tokens), schedule.total_steps(run.schedule)
     if run.stop_after_steps is not None:

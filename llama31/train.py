@@ -7,10 +7,9 @@ import dataclasses
 import gc
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 
@@ -22,6 +21,7 @@ from llama31 import (
     metrics,
     model,
     plots,
+    profiler,
     runs,
     schedule,
     shards,
@@ -50,10 +50,16 @@ class TrainingStopped(config.RunError):
     """Training cannot go on; what was saved before stands."""
 
 
-def fit(run: config.Training, objective: Objective = next_token, data: Open | None = None) -> Path | None:
+def fit(
+    run: config.Training,
+    objective: Objective = next_token,
+    data: Open | None = None,
+    finish: Callable[[Run], None] | None = None,
+) -> Path | None:
     """Train `run` from where it stands to its end, or to a request to stop; return its last checkpoint.
 
-    `data` opens what it trains on; by default the packed text of a `config.Pretrain`.
+    `data` opens what it trains on, by default the packed text of a `config.Pretrain`; `finish` is called on all ranks
+    after the last step, with the model as it is then.
     Raises ValueError for what is wrong with the config, the data or a checkpoint, and RunError where training cannot go
     on: loss or gradients that stay not finite, a disk that stays full, a newer attempt of the same run.
     """
@@ -88,6 +94,8 @@ def fit(run: config.Training, objective: Objective = next_token, data: Open | No
                 attempt.stopped = control.reason
             phases.pop()
         this.refuse_shut_gates()
+        if finish is not None and this.step >= this.last_step:
+            finish(this)
     return this.saved or this.start.weights
 
 
@@ -161,7 +169,7 @@ class Run:
             self.feed = opened.enter_context(
                 Prefetcher(self._micro_batches, self.step, self.last_step, self.data.prefetch)
             )
-            self._profiled = opened.enter_context(_profiler(run.profile, Path(run.folder), self.grid))
+            self._profiled = opened.enter_context(profiler.profiled(run.profile, Path(run.folder), self.grid))
             parts.push(opened.pop_all())
         self.gates.begin(self.engine.forward, self.step)
         gc.collect()
@@ -175,7 +183,8 @@ class Run:
             if error is None:
                 self._saves(wait=True)
         if error is None and self.main and self.step > self.start.step:
-            print(f"loss curve: {plots.draw_loss_curve(self.config.folder, self.config.model.vocab_size)}", flush=True)
+            words = None if hasattr(self.objective, "measures") else self.config.model.vocab_size  # of the ln(V) line
+            print(f"loss curve: {plots.draw_loss_curve(self.config.folder, words)}", flush=True)
 
     @property
     def step(self) -> int:
@@ -307,15 +316,15 @@ class Run:
             return
         with self.phases("validation"):
             begin = time.perf_counter()
-            losses = evaluate.heldout_losses(self.engine.forward, heldout, self.grid, size, self.objective)
-        tokens = sum(count for _, count in losses.values())
-        self.validation_loss = sum(loss * count for loss, count in losses.values()) / max(tokens, 1)
+            found = evaluate.heldout_means(self.engine.forward, heldout, self.grid, size, self.objective)
+        self.validation_loss, *others = evaluate.over_sources(found)
         self.record.write(
             "validation",
             step=self.step,
             tokens=self.tokens,
             loss=self.validation_loss,
-            losses={name: loss for name, (loss, _) in losses.items()},
+            losses={name: means[0] for name, (means, _) in found.items()},
+            **dict(zip(getattr(self.objective, "measures", ()), others)),
             validation_s=round(time.perf_counter() - begin, 3),
         )
 
@@ -416,27 +425,6 @@ def _engine(run: config.Training, grid: Grid, start: runs.Start) -> Engine:
         state.load_optimizer(start.weights, engine, start.updates)
         checkpoint.load_random(start.weights)
     return engine
-
-
-@contextlib.contextmanager
-def _profiler(profile: config.Profile, folder: Path, grid: Grid) -> Iterator[Any]:
-    """A function to call after each step; it profiles the chosen ones into the folder `profile` of the run."""
-    if profile.first_step is None:
-        yield lambda: None
-        return
-    target = folder / "profile"
-    if profile.memory and grid.device.type == "cuda":
-        torch.cuda.memory._record_memory_history()
-
-    def write(trace: Any) -> None:
-        target.mkdir(parents=True, exist_ok=True)
-        trace.export_chrome_trace(str(target / f"rank-{grid.rank}.json"))
-        if profile.memory and grid.device.type == "cuda":
-            torch.cuda.memory._dump_snapshot(str(target / f"memory-rank-{grid.rank}.pickle"))
-
-    plan = torch.profiler.schedule(skip_first=profile.first_step, wait=0, warmup=0, active=profile.steps, repeat=1)
-    with torch.profiler.profile(schedule=plan, on_trace_ready=write, profile_memory=profile.memory) as profiler:
-        yield profiler.step
 
 
 def _device_name(device: torch.device) -> str | None:

@@ -24,7 +24,9 @@ TORCH_FREE += (
     "tasks",
     "haystack",
     "scorecard",
-    "align",
+    "align.chat",
+    "align.feed",
+    "align.calibration",
 )
 # When an API moves, one file changes. A folder owns for the files in it.
 OWNERS = {

@@ -16,8 +16,13 @@ BILL = re.compile(r"^# bill: --nodes=(\d+) (.*)\n#\s+(.*)$", re.MULTILINE)
 SCRIPTS = {name: (slurm.SCRIPTS / f"{name}.sh").read_text() for name in slurm.SCHEMAS}
 
 
+def trained(recipe: str, *overrides: str) -> Any:
+    words = [] if recipe == "pretrain" else ["data.sources.x.input=x.jsonl", "init_from=x"]
+    return command.compose(slurm.SCHEMAS[recipe], recipe, ["name=x", "tokenizer=demo", *words, *overrides])
+
+
 def pretrain(*overrides: str) -> config.Pretrain:
-    return command.compose(config.Pretrain, "pretrain", ["name=x", "data=demo", "tokenizer=demo", *overrides])
+    return trained("pretrain", "data=demo", *overrides)
 
 
 # --- scripts ---
@@ -25,8 +30,8 @@ def pretrain(*overrides: str) -> config.Pretrain:
 
 def expected_bill(recipe: str, nodes: int, overrides: list[str], mfu: float) -> str:
     """What the comment of a script has to say, computed from the config that it names."""
-    if recipe == "pretrain":
-        run = pretrain(*overrides)
+    if issubclass(slurm.SCHEMAS[recipe], config.Training):
+        run = trained(recipe, *(["data=demo"] if recipe == "pretrain" else []), *overrides)
         return slurm.bill(run, nodes * (run.cluster.processes_per_node or 1), mfu)
     model = pretrain(overrides[0], "schedule=8b").model
     if recipe == "convert":
@@ -45,12 +50,14 @@ def test_bills_are_those_of_the_code(recipe: str) -> None:
         assert said == expected_bill(recipe, int(nodes), overrides.split(), int(share[1]) / 100 if share else 1)
 
 
-def test_layouts_of_the_bills_are_possible() -> None:
-    for nodes, overrides, _ in BILL.findall(SCRIPTS["pretrain"]):
-        run = pretrain(*overrides.split())
+@pytest.mark.parametrize("recipe", [name for name in slurm.SCHEMAS if issubclass(slurm.SCHEMAS[name], config.Training)])
+def test_layouts_of_the_bills_are_possible(recipe: str) -> None:
+    own = ["data=demo"] if recipe == "pretrain" else ["data.sources.x.input=x.jsonl", "init_from=x"]
+    for nodes, overrides, _ in BILL.findall(SCRIPTS[recipe]):
+        run = trained(recipe, *own, *overrides.split())
         assert slurm.world_size(run, Job(nodes=int(nodes))) == 8 * int(nodes)
-        given = ["submit.recipe=pretrain", "name=x", "data=demo", "tokenizer=demo", *overrides.split()]
-        (step,) = slurm.steps(Job(recipe="pretrain", nodes=int(nodes)), slurm.split(given)[1])
+        given = [f"submit.recipe={recipe}", "name=x", "tokenizer=demo", *own, *overrides.split()]
+        (step,) = slurm.steps(Job(recipe=recipe, nodes=int(nodes)), slurm.split(given)[1])
         assert step.run == run
 
 

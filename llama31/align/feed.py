@@ -172,7 +172,9 @@ class Feed:
         self.plan = plan.Plan(kept, epochs, wanted.sequence_length, seed)
         self._held = held
         self.reference: NDArray[np.float32] | None = None  # [examples, 2], by number
+        self.reference_key = ""  # of what those are the log-probabilities
         self._skipped: list[tuple[int, int]] = []
+        self.examples = int(self.plan.firsts[-1])
         self.vocab_size = max((int(store.told["vocab_size"]) for store in self.stores), default=0)
         self.tokenizer_fingerprint = str(self.stores[0].told["tokenizer"])
         self.fingerprints = {name: stores[name].fingerprint for name in self.names}
@@ -195,7 +197,8 @@ class Feed:
         """Keys of the config on which it depends what stands in which row."""
         epochs = {f"data.sources.{name}.epochs": self._epochs[name] for name in self.names}
         length = self.schedule.sequence_length
-        return {"data.seed": self.seed, "schedule.sequence_length": length, **epochs, **self.maker.order()}
+        told = {"data.seed": self.seed, "schedule.sequence_length": length, **epochs, **self.maker.order()}
+        return told | ({"init_from (its weights)": self.reference_key} if self.reference_key else {})
 
     def check(self, model: config.Model, tokenizer_fingerprint: str) -> None:
         """ValueError where the data hold ids that the model has no embedding for."""
@@ -247,9 +250,22 @@ class Feed:
 
     def everything(self, length: int) -> list[Ints]:
         """Numbers of the examples of each row, such that all examples that fit stand in one, held-out ones too."""
-        held = np.concatenate([self._held[name] for name in self.names])
-        fits = np.nonzero((held > 0) & (held <= length))[0]
-        return [*self.plan.once(), *(fits[row] for row in plan.best_fit(held[fits], length))]
+        return [*self.plan.once(), *self.held(length)]
+
+    def held(self, length: int) -> list[Ints]:
+        """The same of held-out examples alone."""
+        lengths = np.concatenate([self._held[name] for name in self.names])
+        fits = np.nonzero((lengths > 0) & (lengths <= length))[0]
+        return [fits[row] for row in plan.best_fit(lengths[fits], length)]
+
+    def kinds(self, examples: Ints) -> Ints:
+        """Kind of every pair of these examples (`preferences.kind_name`), in the order in which rows hold them."""
+        places = np.searchsorted(self.plan.firsts, examples, side="right") - 1
+        found = [
+            _pairs(self.stores[place], int(number - self.plan.firsts[place]))[:, 2]
+            for place, number in zip(places, examples)
+        ]
+        return np.concatenate([*found, np.zeros(0, np.int64)])
 
     def alone(self, chosen: Sequence[Ints], length: int) -> Packed:
         """Rows of the examples with these numbers; an empty row is padding."""

@@ -142,6 +142,15 @@ def reward(prompt: Ints, answers: Sequence[Response], pairs: Ints, order: Ints, 
     )
 
 
+def whole(tokens: Ints) -> Piece:
+    """A dialog of n places whose reward is read at its last token."""
+    size = len(tokens)
+    of_token, zeros = np.full(size, -1, np.int64), np.zeros(size, np.int64)
+    of_token[-1] = 0
+    where, document = np.arange(size), np.array([[0, size, 0, 0]])
+    return Piece(tokens, zeros, zeros.astype(np.float32), document, where, of_token, 1)
+
+
 def pack(rows: Sequence[Sequence[Piece]], length: int, compares: bool) -> Packed:
     """Rows of `length` places, each of whole pieces; what is left is padding, a document of its own."""
     shape = (len(rows), length)
