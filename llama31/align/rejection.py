@@ -122,8 +122,7 @@ def rank(session: Session) -> None:
     gc.collect()  # the policy is done
     grid = mesh.create(run.parallel, run.cluster.timeout_s)
     dist.barrier()  # all answers are in the file
-    beside = config.Tokenizer(kind="huggingface", path="")
-    judge = score.Judge(run.reward, beside, run.parallel, run.precision, grid)
+    judge = score.Judge(run.reward, run.parallel, run.precision, grid)
     model = sampling.Policy(str(judge.folder), sampling.fingerprint(judge.folder))
     found = sampling.candidates(folder, session.prompts, run.sampling.answers)
     known = sampling.rewards(folder, model.fingerprint)

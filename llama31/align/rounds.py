@@ -1,6 +1,6 @@
 """Rounds of post-training (report, section 4.1): commands in their order, and which of them are done.
 
-    <folder>/round-01/reward  sample  sft  dpo  answers  judge  best   (`best` leads to the model that the judge prefers)
+    <folder>/round-01/reward  sample  sft  dpo  answers  judge  best      best leads to the model that the judge prefers
 
 Reward models and, in the report, SFT begin with the pre-trained model in every round; what a round hands to the next is
 the model that answers (`best`). A stage with variants trains each in STAGE-VARIANT and averages them to STAGE. A stage
