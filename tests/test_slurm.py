@@ -33,8 +33,10 @@ def expected_bill(recipe: str, nodes: int, overrides: list[str], mfu: float) -> 
     if issubclass(slurm.SCHEMAS[recipe], config.Training):
         run = trained(recipe, *(["data=demo"] if recipe == "pretrain" else []), *overrides)
         return slurm.bill(run, nodes * (run.cluster.processes_per_node or 1), mfu)
+    if recipe == "judge":
+        return "0 GPUs"
     model = pretrain(overrides[0], "schedule=8b").model
-    if recipe == "convert":
+    if recipe in ("convert", "average"):
         return slurm.conversion_price(model, mb_per_s=200)
     tokens = int(overrides[1].removeprefix("tokens="))
     forward = shapes.flops_per_token(model, 8192) / 3

@@ -259,7 +259,7 @@ class Job:
     recipe: str | None = key(
         None,
         "recipe to run; the other arguments are its own",
-        choices=("pretrain", "sft", "reward", "dpo", "evaluate", "convert"),
+        choices=("pretrain", "sft", "reward", "dpo", "evaluate", "convert", "sample", "average", "judge"),
     )
     chain: list[str] = key([], "instead: recipes as dependent jobs; RECIPE:KEY=VALUE reaches a later one")
     nodes: int | None = key(None, "nodes; null: as many as the layout asks for", low=1)
