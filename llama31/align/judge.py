@@ -180,9 +180,9 @@ def write(run: config.Judge) -> tuple[dict[str, Any], Path]:
     folder.mkdir(parents=True, exist_ok=True)
     earlier = [json.loads(Path(path).read_text(encoding="utf-8")) for path in run.earlier if Path(path).is_file()]
     sampling.write_whole(folder / PAGE, rounds.html(told, earlier))
-    if run.model is not None:
-        told["best"] = run.model if better(told) else run.previous_model or run.model
-        kept = run.answers if told["best"] == run.model else str(run.previous)
+    if run.candidate is not None:
+        told["best"] = run.candidate if better(told) else run.incumbent or run.candidate
+        kept = run.answers if told["best"] == run.candidate else str(run.previous)
         _lead(folder.parent / "best", Path(told["best"]))
         _lead(folder.parent / "best-answers", Path(kept))
     sampling.write_whole(folder / NAME, json.dumps(told, indent=1, ensure_ascii=False) + "\n")

@@ -109,7 +109,7 @@ class _Round:
         earlier = [str(here.parent / f"round-{k:02d}" / "judge" / judge.NAME) for k in range(1, self.number)]
         arguments = (
             f"folder={here / 'judge'}", f"title={run.name}, round {self.number}", f"answers={here / 'answers'}",
-            f"previous={self.previous}", f"model={here / 'dpo'}", f"previous_model={self.policy}",
+            f"previous={self.previous}", f"candidate={here / 'dpo'}", f"incumbent={self.policy}",
             f"runs={_listed(runs)}", f"earlier={_listed(earlier)}",
         )  # fmt: skip
         after = (self._of("answers"), self._of("previous"))
@@ -183,8 +183,8 @@ def _finished(folder: Path) -> Callable[[], bool]:
 
 def _ranked(folder: Path, reward: Path) -> Callable[[], bool]:
     def done() -> bool:
-        name = _told(folder / sampling.SUMMARY).get("reward_model", {}).get("name")
-        return bool(name) and Path(name).resolve().is_relative_to(reward.resolve())
+        names = _told(folder / sampling.SUMMARY).get("ranked_by", [])
+        return any(Path(name).resolve().is_relative_to(reward.resolve()) for name in names)
 
     return done
 
@@ -238,8 +238,15 @@ def compose(stage: Stage, job: config.Job | None = None) -> Any:
     return config.load(SCHEMAS[stage.recipe], stage.recipe, arguments, processes)
 
 
-def execute(run: config.PostTrain, found: Sequence[Stage], say: Callable[[str], None]) -> None:
-    """Run what is not done, one after the other. Raises RunError where a command fails."""
+def launch(stage: Stage) -> int:
+    """Run a stage in processes of its own, on this machine; its exit status."""
+    return subprocess.run(stage.command(), check=False).returncode
+
+
+def execute(
+    run: config.PostTrain, found: Sequence[Stage], say: Callable[[str], None], start: Callable[[Stage], int] = launch
+) -> None:
+    """Run what is not done, one after the other, by `start`. Raises RunError where a command fails."""
     for stage in found:
         if state(run, stage):
             say(f"# {stage.name}: done")
@@ -247,7 +254,7 @@ def execute(run: config.PostTrain, found: Sequence[Stage], say: Callable[[str], 
         say(f"# {stage.name}\n{shlex.join(stage.words())}")
         note(run, stage)
         begin = time.monotonic()
-        code = subprocess.run(stage.command(), check=False).returncode
+        code = start(stage)
         if code or not stage.done():
             why = f"ended with {code}" if code else "ended before it was done"
             raise config.RunError(

@@ -307,6 +307,9 @@ def publish(
     refused = sum("refused" in line for line in read_lines(folder / CANDIDATES))
     told = {**further, **_summary(kept, found, known), "refused": refused, "pairs": len(pairs)}
     told["reward_model"] = asdict(model)
+    path = folder / SUMMARY
+    before = json.loads(path.read_text(encoding="utf-8"))["ranked_by"] if path.is_file() else []
+    told["ranked_by"] = [*(name for name in before if name != model.name), model.name]
     write_whole(folder / SUMMARY, json.dumps(told, indent=1) + "\n")
     return told
 

@@ -110,8 +110,8 @@ class Judge:
     earlier: list[str] = key([], "judge.json of earlier rounds, oldest first, for the curves over rounds")
     runs: list[str] = key([], "run folders of this round whose held-out accuracy and loss are shown")
     examples: int = key(20, "prompts shown with both answers", low=0)
-    model: str | None = key(None, "run folder of the model: `best` beside the folder leads to it, unless it loses")
-    previous_model: str | None = key(None, "run folder of the model before: `best` leads there if the model loses")
+    candidate: str | None = key(None, "run folder of the model: `best` beside the folder leads to it, unless it loses")
+    incumbent: str | None = key(None, "run folder of the model before: `best` leads there if the model loses")
 
 
 @dataclass

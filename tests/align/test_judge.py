@@ -106,7 +106,7 @@ def test_the_best_model_feeds_the_next_round(rewards: list[float], best: str, tm
         path.mkdir(parents=True)
     run = config.Judge(
         folder=str(tmp_path / "round-02" / "judge"), answers=str(tmp_path / "mine"),
-        previous=str(tmp_path / "others"), model=str(models["dpo"]), previous_model=str(models["before"]),
+        previous=str(tmp_path / "others"), candidate=str(models["dpo"]), incumbent=str(models["before"]),
     )  # fmt: skip
     for _ in range(2):
         told, _ = judge.write(run)
