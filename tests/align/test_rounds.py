@@ -135,8 +135,9 @@ class Pretender:
         key = "target" if stage.recipe == "average" else "folder"
         folder = Path(argument(stage, key))
         folder.mkdir(parents=True, exist_ok=True)
+        ranked = {"ranked_by": self.ranked(stage, folder)} if stage.recipe == "sample" else {}
         told: dict[str, tuple[str, Any]] = {
-            "sample": ("summary.json", {"ranked_by": self.ranked(stage, folder)}),
+            "sample": ("summary.json", ranked),
             "judge": ("judge.json", {}),
             "average": ("checkpoints/step-1/checkpoint.json", {}),
         }
