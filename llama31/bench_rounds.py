@@ -152,11 +152,13 @@ def schedule(tokens: int, peak_lr: float, length: int = 128, batch: int = 2048) 
     return [f"schedule.{key}={value}" for key, value in numbers.items()]
 
 
+DRAWN = ["sampling.max_new_tokens=40", "sampling.batch=128", "precision=fp32", "parallel.micro_batch=16"]
+JUDGED = ["sampling.answers=4", "sampling.temperature=1", "sampling.max_new_tokens=40"]
 COMMON = ["model=mini", "tokenizer=mini", "precision=fp32", "preflight.enabled=false", "log.progress=false"]
 
 
-def commands(folder: Path, scale: Scale) -> list[tuple[str, list[str], int]]:
-    """(recipe, arguments, processes) of all that comes before the rounds, and of the rounds."""
+def before(folder: Path, scale: Scale) -> list[tuple[str, list[str], int]]:
+    """(recipe, arguments, processes) of what comes before the rounds: tokenizer, pre-training, the first policy."""
     own = ["--config-dir", str(folder / "conf")]
     base, seed = folder / "base", folder / "seed"
     text = [f"data.folder={folder / 'packed'}", f"data.sources.texts.input={folder / 'texts.jsonl'}"]
@@ -168,22 +170,27 @@ def commands(folder: Path, scale: Scale) -> list[tuple[str, list[str], int]]:
         ("pack", [*own, "tokenizer=mini", *text, "data.workers=1"], 1),
         ("pretrain", [*own, *pretrain, *text], scale.processes),
         ("sft", [*own, *sft], scale.processes),
-        ("post_train", post_train(folder, scale), 1),
     ]
+
+
+def after_sft(folder: Path, scale: Scale) -> list[str]:
+    """Arguments of recipes.sample: answers of the first round after its SFT, asked as the judge asks."""
+    policy = folder / "rounds" / "round-01" / "sft"
+    paths = [f"folder={folder / 'after-sft'}", f"prompts={folder / 'judge.jsonl'}", f"policy={policy}", "part=draw"]
+    return [*paths, *DRAWN, *JUDGED]
 
 
 def post_train(folder: Path, scale: Scale) -> list[str]:
     """Arguments of recipes.post_train."""
     micro = ["parallel.micro_batch=8"]
     held = ["data.heldout_fraction=0.15", "validation.tokens=8192"]
-    draw = [f"sampling.answers={scale.answers}", "sampling.max_new_tokens=40", "sampling.batch=128", "precision=fp32"]
-    draw += ["parallel.micro_batch=16"]
+    draw = [f"sampling.answers={scale.answers}", *DRAWN]
     sets = {
         "reward": [*COMMON, *micro, *held, *schedule(scale.reward_tokens, 1e-3, 256)],
         "sample": draw,
         "sft": [*COMMON, *micro, *schedule(scale.sft_tokens, 1e-3)],
         "dpo": [*COMMON, *micro, *held, *schedule(scale.dpo_tokens, 3e-4, 256)],
-        "judge": ["sampling.answers=4", "sampling.temperature=1", "sampling.max_new_tokens=40"],
+        "judge": JUDGED,
     }
     lists = [f"{stage}.set=[{','.join(json.dumps(text) for text in given)}]" for stage, given in sets.items()]
     lists += [f"{stage}.processes={scale.processes}" for stage in ("reward", "sft", "dpo", "sample")]
@@ -220,16 +227,19 @@ def best(folder: Path) -> list[tuple[str, str]]:
 
 
 def gains(folder: Path, number: int = 1) -> dict[str, float]:
-    """Held-out scores by stage of one round, those before it first. `folder` is that of the rounds."""
-    here, before = folder / f"round-{number:02d}", folder / f"round-{number - 1:02d}"
+    """Held-out scores by stage of one round, in order. `folder` is that of the task."""
+    rounds = folder / "rounds"
+    here, earlier = rounds / f"round-{number:02d}", rounds / f"round-{number - 1:02d}"
     told = json.loads((here / "judge" / judge.NAME).read_text(encoding="utf-8"))
-    previous = before / ("answers" if number == 1 else "best-answers")
+    previous = earlier / ("answers" if number == 1 else "best-answers")
     calibration = json.loads((here / "reward" / "calibration.json").read_text(encoding="utf-8"))
+    between = {"judge: wanted form, after SFT": wanted(drawn(folder / "after-sft"))} if number == 1 else {}
     return {
         "reward model: held-out accuracy": calibration["all"]["accuracy"],
         "sampling: wanted form, all answers": wanted(drawn(here / "sample")),
         "sampling: wanted form, best answers": wanted(best(here / "sample")),
         "judge: wanted form, policy before": wanted(drawn(previous)),
+        **between,
         "judge: wanted form, after DPO": wanted(drawn(here / "answers")),
         "judge: win rate against before": told["win_rate"]["score"],
     }

@@ -102,14 +102,19 @@ def refusals(found: Mapping[str, Answered]) -> dict[str, Score]:
 
 
 def heldout(folder: Path) -> dict[str, float]:
-    """The newest held-out figures of a training run (loss, accuracy ...); none where it has not validated."""
+    """The newest held-out figures of a training run: loss and, of pairs, accuracy; none where it has not validated."""
     lines = [line for line in metrics.read(folder) if line["kind"] == "validation"]
     known = lines[-1] if lines else {}
-    return {
+    found = {
         name: float(value)
         for name, value in known.items()
         if isinstance(value, int | float) and name not in ("step", "tokens", "time_s", "validation_s", "attempt")
     }
+    calibration = folder / "calibration.json"  # of reward models
+    if calibration.is_file():
+        pairs = json.loads(calibration.read_text(encoding="utf-8")).get("all", {})
+        found |= {name: pairs[name] for name in ("accuracy", "accuracy_ci95", "calibration_error") if name in pairs}
+    return found
 
 
 def judge(run: config.Judge) -> dict[str, Any]:
