@@ -22,6 +22,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(output.read_text())
 
 
+def test_groups_are_shared(results: dict[str, Any]) -> None:
+    assert results["threads"] < 40 * len(aligning.LAYOUTS), "each mesh leaves its threads of gloo behind"
+
+
 @functools.lru_cache
 def alone(name: str, tied: bool) -> dict[str, Any]:
     found = aligning.alone(name, tied)
