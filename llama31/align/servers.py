@@ -313,7 +313,7 @@ class Pool:
         Raises RunError when no server is left, after everything that was under way has been given back.
         """
         waiting, under_way = iter(requests), set[Future[tuple[Any, list[Answer] | Refused, Facts]]]()
-        executor, more = ThreadPoolExecutor(self._room), True
+        executor, more, ended = ThreadPoolExecutor(self._room), True, False
         try:
             while more or under_way:
                 while more and len(under_way) < self._room and len(self._dead) < len(self.servers):
@@ -331,9 +331,11 @@ class Pool:
                         raise error
             if len(self._dead) == len(self.servers):
                 raise config.RunError("no server answers any more: " + "; ".join(self._dead.values()))
+            ended = True
         finally:
-            for server in self.servers:
-                server.closed.set()
+            if not ended:  # nobody waits for another attempt any more
+                for server in self.servers:
+                    server.closed.set()
             executor.shutdown(cancel_futures=True)
 
     def _ask(self, key: Any, request: Request) -> tuple[Any, list[Answer] | Refused, Facts]:

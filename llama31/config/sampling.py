@@ -46,7 +46,7 @@ class Filters:
     """Which answers are dropped before they are ranked (report, section 4.2.3). Numbers are ours."""
 
     finished: bool = key(True, "only answers that end by themselves, not at max_new_tokens")
-    min_tokens: int = key(1, "shortest answer", low=0)
+    min_tokens: int = key(1, "shortest answer; in words where a server told no tokens, as with n", low=0)
     max_tokens: int | None = key(None, "longest answer; null: any that was drawn", low=1)
     duplicates: bool = key(True, "drop what repeats an answer to the same prompt")
     repeated_share: float = key(0.3, "share of an answer's runs of four words that stood in it before", low=0, high=1)
