@@ -9,14 +9,23 @@ among SFT's and among DPO's.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llama31.align import checks, judge, sampling
+
+ROOT = Path(__file__).resolve().parent.parent
 
 KINDS = {
     "birds": ("heron", "finch", "robin", "crow", "swift", "raven", "stork", "wren"),
@@ -243,3 +252,49 @@ def gains(folder: Path, number: int = 1) -> dict[str, float]:
         "judge: wanted form, after DPO": wanted(drawn(here / "answers")),
         "judge: win rate against before": told["win_rate"]["score"],
     }
+
+
+# --- as a benchmark ---
+
+
+def measure(timeout_s: float, scale: Scale | None = None, folder: Path | None = None) -> dict[str, str]:
+    """Figures of one small round by name, for `bench.figures_table`; in a temporary folder, unless one is given.
+
+    `timeout_s` holds for each command. Raises RuntimeError with the end of what was printed where one fails.
+    """
+    scale = scale or Scale()
+    with contextlib.ExitStack() as stack:
+        here = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        write_task(here, scale)
+        write_config(here, scale)
+        todo = [*before(here, scale), ("post_train", post_train(here, scale), 1), ("sample", after_sft(here, scale), 1)]
+        seconds = {}
+        for place, (recipe, arguments, processes) in enumerate(todo):
+            begin = time.monotonic()
+            _run(recipe, arguments, processes, timeout_s, here / f"{place}-{recipe}.log")
+            seconds[f"{recipe} {place}"] = time.monotonic() - begin
+        log = (here / "3-post_train.log").read_text(encoding="utf-8", errors="replace")
+        stages = re.findall(r"^# (round-\S+): done in ([\d.]+) s$", log, re.MULTILINE)
+        told = {name: f"{value:.1%}" for name, value in gains(here).items()}
+        told |= {f"{name}: seconds": taken for name, taken in stages}
+        return told | {"all of it: seconds": f"{sum(seconds.values()):.0f}"}
+
+
+def _run(recipe: str, arguments: Sequence[str], processes: int, timeout_s: float, log: Path) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    words = [
+        sys.executable,
+        "-W",
+        "ignore",
+        *(launcher if processes > 1 else []),
+        "-m",
+        f"recipes.{recipe}",
+        *arguments,
+    ]
+    with log.open("w") as said:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            words, check=False, stdout=said, stderr=said, timeout=timeout_s, env=environment, cwd=ROOT
+        )
+    if done.returncode:
+        raise RuntimeError(f"recipes.{recipe} failed:\n{log.read_text(encoding='utf-8', errors='replace')[-4000:]}")

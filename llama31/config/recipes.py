@@ -181,7 +181,7 @@ class Benchmark:
 
     parts: list[str] = key(
         ["train", "pack", "convert", "start", "checkpoint", "length"],
-        "what to measure: train, pack, convert, start, checkpoint, length",
+        "what to measure: train, pack, convert, start, checkpoint, length, rounds (a small round of post-training)",
     )
     cases: list[str] = key(
         [
