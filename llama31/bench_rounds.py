@@ -154,10 +154,10 @@ def write_config(folder: Path, scale: Scale) -> None:
 VOCABULARY = 640
 
 
-def schedule(tokens: int, peak_lr: float, length: int = 128, batch: int = 2048) -> list[str]:
+def schedule(tokens: int, peak_lr: float, length: int = 128, batch: int = 512) -> list[str]:
     """Overrides of one stage's training."""
     numbers = {"total_tokens": tokens, "batch_tokens": batch, "sequence_length": length, "peak_lr": peak_lr}
-    numbers |= {"warmup_tokens": min(batch * 4, tokens // 4), "final_lr": peak_lr / 10}
+    numbers |= {"warmup_tokens": min(batch * 10, tokens // 4), "final_lr": peak_lr / 10}
     return [f"schedule.{key}={value}" for key, value in numbers.items()]
 
 
@@ -171,9 +171,9 @@ def before(folder: Path, scale: Scale) -> list[tuple[str, list[str], int]]:
     own = ["--config-dir", str(folder / "conf")]
     base, seed = folder / "base", folder / "seed"
     text = [f"data.folder={folder / 'packed'}", f"data.sources.texts.input={folder / 'texts.jsonl'}"]
-    micro = ["parallel.micro_batch=8"]
-    pretrain = [*COMMON, *micro, *schedule(scale.pretrain_tokens, 3e-3), "name=base", f"folder={base}"]
-    sft = [*COMMON, *micro, *schedule(scale.seed_tokens, 3e-3), "name=seed", f"folder={seed}", f"init_from={base}"]
+    micro = ["parallel.micro_batch=2"]
+    pretrain = [*COMMON, *micro, *schedule(scale.pretrain_tokens, 5e-3), "name=base", f"folder={base}"]
+    sft = [*COMMON, *micro, *schedule(scale.seed_tokens, 5e-3), "name=seed", f"folder={seed}", f"init_from={base}"]
     sft += [f"data.folder={folder / 'encoded'}", f"data.sources.dialogs.input={folder / 'dialogs.jsonl'}"]
     return [
         ("pack", [*own, "tokenizer=mini", *text, "data.workers=1"], 1),
@@ -191,14 +191,14 @@ def after_sft(folder: Path, scale: Scale) -> list[str]:
 
 def post_train(folder: Path, scale: Scale) -> list[str]:
     """Arguments of recipes.post_train."""
-    micro = ["parallel.micro_batch=8"]
+    micro = ["parallel.micro_batch=2"]
     held = ["data.heldout_fraction=0.15", "validation.tokens=8192"]
     draw = [f"sampling.answers={scale.answers}", *DRAWN]
     sets = {
-        "reward": [*COMMON, *micro, *held, *schedule(scale.reward_tokens, 1e-3, 256)],
+        "reward": [*COMMON, *micro, *held, *schedule(scale.reward_tokens, 1e-3, 256, 1024)],
         "sample": draw,
         "sft": [*COMMON, *micro, *schedule(scale.sft_tokens, 1e-3)],
-        "dpo": [*COMMON, *micro, *held, *schedule(scale.dpo_tokens, 3e-4, 256)],
+        "dpo": [*COMMON, *micro, *held, *schedule(scale.dpo_tokens, 3e-4, 256, 1024)],
         "judge": JUDGED,
     }
     lists = [f"{stage}.set=[{','.join(json.dumps(text) for text in given)}]" for stage, given in sets.items()]

@@ -8,6 +8,7 @@ it does not is worked around or refused. No library but Python's own, and no pro
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
 import threading
@@ -79,7 +80,9 @@ class Facts:
         ]
         said = f"does not honour {', '.join(ignored)}" if ignored else "honours n, seeds and temperature 0"
         read = "" if self.checked else "; it does not tell what it read, so prompts are taken on trust"
-        return f"{self.url}: {self.model}, prompts as {self.form}, ends by {self.stops}; {said}{read}"
+        return (
+            f"{self.url}: {self.model or 'its own model'}, prompts as {self.form}, ends by {self.stops}; {said}{read}"
+        )
 
 
 class Refused(Exception):
@@ -122,7 +125,8 @@ class Server:
         return self._patiently(endpoint, self._body(request, facts), request, facts)
 
     def _body(self, request: Request, facts: Facts) -> dict[str, Any]:
-        body: dict[str, Any] = {"model": facts.model, "max_tokens": request.max_new_tokens, "seed": request.seed}
+        body: dict[str, Any] = {"max_tokens": request.max_new_tokens, "seed": request.seed}
+        body |= {"model": facts.model} if facts.model else {}
         body |= {"temperature": request.temperature, "top_p": request.top_p}
         if request.n > 1:
             body["n"] = request.n
@@ -161,7 +165,8 @@ class Server:
         headers = {"Content-Type": "application/json"}
         if token := os.environ.get(self.settings.key_variable):
             headers["Authorization"] = f"Bearer {token}"
-        asked = urllib.request.Request(f"{self.url.rstrip('/')}/{endpoint}", data, headers)
+        address = f"{self.url.rstrip('/')}/{endpoint}".replace("/v1/../", "/")
+        asked = urllib.request.Request(address, data, headers)
         try:
             with self._opener.open(asked, timeout=self.settings.timeout_s) as response:
                 text = response.read()
@@ -191,11 +196,18 @@ class Server:
     # --- what it does ---
 
     def healthy(self) -> bool:
-        """Whether it lists its models now."""
-        try:
-            return isinstance(self._post("models", None), dict)
-        except (Refused, _Again):
-            return False
+        """Whether it lists its models now, or says that it is well."""
+        for endpoint in ("models", "../health"):
+            try:
+                self._post(endpoint, None)
+            except _Again as error:
+                if error.garbage:  # vLLM is well without a word
+                    return True
+            except Refused:
+                continue
+            else:
+                return True
+        return False
 
     def probe(self, example: Request) -> Facts:
         """Find out what this server takes and honours, with a prompt of the run. `facts` says so from now on.
@@ -204,7 +216,7 @@ class Server:
         the seed at a high temperature.
         """
         short = replace(example, max_new_tokens=min(example.max_new_tokens, PROBE_TOKENS), temperature=0.0, n=1)
-        self.facts = self._dialect(self._model(), short)
+        self.facts = self._dialect(short)
         greedy = {self._one(replace(short, seed=seed)) for seed in (1, 2)}
         # at once, as the run will ask: a server may honour seeds of requests that come one by one
         hot = replace(short, temperature=HOT, top_p=1.0)
@@ -229,42 +241,43 @@ class Server:
         except (Refused, Dead) as error:
             raise ValueError(f"server.urls={self.url}: the first requests fail: {error}; look at its log") from error
 
-    def _model(self) -> str:
-        try:
-            listed = self._post("models", None)
-            names = [str(one["id"]) for one in listed["data"]]
-        except (Refused, _Again, KeyError, TypeError) as error:
-            if self.settings.model:
-                return self.settings.model
-            raise ValueError(
-                f"server.urls={self.url}: it lists no models ({error}); start it, or give server.model"
-            ) from error
-        wanted = self.settings.model or (names[0] if len(names) == 1 else "")
-        if wanted not in names:
-            raise ValueError(f"server.model={self.settings.model}: {self.url} has {', '.join(names)}; give one of them")
-        return wanted
+    def _models(self) -> tuple[list[str], list[str]]:
+        """Names to ask for, in this order ("": none, so that the server takes its own), and those that it lists.
 
-    def _dialect(self, model: str, example: Request) -> Facts:
+        The list decides nothing: transformers lists its cache instead of what it serves.
+        """
+        try:
+            listed = [str(one["id"]) for one in self._post("models", None)["data"]]
+        except (Refused, _Again, KeyError, TypeError):
+            listed = []
+        if self.settings.model:
+            return [self.settings.model], listed
+        return [*(listed if len(listed) == 1 else []), ""], listed
+
+    def _dialect(self, example: Request) -> Facts:
         """The first way of asking that the server takes, and by which it reads as many tokens as the prompt has."""
+        models, listed = self._models()
         forms = ("chat",) if self.settings.api == "chat" else FORMS
         trusted, refusals = None, []
-        for form in forms:
-            for stops in STOPS:
-                facts = Facts(self.url, model, form, stops, checked=form != "chat")
-                endpoint = "chat/completions" if form == "chat" else "completions"
-                try:
-                    given = self._post(endpoint, self._body(example, facts))
-                    self._read(given, example, facts)
-                except (Refused, _Again) as error:
-                    refusals.append(f"{form} with {stops}: {error}")
-                    continue
-                if form == "chat" or isinstance((given.get("usage") or {}).get("prompt_tokens"), int):
-                    return facts
-                trusted = trusted or replace(facts, checked=False)
+        for model, form, stops in itertools.product(models, forms, STOPS):
+            facts = Facts(self.url, model, form, stops, checked=form != "chat")
+            endpoint = "chat/completions" if form == "chat" else "completions"
+            try:
+                given = self._post(endpoint, self._body(example, facts))
+                self._read(given, example, facts)
+            except (Refused, _Again) as error:
+                refusals.append(f"{form} with {stops}: {error}")
+                continue
+            if form == "chat" or isinstance((given.get("usage") or {}).get("prompt_tokens"), int):
+                return facts
+            trusted = trusted or replace(facts, checked=False)
         if trusted:
             return trusted
-        said = "\n  ".join(refusals)
-        raise ValueError(f"server.urls={self.url}: it takes a prompt in no way that we know:\n  {said}")
+        said, names = "\n  ".join(refusals), ", ".join(listed) or "nothing"
+        raise ValueError(
+            f"server.urls={self.url}: it takes a prompt in no way that we know; it lists {names} (server.model="
+            f"{self.settings.model or 'null'}):\n  {said}"
+        )
 
 
 def _answer(choice: Any, tokens: int | None) -> Answer:

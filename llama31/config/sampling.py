@@ -14,7 +14,7 @@ class Server:
     """Who answers. The report samples with PagedAttention: vLLM, behind HTTP and in an environment of its own."""
 
     urls: list[str] = key([], "servers with OpenAI's API, such as http://node1:8000/v1; empty: our own decoder")
-    model: str | None = key(None, "name of the model there; null: the only one that the server lists")
+    model: str | None = key(None, "name of the model there; null: the only one that it lists, or its own choice")
     api: str = key(
         "completions",
         "completions: the prompt as token ids (or as text, where the server takes no ids); chat: messages, which the "

@@ -53,6 +53,8 @@ class Script:
     garbage: int | None = None
     busy: int = 0  # first requests that it is too busy for
     says: str | None = None  # always this
+    model: str = "tiny"  # that it serves
+    listed: list[str] | None = field(default_factory=lambda: ["tiny"])  # that it says to serve; None: an error
     counter: Iterator[int] = field(default_factory=itertools.count)
     asked: list[dict[str, Any]] = field(default_factory=list)
 
@@ -60,6 +62,8 @@ class Script:
         """Status and body for the `number`-th request."""
         if self.busy > number:
             return 503, b"busy"
+        if body.get("model", self.model) != self.model:
+            return 400, f"pinned to {self.model}".encode()
         unknown = {"stop_token_ids", "generation_config"} & set(body) - set(self.fields)
         prompt = body.get("prompt", body.get("messages"))
         if unknown or (isinstance(prompt, list) and "prompt" in body and not self.ids):
@@ -93,7 +97,12 @@ def serving(script: Script) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._send(200, json.dumps({"data": [{"id": "tiny"}]}).encode())
+            if self.path == "/health":
+                self._send(200, b"")
+            elif script.listed is None:
+                self._send(500, b"no cache")
+            else:
+                self._send(200, json.dumps({"data": [{"id": name} for name in script.listed]}).encode())
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -110,8 +110,16 @@ def test_messages_go_to_the_chat_endpoint() -> None:
 def test_no_server_and_no_such_model() -> None:
     with pytest.raises(config.RunError, match="no answer within 0.1 s from http://127.0.0.1:9/v1"):
         connected(["http://127.0.0.1:9/v1"], wait_s=0.1)
-    with serving(Script()) as url, pytest.raises(ValueError, match="server.model=large: .* has tiny"):
+    with serving(Script()) as url, pytest.raises(ValueError, match=r"it lists tiny \(server.model=large\):"):
         connected([url], model="large")
+
+
+def test_a_list_of_models_is_not_believed() -> None:
+    """transformers serve lists what is in its cache, serves one model, and fails where there is no cache."""
+    for listed in (["other"], ["a", "b"], None):
+        with serving(Script(listed=listed)) as url:
+            facts = connected([url])[0].facts
+        assert facts is not None and facts.model == "" and "its own model" in facts.told()
 
 
 # --- drawing ---
