@@ -62,7 +62,7 @@ class Scale:
     prompts: int = 400
     judged: int = 200
     answers: int = 4
-    rounds: int = 1
+    rounds: int = 2
     layers: int = 4
     hidden_size: int = 128
     pretrain_tokens: int = 262_144
@@ -74,7 +74,7 @@ class Scale:
 
 
 SMALL = Scale(
-    texts=1200, dialogs=1500, preferences=400, prompts=96, judged=48, layers=2, hidden_size=64, pretrain_tokens=16_384,
+    texts=1200, dialogs=1500, preferences=400, prompts=96, judged=48, rounds=1, layers=2, hidden_size=64, pretrain_tokens=16_384,
     seed_tokens=163_840, reward_tokens=49_152, sft_tokens=49_152, dpo_tokens=40_960, processes=1,
 )  # fmt: skip
 
@@ -260,7 +260,7 @@ def gains(folder: Path, number: int = 1) -> dict[str, float]:
 def measure(timeout_s: float, scale: Scale | None = None, folder: Path | None = None) -> dict[str, str]:
     """Figures of one small round by name, for `bench.figures_table`; in a temporary folder, unless one is given.
 
-    `timeout_s` holds for each command. Raises RuntimeError with the end of what was printed where one fails.
+    `timeout_s` holds for each command and each round. Raises RuntimeError with the end of what was printed where one fails.
     """
     scale = scale or Scale()
     with contextlib.ExitStack() as stack:
@@ -271,11 +271,16 @@ def measure(timeout_s: float, scale: Scale | None = None, folder: Path | None = 
         seconds = {}
         for place, (recipe, arguments, processes) in enumerate(todo):
             begin = time.monotonic()
-            _run(recipe, arguments, processes, timeout_s, here / f"{place}-{recipe}.log")
+            limit_s = timeout_s * (scale.rounds if recipe == "post_train" else 1)
+            _run(recipe, arguments, processes, limit_s, here / f"{place}-{recipe}.log")
             seconds[f"{recipe} {place}"] = time.monotonic() - begin
         log = (here / "3-post_train.log").read_text(encoding="utf-8", errors="replace")
         stages = re.findall(r"^# (round-\S+): done in ([\d.]+) s$", log, re.MULTILINE)
-        told = {name: f"{value:.1%}" for name, value in gains(here).items()}
+        told = {
+            f"round {number}, {name}": f"{value:.1%}"
+            for number in range(1, scale.rounds + 1)
+            for name, value in gains(here, number).items()
+        }
         told |= {f"{name}: seconds": taken for name, taken in stages}
         return told | {"all of it: seconds": f"{sum(seconds.values()):.0f}"}
 
