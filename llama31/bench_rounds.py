@@ -74,8 +74,8 @@ class Scale:
 
 
 SMALL = Scale(
-    texts=1200, dialogs=1500, preferences=400, prompts=96, judged=48, rounds=1, layers=2, hidden_size=64, pretrain_tokens=16_384,
-    seed_tokens=163_840, reward_tokens=49_152, sft_tokens=49_152, dpo_tokens=40_960, processes=1,
+    texts=1200, dialogs=1500, preferences=400, prompts=96, judged=48, rounds=1, layers=2, hidden_size=64,
+    pretrain_tokens=16_384, seed_tokens=163_840, reward_tokens=49_152, sft_tokens=49_152, dpo_tokens=40_960, processes=1,
 )  # fmt: skip
 
 
@@ -260,7 +260,7 @@ def gains(folder: Path, number: int = 1) -> dict[str, float]:
 def measure(timeout_s: float, scale: Scale | None = None, folder: Path | None = None) -> dict[str, str]:
     """Figures of one small round by name, for `bench.figures_table`; in a temporary folder, unless one is given.
 
-    `timeout_s` holds for each command and each round. Raises RuntimeError with the end of what was printed where one fails.
+    `timeout_s` holds for each command and each round. Raises RuntimeError with the end of the log of one that fails.
     """
     scale = scale or Scale()
     with contextlib.ExitStack() as stack:
