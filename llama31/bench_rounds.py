@@ -75,7 +75,8 @@ class Scale:
 
 SMALL = Scale(
     texts=1200, dialogs=1500, preferences=400, prompts=96, judged=48, rounds=1, layers=2, hidden_size=64,
-    pretrain_tokens=16_384, seed_tokens=163_840, reward_tokens=49_152, sft_tokens=49_152, dpo_tokens=40_960, processes=1,
+    pretrain_tokens=16_384, seed_tokens=163_840, reward_tokens=49_152, sft_tokens=49_152, dpo_tokens=40_960,
+    processes=1,
 )  # fmt: skip
 
 

@@ -180,8 +180,8 @@ class Benchmark:
     """Keys of `recipes.benchmark`: ours against its peers, and what a user waits for."""
 
     parts: list[str] = key(
-        ["train", "pack", "convert", "start", "checkpoint", "length"],
-        "what to measure: train, pack, convert, start, checkpoint, length, rounds (a small round of post-training)",
+        ["train", "pack", "convert", "start", "checkpoint", "length", "align"],
+        "what to measure: train, pack, convert, start, checkpoint, length, align, rounds (of post-training, small)",
     )
     cases: list[str] = key(
         [
@@ -208,6 +208,7 @@ class Benchmark:
     micro_batch: int = key(2, "sequences per micro-batch", low=1)
     attention_lengths: list[int] = key([2048, 8192, 32768], "tokens per row of the part `length`")
     cp_length: int = key(4096, "tokens per row where it compares two processes with one", low=16)
+    align_records: int = key(64, "dialogs that the part `align` reads; half as many preferences", low=8)
     timeout_s: int = key(600, "seconds after which one run has failed", low=1)
     llama3_tokenizer: str | None = key(
         None, "Meta's tokenizer.model; null: the one that the package llama-models holds"
