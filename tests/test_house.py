@@ -27,6 +27,15 @@ TORCH_FREE += (
     "align.chat",
     "align.feed",
     "align.calibration",
+    "align.checks",
+    "align.embedded",
+    "align.filters",
+    "align.judge",
+    "align.prompts",
+    "align.rejection",
+    "align.rounds",
+    "align.sampling",
+    "align.servers",
 )
 # When an API moves, one file changes. A folder owns for the files in it.
 OWNERS = {
