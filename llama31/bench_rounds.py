@@ -54,22 +54,22 @@ FORMS: tuple[Callable[[Sequence[str], str], str], ...] = (
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything. Times are of two cores of which others take their share."""
+    """How much of everything."""
 
-    texts: int = 4000
-    dialogs: int = 4000
-    preferences: int = 1500
-    prompts: int = 400
-    judged: int = 200
-    answers: int = 4
+    texts: int = 2000
+    dialogs: int = 3000
+    preferences: int = 600
+    prompts: int = 200
+    judged: int = 96
+    answers: int = 8
     rounds: int = 2
-    layers: int = 4
-    hidden_size: int = 128
-    pretrain_tokens: int = 262_144
-    seed_tokens: int = 393_216
-    reward_tokens: int = 131_072
-    sft_tokens: int = 131_072
-    dpo_tokens: int = 131_072
+    layers: int = 2
+    hidden_size: int = 96
+    pretrain_tokens: int = 32_768
+    seed_tokens: int = 196_608
+    reward_tokens: int = 65_536
+    sft_tokens: int = 81_920
+    dpo_tokens: int = 65_536
     processes: int = 2
 
 
