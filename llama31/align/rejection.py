@@ -82,6 +82,10 @@ def draw(session: Session) -> None:
             bar.update(done - bar.n)
 
         sampling.draw(folder, tasks, source, said, session.first)
+    if not run.server.urls:
+        from llama31 import mesh
+
+        mesh.release()  # the reward model gets groups of its own
 
 
 def _servers(session: Session, tasks: Sequence[sampling.Task]) -> sampling.Source:
