@@ -163,7 +163,7 @@ class Server:
         """The JSON that the server answers; a GET without `body`. Raises Refused where it says no."""
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
-        if token := os.environ.get(self.settings.key_variable):
+        if token := os.environ.get(self.settings.key_variable or ""):
             headers["Authorization"] = f"Bearer {token}"
         address = f"{self.url.rstrip('/')}/{endpoint}".replace("/v1/../", "/")
         asked = urllib.request.Request(address, data, headers)

@@ -26,7 +26,7 @@ class Server:
     backoff_s: float = key(1.0, "pause after a failed request, doubled each time, at most a minute", low=0)
     timeout_s: float = key(600.0, "seconds until a request has failed", above=0)
     wait_s: float = key(0.0, "seconds to wait at the start until all servers are healthy", low=0)
-    key_variable: str = key("OPENAI_API_KEY", "environment variable that holds the key of the API, if there is one")
+    key_variable: str | None = key(None, "environment variable with a key that is sent to the servers; null: none is")
 
 
 @dataclass

@@ -57,6 +57,7 @@ class Script:
     listed: list[str] | None = field(default_factory=lambda: ["tiny"])  # that it says to serve; None: an error
     counter: Iterator[int] = field(default_factory=itertools.count)
     asked: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
 
     def answer(self, number: int, body: Mapping[str, Any]) -> tuple[int, bytes]:
         """Status and body for the `number`-th request."""
@@ -111,6 +112,7 @@ def serving(script: Script) -> Iterator[str]:
                 self.connection.close()
                 return
             script.asked.append(body)
+            script.keys.append(self.headers["Authorization"])
             self._send(*script.answer(number, body))
 
         def _send(self, status: int, data: bytes) -> None:

@@ -107,6 +107,17 @@ def test_messages_go_to_the_chat_endpoint() -> None:
     assert script.asked[-1]["messages"] == [{"role": "user", "content": "Say something about number 0"}]
 
 
+def test_a_key_is_sent_when_it_is_named_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "mine")
+    script = Script()
+    with serving(script) as url:
+        connected([url])
+        assert set(script.keys) == {None}
+        script.keys.clear()
+        connected([url], key_variable="OPENAI_API_KEY")
+    assert set(script.keys) == {"Bearer mine"}
+
+
 def test_no_server_and_no_such_model() -> None:
     with pytest.raises(config.RunError, match="no answer within 0.1 s from http://127.0.0.1:9/v1"):
         connected(["http://127.0.0.1:9/v1"], wait_s=0.1)
