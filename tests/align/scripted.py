@@ -40,7 +40,8 @@ class Bytes:
 
 @dataclass
 class Script:
-    """What the server does. `die_after`: it hangs up on every request after so many; `garbage`: every n-th answer."""
+    """What the server does. `die_after`: it hangs up on every request after so many; `garbage`: to the first of equal
+    requests, or always."""
 
     n: bool = True
     seeds: bool = True
@@ -50,7 +51,8 @@ class Script:
     fields: tuple[str, ...] = ("stop_token_ids", "stop", "generation_config")  # that it knows
     adds_bos: bool = True
     die_after: int | None = None
-    garbage: int | None = None
+    garbage: str = ""
+    seen: set[str] = field(default_factory=set)
     busy: int = 0  # first requests that it is too busy for
     says: str | None = None  # always this
     model: str = "tiny"  # that it serves
@@ -69,7 +71,9 @@ class Script:
         prompt = body.get("prompt", body.get("messages"))
         if unknown or (isinstance(prompt, list) and "prompt" in body and not self.ids):
             return 422, f"unexpected {sorted(unknown) or 'list'}".encode()
-        if self.garbage and number % self.garbage == self.garbage - 1:
+        again = repr(body) in self.seen
+        self.seen.add(repr(body))
+        if self.garbage == "always" or (self.garbage == "first" and not again):
             return 200, [b"<html>", b'{"choices": []}', b'{"choices": [{"index": 0}]}'][number % 3]
         count = body.get("n", 1) if self.n else 1
         texts = [self.text(number, prompt, body, choice) for choice in range(count)]

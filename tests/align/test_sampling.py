@@ -165,7 +165,7 @@ def test_answers_that_are_missing_are_asked_for_again(tmp_path: Path) -> None:
     with serving(script) as url:
         found = connected([url])
         script.n = False  # it honoured n when it was probed
-        script.garbage = 5  # and what is asked for again may fail at first, too
+        script.garbage = "first"  # and what is asked for again may fail at first, too
         assert drawn(tmp_path, http(found), given()) == 12
     assert not any("refused" in line for line in lines(tmp_path))
     assert Counter(line["prompt"] for line in lines(tmp_path)) == {prompt.id: 3 for prompt in given()}
@@ -216,9 +216,9 @@ def test_some_garbage_is_asked_again_and_much_of_it_ends_the_run(tmp_path: Path)
     script = Script(n=False)
     with serving(script) as url:
         found = connected([url])
-        script.garbage = 4
+        script.garbage = "first"
         drawn(tmp_path / "some", http(found), given())
-        script.garbage = 1
+        script.garbage = "always"
         with pytest.raises(
             config.RunError, match=r"answers were refused, the last since: (no JSON|no choices|a choice)"
         ):
