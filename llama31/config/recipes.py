@@ -208,7 +208,7 @@ class Benchmark:
     micro_batch: int = key(2, "sequences per micro-batch", low=1)
     attention_lengths: list[int] = key([2048, 8192, 32768], "tokens per row of the part `length`")
     cp_length: int = key(4096, "tokens per row where it compares two processes with one", low=16)
-    align_records: int = key(64, "dialogs that the part `align` reads; half as many preferences", low=8)
+    align_records: int = key(24, "dialogs that the part `align` reads; half as many preferences", low=8)
     timeout_s: int = key(600, "seconds after which one run has failed", low=1)
     llama3_tokenizer: str | None = key(
         None, "Meta's tokenizer.model; null: the one that the package llama-models holds"

@@ -9,6 +9,7 @@ import json
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from llama31 import config, mesh, model, preference
+from llama31 import config, mesh, model, preference, scoring
 from llama31.align import rows
 from llama31.data.batches import rank_rows
 from llama31.engine import Engine
@@ -96,11 +97,32 @@ def asked(case: Case) -> list[str]:
     return ["dpo", "reward-tree"] if case.name.startswith("zero") else ["sft", "dpo", "reward-tree"]
 
 
+def rows_of(name: str) -> list[list[rows.Piece]]:
+    given = OBJECTIVES[name][1]
+    per_row = 2 if len(given) > ROWS else 1
+    return [*pieces.dealt(given, per_row), *[[]] * ROWS][:ROWS]
+
+
+def numbers(name: str, engine: Engine, size: int) -> list[float]:
+    """What each response's number is, asked for as references and rewards are: any rows, dealt to replicas."""
+    ask = preference.rewards if name.startswith("reward") else preference.log_probabilities
+    given = OBJECTIVES[name][1]
+    firsts = np.cumsum([0, *(piece.responses for piece in given)])
+    dealt = np.array_split(np.arange(len(given)), 5)
+
+    def packed(chosen: Sequence[np.ndarray]) -> rows.Packed:
+        return rows.pack([[given[i] for i in row] for row in chosen], 2 * LENGTH, compares=True)
+
+    found = torch.zeros(int(firsts[-1]))
+    for places, _, told in scoring.numbers(engine.forward, dealt, packed, ask, size):
+        found[[int(n) for p in places for i in dealt[p] for n in range(firsts[i], firsts[i + 1])]] = told
+    dist.all_reduce(found, group=engine.grid.dp_group)
+    return found.tolist()
+
+
 def micro_batches(name: str, grid: Grid, size: int) -> list[MicroBatch]:
     """This replica's rows; some hold two pieces, one none."""
-    objective, given = OBJECTIVES[name]
-    per_row = 2 if len(given) > ROWS else 1
-    dealt = [*pieces.dealt(given, per_row), *[[]] * ROWS][:ROWS]
+    objective, dealt = OBJECTIVES[name][0], rows_of(name)
     found = []
     for indices in rank_rows(ROWS, size, grid.dp, grid.dp_rank):
         packed = rows.pack([dealt[row] for row in indices], LENGTH, compares=objective is not next_token)
@@ -123,10 +145,7 @@ def run(case: Case, name: str, grid: Grid) -> dict[str, Any]:
         for key, value in step.items():
             told.setdefault(key, []).append(value)
     if name != "sft":
-        ask = preference.rewards if name.startswith("reward") else preference.log_probabilities
-        numbers = torch.cat(engine.forward.collect(mine, ask)).sum()
-        dist.all_reduce(numbers, group=grid.dp_group)
-        told["numbers"] = [numbers.item()]
+        told["numbers"] = numbers(name, engine, parallel.micro_batch)
     return told
 
 
