@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from llama31 import config
 
 LONGEST_PAUSE_S = 60.0
+QUICK_S = 10.0  # for what a server knows without its model
 HOT = 2.0  # temperature of the probe, the highest that OpenAI's API knows: any model varies
 PROBE_TOKENS = 24
 FORMS = ("ids", "text", "text_with_bos")
@@ -94,7 +95,7 @@ class Dead(Exception):
 
 
 class _Again(Exception):
-    """Worth another attempt, after so many seconds if the server said so."""
+    """Worth another attempt, after so many seconds if the server said so. `garbage`: it lives and answers nonsense."""
 
     def __init__(self, why: str, garbage: bool = False, after_s: float | None = None) -> None:
         super().__init__(why)
@@ -168,12 +169,15 @@ class Server:
         address = f"{self.url.rstrip('/')}/{endpoint}".replace("/v1/../", "/")
         asked = urllib.request.Request(address, data, headers)
         try:
-            with self._opener.open(asked, timeout=self.settings.timeout_s) as response:
+            wait_s = self.settings.timeout_s if data else min(self.settings.timeout_s, QUICK_S)
+            with self._opener.open(asked, timeout=wait_s) as response:
                 text = response.read()
         except urllib.error.HTTPError as error:
             said = f"HTTP {error.code}: {error.read()[:300].decode(errors='replace')}"
             if error.code in BUSY:
-                raise _Again(said, after_s=_seconds(error.headers.get("Retry-After"))) from error
+                # an error of its own may be this prompt's fault, and no reason to give the server up
+                after_s = _seconds(error.headers.get("Retry-After"))
+                raise _Again(said, garbage=error.code == 500, after_s=after_s) from error
             raise Refused(said) from error
         except (OSError, http.client.HTTPException) as error:
             raise _Again(str(getattr(error, "reason", error)) or repr(error)) from error
@@ -201,7 +205,7 @@ class Server:
             try:
                 self._post(endpoint, None)
             except _Again as error:
-                if error.garbage:  # vLLM is well without a word
+                if error.garbage and endpoint != "models":  # vLLM is well without a word
                     return True
             except Refused:
                 continue

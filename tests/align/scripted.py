@@ -55,6 +55,7 @@ class Script:
     seen: set[str] = field(default_factory=set)
     busy: int = 0  # first requests that it is too busy for
     says: str | None = None  # always this
+    poison: str = "\0"  # a prompt with this makes it fail
     model: str = "tiny"  # that it serves
     listed: list[str] | None = field(default_factory=lambda: ["tiny"])  # that it says to serve; None: an error
     counter: Iterator[int] = field(default_factory=itertools.count)
@@ -65,10 +66,13 @@ class Script:
         """Status and body for the `number`-th request."""
         if self.busy > number:
             return 503, b"busy"
+        prompt = body.get("prompt", body.get("messages"))
         if body.get("model", self.model) != self.model:
             return 400, f"pinned to {self.model}".encode()
+        read = prompt if isinstance(prompt, str) else Bytes().decode(prompt) if "prompt" in body else ""
+        if self.poison in read:
+            return 500, b"out of memory"
         unknown = {"stop_token_ids", "generation_config"} & set(body) - set(self.fields)
-        prompt = body.get("prompt", body.get("messages"))
         if unknown or (isinstance(prompt, list) and "prompt" in body and not self.ids):
             return 422, f"unexpected {sorted(unknown) or 'list'}".encode()
         again = repr(body) in self.seen

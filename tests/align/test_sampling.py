@@ -232,6 +232,14 @@ def connected_as(found: Sequence[servers.Server]) -> list[servers.Server]:
     return [servers.Server(one.url, one.settings, one.words, one.stops, one.facts) for one in found]
 
 
+def test_one_prompt_does_not_end_the_run(tmp_path: Path) -> None:
+    with serving(Script(poison="number 3")) as url:
+        assert drawn(tmp_path, http(connected([url])), given(6)) == 18
+    refused = [line for line in lines(tmp_path) if "refused" in line]
+    assert {line["prompt"] for line in refused} == {given(6)[3].id} and len(refused) == 3
+    assert "HTTP 500: out of memory (after 3 attempts)" in refused[0]["refused"]
+
+
 def test_a_torn_line_is_cut_and_one_process_writes(tmp_path: Path) -> None:
     path = tmp_path / sampling.CANDIDATES
     path.write_text('{"prompt": "a", "k": 0}\n{"prompt": "b", "k"')
