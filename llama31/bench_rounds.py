@@ -199,7 +199,7 @@ def post_train(folder: Path, scale: Scale) -> list[str]:
         "reward": [*COMMON, *micro, *held, *schedule(scale.reward_tokens, 1e-3, 256, 1024)],
         "sample": draw,
         "sft": [*COMMON, *micro, *schedule(scale.sft_tokens, 1e-3)],
-        "dpo": [*COMMON, *micro, *held, *schedule(scale.dpo_tokens, 3e-4, 256, 1024)],
+        "dpo": [*COMMON, *micro, *held, *schedule(scale.dpo_tokens, 1e-4, 256, 1024)],
         "judge": JUDGED,
     }
     lists = [f"{stage}.set=[{','.join(json.dumps(text) for text in given)}]" for stage, given in sets.items()]

@@ -27,6 +27,7 @@ SCHEMAS: dict[str, type] = {
     "average": config.Average, "judge": config.Judge,
 }  # fmt: skip
 RECORD = "stages"  # folder of one file per stage: the command that made it
+OF_MANY = ("sampling.answers=", "sampling.temperature=", "filters.", "pairs.", "limit=", "part=")  # no judge's business
 GREEDY = ("sampling.answers=1", "sampling.temperature=0")  # answers that are judged
 
 
@@ -146,8 +147,8 @@ class _Round:
         arguments = (*self._root(wanted), *given)
         if name == "sample":
             arguments += tuple(self._filled(wanted.set))
-        else:  # the same servers and layout, and nothing that concerns K answers
-            kept = [text for text in wanted.set if not text.startswith(("sampling.", "filters.", "pairs.", "limit="))]
+        else:  # the same servers and layout
+            kept = [text for text in wanted.set if not text.startswith(OF_MANY)]
             arguments += (*self._filled(kept), *self._filled(further))
         done = _ranked(folder, self.folder / "reward")
         return Stage(self._of(name), "sample", arguments, (*after, *self.waits), done, wanted.processes)
