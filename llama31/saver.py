@@ -77,7 +77,8 @@ class Saver:
     Every rank makes the same calls. A save that fails leaves nothing half-written and no older checkpoint touched. It
     is logged, and training goes on: a disk may be full for a while. CheckpointError (Superseded where a newer attempt
     has begun) is raised by `save` after more than `tolerated` failures in a row, and by `wait` after any, where all
-    ranks know the same; any other error (a peer that died) comes as it is and is not tolerated; `poll` looks at this rank's thread, whose end the ranks see at different steps.
+    ranks know the same; any other error (a peer that died) comes as it is and is not tolerated. `poll` looks at this
+    rank's thread, whose end the ranks see at different steps.
     """
 
     def __init__(
