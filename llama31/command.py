@@ -363,12 +363,14 @@ def _fresh(schema: type) -> Any:
 
 
 def _missing(schema: type, filled: Mapping[str, Any], plain: Mapping[str, Any], folders: Sequence[Path]) -> list[Issue]:
-    """Keys that were to be given, those of one group of which `plain` has nothing in one line."""
+    """Keys that were to be given; those of a group that was not chosen, of which `plain` has none, in one line."""
     groups = usage.groups(schema, folders)
+    required = {key for key, _, field in usage.keys(schema) if field.default == MISSING}
     found = []
     for name, value in filled.items():
         keys = [key for key, item in usage.leaves(name, value) if item == MISSING]
-        if keys and name in groups and not plain.get(name):
+        unchosen = not plain.get(name) or {key for key in required if key.startswith(f"{name}.")} <= set(keys)
+        if keys and name in groups and unchosen:
             reason = f"not chosen, and required for {', '.join(keys)}"
             found.append(Issue(name, MISSING, reason, f"give {name}={'|'.join(groups[name])}"))
         else:

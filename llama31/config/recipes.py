@@ -32,8 +32,10 @@ class Pretrain:
     folder: str = key("runs/${name}", "run folder: config, metrics, checkpoints")
     seed: int = key(1234, "seed of the initial weights", low=0)
     resume: str = key("auto", "auto (newest complete checkpoint of the folder), none, or a checkpoint folder")
-    init_from: str | None = key(None, "checkpoint folder whose weights start the run, with a fresh optimizer")
-    init_optimizer: bool = key(False, "take masters and moments of init_from too: a new schedule goes on from there")
+    init_from: str | None = key(None, "checkpoint folder whose weights start the run, on a schedule from its beginning")
+    init_optimizer: bool = key(
+        False, "take masters and moments of init_from too; false: a fresh optimizer over the weights alone"
+    )
     init_changes: list[str] = key(
         [], "keys of the model that may differ from init_from's: rope_factor, rope_theta, norm_eps"
     )
