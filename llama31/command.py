@@ -33,14 +33,7 @@ def load(
     world_size: Callable[[T], int] | None = None,
 ) -> T:
     """See `config.load`."""
-    parser = argparse.ArgumentParser(
-        add_help=False, allow_abbrev=False, prog=usage.program(schema), usage=usage.synopsis(schema)
-    )
-    parser.add_argument("--help", "-h", action="store_true")
-    parser.add_argument("--cfg", action="store_true")
-    parser.add_argument("--config-name", default=config_name)
-    parser.add_argument("--config-dir")
-    options, overrides = parser.parse_known_args(argv)
+    options, overrides = _parsed(schema, config_name, argv)
     leader = os.environ.get("RANK", "0") == "0"  # the same config, so the same verdict, on every rank
     try:
         folders = _folders(options.config_dir)
@@ -58,6 +51,33 @@ def load(
     for warning in warnings if leader else []:
         print(f"warning: {warning}", file=sys.stderr)
     return run
+
+
+def given(schema: type, config_name: str, argv: Sequence[str]) -> dict[str, Any]:
+    """See `config.given`."""
+    options, overrides = _parsed(schema, config_name, argv)
+    try:
+        folders = _folders(options.config_dir)
+        plain = _hydra(options.config_name, _overrides(schema, overrides, folders)[0], folders)
+    except ConfigError:
+        return {}
+    return {key: item for name, value in plain.items() for key, item in usage.leaves(name, value) if _said(item)}
+
+
+def _said(item: Any) -> bool:
+    return item is not None and item != MISSING
+
+
+def _parsed(schema: type, config_name: str, argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Options of the command line, and the rest of it."""
+    parser = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, prog=usage.program(schema), usage=usage.synopsis(schema)
+    )
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--cfg", action="store_true")
+    parser.add_argument("--config-name", default=config_name)
+    parser.add_argument("--config-dir")
+    return parser.parse_known_args(argv)
 
 
 def compose(

@@ -215,9 +215,14 @@ class Job:
     """What `recipes.submit` asks of Slurm."""
 
     recipe: str | None = key(
-        None, "recipe to run; the other arguments are its own", choices=("pretrain", "evaluate", "convert")
+        None,
+        "recipe to run; the other arguments are its own",
+        choices=("pretrain", "long_context", "anneal", "average", "evaluate", "convert"),
     )
-    chain: list[str] = key([], "instead: recipes as dependent jobs; RECIPE:KEY=VALUE reaches a later one")
+    chain: list[str] = key(
+        [],
+        "instead: dependent jobs, each RECIPE or RECIPE.LABEL; RECIPE:KEY=VALUE (or RECIPE.LABEL:) reaches later ones",
+    )
     nodes: int | None = key(None, "nodes; null: as many as the layout asks for", low=1)
     gpus_per_node: int = key(8, "GPUs to ask for on each node; 0 on a cluster without", low=0)
     partition: str | None = key(None, "partition; null: Slurm's default")
