@@ -101,8 +101,8 @@ def test_chain_ends_with_its_first_failure(slurm: Slurm, workplace: Path, stand_
 
     What follows is cancelled. Here it is the same recipe again, with a root file that is the user's own.
     """
-    second = ["long_context.2:--config-name=small", "long_context.2:name=second"]
-    words = ["submit.chain=[long_context.1,long_context.2]", *SMALL, *second]
+    again = ["long_context.2:--config-name=small", "long_context.2:name=second"]
+    words = ["submit.chain=[long_context.1,long_context.2]", *SMALL, *again]
     home = {"LLAMA31_HOME": str(stand_in)}
     for env in ({"PLAN": "failed"}, {"PLAN": "die", "MAX_RESTARTS": "0"}, {"PLAN": "die", "MAX_FRUITLESS": "1"}):
         first, second = submit(slurm, workplace, *words, **home, **env)
