@@ -81,6 +81,9 @@ def test_gates_are_asked_on_the_way_and_know_the_scores_before() -> None:
         assert run.gates.baseline == "before.json"
     with pytest.raises(config.ConfigError, match="gates.baseline=null: the model would be measured with its positions"):
         validate(compose(config.Pretrain, "long_context", [*STAGE[:-1], "model=tiny", "schedule=demo"]), 1)
+    wrong = replace(stages("405b")[0], gates=replace(stages("405b")[0].gates, needle=config.Needle("text", asked=2)))
+    with pytest.raises(config.ConfigError, match="gates.needle.asked=2: more than gates.needle.inserted=1"):
+        validate(wrong, 16_384)
 
 
 # --- annealing ---
