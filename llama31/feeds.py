@@ -34,6 +34,7 @@ class Feed(Protocol):
     def batch_shape(self, step: int) -> tuple[int, int]: ...
     def rows(self, step: int, indices: NDArray[np.int64]) -> Any: ...
     def heldout(self, length: int, tokens: int) -> Heldout | None: ...
+    def facts(self, step: int) -> dict[str, Any]: ...
     def told(self) -> dict[str, Any]: ...
 
 
@@ -77,6 +78,10 @@ class Text:
     def heldout(self, length: int, tokens: int) -> Heldout:
         """Held-out text in rows of `length`."""
         return batches.Heldout(self._run.data, length, tokens)
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """For the record: true lengths of the step's documents, of rows that hold whole ones. Some ms."""
+        return self._batches.lengths(step).record() if self._run.data.packing == "whole" else {}
 
     def told(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data."""

@@ -179,9 +179,12 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._parts, self.saver:
-            if error is None:
-                self._saves(wait=True)
+        with self._parts:
+            try:
+                if error is None:
+                    self._saves(wait=True)
+            finally:
+                self.saver.__exit__(kind, error, trace)  # knows the error, so that a failed save does not hide it
         if error is None and self.main and self.step > self.start.step:
             words = None if hasattr(self.objective, "measures") else self.config.model.vocab_size  # of the ln(V) line
             print(f"loss curve: {plots.draw_loss_curve(self.config.folder, words)}", flush=True)
@@ -400,6 +403,7 @@ class Run:
             tflops=metrics.tflops(run.model, length, rate, world),
             mfu=metrics.mfu(run.model, length, rate, world, self.peak_tflops),
             memory_bytes=metrics.peak_memory_bytes(_cuda_peak_bytes(self.grid.device)),
+            **(self.data.facts(self.step - 1) if self.main else {}),
             **{name: round(value, 6) for name, value in seconds.items()},
             record_s=round(self._record_s, 6),
         )

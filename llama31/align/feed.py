@@ -220,12 +220,23 @@ class Feed:
 
     def rows(self, step: int, indices: Ints) -> Packed:
         """The given rows of the step's global batch, in the given order."""
+        _, length = self.batch_shape(step)
+        drawn = self._drawn(step)
+        share = self._share([examples for _, examples in drawn])
+        return self._pack([drawn[int(place)] for place in indices], length, share)
+
+    def _drawn(self, step: int) -> list[tuple[int, Ints]]:
+        """(pass, examples) of every row of the step."""
         count, length = self.batch_shape(step)
         behind = step + sum(steps for at, steps in self._skipped if at <= step)
         first = schedule.step_tokens(self.schedule, behind) // length
-        drawn = [self.plan.row(first + place) for place in range(count)]
-        share = self._share([examples for _, examples in drawn])
-        return self._pack([drawn[int(place)] for place in indices], length, share)
+        return [self.plan.row(first + place) for place in range(count)]
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """For the record: the pass over the data, from 0, and how full the step's rows are."""
+        drawn = self._drawn(step)
+        used = plan.fill([examples for _, examples in drawn], self.plan.lengths, self.schedule.sequence_length)
+        return {"pass": drawn[-1][0], "fill": round(used, 4)}
 
     def _share(self, chosen: Sequence[Ints]) -> float:
         numbers = np.concatenate([*chosen, np.zeros(0, np.int64)])
