@@ -164,7 +164,14 @@ def schedule(tokens: int, peak_lr: float, length: int = 128, batch: int = 512) -
 
 DRAWN = ["sampling.max_new_tokens=40", "sampling.batch=128", "precision=fp32", "parallel.micro_batch=16"]
 JUDGED = ["sampling.answers=4", "sampling.temperature=1", "sampling.max_new_tokens=40"]
-COMMON = ["model=mini", "tokenizer=mini", "precision=fp32", "preflight.enabled=false", "log.progress=false"]
+COMMON = [
+    "model=mini",
+    "model.rope_factor=0",
+    "tokenizer=mini",
+    "precision=fp32",
+    "preflight.enabled=false",
+    "log.progress=false",
+]
 
 
 def before(folder: Path, scale: Scale) -> list[tuple[str, list[str], int]]:
