@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -284,7 +284,10 @@ def submit(run: config.PostTrain, found: Sequence[Stage], say: Callable[[str], N
         if state(run, stage):
             say(f"# {stage.name}: done")
             continue
-        step = slurm.Step(stage.recipe, list(stage.arguments), compose(stage, run.job))
+        told = compose(stage, run.job)
+        if hasattr(told, "folder"):  # logs go there at once, and a link cannot take the place of a folder later
+            told = replace(told, folder=str(Path(run.folder) / stage.name))
+        step = slurm.Step(stage.recipe, list(stage.arguments), told)
         after = ":".join(jobs[name] for name in stage.after if name in jobs) or None
         command = slurm.sbatch(step, run.job, after)
         if run.dry_run:

@@ -208,3 +208,5 @@ def test_a_chain_of_jobs(tmp_path: Path) -> None:
     assert after["round-02/reward"] == ["ROUND_01_JUDGE_JOB_ID"]
     assert "slurm/average.sh" in commands["round-01/dpo"] and "slurm/sample.sh" in commands["round-01/answers"]
     assert all("--partition=big" in line for line in commands.values())
+    # its folder is a link that a job before makes: a folder there, for its logs, would be in the way
+    assert f"--output={tmp_path}/round-02/previous/logs/" in commands["round-02/previous"]
