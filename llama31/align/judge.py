@@ -167,6 +167,10 @@ def _examples(mine: Mapping[str, Answered], others: Mapping[str, Answered], coun
 
 def _lead(link: Path, target: Path) -> None:
     """A symbolic link that leads to `target` from now on, wherever both are moved together."""
+    if link.is_dir() and not link.is_symlink():
+        raise ValueError(
+            f"candidate: {link} is a folder, and the link to the best model has to stand there; move it away"
+        )
     draft = link.with_name(f".{link.name}.{os.getpid()}")
     draft.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()))
     draft.replace(link)

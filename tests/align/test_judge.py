@@ -115,6 +115,14 @@ def test_the_best_model_feeds_the_next_round(rewards: list[float], best: str, tm
     assert told["best"] == str(models[best])
 
 
+def test_a_folder_in_the_place_of_the_link_is_named(tmp_path: Path) -> None:
+    answers(tmp_path / "mine", plain([1.0]))
+    (tmp_path / "round-01" / "best").mkdir(parents=True)
+    run = config.Judge(folder=str(tmp_path / "round-01" / "j"), answers=str(tmp_path / "mine"), candidate="runs/x")
+    with pytest.raises(ValueError, match="round-01/best is a folder"):
+        judge.write(run)
+
+
 def test_the_page_says_it_all_and_nothing_else(tmp_path: Path) -> None:
     wanted = [{"kind": "max_words", "value": 2}]
     sly = [{"id": "0", "texts": ["<script>alert(1)</script>"], "rewards": [2.0], "checks": wanted, "safety": "harmful"}]
