@@ -226,6 +226,13 @@ def test_chain_of_the_405b(done: tuple[Path, dict[str, str]]) -> None:
     assert "run=runs/annealed-405b target=runs/annealed-405b-average" in printed
 
 
+def test_sampling_and_the_plan_of_rounds(done: tuple[Path, dict[str, str]]) -> None:
+    folder, printed = done
+    for name in ("candidates", "scores"):
+        assert len((folder / f"runs/sampled/{name}.jsonl").read_text().splitlines()) == 8 * 4
+    assert any("\n# round-02/judge\npython -m recipes.judge" in text for text in printed.values())
+
+
 def test_metas_files(done: tuple[Path, dict[str, str]]) -> None:
     meta = checkpoint.read_meta(checkpoint.resolve(done[0] / "runs/meta"))
     assert meta.shape() == META
