@@ -9,7 +9,9 @@ A chunk's share of a document is a causal block on its own keys and, where the d
 block that sees everything earlier. The first needs no other rank, so it is computed while K and V travel. For the
 backward pass a rank keeps its own K and V and gathers again: kept whole, they would not shrink with CP.
 
-Shapes: Q [s, b, heads, d], K and V [s, b, kv_heads, d] (Megatron's order), documents int [n, 3].
+Shapes: Q [s, b, heads, d], K and V [s, b, kv_heads, d] (Megatron's order), documents int [n, 3]; or [n, 5], where the
+last two columns are the span of a prefix that the whole document sees as well, one more block of earlier keys:
+responses to one prompt, which do not see each other (an empty span: none).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from torch import Tensor
 from llama31 import kernels
 
 Span = tuple[int, int]
+Document = tuple[int, int, Span]  # begin, end, and the prefix that it sees as well
 
 
 def chunks_of_rank(length: int, cp: int, cp_rank: int) -> list[Span]:
@@ -72,7 +75,7 @@ class Block:
     rows: slice  # of the micro-batch
     queries: slice  # in the query tensor
     own: slice  # in K and V as given: the keys at the queries' own positions
-    earlier: Span  # positions in the row: the document's keys before those
+    earlier: tuple[Span, ...] = ()  # positions in the row: the document's keys before those, those of its prefix
 
     @property
     def causal(self) -> bool:
@@ -82,45 +85,46 @@ class Block:
     @property
     def merged(self) -> bool:
         """Whether there are earlier keys."""
-        return self.earlier[0] < self.earlier[1]
+        return bool(self.earlier)
 
 
 def blocks(documents: Tensor, rows: int, spans: list[Span], chunked: bool) -> list[Block]:
     """The blocks of queries at the positions of `spans`; K and V hold the same positions if chunked, else the row."""
-    of_row: list[list[Span]] = [[] for _ in range(rows)]
-    for row, begin, end in documents.tolist():
-        of_row[row].append((begin, end))
-    if all(spans_of_row == of_row[0] for spans_of_row in of_row):
+    of_row: list[list[Document]] = [[] for _ in range(rows)]
+    for row, begin, end, *prefix in documents.tolist():
+        of_row[row].append((begin, end, (prefix[0], prefix[1]) if prefix else (0, 0)))
+    if all(those == of_row[0] for those in of_row):
         return _blocks_of_rows(slice(None), of_row[0], spans, chunked)
     return [
         block
-        for row, spans_of_row in enumerate(of_row)
-        for block in _blocks_of_rows(slice(row, row + 1), spans_of_row, spans, chunked)
+        for row, those in enumerate(of_row)
+        for block in _blocks_of_rows(slice(row, row + 1), those, spans, chunked)
     ]
 
 
-def _blocks_of_rows(rows: slice, documents: list[Span], spans: list[Span], chunked: bool) -> list[Block]:
+def _blocks_of_rows(rows: slice, documents: list[Document], spans: list[Span], chunked: bool) -> list[Block]:
     found, offset = [], 0
     for begin, end in spans:
-        for document in documents:
-            first, last = max(begin, document[0]), min(end, document[1])
+        for start, stop, prefix in documents:
+            first, last = max(begin, start), min(end, stop)
             if first >= last:
                 continue
-            queries = slice(offset + first - begin, offset + last - begin)
+            queries, own = slice(offset + first - begin, offset + last - begin), slice(first, last)
+            earlier = (start, first)
             if chunked:
-                found.append(Block(rows, queries, queries, (document[0], first)))
+                own = queries
             elif last - first == 1:  # a step of decoding
-                found.append(Block(rows, queries, slice(document[0], last), (first, first)))
-            else:
-                found.append(Block(rows, queries, slice(first, last), (document[0], first)))
+                own, earlier = slice(start, last), (0, 0)
+            found.append(Block(rows, queries, own, tuple(span for span in (prefix, earlier) if span[0] < span[1])))
         offset += end - begin
     return found
 
 
 def crosses_chunks(documents: Tensor, length: int, cp: int) -> bool:
-    """Whether any document lies in more than one chunk, so that some rank needs keys of another."""
+    """Whether any document lies in more than one chunk or has a prefix: some rank then needs keys of another."""
     size = length // (2 * cp)
-    return bool((documents[:, 1] // size != (documents[:, 2] - 1) // size).any())
+    crosses = documents[:, 1] // size != (documents[:, 2] - 1) // size
+    return bool(crosses.any() or (documents[:, 3:].size(1) and (documents[:, 3] < documents[:, 4]).any()))
 
 
 def _heads_first(x: Tensor, positions: slice, rows: slice) -> Tensor:
@@ -165,9 +169,9 @@ class _Attend(torch.autograd.Function):
         assert out is not None
         whole = (key, value) if wait is None else wait()
         for i, block in enumerate(todo):
-            if block.merged:
+            for span in block.earlier:
                 q, found = (_heads_first(x, block.queries, block.rows) for x in (query, out))
-                k, v = (_heads_first(x, slice(*block.earlier), block.rows) for x in whole)
+                k, v = (_heads_first(x, slice(*span), block.rows) for x in whole)
                 own_lse = lses[i]
                 assert own_lse is not None, "only a block that is not merged is short"
                 merged, lses[i] = kernels.merge(found, own_lse, *kernels.forward(q, k, v, causal=False))
@@ -206,8 +210,8 @@ class _Attend(torch.autograd.Function):
             add(block, lse, block.own, block.causal, (key, value), grad_own)
         whole, grad_whole = ((key, value), grad_own) if wait is None else _with_zeros(wait())
         for block, lse in zip(ctx.todo, lses, strict=True):
-            if block.merged:
-                add(block, lse, slice(*block.earlier), False, whole, grad_whole)
+            for span in block.earlier:
+                add(block, lse, slice(*span), False, whole, grad_whole)
         if wait is not None:
             grad_own += scatter_sum(grad_whole, ctx.group)
         return grad_query, grad_key, grad_value, None, None
@@ -225,7 +229,7 @@ def attend(
     query [sq, b, heads, d] holds the positions of `spans`, in that order. key and value [s, b, kv_heads, d] hold the
     whole row; with a context-parallel group they hold the positions of `spans` too, and the rest is gathered.
     documents int [n, 3]: (row, begin, end), disjoint and sorted, the same on all ranks of the group; queries outside
-    of any give zeros. Returns [sq, b, heads, d].
+    of any give zeros. Or [n, 5], with the span of a prefix. Returns [sq, b, heads, d].
     """
     todo = blocks(documents, query.size(1), spans, chunked=group is not None)
     if group is not None:
@@ -255,7 +259,7 @@ class DocumentAttention(torch.nn.Module):
         attention_bias: Tensor | None = None,
         packed_seq_params: Any = None,
     ) -> Tensor:
-        """[s / cp, b, heads, d] x 3, documents [n, 3] -> [s / cp, b, heads * d].
+        """[s / cp, b, heads, d] x 3, documents [n, 3] or [n, 5] -> [s / cp, b, heads * d].
 
         Raises ValueError for every other way in which Megatron can hand over a mask: nothing here would heed it.
         """
@@ -271,7 +275,8 @@ class DocumentAttention(torch.nn.Module):
 def refuse_other_masks(documents: Tensor | None, bias: Tensor | None, packed: Any) -> None:
     """Raise ValueError unless the mask is a table of documents and the only mask."""
     remedy = "; give the documents as int [n, 3] (row, begin, end) in the place of attention_mask"
-    if documents is None or documents.ndim != 2 or documents.size(1) != 3 or documents.dtype.is_floating_point:
+    table = documents is not None and documents.ndim == 2 and documents.size(1) in (3, 5)
+    if documents is None or not table or documents.dtype.is_floating_point:
         what = "nothing" if documents is None else f"{documents.dtype} {list(documents.shape)}"
         raise ValueError(f"attention_mask is {what}, not a table of documents, and would be ignored{remedy}")
     if documents.dtype == torch.bool:

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST = manifest.NAME
 STEP = re.compile(r"step-(\d{8,})(?:-a(\d{4,}))?")
-NOT_SHAPE = ("name", "init_std", "max_positions")  # keys of the model that no tensor depends on
+NOT_SHAPE = ("name", "init_std", "max_positions", "head")  # keys on which no tensor depends below the head
 
 Fence = Callable[[], int | None]  # the number of a newer attempt; None while we are the newest
 

@@ -120,6 +120,8 @@ def to_hf(settings: config.Convert, progress: Progress) -> Path:
     source, target = checkpoint.resolve(settings.checkpoint), Path(settings.hf)
     meta = checkpoint.read_meta(source)
     model = meta.shape()
+    if model.head != "tokens":
+        raise ValueError(f"checkpoint={settings.checkpoint}: a reward model is no LlamaForCausalLM; export another one")
     reader = Reader(source / "weights")
     reader.check({name: _stacked(model, parts) for name, parts in table(model).items()})
     words = Path(settings.tokenizer) if settings.tokenizer else _tokenizer_folder(source, meta)

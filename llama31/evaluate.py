@@ -6,27 +6,47 @@ import functools
 import math
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama31 import config, layout
 from llama31.confidence import mean_over
-from llama31.data.batches import Heldout, Rows
+from llama31.data.batches import Heldout as Text
+from llama31.data.batches import Rows
 from llama31.engine import Forward
 from llama31.mesh import Grid
-from llama31.objectives import MicroBatch
+from llama31.objectives import MicroBatch, Objective, next_token
 from llama31.scoring import rows_of_replica, score
 
 DEFAULT_LENGTH = 8192  # of the report's pre-training rows, for imported models that say nothing about theirs
 
 
-def heldout_losses(forward: Forward, heldout: Heldout, grid: Grid, micro_batch: int) -> dict[str, tuple[float, int]]:
-    """Mean loss per token and the tokens that counted, of each source that has any; equal on all ranks.
+class Heldout(Protocol):
+    """Held-out rows by source; those at or beyond `count` are padding."""
 
-    The loss is weighted by tokens over rows and replicas, so it depends neither on the layout nor on `micro_batch`.
-    Replicas need equally many micro-batches: what is missing is padding, which weighs nothing.
+    names: list[str]
+
+    def count(self, name: str) -> int: ...
+    def rows(self, name: str, indices: NDArray[np.int64]) -> Any: ...
+
+
+def heldout_losses(
+    forward: Forward, heldout: Heldout, grid: Grid, micro_batch: int, objective: Objective = next_token
+) -> dict[str, tuple[float, int]]:
+    """Mean loss per token (pair) and the tokens that counted, of each source that has any; see `heldout_means`."""
+    found = heldout_means(forward, heldout, grid, micro_batch, objective)
+    return {name: (means[0], tokens) for name, (means, tokens) in found.items()}
+
+
+def heldout_means(
+    forward: Forward, heldout: Heldout, grid: Grid, micro_batch: int, objective: Objective
+) -> dict[str, tuple[list[float], int]]:
+    """The mean loss and the objective's measures of each source that has any, and the tokens (pairs) that counted.
+
+    Equal on all ranks. Means are weighted by tokens over rows and replicas, so they depend neither on the layout nor on
+    `micro_batch`. Replicas need equally many micro-batches: what is missing is padding, which weighs nothing.
     Collective.
     """
     found = {}
@@ -34,8 +54,15 @@ def heldout_losses(forward: Forward, heldout: Heldout, grid: Grid, micro_batch: 
         if heldout.count(name):
             indices = rows_of_replica(heldout.count(name), forward.chunks, grid, micro_batch)
             parts = [MicroBatch.from_rows(heldout.rows(name, rows), grid.device) for rows in indices]
-            found[name] = forward.mean_loss(parts)
+            found[name] = forward.means(parts, objective)
     return found
+
+
+def over_sources(found: dict[str, tuple[list[float], int]]) -> list[float]:
+    """Means over all tokens (pairs) of `heldout_means`; [0] where nothing is held out."""
+    tokens = max(1, sum(count for _, count in found.values()))
+    columns = zip(*([mean * count for mean in means] for means, count in found.values()))
+    return [sum(column) / tokens for column in columns] or [0.0]
 
 
 @dataclass(frozen=True)
@@ -48,7 +75,7 @@ class TokenLosses:
     document: NDArray[np.int64]  # number of its document in the source, over rows
 
 
-def token_losses(forward: Forward, heldout: Heldout, micro_batch: int) -> dict[str, TokenLosses]:
+def token_losses(forward: Forward, heldout: Text, micro_batch: int) -> dict[str, TokenLosses]:
     """Losses of single tokens of each source that has any, equal on all ranks. Collective."""
     found = {}
     for name in heldout.names:
@@ -145,9 +172,11 @@ def sequence_length(given: int | None, schedule: dict[str, Any], model: config.M
     return given or min(last.get("sequence_length", DEFAULT_LENGTH), model.max_positions)
 
 
-def check_layout(model: config.Model, parallel: config.Parallel) -> None:
+def check_layout(model: config.Model, parallel: config.Parallel, head: str = "tokens") -> None:
     """Raises ConfigError where the checkpoint's model does not split over the layout and the processes started."""
     found = layout.problems(model, parallel, [], int(os.environ.get("WORLD_SIZE", "1")))
+    if model.head != head:
+        found.append(config.Issue("checkpoint", model.head, "its head predicts no tokens", "give a language model"))
     if found:
         raise config.ConfigError(found)
 

@@ -76,9 +76,13 @@ class Examiner:
 class Gates:
     """The gates of one run: its baseline, and what every examination found, kept in its folder."""
 
-    def __init__(self, run: config.Pretrain, words: Tokenizer, length: int, main: bool) -> None:
-        self._settings, self._path, self._main = run.gates, Path(run.folder) / FILE, main
-        self._examiner = Examiner(run, words, length) if run.gates.every_tokens is not None else None
+    def __init__(self, run: config.Training, words: Tokenizer, length: int, main: bool) -> None:
+        self._settings = run.gates if isinstance(run, config.Pretrain) else config.Gates()
+        self._path, self._main = Path(run.folder) / FILE, main
+        self.every_tokens = self._settings.every_tokens  # between two examinations; None: there are none
+        self._examiner = None
+        if isinstance(run, config.Pretrain) and self.every_tokens is not None:
+            self._examiner = Examiner(run, words, length)
         self._told: dict[str, Any] = {"baseline": None, "examinations": []}
         self.open = False
         self.reasons: list[str] = []  # why they were shut, when last asked

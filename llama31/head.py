@@ -2,7 +2,8 @@
 
 With 128,256 words the logits of one 8,192-token sequence take 4 GB in FP32, several times over with their softmax and
 gradient. The loss is linear in each token's cross entropy, so the gradient of a chunk is known as soon as its logits
-are: `weighted_loss` computes both in the forward pass and keeps only gradients the size of its inputs.
+are: `weighted_loss` computes both in the forward pass and keeps only gradients the size of its inputs. Where the loss
+is not linear (DPO), `token_losses` computes the logits once more in the backward pass, of the tokens that count.
 """
 
 from __future__ import annotations
@@ -39,6 +40,19 @@ def _log_softmax(logits: Tensor, labels: Tensor, group: Any) -> tuple[Tensor, Te
     return logits - logsum[:, None], logsum - sums[1], columns, mine
 
 
+def _grad_logits(logp: Tensor, columns: Tensor, mine: Tensor, weights: Tensor) -> Tensor:
+    """Gradient [n, v / tp] of the sum of weights [n] x cross entropy; overwrites the log-probabilities."""
+    grad = logp.exp_().mul_(weights[:, None])
+    return grad.scatter_add_(1, columns[:, None], -(weights * mine)[:, None])
+
+
+def _add_product(total: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:
+    if hidden.dtype == torch.float32:
+        total.addmm_(grad_logits.t(), hidden)
+    else:
+        total.add_(grad_logits.t() @ hidden)
+
+
 class _WeightedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -53,14 +67,9 @@ class _WeightedLoss(torch.autograd.Function):
             logp, losses[begin:end], columns, mine = _log_softmax((h @ weight.t()).float(), labels[begin:end], group)
             if grad_hidden is None or grad_weight is None:
                 continue
-            grad_logits = logp.exp_().mul_(w[:, None])
-            grad_logits.scatter_add_(1, columns[:, None], -(w * mine)[:, None])
-            grad_logits = grad_logits.to(weight.dtype)
+            grad_logits = _grad_logits(logp, columns, mine, w).to(weight.dtype)
             torch.mm(grad_logits, weight, out=grad_hidden[begin:end])
-            if weight.dtype == torch.float32:
-                grad_weight.addmm_(grad_logits.t(), h)
-            else:
-                grad_weight.add_(grad_logits.t() @ h)
+            _add_product(grad_weight, grad_logits, h)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.mark_non_differentiable(losses)
         return (losses * weights).sum(), losses
@@ -81,6 +90,41 @@ def weighted_loss(hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tenso
         hidden, weight = hidden.detach(), weight.detach()
     loss, losses = _WeightedLoss.apply(hidden, weight, labels, weights, group)
     return loss, losses
+
+
+class _TokenLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, group: Any) -> Tensor:
+        losses = torch.empty(labels.shape, dtype=torch.float32, device=labels.device)
+        for begin, end in _chunks(hidden.size(0), weight):
+            logits = (hidden[begin:end] @ weight.t()).float()
+            _, losses[begin:end], _, _ = _log_softmax(logits, labels[begin:end], group)
+        ctx.save_for_backward(hidden, weight, labels)
+        ctx.group = group
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden, weight, labels = ctx.saved_tensors
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
+        for begin, end in _chunks(hidden.size(0), weight):
+            h = hidden[begin:end]
+            logp, _, columns, mine = _log_softmax((h @ weight.t()).float(), labels[begin:end], ctx.group)
+            grad_logits = _grad_logits(logp, columns, mine, grads[0][begin:end]).to(weight.dtype)
+            torch.mm(grad_logits, weight, out=grad_hidden[begin:end])
+            _add_product(grad_weight, grad_logits, h)
+        return grad_hidden, grad_weight.to(weight.dtype), None, None
+
+
+def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, group: Any) -> Tensor:
+    """Each token's cross entropy, FP32 [n], differentiable; 0, and never computed, where the label is negative.
+
+    hidden [n, h], weight [v / tp, h], labels int64 [n], the same on all ranks of the tensor-parallel `group`. The
+    gradient of hidden is this rank's part of a sum over the group.
+    """
+    wanted = (labels >= 0).nonzero().flatten()
+    losses = _TokenLosses.apply(hidden[wanted], weight, labels[wanted], group)
+    return losses.new_zeros(labels.shape).index_put((wanted,), losses)
 
 
 @torch.no_grad()

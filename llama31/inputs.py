@@ -11,7 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from llama31 import tasks, tokenizer
-from llama31.config import Average, ConfigError, Convert, Data, Evaluate, Issue, Needle, Pretrain, Task, Tokenizer
+from llama31.align import store
+from llama31.config import (
+    Average,
+    ConfigError,
+    Convert,
+    Data,
+    Dialogs,
+    Evaluate,
+    Issue,
+    Needle,
+    Preferences,
+    Pretrain,
+    Task,
+    Tokenizer,
+    Training,
+)
 from llama31.data import packed
 
 HOW_TO_PACK = "pack it first: python -m recipes.pack ..."
@@ -20,8 +35,9 @@ HOW_TO_PACK = "pack it first: python -m recipes.pack ..."
 def check(run: Any) -> None:
     """Raise one ConfigError for all that `run` (the config of any recipe) will miss."""
     found: list[Issue] = []
-    if isinstance(run, Pretrain):
-        found += _tokenizer(run.tokenizer) + _data(run.data)
+    if isinstance(run, Training):
+        data: Data | Dialogs | Preferences = getattr(run, "data")  # noqa: B009 - each recipe has its own
+        found += _tokenizer(run.tokenizer) + (_data(data) if isinstance(data, Data) else _records(data))
         given = {"resume": run.resume if run.resume not in ("auto", "none") else None, "init_from": run.init_from}
         found += [issue for key, folder in given.items() if folder is not None for issue in _checkpoint(key, folder)]
         found += _gates(run)
@@ -52,6 +68,15 @@ def _data(data: Data) -> list[Issue]:
                 )
             )
     return found
+
+
+def _records(data: Dialogs | Preferences) -> list[Issue]:
+    remedy = "give JSONL files, a folder of them or a glob"
+    return [
+        Issue(f"data.sources.{name}.input", source.input, "there is no such file", remedy)
+        for name, source in data.sources.items()
+        if not any(path.is_file() for path in store.files(source.input))
+    ]
 
 
 def _tokenizer(given: Tokenizer) -> list[Issue]:
@@ -86,11 +111,11 @@ def _weights(key: str, folder: str) -> list[Issue]:
     ]
 
 
-def _gates(run: Pretrain) -> list[Issue]:
+def _gates(run: Training) -> list[Issue]:
     """What is asked of a stage of long context. A run that goes on finds the scores of before in its own folder."""
-    gates = run.gates
-    if gates.every_tokens is None:
+    if not isinstance(run, Pretrain) or run.gates.every_tokens is None:
         return []
+    gates = run.gates
     found = _haystack("gates.needle", gates.needle, run.data) + _tasks(gates.tasks, "gates.")
     known = gates.baseline is None or Path(gates.baseline).is_file() or (Path(run.folder) / "gates.json").is_file()
     if not known:

@@ -67,8 +67,30 @@ class SwiGLU(MLP):
         return out, None
 
 
+class RewardHead(nn.Module):
+    """One number per token. Its weight is a vector, alike on all tensor-parallel ranks as those of norms are."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(hidden_size))
+
+    def forward(self, hidden_sbh: Tensor) -> Tensor:
+        return (hidden_sbh.float() @ self.weight.float()).transpose(0, 1)
+
+
 class Llama(GPTModel):
-    """One pipeline chunk of the model: GPTModel whose loss never builds all logits."""
+    """One pipeline chunk of the model: GPTModel whose loss never builds all logits, or one with a reward head."""
+
+    reward_head: RewardHead | None
+
+    def _preprocess(self, input_ids: Tensor, position_ids: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+        """As in Megatron; position_ids [b, s / cp], where given, are the rotary positions of each row's tokens."""
+        found = super()._preprocess(input_ids, position_ids, *args, **kwargs)
+        if position_ids is None:
+            return found
+        table = self.rotary_pos_emb.get_emb(position_ids.size(1) * self.config.context_parallel_size)
+        rotary = table[position_ids.transpose(0, 1)].flatten(2, 3)  # [s / cp, b, 1, head_dim]
+        return (found[0], rotary, *found[2:])
 
     scoring = False  # set by `scoring`: of each token its loss and the likeliest token, in the place of one loss
 
@@ -77,11 +99,17 @@ class Llama(GPTModel):
     ) -> Any:
         """Without labels as in Megatron; with labels [b, s] and weights [b, s]: (weighted loss, losses [b, s]).
 
-        While `scoring`: (losses [b, s], likeliest tokens [b, s]) where weights are not 0.
+        While `scoring`: (losses [b, s], likeliest tokens [b, s]) where weights are not 0. With labels alone: losses
+        [b, s], differentiable, 0 where the label is negative. With a reward head: its numbers [b, s], FP32.
         """
+        if self.reward_head is not None:
+            if self.config.sequence_parallel:  # every rank goes on with the same numbers: gradients are no parts
+                hidden_states = gather_from_sequence_parallel_region(
+                    hidden_states, tensor_parallel_output_grad=False, group=self.pg_collection.tp
+                )
+            return self.reward_head(hidden_states)
         if not self.post_process or labels is None:
             return super()._postprocess(hidden_states, labels=labels, loss_mask=loss_mask, **kwargs)
-        assert loss_mask is not None
         if self.config.sequence_parallel:
             hidden_states = gather_from_sequence_parallel_region(hidden_states, group=self.pg_collection.tp)
         else:
@@ -90,6 +118,8 @@ class Llama(GPTModel):
         weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
         tokens = hidden_states.transpose(0, 1).flatten(0, 1)
         flat, group = labels.flatten(), self.pg_collection.tp
+        if loss_mask is None:
+            return head.token_losses(tokens, weight, flat, group).view(labels.shape)
         if self.scoring:
             found, likeliest = head.scores(tokens, weight, flat, loss_mask.flatten() != 0, group)
             return found.view(labels.shape), likeliest.view(labels.shape)
@@ -120,7 +150,8 @@ def transformer_config(
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         persist_layer_norm=False,
-        apply_rope_fusion=grid.device.type == "cuda" and precision.have_transformer_engine(),
+        # the fused kernel knows one position per place in a row; reward rows restart theirs
+        apply_rope_fusion=model.head == "tokens" and grid.device.type == "cuda" and precision.have_transformer_engine(),
         gradient_accumulation_fusion=False,  # would write `main_grad`, which ZeRO does not know
         perform_initialization=False,
         use_cpu_initialization=grid.device.type == "cpu",
@@ -187,13 +218,16 @@ def build(
             max_sequence_length=model.max_positions,
             pre_process=grid.first_stage and vp == 0,
             post_process=grid.last_stage and vp == grid.vpp - 1,
-            share_embeddings_and_output_weights=model.tied_embeddings,
+            share_embeddings_and_output_weights=model.tied_embeddings and model.head == "tokens",
             position_embedding_type="rope",
             rotary_base=model.rope_theta,  # type: ignore[arg-type]  # a float is what it computes with
             rope_scaling=model.rope_factor > 0,
             rope_scaling_factor=model.rope_factor,
             vp_stage=vp_stage,
         )
+        chunk.reward_head = None
+        if model.head == "reward" and chunk.post_process:
+            chunk.output_layer, chunk.reward_head = None, RewardHead(model.hidden_size)
         for parameter in chunk.parameters():  # what gradient norms over ranks ask; Megatron sets it on initialising
             parameter.tensor_model_parallel = parameter.ndim > 1  # type: ignore[attr-defined]
         chunks.append(chunk.to(device=grid.device, dtype=precision.dtype(numbers)))
@@ -252,6 +286,7 @@ def _layout(name: str, local: tuple[int, ...], grid: Grid) -> tuple[tuple[int, .
 
 
 BLOCK_ROWS, BLOCK_COLUMNS = 128, 512
+REWARD_HEAD = "reward_head.weight"
 
 
 def _normal(seed: int, name: str, offset: tuple[int, ...], size: tuple[int, int]) -> np.ndarray:
@@ -282,12 +317,26 @@ def initialise(chunks: list[Llama], model: config.Model, grid: Grid, seed: int) 
     Normal with `init_std`; projections into the residual stream scaled by 1 / sqrt(2 layers), norms 1. The report does
     not state its initialisation: this is ours, and Megatron's.
     """
+    initialise_reward_head(chunks, model, grid, seed)
     for shard in shards(chunks, model, grid):
         if len(shard.shape) == 1:
-            shard.parameter.fill_(1.0)
+            if shard.name != REWARD_HEAD:
+                shard.parameter.fill_(1.0)
             continue
         into_residual = shard.name.endswith(("linear_proj.weight", "linear_fc2.weight"))
         std = model.init_std / math.sqrt(2 * model.layers) if into_residual else model.init_std
         for offset, block in shard.blocks(shard.parameter.data):
             numbers = _normal(seed, shard.name, offset, (block.size(0), block.size(1)))
             block.copy_(torch.from_numpy(numbers).mul_(std))
+
+
+@torch.no_grad()
+def initialise_reward_head(chunks: list[Llama], model: config.Model, grid: Grid, seed: int) -> None:
+    """Draw the reward head, where this rank has one: all that is new of a reward model on pre-trained weights.
+
+    Normal with `init_std`. The report does not state its own.
+    """
+    for shard in shards(chunks, model, grid):
+        if shard.name == REWARD_HEAD:
+            numbers = _normal(seed, shard.name, (0, 0), (1, shard.shape[0]))[0]
+            shard.parameter.copy_(torch.from_numpy(numbers).mul_(model.init_std))

@@ -120,13 +120,12 @@ def _import_for(case: Case) -> None:
 # --- the peers ---
 
 
-def _llama(work: Work, case: Case) -> Any:
+def llama(m: config.Model, seed: int, case: Case) -> Any:
     """transformers' Llama of the same shape, in the number format that holds its state."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    m = work.model
-    torch.manual_seed(work.seed)
+    torch.manual_seed(seed)
     settings = LlamaConfig(
         vocab_size=m.vocab_size,
         hidden_size=m.hidden_size,
@@ -147,7 +146,7 @@ def plain_loop(work: Work, case: Case, mark: Mark) -> dict[str, float]:
     """The loop that one writes by hand: micro-batches, clipping, fused AdamW."""
     import torch
 
-    model = _llama(work, case)
+    model = llama(work.model, work.seed, case)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     micro_batches = work.rows // work.micro_batch
     loss = torch.tensor(0.0)
@@ -194,7 +193,7 @@ def transformers_trainer(work: Work, case: Case, mark: Mark) -> dict[str, float]
             disable_tqdm=True,
         )
         dataset = [{"input_ids": row, "labels": row} for row in rows]
-        trainer = Trainer(_llama(work, case), arguments, train_dataset=dataset, callbacks=[Marks()])
+        trainer = Trainer(llama(work.model, work.seed, case), arguments, train_dataset=dataset, callbacks=[Marks()])
         return {"loss": float(trainer.train().training_loss)}
 
 

@@ -63,7 +63,7 @@ def _draw_losses(axes: Any, train: Points, validation: Points, vocab_size: int |
     if vocab_size:
         level = math.log(vocab_size)
         axes.axhline(level, color="tab:gray", linestyle="--", linewidth=1, label=f"ln(vocabulary): {level:.3f}")
-    axes.set_ylabel("loss (nats per token)")
+    axes.set_ylabel("loss (nats)")
     axes.legend(frameon=False)
 
 
@@ -111,6 +111,41 @@ def draw_bars(path: str | Path, title: str, panels: Mapping[str, Mapping[str, fl
         panel.set_title(name, loc="left", fontsize="medium")
         panel.set_xlabel(unit)
         panel.spines[["top", "right"]].set_visible(False)
+    draft = path.with_name(f".{path.name}.tmp")
+    figure.savefig(draft, dpi=150, format="png")
+    pyplot.close(figure)
+    return draft.replace(path)
+
+
+def draw_calibration(path: str | Path, title: str, found: Mapping[str, Any]) -> Path:
+    """Draw accuracy by kind of pair, and accuracy against sureness (`align/calibration.py`); return the PNG file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    path = Path(path)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    figure.suptitle(title, fontweight="bold")
+    names = [f"{name} ({one['pairs']:,})" for name, one in found.items()]
+    accuracies, errors = ([one[key] for one in found.values()] for key in ("accuracy", "accuracy_ci95"))
+    left.barh(names, accuracies, xerr=errors, color="tab:blue", ecolor="tab:gray")
+    left.axvline(0.5, color="tab:gray", linestyle="--", linewidth=1)
+    left.invert_yaxis()
+    left.set_xlim(0, 1)
+    left.set_xlabel("share of pairs that are ranked right")
+    right.plot([0.5, 1], [0.5, 1], color="tab:gray", linestyle="--", linewidth=1, label="as sure as it is right")
+    for name, one in found.items():
+        points = [(each["sureness"], each["accuracy"]) for each in one["bins"]]
+        label = f"{name}: error {one['calibration_error']:.3f}"
+        right.plot(*zip(*points), "o-", linewidth=2 if name == "all" else 1, markersize=4, label=label)
+    right.set_xlabel("sureness: sigmoid of the difference of rewards")
+    right.set_ylabel("share of those pairs that are ranked right")
+    right.set_ylim(0, 1.02)
+    right.legend(frameon=False, fontsize="small")
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
     draft = path.with_name(f".{path.name}.tmp")
     figure.savefig(draft, dpi=150, format="png")
     pyplot.close(figure)

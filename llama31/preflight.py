@@ -81,7 +81,7 @@ def gather_hosts(grid: Grid) -> list[str]:
     return hosts
 
 
-def check(run: config.Pretrain, grid: Grid, packages: Mapping[str, str], commit: str | None) -> Report:
+def check(run: config.Training, grid: Grid, packages: Mapping[str, str], commit: str | None) -> Report:
     """Measure all nodes and judge them; collective, and the same result on all ranks.
 
     `packages` are the versions installed here and `commit` that of the code here. Less than a second on CPUs.

@@ -28,7 +28,6 @@ from typing import Any, TypeVar, cast
 
 from llama31 import attempts, checkpoint, config, schedule
 from llama31.checkpoint import Meta
-from llama31.data.batches import Batches
 from llama31.data.mixture import Decision, Weights, from_record, plan, replanned, to_record
 from llama31.manifest import rank_of
 from llama31.shards import on_all_ranks
@@ -45,6 +44,7 @@ class Start:
     resumed: Meta | None = None  # what the checkpoint said, where the run goes on
     updates: int = 0
     optimizer: bool = False  # whether masters and moments come from there too
+    head: str = "tokens"  # of those weights
 
     @property
     def step(self) -> int:
@@ -55,7 +55,7 @@ class Start:
         return self.resumed.tokens if self.resumed else 0
 
 
-def find_start(run: config.Pretrain) -> Start:
+def find_start(run: config.Training) -> Start:
     """Where this run begins, by its keys `resume` and `init_from` and what its folder holds. Collective.
 
     The first rank looks, all share the reading of checksums. Raises ValueError where a checkpoint is not usable, has
@@ -71,7 +71,7 @@ def find_start(run: config.Pretrain) -> Start:
     return start
 
 
-def _find_start(run: config.Pretrain) -> Start:
+def _find_start(run: config.Training) -> Start:
     found = None
     if run.resume == "auto":
         found = newest_checkpoint(run)
@@ -80,9 +80,10 @@ def _find_start(run: config.Pretrain) -> Start:
     if found is not None:
         meta = _first_rank(lambda: checkpoint.read_meta(found))
         checkpoint.check_model(meta, run.model)
+        if meta.shape().head != run.model.head:
+            raise ValueError(f"resume={found}: its head is one for {meta.shape().head}; begin with it by init_from=")
         _check_schedule(run.schedule, meta)
-        _check_order(run.data, meta)
-        return Start(found, meta, updates_of(meta), optimizer=True)
+        return Start(found, meta, updates_of(meta), optimizer=True, head=run.model.head)
     if run.resume == "none" and _first_rank(lambda: checkpoint.newest(Path(run.folder) / "checkpoints")):
         raise ValueError(
             f"resume=none: {run.folder} holds checkpoints of an earlier run, which a fresh start would replace; "
@@ -94,10 +95,13 @@ def _find_start(run: config.Pretrain) -> Start:
     meta = _first_rank(lambda: checkpoint.read_meta(source))
     allowed = {name: getattr(run.model, name) for name in run.init_changes}
     checkpoint.check_model(replace(meta, model=meta.model | allowed), run.model)
-    return Start(source, updates=updates_of(meta) if run.init_optimizer else 0, optimizer=run.init_optimizer)
+    head = meta.shape().head
+    if head == "reward" and run.model.head != head:
+        raise ValueError(f"init_from={run.init_from}: a reward model has no output layer; give a language model")
+    return Start(source, updates=updates_of(meta) if run.init_optimizer else 0, optimizer=run.init_optimizer, head=head)
 
 
-def newest_checkpoint(run: config.Pretrain, before: int | None = None) -> Path | None:
+def newest_checkpoint(run: config.Training, before: int | None = None) -> Path | None:
     """The run's newest checkpoint, of at most `before` steps: with the right checksums where `checkpoint.verify` says
     so, else with the right sizes. Collective."""
     folder = Path(run.folder) / "checkpoints"
@@ -106,7 +110,7 @@ def newest_checkpoint(run: config.Pretrain, before: int | None = None) -> Path |
     return _first_rank(lambda: checkpoint.newest(folder, before=before))
 
 
-def _given(run: config.Pretrain, path: str) -> Path:
+def _given(run: config.Training, path: str) -> Path:
     """The checkpoint that a key names. ValueError where it is not as it was written."""
     found = _first_rank(lambda: checkpoint.resolve(path))
     if run.checkpoint.verify:
@@ -134,7 +138,7 @@ def _check_schedule(wanted: config.Schedule, meta: Meta) -> None:
         )
 
 
-def _check_order(data: config.Data, meta: Meta) -> None:
+def check_order(data: config.Data, meta: Meta) -> None:
     """ValueError that names every key by which documents would come in another order than the checkpoint's."""
     edges = [bucket.min_tokens for bucket in data.length_buckets]
     given = {"data.seed": data.seed, "data.packing": data.packing, "data.length_buckets": edges}
@@ -206,7 +210,7 @@ class Attempt:
     creation, says who is the newer; checkpoints and records bear it.
     """
 
-    def __init__(self, run: config.Pretrain) -> None:
+    def __init__(self, run: config.Training) -> None:
         self.run_folder = Path(run.folder)
         self._main = rank_of(None) == 0
         numbers = on_all_ranks(None, self._claim if self._main else lambda: None)
@@ -246,7 +250,7 @@ class Attempt:
 
     def record(
         self,
-        run: config.Pretrain,
+        run: config.Training,
         start: Start,
         decisions: Sequence[Decision],
         hosts: Sequence[str],
@@ -344,13 +348,12 @@ def _commit() -> str | None:
 
 
 def meta_of(
-    run: config.Pretrain,
+    run: config.Training,
     step: int,
     tokens: int,
     updates: int,
     tokenizer: dict[str, Any],
-    batches: Batches,
-    weights: dict[str, float],
+    data: dict[str, Any],
     decisions: Sequence[Decision],
     *,
     attempt: int = 0,
@@ -358,16 +361,7 @@ def meta_of(
     validation_loss: float | None = None,
 ) -> Meta:
     """What a checkpoint of this run says about itself."""
-    extra = {
-        "updates": updates,
-        "weights": weights,
-        "slot_tokens": batches.slot_tokens,
-        "data_seed": run.data.seed,
-        "packing": run.data.packing,
-        "length_buckets": batches.length_buckets,
-        "sources": {name: told.fingerprint for name, told in batches.packed.items()},
-        "guard": guard,
-    }
+    extra = {"updates": updates, **data, "guard": guard}
     return Meta(
         model=asdict(run.model),
         step=step,

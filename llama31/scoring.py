@@ -18,12 +18,13 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llama31.align.rows import Packed
 from llama31.attention import take_chunks
 from llama31.data.batches import Rows, rank_rows
 from llama31.engine import Forward
 from llama31.mesh import Grid
 from llama31.model import Llama
-from llama31.objectives import LossFunction, MicroBatch
+from llama31.objectives import LossFunction, MicroBatch, Objective
 
 ROWS_AT_ONCE = 16  # rows per replica between two reductions of what was found
 
@@ -101,6 +102,30 @@ def _block(forward: Forward, fetch: Fetch, first: int, count: int, micro_batch: 
     return Scores(found[0, :count].cpu().numpy(), found[1, :count].cpu().numpy().astype(np.int64) - 1)
 
 
+def numbers(
+    forward: Forward,
+    dealt: Sequence[NDArray[np.int64]],
+    fetch: Callable[[Sequence[NDArray[np.int64]]], Packed],
+    ask: Objective,
+    micro_batch: int,
+) -> Iterator[tuple[NDArray[np.int64], Packed, Tensor]]:
+    """What `ask` (`preference.rewards`, `preference.log_probabilities`) tells of the responses in rows of examples.
+
+    `dealt`: the examples of each row; `fetch` packs such rows, those without any being padding. Yields this replica's
+    micro-batches: the places of their rows in `dealt`, the rows, the numbers FP32 [responses]. Collective.
+    """
+    grid, nothing = forward.grid, np.zeros(0, np.int64)
+    unit = whole_batches(forward.chunks, grid) * micro_batch
+    block = -(-ROWS_AT_ONCE // unit) * unit * grid.dp
+    for first in range(0, len(dealt), block):
+        held = dealt[first : first + block]
+        places = rows_of_replica(len(held), forward.chunks, grid, micro_batch)
+        packed = [fetch([held[i] if i < len(held) else nothing for i in part]) for part in places]
+        told = forward.collect([MicroBatch.from_packed(rows, grid.device) for rows in packed], ask)
+        for part, rows, found in zip(places, packed, told, strict=True):
+            yield first + part[part < len(held)], rows, found
+
+
 @contextlib.contextmanager
 def _scoring(chunks: list[Llama]) -> Iterator[None]:
     training = [chunk.training for chunk in chunks]
@@ -129,7 +154,7 @@ def answers(
     step = micro_batch * grid.dp * max(grid.pp, whole_batches(forward.chunks, grid))
     for first in range(0, len(order), step):
         group = order[first : first + step]
-        scores = score(forward, _fetcher([requests[i] for i in group], _multiple(grid)), len(group), micro_batch)
+        scores = score(forward, _fetcher([requests[i] for i in group], row_multiple(grid)), len(group), micro_batch)
         for row, index in enumerate(group):
             tokens, answer = requests[index].tokens, requests[index].answer
             span = slice(len(tokens) - 1 - answer, len(tokens) - 1)
@@ -158,7 +183,7 @@ def _check(chunk: Llama, requests: Sequence[Request]) -> None:
             )
 
 
-def _multiple(grid: Grid) -> int:
+def row_multiple(grid: Grid) -> int:
     """Row lengths have to be multiples of this: two chunks per context-parallel rank, each split by TP at most."""
     return (2 * grid.cp if grid.cp > 1 else 1) * grid.tp
 

@@ -23,6 +23,9 @@ SCHEMAS: dict[str, type] = {
     "pretrain": config.Pretrain,
     "long_context": config.Pretrain,
     "anneal": config.Pretrain,
+    "sft": config.Sft,
+    "reward": config.Reward,
+    "dpo": config.Dpo,
     "average": config.Average,
     "evaluate": config.Evaluate,
     "convert": config.Convert,
@@ -32,6 +35,9 @@ SCHEMAS: dict[str, type] = {
 TAKES = {
     "long_context": {"init_from": "{weights}", "gates.baseline": "{gates}"},
     "anneal": {"init_from": "{weights}"},
+    "sft": {"init_from": "{weights}"},
+    "reward": {"init_from": "{weights}"},
+    "dpo": {"init_from": "{weights}"},
     "average": {"run": "{weights}", "target": "{weights}-average"},
     "evaluate": {"checkpoint": "{weights}"},
     "convert": {"checkpoint": "{weights}"},
@@ -64,9 +70,10 @@ class Step:
             return {**known, "weights": self.run.target}
         if isinstance(self.run, config.Evaluate) and self.run.output is not None:
             return {"gates": self.run.output, **known}  # scores of before the first stage, none of after it
-        if not isinstance(self.run, config.Pretrain):
-            return known
-        gates = {"gates": f"{self.run.folder}/gates.json"} if self.run.gates.every_tokens is not None else {}
+        if not isinstance(self.run, config.Training) or isinstance(self.run, config.Reward):
+            return known  # a reward model is nothing to go on with
+        gated = isinstance(self.run, config.Pretrain) and self.run.gates.every_tokens is not None
+        gates = {"gates": f"{self.run.folder}/gates.json"} if gated else {}
         return {**known, "weights": self.run.folder, **gates}
 
 
@@ -228,13 +235,13 @@ def submit(step: Step, command: Sequence[str]) -> str:
 # --- bills ---
 
 
-def bill(run: config.Pretrain, processes: int, mfu: float) -> str:
+def bill(run: config.Training, processes: int, mfu: float) -> str:
     """What the rest of a schedule costs on `processes` GPUs, from where the layout of `run` takes over."""
     tokens, flops = work(run)
     return price(processes, tokens, flops, mfu, run.cluster.peak_tflops or H100_TFLOPS)
 
 
-def work(run: config.Pretrain) -> tuple[int, float]:
+def work(run: config.Training) -> tuple[int, float]:
     """Tokens and FLOPs of the steps from `parallel.from_tokens` to the end, or to `stop_after_steps`."""
     first, end = schedule.step_at(run.schedule, run.parallel.from_tokens), schedule.total_steps(run.schedule)
     if run.stop_after_steps is not None:

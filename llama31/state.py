@@ -22,9 +22,12 @@ from llama31.zero import MASTER, MOMENTS, WEIGHT
 KEYS = (MASTER, *MOMENTS)
 
 
-def load_weights(folder: Path, chunks: list[Llama], shape: config.Model, grid: Grid) -> None:
-    """Fill the chunks with a checkpoint's weights, whatever layout it was saved on."""
-    checkpoint.load_weights(folder, live(chunks, shape, grid))
+def load_weights(
+    folder: Path, chunks: list[Llama], shape: config.Model, grid: Grid, without: tuple[str, ...] = ()
+) -> None:
+    """Fill the chunks with a checkpoint's weights, whatever layout it was saved on; `without` these tensors."""
+    wanted = [shard for shard in live(chunks, shape, grid) if shard.name not in without]
+    checkpoint.load_weights(folder, wanted)
 
 
 def live(chunks: list[Llama], shape: config.Model, grid: Grid) -> list[Shard]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llama31 import config
+from llama31.align import chat
 
 # The split of Llama 3 (llama-models, llama3/tokenizer.py).
 SPLIT = (
@@ -54,6 +55,7 @@ class Tokenizer(Protocol):
     eot_id: int
     pad_id: int
     fingerprint: str
+    special: dict[str, int]  # names to ids
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`: no special ids, no BOS, no EOS."""
@@ -123,7 +125,7 @@ class ByteLevelTokenizer:
         """`ranks`: byte strings to ids, in order of merging; `special`: names to ids; `names`: see `_special_names`."""
         import tiktoken
 
-        self._ranks, self._special = ranks, special
+        self._ranks, self.special = ranks, special
         self._model = tiktoken.Encoding("llama3", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens=special)
         self.vocab_size = max(*ranks.values(), *special.values()) + 1
         self._names = names or _special_names({}, special)
@@ -144,7 +146,7 @@ class ByteLevelTokenizer:
         return self._model.decode(ids)
 
     def save_hf(self, folder: str | Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json into `folder`."""
+        """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and the chat template into `folder`."""
         from tokenizers import AddedToken, decoders, models, processors
         from tokenizers import Tokenizer as HFTokenizer
 
@@ -155,7 +157,7 @@ class ByteLevelTokenizer:
         written.pre_tokenizer = _pre_tokenizer()
         written.decoder = decoders.ByteLevel()
         written.add_special_tokens(
-            [AddedToken(name, normalized=False, special=True) for name in sorted(self._special, key=self._special.get)]  # type: ignore[arg-type]
+            [AddedToken(name, normalized=False, special=True) for name in sorted(self.special, key=self.special.get)]  # type: ignore[arg-type]
         )
         bos = self._names["bos_token"]
         template = processors.TemplateProcessing(
@@ -163,7 +165,7 @@ class ByteLevelTokenizer:
         )
         written.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
         (folder / "tokenizer.json").write_text(written.to_str(pretty=True), encoding="utf-8")
-        _write_hf_config(folder, self._names)
+        _write_hf_config(folder, self._names, chat.TEMPLATE)
 
 
 class HuggingFaceTokenizer:
@@ -178,7 +180,9 @@ class HuggingFaceTokenizer:
         self._model.no_padding()
         self._model.encode_special_tokens = True  # the name misleads: text is encoded "as if no token were special"
         content = json.loads(path.read_text(encoding="utf-8"))
-        special = {token["content"]: token["id"] for token in content["added_tokens"] if token["special"]}
+        self.special = special = {
+            token["content"]: token["id"] for token in content["added_tokens"] if token["special"]
+        }
         self._names = _special_names(_read_hf_config(path.parent), special, path)
         self.bos_id, self.eos_id, self.eot_id, self.pad_id = (special[self._names[role]] for role in _ROLES)
         self.vocab_size = max(self._model.get_vocab(with_added_tokens=True).values()) + 1
@@ -351,12 +355,16 @@ def _read_hf_config(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _write_hf_config(folder: Path, names: dict[str, str]) -> None:
+def _write_hf_config(folder: Path, names: dict[str, str], template: str | None = None) -> None:
+    """The template stands in both places: transformers reads the file first, older versions the key alone."""
     told = {role: name for role, name in names.items() if role != "eot_token"}
     settings = told | {
         "tokenizer_class": "PreTrainedTokenizerFast",  # known to transformers 4 and 5
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
     }
+    if template is not None:
+        settings["chat_template"] = template
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     (folder / "special_tokens_map.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")

@@ -7,10 +7,9 @@ import dataclasses
 import gc
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 
@@ -22,17 +21,19 @@ from llama31 import (
     metrics,
     model,
     plots,
+    profiler,
     runs,
     schedule,
     shards,
     state,
     tokenizer,
 )
-from llama31.data.batches import Batches, Heldout, check_tokenizer, check_vocabulary, rank_rows
+from llama31.data.batches import rank_rows
 from llama31.data.mixture import Skip
 from llama31.data.prefetch import Prefetcher
 from llama31.ema import Ema
 from llama31.engine import Engine, StepResult
+from llama31.feeds import Feed, Open, Text
 from llama31.gates import Gates
 from llama31.guard import Verdict
 from llama31.mesh import Grid
@@ -49,14 +50,21 @@ class TrainingStopped(config.RunError):
     """Training cannot go on; what was saved before stands."""
 
 
-def fit(run: config.Pretrain, objective: Objective = next_token) -> Path | None:
+def fit(
+    run: config.Training,
+    objective: Objective = next_token,
+    data: Open | None = None,
+    finish: Callable[[Run], None] | None = None,
+) -> Path | None:
     """Train `run` from where it stands to its end, or to a request to stop; return its last checkpoint.
 
+    `data` opens what it trains on, by default the packed text of a `config.Pretrain`; `finish` is called on all ranks
+    after the last step, with the model as it is then.
     Raises ValueError for what is wrong with the config, the data or a checkpoint, and RunError where training cannot go
     on: loss or gradients that stay not finite, a disk that stays full, a newer attempt of the same run.
     """
     grid = mesh.create(run.parallel, run.cluster.timeout_s)
-    with runs.Attempt(run) as attempt, Run(run, grid, attempt) as this:
+    with runs.Attempt(run) as attempt, Run(run, grid, attempt, objective, data) as this:
         phases = this.phases
         while not this.done:
             with phases("data"):
@@ -78,7 +86,7 @@ def fit(run: config.Pretrain, objective: Objective = next_token) -> Path | None:
             this.record_step(result, lr)
             if this.due(run.validation.every_tokens):
                 this.validate()
-            if run.gates.every_tokens is not None and this.due(run.gates.every_tokens):
+            if this.gates.every_tokens is not None and this.due(this.gates.every_tokens):
                 this.examine()
             if this.due(run.checkpoint.every_tokens) or control.save or control.stop or this.gates.open:
                 this.save()
@@ -86,6 +94,8 @@ def fit(run: config.Pretrain, objective: Objective = next_token) -> Path | None:
                 attempt.stopped = control.reason
             phases.pop()
         this.refuse_shut_gates()
+        if finish is not None and this.step >= this.last_step:
+            finish(this)
     return this.saved or this.start.weights
 
 
@@ -95,7 +105,15 @@ class Run:
     Used in a `with`, from whose beginning batches are read ahead, signals are heard and the record is open.
     """
 
-    def __init__(self, run: config.Pretrain, grid: Grid, attempt: runs.Attempt) -> None:
+    def __init__(
+        self,
+        run: config.Training,
+        grid: Grid,
+        attempt: runs.Attempt,
+        objective: Objective = next_token,
+        data: Open | None = None,
+    ) -> None:
+        self.objective = objective
         self.config, self.grid, self.attempt, self.main = run, grid, attempt, grid.rank == 0
         self.watch = Watch(run, grid, attempt)
         if run.preflight.enabled:
@@ -105,16 +123,15 @@ class Run:
         self.last_step = schedule.total_steps(run.schedule)
         if run.stop_after_steps is not None:
             self.last_step = min(self.last_step, self.step + run.stop_after_steps)
-        self.weights, self.decisions = runs.decisions_of(run, self.start)
-        self.batches = self._batches()
-        runs.check_data(self.start, {name: told.fingerprint for name, told in self.batches.packed.items()})
-        check_vocabulary(self.batches, run.model)
+        self.data = data(grid, self.start) if data else _text(run)
+        self.decisions = self.data.begin(self.start)
+        runs.check_data(self.start, self.data.fingerprints)
         words = tokenizer.load(run.tokenizer)
-        check_tokenizer(self.batches, words.fingerprint)
+        self.data.check(run.model, words.fingerprint)
         self.words = {**dataclasses.asdict(run.tokenizer), "fingerprint": words.fingerprint, "folder": "tokenizer"}
         self.engine = _engine(run, grid, self.start)
         self.ema = self._average()
-        self.gates = Gates(run, words, self.batches.batch_shape(max(0, self.last_step - 1))[1], self.main)
+        self.gates = Gates(run, words, self.data.batch_shape(max(0, self.last_step - 1))[1], self.main)
         self.watch.follow(self.engine, self.start)
         on_all_ranks(None, lambda: self._begin(words) if self.main else None)
         self.saver = Saver(
@@ -127,7 +144,7 @@ class Run:
         )
         self.saved = self.start.weights if self.start.resumed else None
         self.peak_tflops = run.cluster.peak_tflops or metrics.peak_tflops(_device_name(grid.device))
-        self.heldout: dict[int, Heldout] = {}  # by sequence length
+        self.heldout: dict[int, evaluate.Heldout | None] = {}  # by sequence length
         self.phases = Phases(begins=lambda name: self.watch.dog.beat(self.step, name))
         self.validation_loss: float | None = None
         self._record_s = 0.0
@@ -150,9 +167,9 @@ class Run:
             self.record = opened.enter_context(self._open_record())
             self.watch.begin(opened, self.record)
             self.feed = opened.enter_context(
-                Prefetcher(self._micro_batches, self.step, self.last_step, run.data.prefetch)
+                Prefetcher(self._micro_batches, self.step, self.last_step, self.data.prefetch)
             )
-            self._profiled = opened.enter_context(_profiler(run.profile, Path(run.folder), self.grid))
+            self._profiled = opened.enter_context(profiler.profiled(run.profile, Path(run.folder), self.grid))
             parts.push(opened.pop_all())
         self.gates.begin(self.engine.forward, self.step)
         gc.collect()
@@ -169,7 +186,8 @@ class Run:
             finally:
                 self.saver.__exit__(kind, error, trace)  # knows the error, so that a failed save does not hide it
         if error is None and self.main and self.step > self.start.step:
-            print(f"loss curve: {plots.draw_loss_curve(self.config.folder, self.config.model.vocab_size)}", flush=True)
+            words = None if hasattr(self.objective, "measures") else self.config.model.vocab_size  # of the ln(V) line
+            print(f"loss curve: {plots.draw_loss_curve(self.config.folder, words)}", flush=True)
 
     @property
     def step(self) -> int:
@@ -182,16 +200,12 @@ class Run:
         self._step = step
         self.attempt.reached = (step, schedule.step_tokens(self.config.schedule, step))
 
-    def _batches(self) -> Batches:
-        run = self.config
-        return Batches(runs.data_of(run, self.start, self.weights), run.schedule, decisions=self.decisions)
-
     def _micro_batches(self, step: int) -> list[MicroBatch]:
         """This rank's rows of a step."""
-        rows, _ = self.batches.batch_shape(step)
+        rows, _ = self.data.batch_shape(step)
         size = self.config.parallel.micro_batch
         indices = rank_rows(rows, size, self.grid.dp, self.grid.dp_rank)
-        return [MicroBatch.from_rows(self.batches.rows(step, part), self.grid.device) for part in indices]
+        return [MicroBatch.from_rows(self.data.rows(step, part), self.grid.device) for part in indices]
 
     def _open_record(self) -> Metrics:
         run = self.config
@@ -261,7 +275,7 @@ class Run:
             self.decisions = [*self.decisions, Skip(verdict.from_step, verdict.to_step)]
             folder = Path(self.config.folder)
             on_all_ranks(None, lambda: runs.record_decisions(folder, self.decisions) if self.main else None)
-            self.batches = self._batches()
+            self.data.follow(self.decisions)
         self.feed.restart(self.step)
         self.phases.pop()
 
@@ -297,21 +311,23 @@ class Run:
     def validate(self) -> None:
         """Held-out loss by source, over all ranks."""
         run = self.config
-        _, length = self.batches.batch_shape(self.step - 1)
+        _, length = self.data.batch_shape(self.step - 1)
         if length not in self.heldout:
-            self.heldout[length] = Heldout(run.data, length, run.validation.tokens)
+            self.heldout[length] = self.data.heldout(length, run.validation.tokens)
+        heldout, size = self.heldout[length], run.parallel.micro_batch
+        if heldout is None:
+            return
         with self.phases("validation"):
             begin = time.perf_counter()
-            heldout, size = self.heldout[length], run.parallel.micro_batch
-            losses = evaluate.heldout_losses(self.engine.forward, heldout, self.grid, size)
-        tokens = sum(count for _, count in losses.values())
-        self.validation_loss = sum(loss * count for loss, count in losses.values()) / max(tokens, 1)
+            found = evaluate.heldout_means(self.engine.forward, heldout, self.grid, size, self.objective)
+        self.validation_loss, *others = evaluate.over_sources(found)
         self.record.write(
             "validation",
             step=self.step,
             tokens=self.tokens,
             loss=self.validation_loss,
-            losses={name: loss for name, (loss, _) in losses.items()},
+            losses={name: means[0] for name, (means, _) in found.items()},
+            **dict(zip(getattr(self.objective, "measures", ()), others)),
             validation_s=round(time.perf_counter() - begin, 3),
         )
 
@@ -326,7 +342,7 @@ class Run:
 
     def refuse_shut_gates(self) -> None:
         """RunError where the tokens have ended before the gates opened, so that no later stage begins."""
-        if self.config.gates.every_tokens is None or self.gates.open or self.step < self.last_step:
+        if self.gates.every_tokens is None or self.gates.open or self.step < self.last_step:
             return
         self._saves(wait=True)
         raise TrainingStopped(
@@ -343,8 +359,7 @@ class Run:
             self.tokens,
             updates,
             self.words,
-            self.batches,
-            self.weights,
+            self.data.told(),
             self.decisions,
             attempt=self.attempt.number,
             guard=self.watch.guard.history(),
@@ -371,7 +386,7 @@ class Run:
         self._profiled()
         self._saves()
         batch_tokens = self.tokens - schedule.step_tokens(run.schedule, self.step - 1)
-        _, length = self.batches.batch_shape(self.step - 1)
+        _, length = self.data.batch_shape(self.step - 1)
         rate = batch_tokens / seconds["step_s"]
         self.record.write(
             "train",
@@ -381,57 +396,39 @@ class Run:
             grad_norm=result.grad_norm,
             lr=lr,
             loss_tokens=result.tokens,
+            **result.measures,
             batch_tokens=batch_tokens,
             sequence_length=length,
             tokens_per_s=rate,
             tflops=metrics.tflops(run.model, length, rate, world),
             mfu=metrics.mfu(run.model, length, rate, world, self.peak_tflops),
             memory_bytes=metrics.peak_memory_bytes(_cuda_peak_bytes(self.grid.device)),
-            **self._document_lengths(),
+            **(self.data.facts(self.step - 1) if self.main else {}),
             **{name: round(value, 6) for name, value in seconds.items()},
             record_s=round(self._record_s, 6),
         )
         self._record_s = time.perf_counter() - begin  # stands in the line of the next step
 
-    def _document_lengths(self) -> dict[str, Any]:
-        """True lengths of the documents of the step just done, of rows that hold whole ones. Some ms on one rank."""
-        if not self.main or self.config.data.packing != "whole":
-            return {}
-        return self.batches.lengths(self.step - 1).record()
+
+def _text(run: config.Training) -> Feed:
+    assert isinstance(run, config.Pretrain), "other recipes say what they train on"
+    return Text(run)
 
 
-def _engine(run: config.Pretrain, grid: Grid, start: runs.Start) -> Engine:
+def _engine(run: config.Training, grid: Grid, start: runs.Start) -> Engine:
     """Weights drawn or loaded, then the optimizer, then its state where the run goes on."""
     fresh = start.weights is None
     chunks = model.build(run.model, run.precision, run.parallel, grid, seed=run.seed if fresh else None)
     if start.weights is not None:
-        state.load_weights(start.weights, chunks, run.model, grid)
+        new = (model.REWARD_HEAD,) if start.head != run.model.head else ()
+        state.load_weights(start.weights, chunks, run.model, grid, without=new)
+        if new:
+            model.initialise_reward_head(chunks, run.model, grid, run.seed)
     engine = Engine(chunks, run.model, run.optimizer, run.precision, run.parallel, grid)
     if start.weights is not None and start.optimizer:
         state.load_optimizer(start.weights, engine, start.updates)
         checkpoint.load_random(start.weights)
     return engine
-
-
-@contextlib.contextmanager
-def _profiler(profile: config.Profile, folder: Path, grid: Grid) -> Iterator[Any]:
-    """A function to call after each step; it profiles the chosen ones into the folder `profile` of the run."""
-    if profile.first_step is None:
-        yield lambda: None
-        return
-    target = folder / "profile"
-    if profile.memory and grid.device.type == "cuda":
-        torch.cuda.memory._record_memory_history()
-
-    def write(trace: Any) -> None:
-        target.mkdir(parents=True, exist_ok=True)
-        trace.export_chrome_trace(str(target / f"rank-{grid.rank}.json"))
-        if profile.memory and grid.device.type == "cuda":
-            torch.cuda.memory._dump_snapshot(str(target / f"memory-rank-{grid.rank}.pickle"))
-
-    plan = torch.profiler.schedule(skip_first=profile.first_step, wait=0, warmup=0, active=profile.steps, repeat=1)
-    with torch.profiler.profile(schedule=plan, on_trace_ready=write, profile_memory=profile.memory) as profiler:
-        yield profiler.step
 
 
 def _device_name(device: torch.device) -> str | None:

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,25 @@ from llama31.config import (
     Average,
     ConfigError,
     Data,
+    Dialogs,
     Evaluate,
     Issue,
     Model,
     Needle,
     Pack,
     Parallel,
+    Preferences,
     Pretrain,
     Ramp,
+    Reward,
     Schedule,
     Tokenizer,
+    Training,
 )
 from llama31.schedule import Stage
 
 SOURCE_NAME = "letters, digits, _ and -"  # a name is part of keys and of paths
+STRENGTHS = ("significantly_better", "better", "slightly_better", "marginally_better")  # report, section 4.2.1
 MOST_READINGS = 100  # of one document before another is read again: what a plan of rows holds in memory grows with it
 SPECIAL_TOKENS = 256  # of Llama 3.1; a BPE trained here holds them beside the 256 bytes
 
@@ -119,9 +124,12 @@ def _sections(run: Any) -> list[Issue]:
             found += _schedule(section, getattr(run, "model", None))
         elif isinstance(section, Data):
             found += _data(section, run)
+        elif isinstance(section, Dialogs | Preferences):
+            found += _records(section)
         elif isinstance(section, Tokenizer):
             found += _tokenizer(section, getattr(run, "model", None))
-    return found + _empty(run) + _output(run) + _start(run) + (_average(run) if isinstance(run, Average) else [])
+    found += _empty(run) + _output(run) + _start(run) + _post_training(run)
+    return found + (_average(run) if isinstance(run, Average) else [])
 
 
 def _model(model: Model) -> list[Issue]:
@@ -168,9 +176,7 @@ def _data(data: Data, run: Any) -> list[Issue]:
             return []
         remedy = "choose data=demo, or name one: data.sources.NAME.input=PATH"
         return [Issue("data.sources", "{}", "there is no source of text", remedy)]
-    reason, remedy = "no name for a source", f"give {SOURCE_NAME} alone"
-    names = [name for name in data.sources if not re.fullmatch("[A-Za-z0-9_-]+", name)]
-    found = [Issue("data.sources", name, reason, remedy) for name in names]
+    found = _names(data.sources)
     if isinstance(run, Pack):
         empty = [name for name, source in data.sources.items() if not source.input]
         found += [Issue(f"data.sources.{name}.input", "", "nothing to pack", "give a file or folder") for name in empty]
@@ -244,6 +250,49 @@ def _average(run: Average) -> list[Issue]:
     return found
 
 
+def _names(sources: Iterable[str]) -> list[Issue]:
+    reason, remedy = "no name for a source", f"give {SOURCE_NAME} alone"
+    return [Issue("data.sources", name, reason, remedy) for name in sources if not re.fullmatch("[A-Za-z0-9_-]+", name)]
+
+
+def _records(data: Dialogs | Preferences) -> list[Issue]:
+    if not data.sources:
+        remedy = "name one: data.sources.NAME.input=FILE.jsonl"
+        return [Issue("data.sources", "{}", "there is no source of records", remedy)]
+    found = _names(data.sources)
+    for name, source in data.sources.items():
+        if not source.input:
+            found.append(Issue(f"data.sources.{name}.input", "", "nothing to read", "give a JSONL file"))
+    if not any(source.epochs for source in data.sources.values()):
+        found.append(Issue("data.sources", ", ".join(data.sources), "all epochs are 0", "give at least one some"))
+    if isinstance(data, Preferences):
+        unknown = [strength for strength in data.strengths if strength not in STRENGTHS]
+        if unknown or not data.strengths:
+            remedy = f"give some of {', '.join(STRENGTHS)}"
+            found.append(Issue("data.strengths", data.strengths, "no strengths of preference", remedy))
+    return found
+
+
+def _post_training(run: Any) -> list[Issue]:
+    """A reward head where rewards are learned and nowhere else; weights to begin with; rows of one length."""
+    if not isinstance(run, Training):
+        return []
+    found, wanted = [], "reward" if isinstance(run, Reward) else "tokens"
+    if run.model.head != wanted:
+        remedy = f"give model.head={wanted}"
+        found.append(Issue("model.head", run.model.head, "not what this recipe trains", remedy))
+    if isinstance(run, Pretrain):
+        return found
+    if run.init_from is None:
+        remedy = "give a checkpoint or run folder of the model to begin with"
+        found.append(Issue("init_from", None, "post-training begins with a model", remedy))
+    others = [ramp for ramp in run.schedule.ramp if ramp.sequence_length != run.schedule.sequence_length]
+    if others:
+        remedy = f"give schedule.sequence_length={run.schedule.sequence_length} throughout"
+        found.append(Issue("schedule.ramp", len(others), "dialogs are packed into rows of one length", remedy))
+    return found
+
+
 def _tokenizer(tokenizer: Tokenizer, model: Model | None) -> list[Issue]:
     size, key = tokenizer.vocab_size, "tokenizer.vocab_size"
     if tokenizer.kind != "bpe":
@@ -260,7 +309,7 @@ def _tokenizer(tokenizer: Tokenizer, model: Model | None) -> list[Issue]:
 
 def _start(run: Any) -> list[Issue]:
     """What a run may take over from another."""
-    if not isinstance(run, Pretrain):
+    if not isinstance(run, Training):
         return []
     allowed = ("rope_factor", "rope_theta", "norm_eps")
     remedy = f"give some of {', '.join(allowed)}"
@@ -271,7 +320,7 @@ def _start(run: Any) -> list[Issue]:
     ]
     if run.init_optimizer and run.init_from is None:
         found.append(Issue("init_optimizer", True, "there is no checkpoint to take it from", "give init_from="))
-    if run.gates.every_tokens and run.init_changes and run.gates.baseline is None:
+    if isinstance(run, Pretrain) and run.gates.every_tokens and run.init_changes and run.gates.baseline is None:
         reason = "the model would be measured with its positions changed already"
         remedy = "give the gates.json, or the output of recipes.evaluate, of the model before"
         found.append(Issue("gates.baseline", None, reason, remedy))
@@ -279,7 +328,7 @@ def _start(run: Any) -> list[Issue]:
 
 
 def _empty(run: Any) -> list[Issue]:
-    if not isinstance(run, Pretrain):
+    if not isinstance(run, Training):
         return []
     given = {"name": run.name, "folder": run.folder}
     return [Issue(key, text, "is empty", f"give {key}=...") for key, text in given.items() if not text.strip()]
@@ -339,7 +388,7 @@ def _needle(key: str, needle: Needle, data: Data) -> list[Issue]:
 
 def _stages(run: Any, found: Sequence[Issue]) -> list[Stage]:
     """Stages of the schedule that the layout has to carry."""
-    if not isinstance(run, Pretrain) or found:
+    if not isinstance(run, Training) or found:
         return []
     first = schedule.step_at(run.schedule, run.parallel.from_tokens)
     current = schedule.batch_at(run.schedule, schedule.step_tokens(run.schedule, first)).first_step

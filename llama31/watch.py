@@ -26,7 +26,7 @@ class Superseded(config.RunError):
 class Watch:
     """What one rank looks at. `follow` comes when there is an engine, `begin` when training does."""
 
-    def __init__(self, run: config.Pretrain, grid: Grid, attempt: runs.Attempt) -> None:
+    def __init__(self, run: config.Training, grid: Grid, attempt: runs.Attempt) -> None:
         self.settings, self.grid, self.attempt = run.guard, grid, attempt
         self.zero = run.parallel.zero
         self.main = grid.rank == 0
@@ -38,7 +38,7 @@ class Watch:
         self._own: dict[str, float] = {}
         self._own_steps = 0
 
-    def check_nodes(self, run: config.Pretrain) -> None:
+    def check_nodes(self, run: config.Training) -> None:
         """Ask all nodes whether they are fit to train. Collective.
 
         Raises ComeBack in a job of Slurm that can go on without the bad ones, which are excluded, else RunError.

@@ -24,7 +24,7 @@ def main(run: config.Submit) -> None:
     after = None
     for step in steps:
         command = slurm.sbatch(step, job, after)
-        if isinstance(step.run, config.Pretrain):
+        if isinstance(step.run, config.Training):
             print(f"# {step.part}: {slurm.bill(step.run, slurm.world_size(step.run, job), job.mfu)}")
         if job.dry_run:
             after = f"{step.part.upper()}_JOB_ID"

@@ -15,6 +15,9 @@ from tests.conftest import ROOT, Command
 RECIPES = {
     "pack": config.Pack,
     "pretrain": config.Pretrain,
+    "sft": config.Sft,
+    "reward": config.Reward,
+    "dpo": config.Dpo,
     "convert": config.Convert,
     "average": config.Average,
     "evaluate": config.Evaluate,

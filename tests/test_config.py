@@ -278,7 +278,7 @@ def test_missing_keys_are_named_together() -> None:
     with pytest.raises(ConfigError) as caught:
         command.compose(config.Pretrain, "pretrain", ["tokenizer=llama3"])
     said = str(caught.value)
-    assert [issue.key for issue in caught.value.issues] == ["name", "model", "schedule", "data", "tokenizer.path"]
+    assert [issue.key for issue in caught.value.issues] == ["name", "model", "schedule", "tokenizer.path", "data"]
     for key in ("model.layers", "schedule.total_tokens", "model=16m|1b|3b|405b|70b|8b|tiny", "data=demo|own"):
         assert key in said
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from llama31.checkpoint import Meta
 from llama31.config import ConfigError
 from llama31.data.batches import Batches, Rows
 from llama31.data.mixture import Decision, Skip, Weights, to_record
+from llama31.feeds import Text
 from llama31.validate import validate
 from tests.data.conftest import packed_source  # noqa: F401 - a fixture
 
@@ -110,20 +112,21 @@ def run(tmp_path: Path, packed_source: Callable[..., None]) -> config.Pretrain: 
         schedule=schedule)  # fmt: skip
 
 
-def opened(run: config.Pretrain, start: runs.Start) -> tuple[Batches, dict[str, float], list[Decision]]:
-    weights, decisions = runs.decisions_of(run, start)
-    return Batches(runs.data_of(run, start, weights), run.schedule, decisions=decisions), weights, decisions
+def opened(run: config.Pretrain, start: runs.Start) -> tuple[Text, dict[str, Any], list[Decision]]:
+    text = Text(run)
+    decisions = text.begin(start)
+    return text, text.told(), decisions
 
 
-def saved(run: config.Pretrain, step: int, given: tuple[Batches, dict[str, float], list[Decision]]) -> runs.Start:
+def saved(run: config.Pretrain, step: int, given: tuple[Text, dict[str, Any], list[Decision]]) -> runs.Start:
     """What a resume finds after `step` steps."""
-    batches, weights, decisions = given
-    tokens = sum(np.prod(batches.batch_shape(i)) for i in range(step))
-    meta = runs.meta_of(run, step, int(tokens), step, {}, batches, weights, decisions)
+    text, told, decisions = given
+    tokens = sum(np.prod(text.batch_shape(i)) for i in range(step))
+    meta = runs.meta_of(run, step, int(tokens), step, {}, told, decisions)
     return runs.Start(None, Meta(**json.loads(json.dumps(dataclasses.asdict(meta)))), step)
 
 
-def steps(batches: Batches, which: range) -> list[Rows]:
+def steps(batches: Text | Batches, which: range) -> list[Rows]:
     return [batches.rows(step, np.arange(batches.batch_shape(step)[0])) for step in which]
 
 
@@ -182,10 +185,10 @@ def test_a_plan_composes_with_skipped_ranges(run: config.Pretrain) -> None:
 def test_another_order_of_the_documents_is_refused(run: config.Pretrain) -> None:
     start = saved(run, 9, opened(run, runs.Start()))
     assert start.resumed is not None
-    runs._check_order(run.data, start.resumed)
+    runs.check_order(run.data, start.resumed)
     run.data = dataclasses.replace(run.data, packing="stream", seed=7, length_buckets=[])
     with pytest.raises(ValueError) as caught:
-        runs._check_order(run.data, start.resumed)
+        runs.check_order(run.data, start.resumed)
     for part in (
         "data.seed=7: ",
         "data.packing=stream: ",

@@ -24,6 +24,9 @@ TORCH_FREE += (
     "tasks",
     "haystack",
     "scorecard",
+    "align.chat",
+    "align.feed",
+    "align.calibration",
 )
 # When an API moves, one file changes. A folder owns for the files in it.
 OWNERS = {
@@ -43,7 +46,7 @@ OWNERS = {
     "safetensors": ("llama31/hf.py",),
 }
 # The benchmark runs the peers it compares with, each in its own process.
-EXEMPT = ("llama31/peers.py",)
+EXEMPT = ("llama31/peers.py", "llama31/bench_align.py")
 
 
 def name_of(path: Path) -> str:

@@ -43,7 +43,27 @@ def write_given(folder: Path) -> None:
         " ".join(words[int(800 * random.random() ** 3)] for _ in range(random.integers(20, 200))) for _ in range(300)
     ]
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    write_records(folder, random, words)
     write_meta(folder / "meta")
+
+
+def write_records(folder: Path, random: np.random.Generator, words: list[str]) -> None:
+    """Dialogs, and preferences for answers that end with one word over answers that end with another."""
+
+    def said() -> str:
+        return " ".join(random.choice(words, random.integers(2, 9)))
+
+    dialogs = [
+        {"messages": [{"role": "user", "content": said()}, {"role": "assistant", "content": said()}]}
+        for _ in range(150)
+    ]
+    preferences = [
+        {"prompt": said(), "chosen": f"{said()} ba", "rejected": f"{said()} du", "strength": "better"}
+        for _ in range(150)
+    ]
+    for name, records in (("dialogs", dialogs), ("preferences", preferences)):
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
 
 def write_meta(folder: Path) -> None:
@@ -161,6 +181,16 @@ def test_continued_from_weights_alone(done: tuple[Path, dict[str, str]]) -> None
     continued, whole = losses(folder / "runs/continued"), losses(folder / "runs/small")
     assert sorted(continued) == [1, 2], "a new run counts its own steps"
     assert continued[1] < whole[1] - 0.2, "and begins with what was learnt"
+
+
+def test_post_training(done: tuple[Path, dict[str, str]]) -> None:
+    folder, printed = done
+    assert losses(folder / "runs/sft")[8] < losses(folder / "runs/sft")[1]
+    assert losses(folder / "runs/reward")[8] < losses(folder / "runs/reward")[1]
+    assert (folder / "runs/reward/calibration.png").exists()
+    first = next(line for line in metrics.read(folder / "runs/dpo") if line["kind"] == "train")
+    assert first["loss"] - first["nll"] == pytest.approx(math.log(2), abs=1e-5)
+    assert any("reference: 150 examples in" in text for text in printed.values())
 
 
 def test_stage_of_long_context_ends_with_its_gates(done: tuple[Path, dict[str, str]]) -> None:

@@ -18,13 +18,18 @@ BILL = re.compile(r"^# bill: --nodes=(\d+) (.*)\n#\s+(.*)$", re.MULTILINE)
 SCRIPTS = {name: (slurm.SCRIPTS / f"{name}.sh").read_text() for name in slurm.SCHEMAS}
 
 
-STAGE = ["init_from=y", "gates.baseline=z"]  # what a stage of long context has to be told
-ROOTS = {"pretrain": [], "long_context": STAGE, "anneal": STAGE[:1]}  # of training, and what each has to be told
+STAGE = ["data=demo", "init_from=y", "gates.baseline=z"]  # what a stage of long context has to be told
+ALIGN = ["data.sources.x.input=x.jsonl", "init_from=y"]  # and a recipe of post-training
+ROOTS = {"pretrain": STAGE[:1], "long_context": STAGE, "anneal": STAGE[:2], "sft": ALIGN, "reward": ALIGN, "dpo": ALIGN}
 
 
 @functools.cache
-def pretrain(*overrides: str, root: str = "pretrain") -> config.Pretrain:
-    return command.compose(config.Pretrain, root, ["name=x", "data=demo", "tokenizer=demo", *ROOTS[root], *overrides])
+def trained(root: str, *overrides: str) -> Any:
+    return command.compose(slurm.SCHEMAS[root], root, ["name=x", "tokenizer=demo", *ROOTS[root], *overrides])
+
+
+def pretrain(*overrides: str) -> config.Pretrain:
+    return trained("pretrain", *overrides)
 
 
 # --- scripts ---
@@ -33,7 +38,7 @@ def pretrain(*overrides: str, root: str = "pretrain") -> config.Pretrain:
 def expected_bill(recipe: str, nodes: int, overrides: list[str], mfu: float) -> str:
     """What the comment of a script has to say, computed from the config that it names."""
     if recipe in ROOTS:
-        run = pretrain(*overrides, root=recipe)
+        run = trained(recipe, *overrides)
         return slurm.bill(run, nodes * (run.cluster.processes_per_node or 1), mfu)
     model = pretrain(overrides[0], "schedule=8b").model
     if recipe == "convert":
@@ -57,9 +62,9 @@ def test_bills_are_those_of_the_code(recipe: str) -> None:
 @pytest.mark.parametrize("recipe", ROOTS)
 def test_layouts_of_the_bills_are_possible(recipe: str) -> None:
     for nodes, overrides, _ in BILL.findall(SCRIPTS[recipe]):
-        run = pretrain(*overrides.split(), root=recipe)
+        run = trained(recipe, *overrides.split())
         assert slurm.world_size(run, Job(nodes=int(nodes))) == 8 * int(nodes)
-        given = [f"submit.recipe={recipe}", "name=x", "data=demo", "tokenizer=demo", *ROOTS[recipe], *overrides.split()]
+        given = [f"submit.recipe={recipe}", "name=x", "tokenizer=demo", *ROOTS[recipe], *overrides.split()]
         (step,) = slurm.steps(Job(recipe=recipe, nodes=int(nodes)), slurm.split(given)[1])
         assert step.run == run
 
@@ -85,8 +90,8 @@ def test_every_recipe_has_its_script() -> None:
     choices = next(field for name, _, field in command.usage.keys(Job) if name == "recipe").metadata["choices"]
     assert set(choices) == set(slurm.SCHEMAS)
     for name, text in SCRIPTS.items():
-        module = name if name not in ROOTS or name == "pretrain" else f"pretrain --config-name {name}"
-        assert (ROOT / f"recipes/{module.split()[0]}.py").exists()
+        module = name if (ROOT / f"recipes/{name}.py").exists() else f"pretrain --config-name {name}"
+        assert slurm.SCHEMAS[name] is config.Pretrain or module == name
         assert f'/slurm/launch.sh" {module} "$@"' in text and f"#SBATCH --job-name={name}\n" in text
 
 

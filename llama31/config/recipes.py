@@ -10,12 +10,14 @@ from llama31.config.sections import (
     Checkpoint,
     Cluster,
     Data,
+    Dialogs,
     Guard,
     Log,
     Model,
     Optimizer,
     Parallel,
     Precision,
+    Preferences,
     Preflight,
     Profile,
     Schedule,
@@ -25,8 +27,8 @@ from llama31.config.sections import (
 
 
 @dataclass
-class Pretrain:
-    """Keys of `recipes.pretrain`: train on the next token."""
+class Training:
+    """Keys that every recipe has that trains."""
 
     name: str = key(MISSING, "name of the run")
     folder: str = key("runs/${name}", "run folder: config, metrics, checkpoints")
@@ -45,16 +47,58 @@ class Pretrain:
     precision: Precision = field(default_factory=Precision)
     schedule: Schedule = field(default_factory=Schedule)
     optimizer: Optimizer = field(default_factory=Optimizer)
-    data: Data = field(default_factory=Data)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     cluster: Cluster = field(default_factory=Cluster)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     validation: Validation = field(default_factory=Validation)
-    gates: Gates = field(default_factory=Gates)
     guard: Guard = field(default_factory=Guard)
     preflight: Preflight = field(default_factory=Preflight)
     log: Log = field(default_factory=Log)
     profile: Profile = field(default_factory=Profile)
+
+
+@dataclass
+class Pretrain(Training):
+    """Keys of `recipes.pretrain`: train on the next token."""
+
+    data: Data = field(default_factory=Data)
+    gates: Gates = field(default_factory=Gates)
+
+
+@dataclass
+class Sft(Training):
+    """Keys of `recipes.sft`: train on what assistants say in dialogs."""
+
+    data: Dialogs = field(default_factory=Dialogs)
+
+
+@dataclass
+class Reward(Training):
+    """Keys of `recipes.reward`: train a scalar head to rank answers."""
+
+    layout: str = key(
+        "tree",
+        "answers in one row: unseen by each other (tree) or one after the other (plain, the report's approximation); "
+        "separate: each behind a prompt of its own",
+        choices=("tree", "plain", "separate"),
+    )
+    data: Preferences = field(default_factory=Preferences)
+
+
+@dataclass
+class Dpo(Training):
+    """Keys of `recipes.dpo`: train on preferences directly, against the model that training begins with."""
+
+    beta: float = key(0.1, "weight of the log-ratios (report)", above=0)
+    masked: bool = key(True, "leave headers and terminations out of the preference term (report)")
+    nll: float = key(0.2, "weight of the likelihood of the better answer, format included (report)", low=0)
+    nll_mean: str = key(
+        "tokens",
+        "likelihood: mean over tokens of the batch, or of each answer's mean (the report does not say)",
+        choices=("tokens", "dialogs"),
+    )
+    length_normalised: bool = key(False, "divide an answer's log-ratio by its tokens")
+    data: Preferences = field(default_factory=Preferences)
 
 
 @dataclass
@@ -138,8 +182,8 @@ class Benchmark:
     """Keys of `recipes.benchmark`: ours against its peers, and what a user waits for."""
 
     parts: list[str] = key(
-        ["train", "pack", "convert", "start", "checkpoint", "length"],
-        "what to measure: train, pack, convert, start, checkpoint, length",
+        ["train", "pack", "convert", "start", "checkpoint", "length", "align"],
+        "what to measure: train, pack, convert, start, checkpoint, length, align",
     )
     cases: list[str] = key(
         [
@@ -166,6 +210,7 @@ class Benchmark:
     micro_batch: int = key(2, "sequences per micro-batch", low=1)
     attention_lengths: list[int] = key([2048, 8192, 32768], "tokens per row of the part `length`")
     cp_length: int = key(4096, "tokens per row where it compares two processes with one", low=16)
+    align_records: int = key(24, "dialogs that the part `align` reads; half as many preferences", low=8)
     timeout_s: int = key(600, "seconds after which one run has failed", low=1)
     llama3_tokenizer: str | None = key(
         None, "Meta's tokenizer.model; null: the one that the package llama-models holds"
@@ -217,7 +262,7 @@ class Job:
     recipe: str | None = key(
         None,
         "recipe to run; the other arguments are its own",
-        choices=("pretrain", "long_context", "anneal", "average", "evaluate", "convert"),
+        choices=("pretrain", "long_context", "anneal", "sft", "reward", "dpo", "average", "evaluate", "convert"),
     )
     chain: list[str] = key(
         [],

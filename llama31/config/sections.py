@@ -24,6 +24,7 @@ class Model:
     rope_factor: float = key(8.0, "Llama 3.1 RoPE scaling factor; 0 switches the scaling off", low=0)
     norm_eps: float = key(1e-5, "epsilon of RMSNorm", above=0)
     init_std: float = key(0.02, "standard deviation of initial weights (the report does not state its own)", low=0)
+    head: str = key("tokens", "what stands on top: logits of the next token, or a scalar", choices=("tokens", "reward"))
 
     @property
     def head_dim(self) -> int:
@@ -167,6 +168,43 @@ class Data:
     document_mask: bool = key(True, "forbid attention across documents of one row (report, section 3.2)")
     seed: int = key(1234, "seed of the held-out split and of the order of the sequences", low=0, high=2**63 - 1)
     workers: int | None = key(None, "processes that pack; null: one per core", low=1)
+    prefetch: int = key(2, "batches prepared ahead of the step by a thread; 0: none", low=0)
+
+
+@dataclass
+class Records:
+    """One source of dialogs or preferences."""
+
+    input: str = key("", "JSONL files, folders or globs, comma-separated")
+    epochs: float = key(
+        1.0, "how often a pass over the data visits it; the part below 1 is another draw in each pass", low=0
+    )
+
+
+@dataclass
+class Dialogs:
+    """Sources of supervised finetuning (report, section 4.1.3)."""
+
+    folder: str = key(MISSING, "folder of the encoded sources, which all processes read")
+    sources: dict[str, Records] = key({}, "sources keyed by name: data.sources.NAME.epochs=2")
+    targets: str = key("all", "what is learned: every message of assistants, or the last", choices=("all", "last"))
+    heldout_fraction: float = key(0.01, "share of the records held out", low=0, high=0.5)
+    seed: int = key(1234, "seed of what is held out and of the order of the rows", low=0, high=2**63 - 1)
+    prefetch: int = key(2, "batches prepared ahead of the step by a thread; 0: none", low=0)
+
+
+@dataclass
+class Preferences:
+    """Sources of ranked answers (report, sections 4.1.2, 4.1.4 and 4.2.1)."""
+
+    folder: str = key(MISSING, "folder of the encoded sources, which all processes read")
+    sources: dict[str, Records] = key({}, "sources keyed by name: data.sources.NAME.epochs=2")
+    strengths: list[str] = key(["significantly_better", "better"], "strengths of preference that are learned (report)")
+    similarity: float = key(
+        0.95, "share of common pairs of tokens from which two answers are near-equal, and no pair (ours)", low=0
+    )
+    heldout_fraction: float = key(0.01, "share of the records held out", low=0, high=0.5)
+    seed: int = key(1234, "seed of what is held out and of the order of rows and answers", low=0, high=2**63 - 1)
     prefetch: int = key(2, "batches prepared ahead of the step by a thread; 0: none", low=0)
 
 

@@ -159,8 +159,8 @@ class Mixture:
         self.names = sorted(weights)
         self._schedule = schedule
         self._changes = self._weight_changes(Weights(0, weights, lengths), decisions)
-        dropped = _dropped([decision for decision in decisions if isinstance(decision, Skip)])
-        self._legs = self._cut(dropped)
+        left_out = dropped([decision for decision in decisions if isinstance(decision, Skip)])
+        self._legs = self._cut(left_out)
         self._trained = [leg for leg in self._legs if leg.trained]
         self._firsts = [leg.first_step for leg in self._trained]
 
@@ -251,7 +251,7 @@ class Mixture:
             legs.append(_Leg(first, steps, *shape, weights, lengths, tuple(cursors), first_row, trained))
 
 
-def _dropped(skips: Sequence[Skip]) -> list[tuple[int, int]]:
+def dropped(skips: Sequence[Skip]) -> list[tuple[int, int]]:
     """(training step, steps left out right before it), by step, of skips that were decided one after the other."""
     kept: list[tuple[int, int]] = []
     for skip in skips:

@@ -1,0 +1,25 @@
+"""What only post-training needs: dialogs, preferences, and what is learned from them.
+
+Input is JSONL, UTF-8, one record per line; other keys than these are ignored, so a record may carry where it is from.
+
+A dialog (`recipes.sft`; `chat.read`):
+
+    {"messages": [MESSAGE, ...]}        at least one; an assistant's are what is learned
+        "tools": [{...}, ...]           optional: functions that may be called, described in JSON
+        "builtin_tools": [NAME, ...]    optional: some of chat.BUILTIN; an empty list is code_interpreter alone
+        "date": "26 Jul 2024"           optional: today's
+
+A preference (`recipes.reward`, `recipes.dpo`; `preferences.encode`):
+
+    {"messages": [MESSAGE, ...],        what is answered: all turns but the last; or "prompt": TEXT, one user's message
+     "chosen": ANSWER,                  ANSWER: a text, a message, or the messages of one turn (calls, results, answer)
+     "rejected": ANSWER,
+     "strength": STRENGTH}              significantly_better, better, slightly_better or marginally_better
+        "edited": ANSWER                optional: better than chosen
+        "tools", "builtin_tools", "date"  as in a dialog
+
+    MESSAGE: {"role": "system" | "user" | "assistant" | "ipython" (or "tool"), "content": TEXT}; an assistant's may call
+        a function instead: {"role": "assistant", "tool_calls": [{"function": {"name": ..., "arguments": {...}}}]}
+
+A record that is none ends the command with file, line and what is wrong.
+"""

@@ -1,0 +1,284 @@
+"""Llama 3.1's dialog format: messages -> token ids, and which of them an assistant wrote (report, section 4.1.1).
+
+    <|begin_of_text|>
+    <|start_header_id|>system<|end_header_id|>\\n\\n ... <|eot_id|>
+    <|start_header_id|>user<|end_header_id|>\\n\\n ... <|eot_id|>
+    <|start_header_id|>assistant<|end_header_id|>\\n\\n<|python_tag|>print(1)<|eom_id|>     awaits what the tool says
+    <|start_header_id|>ipython<|end_header_id|>\\n\\n1<|eot_id|>
+    <|start_header_id|>assistant<|end_header_id|>\\n\\n ... <|eot_id|>
+
+The lesson of this file: format is ids, text is text. Special ids are put between texts that were encoded apart, so
+nothing that a user writes can become one. `TEMPLATE` says the same in Jinja for transformers and vLLM; there all is one
+text, so it breaks the names of special tokens that it finds in messages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROLES = {"system": "system", "user": "user", "assistant": "assistant", "ipython": "ipython", "tool": "ipython"}
+SEARCHES = ("brave_search", "wolfram_alpha")
+BUILTIN = (*SEARCHES, "code_interpreter")
+PROMPT, HEADER, BODY, END = range(4)  # parts: not the assistant's; its header, what it says, its termination token
+CUTOFF = "December 2023"
+_CALLING = (
+    "These functions can be called. A call is one JSON object and nothing else: "
+    '{"type": "function", "name": NAME, "parameters": {ARGUMENT: VALUE}}.'
+)
+
+
+class Words(Protocol):
+    """What is needed of a tokenizer."""
+
+    bos_id: int
+    eot_id: int
+    special: dict[str, int]
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class Call:
+    """A tool's name and arguments: {"query": ...} for searches, {"code": ...} for code_interpreter, or any."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """As the model has to write it."""
+        if self.name in SEARCHES:
+            return f'{self.name}.call(query="{self.arguments["query"]}")'
+        if self.name == "code_interpreter":
+            return str(self.arguments["code"])
+        return json.dumps({"type": "function", "name": self.name, "parameters": dict(self.arguments)})
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message. `awaits`: it ends with <|eom_id|>, because a tool's result has to follow before the turn ends."""
+
+    role: str  # a value of ROLES
+    content: str = ""
+    call: Call | None = None
+    awaits: bool = False
+
+    def text(self) -> str:
+        """What stands between header and termination, <|python_tag|> apart."""
+        return self.call.text() if self.call else self.content
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a dialog [n], the part of each (PROMPT to END), and its message (-1: <|begin_of_text|>)."""
+
+    tokens: NDArray[np.int32]
+    parts: NDArray[np.int8]
+    message: NDArray[np.int32]
+
+    def targets(self, which: str = "all") -> NDArray[np.bool_]:
+        """Tokens to be learned [n]: what assistants say and the termination; of `all` their messages or the `last`.
+
+        Headers are no targets: whoever samples gives them.
+        """
+        wanted = (self.parts == BODY) | (self.parts == END)
+        if which == "last" and wanted.any():
+            wanted &= self.message == self.message[wanted].max()
+        return wanted
+
+
+def read(record: Mapping[str, Any]) -> list[Message]:
+    """The messages of a record {"messages": [...], "tools": [...], "builtin_tools": [...], "date": "..."}.
+
+    Messages are those of OpenAI and transformers: role, content, tool_calls. What the other keys say becomes the
+    beginning of the system message. Texts are stripped, as Llama 3's own formatter and template do. Raises ValueError
+    with what is wrong.
+    """
+    given = record.get("messages")
+    if not isinstance(given, list) or not given:
+        raise ValueError('messages: a dialog is {"messages": [{"role": ..., "content": ...}, ...]}, with at least one')
+    messages = [message(one, place) for place, one in enumerate(given)]
+    tools, builtin, date = record.get("tools") or [], record.get("builtin_tools"), record.get("date") or ""
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise ValueError("tools: give a list of JSON objects")
+    if not isinstance(builtin, list | None):
+        raise ValueError(f"builtin_tools: give a list of {', '.join(BUILTIN)}")
+    if not isinstance(date, str):
+        raise ValueError("date: give a text")
+    return introduced(messages, tools, builtin, date)
+
+
+def message(given: Any, place: int = 0) -> Message:
+    """One message of a record, which stands at `place`. Raises ValueError."""
+    where = f"messages[{place}]"
+    if not isinstance(given, Mapping) or given.get("role") not in ROLES:
+        raise ValueError(f"{where}: give an object whose role is one of {', '.join(ROLES)}")
+    content = given.get("content")
+    if not isinstance(content, str | None):
+        raise ValueError(f"{where}.content: give a text")
+    role, call = ROLES[given["role"]], _call(given.get("tool_calls"), where)
+    text = (content or "").strip()
+    if call and (role != "assistant" or text):
+        raise ValueError(f"{where}.tool_calls: only an assistant calls, in a message without content")
+    awaits = given.get("awaits", call is not None and call.name in BUILTIN)
+    if awaits and role != "assistant":
+        raise ValueError(f"{where}.awaits: only an assistant's message awaits a tool")
+    return Message(role, text, call, bool(awaits))
+
+
+def _call(given: Any, where: str) -> Call | None:
+    if not given:
+        return None
+    if not isinstance(given, list) or len(given) != 1:
+        raise ValueError(f"{where}.tool_calls: Llama 3.1 makes one call per message; split the message")
+    told = given[0].get("function", given[0]) if isinstance(given[0], Mapping) else {}
+    name, arguments = told.get("name"), told.get("arguments", told.get("parameters", {}))
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}.tool_calls: the arguments are no JSON ({error})") from error
+    if not isinstance(name, str) or not isinstance(arguments, Mapping):
+        raise ValueError(f'{where}.tool_calls: give [{{"function": {{"name": ..., "arguments": {{...}}}}}}]')
+    needed = {"code_interpreter": "code"} | dict.fromkeys(SEARCHES, "query")
+    if name in needed and not isinstance(arguments.get(needed[name]), str):
+        raise ValueError(f"{where}.tool_calls: {name} takes the text {needed[name]!r}")
+    return Call(name, arguments)
+
+
+def introduced(
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] = (),
+    builtin: Sequence[str] | None = None,
+    date: str = "",
+) -> list[Message]:
+    """`messages`, whose system message begins with the environment, the dates and the functions that are given.
+
+    `builtin`: tools of BUILTIN that are switched on; code_interpreter always is with one of them, or an empty list.
+    """
+    unknown = [name for name in builtin or () if name not in BUILTIN]
+    if unknown:
+        raise ValueError(f"builtin_tools: {', '.join(unknown)} unknown; Llama 3.1 has {', '.join(BUILTIN)}")
+    beginning = ""
+    if builtin is not None:
+        searches = ", ".join(name for name in builtin if name != "code_interpreter")
+        beginning = "Environment: ipython\n" + (f"Tools: {searches}\n" if searches else "") + "\n"
+    if date:
+        beginning += f"Cutting Knowledge Date: {CUTOFF}\nToday Date: {date}\n\n"
+    if tools:
+        listed = "".join(f"{json.dumps(tool, ensure_ascii=False)}\n" for tool in tools)
+        beginning += f"{_CALLING}\n{listed}\n"
+    if not beginning:
+        return list(messages)
+    first = messages[0] if messages and messages[0].role == "system" else Message("system")
+    rest = messages[1:] if messages and messages[0].role == "system" else messages
+    return [replace(first, content=(beginning + first.content).strip()), *rest]
+
+
+class Format:
+    """Dialogs -> ids with one tokenizer. Raises ValueError (key `tokenizer.path`) where it lacks Llama 3's tokens."""
+
+    def __init__(self, words: Words) -> None:
+        names = ("<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>")
+        missing = [name for name in names if name not in words.special]
+        if missing:
+            raise ValueError(f"tokenizer.path: no {', '.join(missing)}; dialogs need the special tokens of Llama 3")
+        self._words = words
+        self._begin, self._end, self._eom, self._eot, self._python = (words.special[name] for name in names)
+        self._headers = {role: self._header(role) for role in dict.fromkeys(ROLES.values())}
+
+    def _header(self, role: str) -> list[int]:
+        return [self._begin, *self._words.encode(role), self._end, *self._words.encode("\n\n")]
+
+    def encode(self, messages: Sequence[Message], bos: bool = True) -> Encoded:
+        """Ids of a dialog, or of its continuation (`bos` false), with the part and message of each."""
+        tokens, parts, places = ([self._words.bos_id], [PROMPT], [-1]) if bos else ([], [], [])
+        for place, one in enumerate(messages):
+            body = self._words.encode(one.text())
+            if one.call and one.call.name == "code_interpreter":
+                body = [self._python, *body]
+            header, end = self._headers[one.role], self._eom if one.awaits else self._eot
+            kinds = [HEADER] * len(header) + [BODY] * len(body) + [END]
+            tokens += [*header, *body, end]
+            parts += kinds if one.role == "assistant" else [PROMPT] * len(kinds)
+            places += [place] * len(kinds)
+        return Encoded(np.array(tokens, np.int32), np.array(parts, np.int8), np.array(places, np.int32))
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of a dialog that the assistant has to go on with."""
+        return [*self.encode(messages).tokens.tolist(), *self._headers["assistant"]]
+
+
+_NAMES = (
+    *("begin_of_text", "end_of_text", "finetune_right_pad_id", "start_header_id", "end_header_id"),
+    *("eom_id", "eot_id", "python_tag"),
+)
+
+# Variables besides transformers' own (messages, tools, add_generation_prompt): builtin_tools, date_string.
+TEMPLATE = (
+    r"""{%- macro plain(text) -%}
+{%- set kept = namespace(text=text) -%}
+{%- for name in NAMES -%}
+{%- set kept.text = kept.text|replace('<|' ~ name ~ '|>', '< |' ~ name ~ '|>') -%}
+{%- endfor -%}
+{{- kept.text|replace('<|reserved_special_token_', '< |reserved_special_token_') -}}
+{%- endmacro -%}
+{%- macro header(role) -%}
+{{- '<|start_header_id|>' ~ role ~ '<|end_header_id|>\n\n' -}}
+{%- endmacro -%}
+{%- set found = namespace(text='', rest=messages) -%}
+{%- if builtin_tools is defined and builtin_tools is not none -%}
+{%- set searches = builtin_tools|reject('equalto', 'code_interpreter')|join(', ') -%}
+{%- set found.text = 'Environment: ipython\n' ~ ('Tools: ' ~ searches ~ '\n' if searches else '') ~ '\n' -%}
+{%- endif -%}
+{%- if date_string is defined and date_string -%}
+{%- set found.text = found.text ~ 'Cutting Knowledge Date: CUTOFF\nToday Date: ' ~ date_string ~ '\n\n' -%}
+{%- endif -%}
+{%- if tools is defined and tools -%}
+{%- set found.text = found.text ~ CALLING ~ '\n' -%}
+{%- for tool in tools -%}
+{%- set found.text = found.text ~ (tool|tojson) ~ '\n' -%}
+{%- endfor -%}
+{%- set found.text = found.text ~ '\n' -%}
+{%- endif -%}
+{{- bos_token -}}
+{%- if found.text -%}
+{%- if messages[0].role == 'system' -%}
+{%- set found.text = found.text ~ (messages[0].content|trim) -%}
+{%- set found.rest = messages[1:] -%}
+{%- endif -%}
+{{- header('system') ~ plain(found.text|trim) ~ '<|eot_id|>' -}}
+{%- endif -%}
+{%- for message in found.rest -%}
+{{- header('ipython' if message.role == 'tool' else message.role) -}}
+{%- set last = namespace(end='<|eom_id|>' if message.awaits else '<|eot_id|>') -%}
+{%- if message.tool_calls -%}
+{%- if message.tool_calls|length != 1 -%}{{- raise_exception('Llama 3.1 makes one call per message') -}}{%- endif -%}
+{%- set call = message.tool_calls[0].function or message.tool_calls[0] -%}
+{%- if call.name in BUILTIN and message.awaits is not defined -%}{%- set last.end = '<|eom_id|>' -%}{%- endif -%}
+{%- if call.name == 'code_interpreter' -%}
+{{- '<|python_tag|>' ~ plain(call.arguments.code) -}}
+{%- elif call.name in BUILTIN -%}
+{{- plain(call.name ~ '.call(query="' ~ call.arguments.query ~ '")') -}}
+{%- else -%}
+{%- set given = call.arguments -%}
+{%- if given is not string -%}{%- set given = given|tojson(ensure_ascii=true) -%}{%- endif -%}
+{%- set name = call.name|tojson(ensure_ascii=true) -%}
+{{- plain('{"type": "function", "name": ' ~ name ~ ', "parameters": ' ~ given ~ '}') -}}
+{%- endif -%}
+{%- elif message.content -%}
+{{- plain(message.content|trim) -}}
+{%- endif -%}
+{{- last.end -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- header('assistant') -}}{%- endif -%}
+""".replace("NAMES", repr(list(_NAMES)))
+    .replace("BUILTIN", repr(list(BUILTIN)))
+    .replace("CUTOFF", CUTOFF)
+    .replace("CALLING", repr(_CALLING))
+)

@@ -1,0 +1,187 @@
+"""Dialogs and preferences as token ids on disk: encoded once, by one process, and mapped by all.
+
+    <data.folder>/<source>-<key>/
+        tokens.bin int32, parts.bin int8     all sequences, one after the other
+        sequences.npy int64                  where each begins, and the end
+        examples.npy int64                   the first sequence of each example, and the end
+        pairs.npy int64 [p, 4]               example, better answer, worse answer, strength (preferences.py)
+        heldout.npy bool                     by example
+        told.json                            written last: counts, fingerprints
+
+`key` is that of files, tokenizer and settings: other ones make another folder.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+VERSION = 1
+Sequence_ = tuple[NDArray[np.int32], NDArray[np.int8]]  # token ids and the part of each
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a record becomes: a dialog, or a prompt and its answers, the best first, with the pairs to be compared."""
+
+    sequences: list[Sequence_]
+    pairs: list[tuple[int, int, int]] = field(default_factory=list)  # better, worse, strength
+
+
+@dataclass(frozen=True)
+class Store:
+    """An encoded source. Lists of beginnings have one more entry, the end."""
+
+    tokens: NDArray[np.int32]
+    parts: NDArray[np.int8]
+    sequences: NDArray[np.int64]
+    examples: NDArray[np.int64]
+    pairs: NDArray[np.int64]  # [p, 4]
+    heldout: NDArray[np.bool_]
+    told: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal as long as the ids, their parts and what is held out are."""
+        return str(self.told["fingerprint"])
+
+    def sequence(self, number: int) -> Sequence_:
+        """Token ids and parts of a sequence."""
+        begin, end = self.sequences[number], self.sequences[number + 1]
+        return self.tokens[begin:end], self.parts[begin:end]
+
+    def example(self, number: int) -> list[Sequence_]:
+        """The sequences of an example."""
+        return [self.sequence(int(i)) for i in range(self.examples[number], self.examples[number + 1])]
+
+    def sizes(self) -> NDArray[np.int64]:
+        """Tokens of each sequence."""
+        return np.diff(self.sequences)
+
+
+def files(given: str) -> list[Path]:
+    """Files that a source's input means: comma-separated files, folders of *.jsonl, or globs."""
+    found: list[Path] = []
+    for part in filter(None, (text.strip() for text in given.split(","))):
+        path = Path(part).expanduser()
+        if path.is_dir():
+            found += sorted(path.glob("*.jsonl"))
+        else:
+            found += [Path(name) for name in sorted(glob.glob(str(path)))]
+    return found
+
+
+def prepare(
+    folder: Path, name: str, given: str, settings: dict[str, Any], seed: int, heldout_fraction: float,
+    encode: Callable[[dict[str, Any]], Example | None],
+) -> Path:  # fmt: skip
+    """The folder of source `name`, which is encoded where it is not there yet. On one process.
+
+    `settings` are what decides the ids beside the files. `encode` raises ValueError for a record that is none, which
+    is told with file and line, and gives None for one that is left out. What is held out depends on the record alone:
+    a record that comes twice is held out twice, or not at all.
+    """
+    inputs = files(given)
+    if not inputs:
+        raise ValueError(f"data.sources.{name}.input={given}: no such file; give JSONL files, a folder or a glob")
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in inputs]
+    told = {"version": VERSION, "files": stats, "seed": seed, "heldout_fraction": heldout_fraction, **settings}
+    key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+    target = folder / f"{name}-{key}"
+    if (target / "told.json").is_file():
+        return target
+    draft = folder / f".{target.name}.{secrets.token_hex(4)}"
+    draft.mkdir(parents=True)
+    try:
+        _write(draft, _encoded(inputs, name, seed, heldout_fraction, encode), told)
+        if target.exists():
+            shutil.rmtree(target)
+        draft.replace(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def _encoded(
+    inputs: Sequence[Path], name: str, seed: int, fraction: float, encode: Callable[[dict[str, Any]], Example | None]
+) -> Iterator[tuple[Example | None, bool]]:
+    for path in inputs:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line)
+                    if not isinstance(record, dict):
+                        raise ValueError("no JSON object")
+                    example = encode(record)
+                except ValueError as error:
+                    raise ValueError(f"data.sources.{name}: {path}, line {number}: {error}") from error
+                digest = hashlib.sha256(f"{seed}/".encode() + line.strip()).digest()
+                yield example, int.from_bytes(digest[:8], "little") < fraction * 2**64
+
+
+def _write(folder: Path, examples: Iterator[tuple[Example | None, bool]], told: dict[str, Any]) -> None:
+    digest = hashlib.sha256()
+    sequences, firsts, left_out = [0], [0], 0
+    pairs: list[tuple[int, ...]] = []
+    heldout: list[bool] = []
+    with (folder / "tokens.bin").open("wb") as tokens, (folder / "parts.bin").open("wb") as parts:
+        for example, held in examples:
+            if example is None:
+                left_out += 1
+                continue
+            pairs += [(len(heldout), *pair) for pair in example.pairs]
+            for ids, kinds in example.sequences:
+                sequences.append(sequences[-1] + len(ids))
+                _append(tokens, np.ascontiguousarray(ids, np.int32), digest)
+                _append(parts, np.ascontiguousarray(kinds, np.int8), digest)
+            firsts.append(len(sequences) - 1)
+            heldout.append(held)
+    arrays = {
+        "sequences": np.array(sequences, np.int64),
+        "examples": np.array(firsts, np.int64),
+        "pairs": np.array(pairs, np.int64).reshape(-1, 4),
+        "heldout": np.array(heldout, np.bool_),
+    }
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+        digest.update(array.tobytes())
+    counts = {"tokens": sequences[-1], "examples": len(heldout), "left_out": left_out, "heldout": int(sum(heldout))}
+    text = json.dumps({**told, **counts, "fingerprint": digest.hexdigest()}, indent=1)
+    (folder / "told.json").write_text(text, encoding="utf-8")
+
+
+def _append(file: BinaryIO, array: NDArray[Any], digest: Any) -> None:
+    data = array.tobytes()
+    file.write(data)
+    digest.update(data)
+
+
+def read(folder: Path) -> Store:
+    """What `prepare` wrote, its tokens mapped. Raises ValueError where files are missing or cut off."""
+    try:
+        told = json.loads((folder / "told.json").read_text(encoding="utf-8"))
+        names = ("sequences", "examples", "pairs", "heldout")
+        arrays = {name: np.load(folder / f"{name}.npy") for name in names}
+        tokens, parts = _mapped(folder / "tokens.bin", np.int32), _mapped(folder / "parts.bin", np.int8)
+        if not len(tokens) == len(parts) == told["tokens"]:
+            raise ValueError(f"{len(tokens)} tokens, {len(parts)} parts, told are {told['tokens']}")
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder} cannot be read ({error}); remove it, and it is made again") from error
+    return Store(tokens, parts, **arrays, told=told)
+
+
+def _mapped(path: Path, dtype: Any) -> NDArray[Any]:
+    return np.memmap(path, dtype, "r") if os.path.getsize(path) else np.zeros(0, dtype)

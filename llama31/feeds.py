@@ -1,0 +1,170 @@
+"""What a run trains on, behind one protocol: packed text, or encoded dialogs and preferences (`align/feed.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama31 import config, reference, runs, tokenizer
+from llama31.align import chat, feed, preferences, store
+from llama31.align.rows import Packed
+from llama31.data import batches
+from llama31.data.mixture import Decision
+from llama31.evaluate import Heldout
+from llama31.manifest import rank_of
+from llama31.mesh import Grid
+from llama31.shards import on_all_ranks
+
+Rows = batches.Rows | Packed
+
+
+class Feed(Protocol):
+    """Rows of a step as a pure function of the config, the data and the decisions that hold."""
+
+    prefetch: int
+    fingerprints: dict[str, str]
+
+    def begin(self, start: Any) -> list[Decision]: ...
+    def follow(self, decisions: Sequence[Decision]) -> None: ...
+    def check(self, model: config.Model, tokenizer_fingerprint: str) -> None: ...
+    def batch_shape(self, step: int) -> tuple[int, int]: ...
+    def rows(self, step: int, indices: NDArray[np.int64]) -> Any: ...
+    def heldout(self, length: int, tokens: int) -> Heldout | None: ...
+    def facts(self, step: int) -> dict[str, Any]: ...
+    def told(self) -> dict[str, Any]: ...
+
+
+Open = Callable[[Grid, runs.Start], Feed]  # on all ranks, before the model is built
+
+
+class Text:
+    """Packed text, in the mixture that decisions may change."""
+
+    def __init__(self, run: config.Pretrain) -> None:
+        self._run, self.prefetch = run, run.data.prefetch
+
+    def begin(self, start: runs.Start) -> list[Decision]:
+        """The decisions since step 0. Raises ValueError where the data cannot be read."""
+        self._start = start
+        if start.resumed is not None:
+            runs.check_order(self._run.data, start.resumed)
+        self._weights, decisions = runs.decisions_of(self._run, start)
+        self.follow(decisions)
+        return decisions
+
+    def follow(self, decisions: Sequence[Decision]) -> None:
+        """Read by these decisions from now on."""
+        data = runs.data_of(self._run, self._start, self._weights)
+        self._batches = batches.Batches(data, self._run.schedule, decisions=decisions)
+        self.fingerprints = {name: told.fingerprint for name, told in self._batches.packed.items()}
+
+    def check(self, model: config.Model, tokenizer_fingerprint: str) -> None:
+        """ValueError where the data hold other ids than the model, or were packed with another tokenizer."""
+        batches.check_vocabulary(self._batches, model)
+        batches.check_tokenizer(self._batches, tokenizer_fingerprint)
+
+    def batch_shape(self, step: int) -> tuple[int, int]:
+        """(rows of the global batch, sequence length) of a step."""
+        return self._batches.batch_shape(step)
+
+    def rows(self, step: int, indices: NDArray[np.int64]) -> batches.Rows:
+        """The given rows of the step's global batch."""
+        return self._batches.rows(step, indices)
+
+    def heldout(self, length: int, tokens: int) -> Heldout:
+        """Held-out text in rows of `length`."""
+        return batches.Heldout(self._run.data, length, tokens)
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """For the record: true lengths of the step's documents, of rows that hold whole ones. Some ms."""
+        return self._batches.lengths(step).record() if self._run.data.packing == "whole" else {}
+
+    def told(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data."""
+        return {
+            "weights": self._weights,
+            "slot_tokens": self._batches.slot_tokens,
+            "data_seed": self._run.data.seed,
+            "packing": self._run.data.packing,
+            "length_buckets": self._batches.length_buckets,
+            "sources": self.fingerprints,
+        }
+
+
+def dialogs(run: config.Sft) -> feed.Feed:
+    """Encode the dialogs where that is not done yet, and lay them into rows. Collective; raises ValueError."""
+    words = tokenizer.load(run.tokenizer)
+    form, targets = chat.Format(words), run.data.targets
+
+    def encode(record: dict[str, Any]) -> store.Example | None:
+        encoded = form.encode(chat.read(record))
+        learned = encoded.targets(targets)
+        return store.Example([(encoded.tokens, learned.astype(np.int8))]) if learned.any() else None
+
+    stores = _stores(run.data, words, {"kind": "dialogs", "targets": targets}, encode)
+    return _feed(run, run.data, stores, feed.Supervised())
+
+
+def rewarded(run: config.Reward, strengths: Sequence[str] | None = None) -> feed.Feed:
+    """Preferences for a reward model, of the config's strengths unless others are given. Collective."""
+    maker = feed.Rewarded(run.layout, tuple(strengths or run.data.strengths))
+    return _feed(run, run.data, _preferences(run, run.data), maker, quiet=strengths is not None)
+
+
+def preferred(run: config.Dpo, grid: Grid) -> feed.Feed:
+    """Preferences for DPO, with the reference's log-probabilities. Collective."""
+    maker = feed.Preferred(run.nll, run.nll_mean, run.masked, tuple(run.data.strengths))
+    found = _feed(run, run.data, _preferences(run, run.data), maker)
+    reference.attach(found, run, grid)
+    return found
+
+
+def _preferences(run: config.Training, data: config.Preferences) -> dict[str, store.Store]:
+    words = tokenizer.load(run.tokenizer)
+    form = chat.Format(words)
+
+    def encode(record: dict[str, Any]) -> store.Example | None:
+        return preferences.encode(record, form, data.similarity)
+
+    return _stores(data, words, {"kind": "preferences", "similarity": data.similarity}, encode)
+
+
+def _stores(
+    data: config.Dialogs | config.Preferences,
+    words: tokenizer.Tokenizer,
+    settings: dict[str, Any],
+    encode: Callable[[dict[str, Any]], store.Example | None],
+) -> dict[str, store.Store]:
+    """Every source, encoded by the first rank and read by all."""
+    settings = {**settings, "tokenizer": words.fingerprint, "vocab_size": words.vocab_size}
+
+    def prepare() -> dict[str, Path] | None:
+        if rank_of(None) > 0:
+            return None
+        folder, seed, fraction = Path(data.folder), data.seed, data.heldout_fraction
+        return {
+            name: store.prepare(folder, name, source.input, settings, seed, fraction, encode)
+            for name, source in data.sources.items()
+        }
+
+    folders = on_all_ranks(None, prepare)[0]
+    assert folders is not None
+    return {name: store.read(folder) for name, folder in folders.items()}
+
+
+def _feed(
+    run: config.Training,
+    data: config.Dialogs | config.Preferences,
+    stores: dict[str, store.Store],
+    maker: feed.Maker,
+    quiet: bool = False,
+) -> feed.Feed:
+    epochs = {name: source.epochs for name, source in data.sources.items()}
+    made = feed.Feed(stores, epochs, maker, run.schedule, data.seed, data.prefetch)
+    if rank_of(None) == 0 and not quiet:
+        print(f"data: {made.summary()}", flush=True)
+    return made

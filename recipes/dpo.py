@@ -1,0 +1,21 @@
+"""Direct preference optimisation: `torchrun ... -m recipes.dpo name=dpo model=8b init_from=runs/sft ...`.
+
+The model that training begins with is the reference; its log-probabilities are computed once, before the first step.
+"""
+
+from __future__ import annotations
+
+from llama31 import config
+from recipes import start
+
+
+def main(run: config.Dpo) -> None:
+    """Encode preferences and compute the reference where that is not done yet, then train to the end."""
+    from llama31 import feeds, mesh, preference, train
+
+    train.fit(run, preference.Dpo(run.beta, run.length_normalised), lambda grid, begun: feeds.preferred(run, grid))
+    mesh.close()
+
+
+if __name__ == "__main__":
+    start(main, config.Dpo, "dpo")

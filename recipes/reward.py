@@ -1,0 +1,43 @@
+"""Train a reward model on preferences: `torchrun ... -m recipes.reward name=reward model=8b init_from=runs/8b ...`.
+
+In the end held-out pairs of every strength are ranked: calibration.json and calibration.png of the run folder.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llama31 import config
+from recipes import start
+
+if TYPE_CHECKING:
+    from llama31.train import Run
+
+
+def main(run: config.Reward) -> None:
+    """Encode the preferences where that is not done yet, then train from where the run stands to its end."""
+    from llama31 import feeds, mesh, preference, train
+
+    train.fit(run, preference.Reward(), lambda grid, begun: feeds.rewarded(run), lambda done: examine(run, done))
+    mesh.close()
+
+
+def examine(run: config.Reward, done: Run) -> None:
+    """How often the model ranks held-out pairs right, and how sure it is, by strength of preference. Collective."""
+    from llama31 import feeds, plots, runs
+    from llama31.align import calibration, score
+    from llama31.validate import STRENGTHS
+
+    every, length = feeds.rewarded(run, STRENGTHS), run.schedule.sequence_length
+    found = calibration.table(*score.margins(done.engine.forward, every, length, run.parallel.micro_batch))
+    if done.main and found:
+        folder = Path(run.folder)
+        runs.write_whole(folder / "calibration.json", json.dumps({"step": done.step, **found}, indent=1))
+        drawn = plots.draw_calibration(folder / "calibration.png", f"{run.name} after {done.step:,} steps", found)
+        print(f"{calibration.text(found)}\ncalibration: {drawn}", flush=True)
+
+
+if __name__ == "__main__":
+    start(main, config.Reward, "reward")

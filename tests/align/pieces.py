@@ -1,0 +1,68 @@
+"""Dialogs and preferences as ids alone: what every implementation of a loss is compared on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llama31.align import rows
+from llama31.align.chat import BODY, END, HEADER
+from llama31.align.rows import Piece, Response
+
+VOCAB = 320
+
+
+def ids(random: np.random.Generator, low: int, high: int) -> np.ndarray:
+    return random.integers(4, 300, random.integers(low, high))  # 300 to 304 are format
+
+
+def answer(random: np.random.Generator) -> Response:
+    """A header of four tokens, what is said, and a termination."""
+    said = ids(random, 3, 12)
+    tokens = np.concatenate([[300, 301, 302, 303], said, [304]])
+    return Response(tokens, np.array([HEADER] * 4 + [BODY] * len(said) + [END], np.int8))
+
+
+def dialogs(count: int = 6, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Token ids and targets; some of the tokens in the middle are none, as between turns."""
+    random = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        tokens = ids(random, 8, 30)
+        targets = random.random(len(tokens)) < 0.6
+        targets[:3], targets[-1] = False, True
+        found.append((tokens, targets))
+    return found
+
+
+def preferences(count: int = 4, answers: int = 2, seed: int = 0) -> list[tuple[np.ndarray, list[Response]]]:
+    """Prompts with answers, the best first."""
+    random = np.random.default_rng(seed)
+    return [(ids(random, 3, 10), [answer(random) for _ in range(answers)]) for _ in range(count)]
+
+
+def pairs_of(answers: int) -> np.ndarray:
+    return np.array([(i, j) for i in range(answers) for j in range(i + 1, answers)])
+
+
+def dpo_pieces(nll: float = 0.0, masked: bool = True, count: int = 4) -> list[Piece]:
+    """`nll` is the factor of the likelihood term, a mean over the tokens of all chosen answers."""
+    found = preferences(count)
+    tokens = sum(len(answers[0].tokens) for _, answers in found)
+    return [rows.dpo(prompt, *answers, nll=nll * count / tokens, masked=masked) for prompt, answers in found]
+
+
+def reward_pieces(layout: str, answers: int = 2, count: int = 4, seed: int = 1) -> list[Piece]:
+    random = np.random.default_rng(seed)
+    return [
+        rows.reward(prompt, given, pairs_of(answers), random.permutation(answers), layout)
+        for prompt, given in preferences(count, answers)
+    ]
+
+
+def supervised_pieces(count: int = 6) -> list[Piece]:
+    return [rows.supervised(tokens, targets) for tokens, targets in dialogs(count)]
+
+
+def dealt(pieces: list[Piece], per_row: int) -> list[list[Piece]]:
+    """Rows of so many pieces each; the last may have fewer."""
+    return [pieces[begin : begin + per_row] for begin in range(0, len(pieces), per_row)]

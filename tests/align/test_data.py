@@ -1,0 +1,264 @@
+"""Records to rows: what is refused and how it is told, what is left out, what stands in which row."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llama31 import config
+from llama31.align import calibration, chat, feed, plan, preferences, rows, store
+from llama31.align.chat import BODY, END, HEADER
+from llama31.data.mixture import Skip
+from tests.align.conftest import SCHEDULE, Bytes, Written, dialog, preference
+
+SETTINGS = {"tokenizer": Bytes.fingerprint, "vocab_size": Bytes.vocab_size}
+
+
+def dialogs(path: Path, form: chat.Format, targets: str = "all", heldout: float = 0.0) -> store.Store:
+    def encode(record: dict[str, Any]) -> store.Example | None:
+        encoded = form.encode(chat.read(record))
+        learned = encoded.targets(targets)
+        return store.Example([(encoded.tokens, learned.astype(np.int8))]) if learned.any() else None
+
+    settings = {**SETTINGS, "targets": targets}
+    return store.read(store.prepare(path.parent / "x", "a", str(path), settings, 1, heldout, encode))
+
+
+def preferred(path: Path, form: chat.Format, heldout: float = 0.0) -> store.Store:
+    def encode(record: dict[str, Any]) -> store.Example | None:
+        return preferences.encode(record, form, 0.95)
+
+    return store.read(store.prepare(path.parent / "x", "a", str(path), SETTINGS, 1, heldout, encode))
+
+
+def fed(found: store.Store, maker: feed.Maker, epochs: float = 1.0, **schedule: Any) -> feed.Feed:
+    return feed.Feed({"a": found}, {"a": epochs}, maker, dataclasses.replace(SCHEDULE, **schedule), seed=3, prefetch=0)
+
+
+# --- what is refused ---
+
+GOOD = dialog("Hi", "Hello")
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ("{", "line 2: Expecting property name"),
+        ("[1]", "line 2: no JSON object"),
+        ({}, 'line 2: messages: a dialog is {"messages"'),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "line 2: messages[0]: give an object whose role is one of"),
+        ({"messages": [{"role": "user", "content": 3}]}, "line 2: messages[0].content: give a text"),
+        ({"messages": [{"role": "user", "tool_calls": [{"name": "f"}]}]}, "messages[0].tool_calls: only an assistant"),
+        ({**GOOD, "tools": "f"}, "line 2: tools: give a list of JSON objects"),
+        ({**GOOD, "builtin_tools": ["google"]}, "line 2: builtin_tools: google unknown"),
+    ],
+)
+def test_a_record_that_is_no_dialog_is_told_with_file_line_and_key(
+    record: Any, said: str, form: chat.Format, write: Written
+) -> None:
+    path = write("bad.jsonl", GOOD, record)
+    with pytest.raises(ValueError) as caught:
+        dialogs(path, form)
+    assert str(caught.value).startswith(f"data.sources.a: {path}, line 2: ") and said in str(caught.value)
+    assert not [*(path.parent / "x").iterdir()], "no draft is left behind"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"strength": "slightly"}, "strength: 'slightly'; give one of significantly_better, better"),
+        ({"chosen": None}, "chosen: missing"),
+        ({"rejected": {"role": "user", "content": "x"}}, "rejected: an answer begins and ends with an assistant's"),
+        ({"edited": [{"role": "assistant", "content": 1}]}, "edited: messages[0].content: give a text"),
+        ({"prompt": None}, "messages: a dialog is"),
+        ({"messages": GOOD["messages"]}, "messages: the last one is an assistant's"),
+    ],
+)
+def test_a_record_that_is_no_preference(changes: dict[str, Any], said: str, form: chat.Format, write: Written) -> None:
+    path = write("bad.jsonl", {**preference("a", "b", "c"), **changes})
+    with pytest.raises(ValueError) as caught:
+        preferred(path, form)
+    assert "bad.jsonl, line 1: " in str(caught.value) and said in str(caught.value)
+
+
+def test_no_such_file(tmp_path: Path, form: chat.Format) -> None:
+    with pytest.raises(ValueError, match="data.sources.a.input=.*: no such file"):
+        dialogs(tmp_path / "none.jsonl", form)
+
+
+# --- what is stored ---
+
+
+def test_encoded_once_and_again_where_anything_changed(form: chat.Format, write: Written) -> None:
+    path = write("d.jsonl", GOOD, "", dialog("only a question"))
+    first = dialogs(path, form)
+    assert first.told["examples"] == 1 and first.told["left_out"] == 1, "nothing to learn of a question"
+    (folder,) = (path.parent / "x").iterdir()
+    (folder / "tokens.bin").touch()
+    assert dialogs(path, form).fingerprint == first.fingerprint and len([*(path.parent / "x").iterdir()]) == 1
+    write("d.jsonl", GOOD, dialog("Hi", "Hello!"))
+    assert dialogs(path, form).fingerprint != first.fingerprint
+    (folder / "tokens.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match="cannot be read .* remove it, and it is made again"):
+        store.read(folder)
+
+
+def test_targets_are_what_assistants_say(form: chat.Format, write: Written) -> None:
+    path = write("d.jsonl", dialog("q", "one", "q", "two"))
+    for which, said in (("all", [b"one", b"two"]), ("last", [b"two"])):
+        tokens, targets = dialogs(path, form, which).sequence(0)
+        assert tokens[targets == 1].tolist() == [token for text in said for token in (*text, Bytes.eot_id)]
+
+
+def test_held_out_by_the_record_alone(form: chat.Format, write: Written) -> None:
+    records = [dialog("q", f"answer {i}") for i in range(300)]
+    found = dialogs(write("d.jsonl", *records), form, heldout=0.2)
+    again = dialogs(write("e.jsonl", *reversed(records), *records[:50]), form, heldout=0.2)
+    assert 30 < found.heldout.sum() < 90
+    assert again.heldout[:300][::-1].tolist() == found.heldout.tolist()
+    assert again.heldout[300:].tolist() == found.heldout[:50].tolist()
+
+
+def test_pairs_are_ranked_and_near_equal_answers_are_none(form: chat.Format, write: Written) -> None:
+    alike = "The same words in the same order, all of them, up to the very last one: "
+    path = write(
+        "p.jsonl",
+        preference("q", "good", "bad", "significantly_better", edited="best"),
+        preference("q", alike + "a", alike + "b"),
+        preference("q", alike + "a", "no", edited=alike + "b"),
+    )
+    found = preferred(path, form)
+    assert found.told["examples"] == 2 and found.told["left_out"] == 1
+    edited = preferences.EDITED
+    assert found.pairs.tolist() == [
+        [0, 0, 1, edited], [0, 0, 2, edited], [0, 1, 2, 0], [1, 0, 2, 1 + edited], [1, 1, 2, 1],
+    ]  # fmt: skip
+    answers = [bytes(ids[parts == BODY].astype(np.uint8)) for ids, parts in found.example(0)[1:]]
+    assert answers == [b"best", b"good", b"bad"]
+    assert preferences.kind_name(edited) == "edited" and preferences.kind_name(1) == "better"
+
+
+# --- rows ---
+
+
+def test_dpo_masks_the_format_in_the_term_and_keeps_it_in_the_likelihood(form: chat.Format, write: Written) -> None:
+    found = preferred(write("p.jsonl", preference("q", "good", "bad")), form)
+    made = fed(found, feed.Preferred(nll=0.5)).rows(0, np.array([0]))
+    body = {number: bytes(made.labels[made.of_token == number].astype(np.uint8)) for number in (0, 1)}
+    assert body == {0: b"good", 1: b"bad"}
+    header, end = form.encode([], bos=False).tokens.size, form.encode(chat.read(dialog("q", "good"))).parts
+    counted = int(((end == HEADER) | (end == BODY) | (end == END)).sum())
+    assert header == 0 and (made.weights > 0).sum() == counted, "header, body and termination"
+    pairs = len(made.pairs)
+    assert made.weights.sum() == pytest.approx(0.5 * pairs), "half of the mean over tokens, for each pair"
+
+
+@pytest.mark.parametrize("layout", rows.LAYOUTS)
+def test_reward_rows(layout: str, form: chat.Format, write: Written) -> None:
+    found = preferred(write("p.jsonl", preference("q", "good", "bad", edited="best")), form)
+    maker = feed.Rewarded(layout)
+    length = int(maker.lengths(found)[0])
+    made = fed(found, maker, sequence_length=length, batch_tokens=length).rows(0, np.array([0]))
+    assert made.responses == 3 and made.pairs.tolist() == [[0, 1], [0, 2], [1, 2]]
+    ends = [int(np.nonzero(made.of_token[0] == number)[0][0]) for number in range(3)]
+    assert made.tokens[0, ends].tolist() == [Bytes.eot_id] * 3
+    before = [bytes(made.tokens[0, end - 3 : end].astype(np.uint8)) for end in ends]
+    assert before == [b"est", b"ood", b"bad"]
+    documents = {"separate": 3, "tree": 4, "plain": 1}[layout]
+    assert len(made.documents) == documents and made.documents[-1, 2] == length, "the length is exact"
+    assert made.restarts == (layout == "tree")
+
+
+def test_only_wanted_strengths_are_learned(form: chat.Format, write: Written) -> None:
+    kinds = ("significantly_better", "better", "slightly_better", "marginally_better")
+    found = preferred(write("p.jsonl", *(preference("q", "good", "bad", kind) for kind in kinds)), form)
+    for maker in (feed.Rewarded(), feed.Preferred()):
+        assert (maker.lengths(found) > 0).tolist() == [True, True, False, False]
+    assert (feed.Rewarded(strengths=kinds[2:]).lengths(found) > 0).tolist() == [False, False, True, True]
+
+
+# --- passes ---
+
+
+@pytest.mark.parametrize("epochs", [1.0, 2.0, 0.25, 1.5])
+def test_a_pass_visits_a_source_as_often_as_its_epochs_say(epochs: float) -> None:
+    lengths = np.random.default_rng(0).integers(3, 60, 200)
+    made = plan.Plan({"a": lengths}, {"a": epochs}, 64, seed=1)
+    visits: list[np.ndarray] = [np.zeros(200, int), np.zeros(200, int)]
+    number = 0
+    while (found := made.row(number))[0] < 2:
+        assert lengths[found[1]].sum() <= 64
+        np.add.at(visits[found[0]], found[1], 1)
+        number += 1
+    for seen in visits:
+        assert seen.sum() == round(200 * epochs) and seen.max() - seen.min() <= 1
+    assert epochs == int(epochs) or (visits[0] != visits[1]).any(), "another draw in each pass"
+
+
+def test_rows_are_full_and_nothing_is_cut() -> None:
+    lengths = np.random.default_rng(0).integers(5, 500, 2000)
+    packed = plan.best_fit(lengths, 512)
+    assert sorted(np.concatenate(packed)) == list(range(2000))
+    assert max(lengths[row].sum() for row in packed) <= 512 and plan.fill(packed, lengths, 512) > 0.97
+
+
+def test_rows_are_a_function_of_the_step_and_skips_leave_steps_out(form: chat.Format, write: Written) -> None:
+    found = dialogs(write("d.jsonl", *(dialog("q", "x" * (3 + i % 20)) for i in range(40))), form)
+    one, two = fed(found, feed.Supervised()), fed(found, feed.Supervised())
+    whole = [one.rows(step, np.arange(4)) for step in range(12)]
+    two.follow([Skip(3, 5)])
+    for step in (11, 4, 0, 3):
+        wanted = whole[step + 2].tokens if 3 <= step < 10 else whole[step].tokens if step < 3 else None
+        if wanted is not None:
+            assert np.array_equal(two.rows(step, np.arange(4)).tokens, wanted)
+    part = one.rows(5, np.array([2, 0]))
+    assert np.array_equal(part.tokens, whole[5].tokens[[2, 0]])
+
+
+def test_another_order_is_refused_on_resume(form: chat.Format, write: Written) -> None:
+    found = dialogs(write("d.jsonl", *(dialog("q", "a") for _ in range(9))), form)
+
+    class Meta:
+        extra = json.loads(json.dumps(fed(found, feed.Supervised()).told()))
+        decisions: list[Any] = []  # noqa: RUF012
+
+    class Start:
+        resumed = Meta
+
+    fed(found, feed.Supervised()).begin(Start)
+    with pytest.raises(ValueError, match="data.sources.a.epochs=2.0: the checkpoint read its data with 1.0; give"):
+        fed(found, feed.Supervised(), epochs=2.0).begin(Start)
+    with pytest.raises(ValueError, match="schedule.sequence_length=128: "):
+        fed(found, feed.Supervised(), sequence_length=128).begin(Start)
+
+
+def test_too_long_for_a_row(form: chat.Format, write: Written) -> None:
+    path = write("d.jsonl", dialog("q", "x" * 90), dialog("q", "short"))
+    made = fed(dialogs(path, form), feed.Supervised())
+    assert made.plan.too_long == 1 and "1 longer than a row" in made.summary()
+    with pytest.raises(ValueError, match="no example fits into a row of schedule.sequence_length=16"):
+        fed(dialogs(path, form), feed.Supervised(), sequence_length=16)
+    with pytest.raises(ValueError, match="model.vocab_size=100: the tokenizer has 262 ids"):
+        made.check(config.Model("m", 1, 8, 8, 1, 1, vocab_size=100), Bytes.fingerprint)
+
+
+# --- calibration ---
+
+
+def test_a_calibrated_model_has_no_error_and_an_oversure_one_has() -> None:
+    random = np.random.default_rng(0)
+    sure = random.random(20_000) * 4
+    right = random.random(20_000) < 1 / (1 + np.exp(-sure))
+    margins = np.where(right, sure, -sure)
+    kinds = np.where(np.arange(20_000) % 2, 1, preferences.EDITED)
+    found = calibration.table(margins, kinds)
+    assert found.keys() == {"better", "edited", "all"} and found["better"]["pairs"] == 10_000
+    assert found["all"]["calibration_error"] < 0.01 and found["all"]["accuracy"] == pytest.approx(right.mean())
+    assert calibration.figures(5 * margins)["calibration_error"] > 0.1
+    assert found["all"]["loss"] == pytest.approx(np.log1p(np.exp(-margins)).mean())
+    assert calibration.table(margins[:0], kinds[:0]) == {}
