@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llama31 import tasks, tokenizer
-from llama31.config import Average, ConfigError, Convert, Data, Evaluate, Issue, Pretrain, Tokenizer
+from llama31.config import Average, ConfigError, Convert, Data, Evaluate, Issue, Pretrain, Probe, Tokenizer
 from llama31.data import packed
 
 HOW_TO_PACK = "pack it first: python -m recipes.pack ..."
@@ -23,6 +23,7 @@ def check(run: Any) -> None:
         found += _tokenizer(run.tokenizer) + _data(run.data)
         given = {"resume": run.resume if run.resume not in ("auto", "none") else None, "init_from": run.init_from}
         found += [issue for key, folder in given.items() if folder is not None for issue in _checkpoint(key, folder)]
+        found += _tasks(run) if isinstance(run, Probe) else []
     elif isinstance(run, Evaluate):
         found += _weights("checkpoint", run.checkpoint) + _data(run.data)
         found += _tokenizer(run.tokenizer) if run.tokenizer.path else []  # or else that of the checkpoint
@@ -84,7 +85,7 @@ def _weights(key: str, folder: str) -> list[Issue]:
     ]
 
 
-def _tasks(run: Evaluate) -> list[Issue]:
+def _tasks(run: Evaluate | Probe) -> list[Issue]:
     """Every task file is read: a wrong line is found now, not after the weights are loaded."""
     found = []
     for name, task in run.tasks.items():

@@ -13,10 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama31 import config, layout, schedule, shapes
+from llama31 import config, layout, probe, schedule, shapes
 
 # One script of slurm/ each, which bears the name of its recipe.
-SCHEMAS: dict[str, type] = {"pretrain": config.Pretrain, "evaluate": config.Evaluate, "convert": config.Convert}
+SCHEMAS: dict[str, type] = {
+    "pretrain": config.Pretrain,
+    "probe": config.Probe,
+    "evaluate": config.Evaluate,
+    "convert": config.Convert,
+}
 SHORT = {"recipe": "submit.recipe", "dry_run": "submit.dry_run"}  # what stands first in every command line
 SCRIPTS = Path(__file__).resolve().parent.parent / "slurm"
 H100_TFLOPS = 989.0  # dense BF16, NVIDIA's figure; a bill needs a price where the cluster states none
@@ -33,6 +38,8 @@ class Step:
     @property
     def folder(self) -> Path | None:
         """The run folder, of recipes that keep one."""
+        if isinstance(self.run, config.Probe):
+            return probe.folder_of(self.run)
         return Path(self.run.folder) if hasattr(self.run, "folder") else None
 
 
@@ -129,6 +136,8 @@ def sbatch(step: Step, job: config.Job, after: str | None = None) -> list[str]:
     words += [f"--{name}={value}" for name, value in given.items() if value is not None]
     if step.folder is not None:
         words.append(f"--output={step.folder / 'logs' / '%j.out'}")
+    if isinstance(step.run, config.Probe):
+        words.append(f"--array={probe.array(probe.remaining(step.run))}")
     if after is not None:
         words += [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
     return [*words, *shlex.split(job.options), str(SCRIPTS / f"{step.recipe}.sh"), *step.arguments]
@@ -153,7 +162,8 @@ def submit(step: Step, command: Sequence[str]) -> str:
 def bill(run: config.Pretrain, processes: int, mfu: float) -> str:
     """What the rest of a schedule costs on `processes` GPUs, from where the layout of `run` takes over."""
     tokens, flops = work(run)
-    return price(processes, tokens, flops, mfu, run.cluster.peak_tflops or H100_TFLOPS)
+    each = f"{len(probe.remaining(run))} arms, each " if isinstance(run, config.Probe) else ""
+    return each + price(processes, tokens, flops, mfu, run.cluster.peak_tflops or H100_TFLOPS)
 
 
 def work(run: config.Pretrain) -> tuple[int, float]:

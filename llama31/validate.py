@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llama31 import layout, schedule
+from llama31 import layout, probe, schedule
 from llama31.config import (
     MISSING,
     Average,
@@ -27,6 +27,7 @@ from llama31.config import (
     Pack,
     Parallel,
     Pretrain,
+    Probe,
     Ramp,
     Schedule,
     Tokenizer,
@@ -120,6 +121,7 @@ def _sections(run: Any) -> list[Issue]:
             found += _data(section, run)
         elif isinstance(section, Tokenizer):
             found += _tokenizer(section, getattr(run, "model", None))
+    found += probe.problems(run) if isinstance(run, Probe) else []
     return found + _empty(run) + _output(run) + _start(run) + (_average(run) if isinstance(run, Average) else [])
 
 

@@ -24,6 +24,7 @@ TORCH_FREE += (
     "tasks",
     "haystack",
     "scorecard",
+    "probe",
 )
 # When an API moves, one file changes. A folder owns for the files in it.
 OWNERS = {

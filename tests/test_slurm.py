@@ -25,7 +25,7 @@ def pretrain(*overrides: str) -> config.Pretrain:
 
 def expected_bill(recipe: str, nodes: int, overrides: list[str], mfu: float) -> str:
     """What the comment of a script has to say, computed from the config that it names."""
-    if recipe == "pretrain":
+    if recipe in ("pretrain", "probe"):
         run = pretrain(*overrides)
         return slurm.bill(run, nodes * (run.cluster.processes_per_node or 1), mfu)
     model = pretrain(overrides[0], "schedule=8b").model

@@ -56,6 +56,19 @@ class Pretrain:
 
 
 @dataclass
+class Probe(Pretrain):
+    """Keys of `recipes.probe`: what a source of data is worth, by annealing with it and without (report, 3.1.3)."""
+
+    candidates: list[str] = key([], "sources of data to judge; all others, by their weights, are the default data")
+    share: float = key(0.3, "share of a candidate in the data of its annealings (the report's)", above=0)
+    seeds: list[int] = key([1, 2, 3, 4, 5], "orders of the data: everything is annealed once with each (ours)")
+    tasks: dict[str, Task] = key({}, "multiple-choice tasks to compare too, keyed by name: tasks.NAME.path=FILE")
+    measure: str = key("acc_norm", "score of a task", choices=("acc", "acc_norm", "acc_bytes"))
+    arm: int | None = key(None, "train only this arm, as a task of a Slurm array does; null: all that remain", low=0)
+    collect: bool = key(False, "train nothing, only put together what is finished")
+
+
+@dataclass
 class Pack:
     """Keys of `recipes.pack`: text -> tokens on disk."""
 
@@ -213,7 +226,7 @@ class Job:
     """What `recipes.submit` asks of Slurm."""
 
     recipe: str | None = key(
-        None, "recipe to run; the other arguments are its own", choices=("pretrain", "evaluate", "convert")
+        None, "recipe to run; the other arguments are its own", choices=("pretrain", "probe", "evaluate", "convert")
     )
     chain: list[str] = key([], "instead: recipes as dependent jobs; RECIPE:KEY=VALUE reaches a later one")
     nodes: int | None = key(None, "nodes; null: as many as the layout asks for", low=1)
