@@ -188,8 +188,8 @@ def check_model(meta: Meta, model: config.Model) -> None:
         if key not in NOT_SHAPE and wanted[key] != meta.model.get(key)
     ]
     if differing:
-        shape = meta.model.get("name", "?")
-        raise ValueError(f"checkpoint of another shape: {'; '.join(differing)}. Run with model={shape} or its values")
+        shape, problem = meta.model.get("name", "?"), f"checkpoint of another shape: {'; '.join(differing)}"
+        raise ValueError(f"{problem}. Run with model={shape}, or give these keys the checkpoint's values")
 
 
 def newest(folder: Path | str, starts: Mapping[int, int] | None = None, before: int | None = None) -> Path | None:

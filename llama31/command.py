@@ -33,14 +33,7 @@ def load(
     world_size: Callable[[T], int] | None = None,
 ) -> T:
     """See `config.load`."""
-    parser = argparse.ArgumentParser(
-        add_help=False, allow_abbrev=False, prog=usage.program(schema), usage=usage.synopsis(schema)
-    )
-    parser.add_argument("--help", "-h", action="store_true")
-    parser.add_argument("--cfg", action="store_true")
-    parser.add_argument("--config-name", default=config_name)
-    parser.add_argument("--config-dir")
-    options, overrides = parser.parse_known_args(argv)
+    options, overrides = _parsed(schema, config_name, argv)
     leader = os.environ.get("RANK", "0") == "0"  # the same config, so the same verdict, on every rank
     try:
         folders = _folders(options.config_dir)
@@ -58,6 +51,33 @@ def load(
     for warning in warnings if leader else []:
         print(f"warning: {warning}", file=sys.stderr)
     return run
+
+
+def given(schema: type, config_name: str, argv: Sequence[str]) -> dict[str, Any]:
+    """See `config.given`."""
+    options, overrides = _parsed(schema, config_name, argv)
+    try:
+        folders = _folders(options.config_dir)
+        plain = _hydra(options.config_name, _overrides(schema, overrides, folders)[0], folders)
+    except ConfigError:
+        return {}
+    return {key: item for name, value in plain.items() for key, item in usage.leaves(name, value) if _said(item)}
+
+
+def _said(item: Any) -> bool:
+    return item is not None and item != MISSING
+
+
+def _parsed(schema: type, config_name: str, argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Options of the command line, and the rest of it."""
+    parser = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, prog=usage.program(schema), usage=usage.synopsis(schema)
+    )
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--cfg", action="store_true")
+    parser.add_argument("--config-name", default=config_name)
+    parser.add_argument("--config-dir")
+    return parser.parse_known_args(argv)
 
 
 def compose(
@@ -363,12 +383,14 @@ def _fresh(schema: type) -> Any:
 
 
 def _missing(schema: type, filled: Mapping[str, Any], plain: Mapping[str, Any], folders: Sequence[Path]) -> list[Issue]:
-    """Keys that were to be given, those of one group of which `plain` has nothing in one line."""
+    """Keys that were to be given; those of a group that was not chosen, of which `plain` has none, in one line."""
     groups = usage.groups(schema, folders)
+    required = {key for key, _, field in usage.keys(schema) if field.default == MISSING}
     found = []
     for name, value in filled.items():
         keys = [key for key, item in usage.leaves(name, value) if item == MISSING]
-        if keys and name in groups and not plain.get(name):
+        unchosen = not plain.get(name) or {key for key in required if key.startswith(f"{name}.")} <= set(keys)
+        if keys and name in groups and unchosen:
             reason = f"not chosen, and required for {', '.join(keys)}"
             found.append(Issue(name, MISSING, reason, f"give {name}={'|'.join(groups[name])}"))
         else:

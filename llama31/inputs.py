@@ -6,11 +6,24 @@ No torch, so that a missing file is refused at once. Contents are judged by thos
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llama31 import tasks, tokenizer
-from llama31.config import Average, ConfigError, Convert, Data, Evaluate, Issue, Pretrain, Probe, Tokenizer
+from llama31.config import (
+    Average,
+    ConfigError,
+    Convert,
+    Data,
+    Evaluate,
+    Issue,
+    Needle,
+    Pretrain,
+    Probe,
+    Task,
+    Tokenizer,
+)
 from llama31.data import packed
 
 HOW_TO_PACK = "pack it first: python -m recipes.pack ..."
@@ -23,11 +36,12 @@ def check(run: Any) -> None:
         found += _tokenizer(run.tokenizer) + _data(run.data)
         given = {"resume": run.resume if run.resume not in ("auto", "none") else None, "init_from": run.init_from}
         found += [issue for key, folder in given.items() if folder is not None for issue in _checkpoint(key, folder)]
-        found += _tasks(run) if isinstance(run, Probe) else []
+        found += _gates(run)
+        found += _tasks(run.tasks) if isinstance(run, Probe) else []
     elif isinstance(run, Evaluate):
         found += _weights("checkpoint", run.checkpoint) + _data(run.data)
         found += _tokenizer(run.tokenizer) if run.tokenizer.path else []  # or else that of the checkpoint
-        found += _haystack(run) + _tasks(run)
+        found += _haystack("needle", run.needle, run.data) + _tasks(run.tasks)
     elif isinstance(run, Convert):
         found += _conversion(run)
     elif isinstance(run, Average):
@@ -85,24 +99,37 @@ def _weights(key: str, folder: str) -> list[Issue]:
     ]
 
 
-def _tasks(run: Evaluate | Probe) -> list[Issue]:
-    """Every task file is read: a wrong line is found now, not after the weights are loaded."""
-    found = []
-    for name, task in run.tasks.items():
-        try:
-            tasks.read(name, task)
-        except ConfigError as error:
-            found += error.issues
+def _gates(run: Pretrain) -> list[Issue]:
+    """What is asked of a stage of long context. A run that goes on finds the scores of before in its own folder."""
+    gates = run.gates
+    if gates.every_tokens is None:
+        return []
+    found = _haystack("gates.needle", gates.needle, run.data) + _tasks(gates.tasks, "gates.")
+    known = gates.baseline is None or Path(gates.baseline).is_file() or (Path(run.folder) / "gates.json").is_file()
+    if not known:
+        remedy = "evaluate the model before (recipes.evaluate output=FILE), or give gates.json of the stage before"
+        found.append(Issue("gates.baseline", gates.baseline, "there is no such file", remedy))
     return found
 
 
-def _haystack(run: Evaluate) -> list[Issue]:
-    name = run.needle.haystack
-    if run.needle.kind != "text" or not name or name in run.data.sources or Path(name).is_file():
+def _tasks(asked: Mapping[str, Task], section: str = "") -> list[Issue]:
+    """Every task file is read: a wrong line is found now, not after the weights are loaded."""
+    found = []
+    for name, task in asked.items():
+        try:
+            tasks.read(name, task)
+        except ConfigError as error:
+            found += [issue._replace(key=section + issue.key) for issue in error.issues]
+    return found
+
+
+def _haystack(key: str, needle: Needle, data: Data) -> list[Issue]:
+    name = needle.haystack
+    if needle.kind != "text" or not name or name in data.sources or Path(name).is_file():
         return []
-    known = ", ".join(run.data.sources) or "there are none"
+    known = ", ".join(data.sources) or "there are none"
     reason = f"neither a text file nor a source of data ({known})"
-    return [Issue("needle.haystack", name, reason, "give a file of text, or the name of a source")]
+    return [Issue(f"{key}.haystack", name, reason, "give a file of text, or the name of a source")]
 
 
 def _conversion(run: Convert) -> list[Issue]:

@@ -56,8 +56,10 @@ def remaining(run: config.Probe) -> list[Arm]:
 
 
 def array(chosen: Iterable[Arm]) -> str:
-    """Their numbers as sbatch's --array reads them: 0-4,7."""
+    """Their numbers as sbatch's --array reads them: 0-4,7. ValueError where there are none."""
     numbers = sorted(arm.number for arm in chosen)
+    if not numbers:
+        raise ValueError("probe: every arm is finished; python -m recipes.probe collect=true ... puts them together")
     parts = []
     for _, group in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
         block = [number for _, number in group]

@@ -5,8 +5,11 @@ Torch-free, so that a wrong layout is refused where the command is typed and not
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 import shlex
+import string
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +18,25 @@ from typing import Any
 
 from llama31 import config, layout, probe, schedule, shapes
 
-# One script of slurm/ each, which bears the name of its recipe.
+# One script of slurm/ each, which bears the name of its recipe, and one root file of conf/.
 SCHEMAS: dict[str, type] = {
     "pretrain": config.Pretrain,
+    "long_context": config.Pretrain,
+    "anneal": config.Pretrain,
     "probe": config.Probe,
+    "average": config.Average,
     "evaluate": config.Evaluate,
     "convert": config.Convert,
+}
+# What a part of a chain takes from those before it where it is not told: the newest `weights`, a run or an average, and
+# the newest `gates`, which hold the scores of before the extension.
+TAKES = {
+    "long_context": {"init_from": "{weights}", "gates.baseline": "{gates}"},
+    "anneal": {"init_from": "{weights}"},
+    "probe": {"init_from": "{weights}"},
+    "average": {"run": "{weights}", "target": "{weights}-average"},
+    "evaluate": {"checkpoint": "{weights}"},
+    "convert": {"checkpoint": "{weights}"},
 }
 SHORT = {"recipe": "submit.recipe", "dry_run": "submit.dry_run"}  # what stands first in every command line
 SCRIPTS = Path(__file__).resolve().parent.parent / "slurm"
@@ -29,11 +45,15 @@ H100_TFLOPS = 989.0  # dense BF16, NVIDIA's figure; a bill needs a price where t
 
 @dataclass(frozen=True)
 class Step:
-    """One job of a chain: a recipe, the arguments after its script, and the config that they make."""
+    """One job of a chain: its part (RECIPE or RECIPE.LABEL), the arguments after its script, and their config."""
 
-    recipe: str
+    part: str
     arguments: list[str]
     run: Any
+
+    @property
+    def recipe(self) -> str:
+        return _recipe(self.part)
 
     @property
     def folder(self) -> Path | None:
@@ -41,6 +61,21 @@ class Step:
         if isinstance(self.run, config.Probe):
             return probe.folder_of(self.run)
         return Path(self.run.folder) if hasattr(self.run, "folder") else None
+
+    def leaves(self, known: dict[str, str]) -> dict[str, str]:
+        """What later parts can take, this one included: see `TAKES`."""
+        if isinstance(self.run, config.Average):
+            return {**known, "weights": self.run.target}
+        if isinstance(self.run, config.Evaluate) and self.run.output is not None:
+            return {"gates": self.run.output, **known}  # scores of before the first stage, none of after it
+        if not isinstance(self.run, config.Pretrain) or isinstance(self.run, config.Probe):
+            return known
+        gates = {"gates": f"{self.run.folder}/gates.json"} if self.run.gates.every_tokens is not None else {}
+        return {**known, "weights": self.run.folder, **gates}
+
+
+def _recipe(part: str) -> str:
+    return part.partition(".")[0]
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -62,39 +97,79 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def steps(job: config.Job, arguments: Sequence[str]) -> list[Step]:
-    """Compose and check every recipe of `job` for the processes that it will have.
+    """Compose and check every part of `job` for the processes that it will have.
 
-    `RECIPE:KEY=VALUE` of `arguments` reaches that recipe of a chain, `--config-dir` all, everything else the first.
+    Of `arguments`, `RECIPE:KEY=VALUE` reaches all parts of that recipe, `RECIPE.LABEL:KEY=VALUE` that part, several
+    before one colon are parted by commas; `--config-dir` reaches all, everything else the first. What a part is not
+    told it takes from those before it (`TAKES`), as further arguments, so that a dry run shows them.
     Raises ValueError for a chain that cannot be, and SystemExit as `config.load` does.
     """
-    names = job.chain or [job.recipe or ""]
-    for name in names:
-        if name not in SCHEMAS or names.count(name) > 1 or (job.chain and job.recipe):
+    parts = job.chain or [job.recipe or ""]
+    for part in parts:
+        named = re.fullmatch(r"(\w+)(\.[\w-]+)?", part) is not None and _recipe(part) in SCHEMAS
+        if not named or parts.count(part) > 1 or (job.chain and job.recipe):
             key, value = ("chain", ",".join(job.chain)) if job.chain else ("recipe", job.recipe or "null")
-            raise ValueError(f"submit.{key}={value}: give recipe=R or submit.chain=[R,...], of {', '.join(SCHEMAS)}")
-    given = _by_step(names, arguments)
+            raise ValueError(
+                f"submit.{key}={value}: give recipe=R or submit.chain=[R,...], of {', '.join(SCHEMAS)}; a recipe that "
+                "comes again needs labels, R.1 and R.2"
+            )
+    given, known, found = _by_part(parts, arguments), dict[str, str](), list[Step]()
+    for part in parts:
+        schema, recipe = SCHEMAS[_recipe(part)], _recipe(part)
+        words = [*given[part], *(_taken(recipe, given[part], known) if known else [])]
+        found.append(Step(part, words, config.load(schema, recipe, words, lambda run: world_size(run, job))))
+        known = found[-1].leaves(known)
+    _refuse_shared(found)
+    return found
+
+
+def _taken(recipe: str, given: Sequence[str], known: dict[str, str]) -> list[str]:
+    """Arguments of a part that come from the parts before it."""
+    told = config.given(SCHEMAS[recipe], recipe, given)
+    takes = TAKES.get(recipe, {})
+    if any(key.startswith("inputs[") for key in told):  # an average of what the user names
+        takes = {}
     return [
-        Step(name, given[name], config.load(SCHEMAS[name], name, given[name], lambda run: world_size(run, job)))
-        for name in names
+        f"{key}={text.format(**known)}"
+        for key, text in takes.items()
+        if key not in told and all(name in known for _, name, _, _ in string.Formatter().parse(text) if name)
     ]
 
 
-def _by_step(names: Sequence[str], arguments: Sequence[str]) -> dict[str, list[str]]:
-    given: dict[str, list[str]] = {name: [] for name in names}
+def _refuse_shared(steps: Sequence[Step]) -> None:
+    """ValueError where two parts would train in one folder: the second would go on with the first."""
+    for earlier, later in itertools.combinations([step for step in steps if step.folder is not None], 2):
+        if earlier.folder == later.folder:
+            raise ValueError(
+                f"folder={later.folder}: {earlier.part} and {later.part} would both train there; give each a name="
+            )
+
+
+def _by_part(parts: Sequence[str], arguments: Sequence[str]) -> dict[str, list[str]]:
+    given: dict[str, list[str]] = {part: [] for part in parts}
     shared = False  # whether this is the value of `--config-dir DIR`
     for text in arguments:
         prefix, colon, rest = text.partition(":")
+        names = prefix.split(",") if colon else []
         if shared or text.split("=")[0] == "--config-dir":
-            for words in given.values():
-                words.append(text)
-            shared = text == "--config-dir"
-        elif colon and prefix in SCHEMAS:
-            if prefix not in given:
-                raise ValueError(f"{text}: {prefix} is not a part of this chain; give submit.chain=[...,{prefix}]")
-            given[prefix].append(rest)
+            reached, rest, shared = list(parts), text, text == "--config-dir"
+        elif names and all(_recipe(name) in SCHEMAS for name in names):
+            strangers = [name for name in names if not _reached(name, parts)]
+            if strangers:
+                raise ValueError(
+                    f"{text}: {strangers[0]} is not a part of this chain; give submit.chain=[...,{strangers[0]}]"
+                )
+            reached = [part for part in parts if any(part in _reached(name, parts) for name in names)]
         else:
-            given[names[0]].append(text)
+            reached, rest = [parts[0]], text
+        for part in reached:
+            given[part].append(rest)
     return given
+
+
+def _reached(name: str, parts: Sequence[str]) -> list[str]:
+    """The parts that a name before a colon means: the one that is called so, or else all of that recipe."""
+    return [part for part in parts if part == name] or [part for part in parts if _recipe(part) == name]
 
 
 def processes_per_node(run: Any, job: config.Job) -> int:
@@ -128,7 +203,7 @@ def facts(step: Step, job: config.Job) -> str:
 
 def sbatch(step: Step, job: config.Job, after: str | None = None) -> list[str]:
     """The command that submits `step`; `after` is the job that has to succeed before it."""
-    words = ["sbatch", "--parsable", f"--job-name={getattr(step.run, 'name', step.recipe)}"]
+    words = ["sbatch", "--parsable", f"--job-name={getattr(step.run, 'name', step.part)}"]
     words.append(f"--nodes={nodes(step.run, job)}")
     if hasattr(step.run, "parallel"):
         words.append(f"--gpus-per-node={job.gpus_per_node}")
@@ -189,10 +264,11 @@ def price(gpus: int, tokens: int, flops: float, mfu: float, peak_tflops: float =
     )
 
 
-def conversion_price(model: config.Model, mb_per_s: float) -> str:
-    """Bytes and hours of a conversion, which reads and writes the BF16 weights once each."""
+def conversion_price(model: config.Model, mb_per_s: float, inputs: int = 1) -> str:
+    """Bytes and hours of a conversion or an average, which read BF16 weights of `inputs` models and write one."""
     size = shapes.weight_bytes(model)
-    return f"0 GPUs, {size / 1e9:,.0f} GB read and written, {_digits(2 * size / (mb_per_s * 1e6) / 3600)} h"
+    moved = "read and written" if inputs == 1 else f"read {inputs} times and written"
+    return f"0 GPUs, {size / 1e9:,.0f} GB {moved}, {_digits((inputs + 1) * size / (mb_per_s * 1e6) / 3600)} h"
 
 
 def _short(number: float) -> str:

@@ -384,10 +384,17 @@ class Run:
             tflops=metrics.tflops(run.model, length, rate, world),
             mfu=metrics.mfu(run.model, length, rate, world, self.peak_tflops),
             memory_bytes=metrics.peak_memory_bytes(_cuda_peak_bytes(self.grid.device)),
+            **self._document_lengths(),
             **{name: round(value, 6) for name, value in seconds.items()},
             record_s=round(self._record_s, 6),
         )
         self._record_s = time.perf_counter() - begin  # stands in the line of the next step
+
+    def _document_lengths(self) -> dict[str, Any]:
+        """True lengths of the documents of the step just done, of rows that hold whole ones. Some ms on one rank."""
+        if not self.main or self.config.data.packing != "whole":
+            return {}
+        return self.batches.lengths(self.step - 1).record()
 
 
 def _engine(run: config.Pretrain, grid: Grid, start: runs.Start) -> Engine:

@@ -24,6 +24,7 @@ from llama31.config import (
     Evaluate,
     Issue,
     Model,
+    Needle,
     Pack,
     Parallel,
     Pretrain,
@@ -303,10 +304,12 @@ def _output(run: Any) -> list[Issue]:
 
 
 def _unsupported(run: Any) -> list[Issue]:
-    """What an evaluation cannot do, or not together."""
+    """What an evaluation cannot do, or not together, and the gates of a training run."""
+    if isinstance(run, Pretrain):
+        return _needle("gates.needle", run.gates.needle, run.data) if run.gates.every_tokens is not None else []
     if not isinstance(run, Evaluate):
         return []
-    found = _needle(run)
+    found = _needle("needle", run.needle, run.data)
     reason, remedy = "no name for a task", f"give {SOURCE_NAME} alone"
     found += [Issue("tasks", name, reason, remedy) for name in run.tasks if not re.fullmatch("[A-Za-z0-9_-]+", name)]
     needle = run.needle.kind != "none" and run.needle.decode
@@ -319,20 +322,20 @@ def _unsupported(run: Any) -> list[Issue]:
     return found
 
 
-def _needle(run: Evaluate) -> list[Issue]:
-    needle, found = run.needle, []
+def _needle(key: str, needle: Needle, data: Data) -> list[Issue]:
+    found: list[Issue] = []
     if needle.kind == "none":
         return []
     if needle.asked > needle.inserted:
-        reason = f"more than needle.inserted={needle.inserted}"
-        found.append(Issue("needle.asked", needle.asked, reason, "insert more, or ask for fewer"))
+        reason = f"more than {key}.inserted={needle.inserted}"
+        found.append(Issue(f"{key}.asked", needle.asked, reason, "insert more, or ask for fewer"))
     if not needle.depths or any(not 0 <= depth <= 1 for depth in needle.depths):
-        found.append(Issue("needle.depths", needle.depths, "not numbers from 0 to 1", "give shares of the haystack"))
+        found.append(Issue(f"{key}.depths", needle.depths, "not numbers from 0 to 1", "give shares of the haystack"))
     if any(length < 1 for length in needle.lengths):
-        found.append(Issue("needle.lengths", needle.lengths, "not numbers of tokens", "give numbers above 0"))
-    if needle.kind == "text" and not needle.haystack and not run.data.sources:
+        found.append(Issue(f"{key}.lengths", needle.lengths, "not numbers of tokens", "give numbers above 0"))
+    if needle.kind == "text" and not needle.haystack and not data.sources:
         reason = "there is no text to hide needles in"
-        found.append(Issue("needle.haystack", "", reason, "give a text file, or choose data= and name a source"))
+        found.append(Issue(f"{key}.haystack", "", reason, "give a text file, or choose data= and name a source"))
     return found
 
 

@@ -25,13 +25,13 @@ def main(run: config.Submit) -> None:
     for step in steps:
         command = slurm.sbatch(step, job, after)
         if isinstance(step.run, config.Pretrain):
-            print(f"# {step.recipe}: {slurm.bill(step.run, slurm.world_size(step.run, job), job.mfu)}")
+            print(f"# {step.part}: {slurm.bill(step.run, slurm.world_size(step.run, job), job.mfu)}")
         if job.dry_run:
-            after = f"{step.recipe.upper()}_JOB_ID"
+            after = f"{step.part.upper()}_JOB_ID"
             print(shlex.join(command), config.to_yaml(step.run), sep="\n")
         else:
             after = slurm.submit(step, command)
-            print(f"{step.recipe}: job {after}", flush=True)
+            print(f"{step.part}: job {after}", flush=True)
 
 
 if __name__ == "__main__":

@@ -63,12 +63,21 @@ PARTNERS = {
     "parallel=405b_8k": ["model=405b", "schedule=405b"],
     "parallel=405b_16k": ["model=405b", "schedule=405b"],
     "parallel=405b_128k": ["model=405b", "schedule=405b"],
+    "parallel=405b_len16k": ["model=405b", "schedule=long_1"],
+    "parallel=405b_len32k": ["model=405b", "schedule=long_2"],
+    "parallel=405b_len48k": ["model=405b", "schedule=long_3"],
+    "parallel=405b_len64k": ["model=405b", "schedule=long_4"],
+    "parallel=405b_len96k": ["model=405b", "schedule=long_5"],
     "tokenizer=llama3": ["tokenizer.path=x"],
     "tokenizer=huggingface": ["tokenizer.path=x"],
     "data=own": ["data.sources.books.input=x"],
+    "data=report": [f"data.sources.{name}.input=x" for name in ("general", "mathematics", "code", "multilingual")],
 }
+PARTNERS["data=report_anneal"] = PARTNERS["data=report"]
 SCHEMAS = {
     "pretrain": (config.Pretrain, RUN),
+    "long_context": (config.Pretrain, [*RUN, "init_from=x", "gates.baseline=y"]),
+    "anneal": (config.Pretrain, [*RUN, "init_from=x"]),
     "demo": (config.Pretrain, []),
     "pack": (config.Pack, ["data=demo", "tokenizer=demo"]),
     "evaluate": (config.Evaluate, ["checkpoint=x", "data=demo", "tokenizer=demo"]),
@@ -84,7 +93,7 @@ def combinations() -> list[tuple[str, str]]:
     return [
         (root, f"{group}={choice}")
         for root, (schema, _) in SCHEMAS.items()
-        if root != "demo"  # the keys of pretrain
+        if root not in ("demo", "long_context", "anneal")  # the keys of pretrain
         for group, choices in usage.groups(schema, [command.CONF]).items()
         for choice in choices
     ]
@@ -114,6 +123,8 @@ def test_every_choice_composes_and_is_valid(root: str, choice: str) -> None:
     [
         ("demo", 1),
         ("demo", 2),
+        ("long_context", 1),
+        ("anneal", 1),
         ("pack", 1),
         ("convert", 1),
         ("average", 1),

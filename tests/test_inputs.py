@@ -39,6 +39,23 @@ def test_everything_that_a_run_will_miss_at_once(tmp_path: Path, monkeypatch: py
     inputs.check(run)
 
 
+def test_what_the_gates_ask_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made(tmp_path, *(f"data/demo/{name}" for name in ("tokenizer/tokenizer.json", "docs/packed.json")))
+    made(tmp_path, "data/demo/python/packed.json", "before/checkpoint.json")
+    words = ["init_from=before", "gates.baseline=b.json", "gates.tasks.arc.path=arc.jsonl", "gates.needle.haystack=hay"]
+    words += ["name=x", "model=tiny", "schedule=demo", "data=demo", "tokenizer=demo"]
+    run = compose(config.Pretrain, "long_context", words)
+    haystack, task, baseline = problems(run)
+    assert haystack.startswith("gates.needle.haystack=hay: neither a text file nor a source of data (python, docs)")
+    assert task.startswith("gates.tasks.arc.path=arc.jsonl: cannot be read")
+    assert baseline.startswith("gates.baseline=b.json: there is no such file; evaluate the model before (recipes.eval")
+    made(tmp_path, "runs/x/gates.json")
+    assert problems(run) == [haystack, task]
+    run.gates.every_tokens = None
+    inputs.check(run)
+
+
 @pytest.mark.parametrize("place", ["x/checkpoint.json", "x/step-00000001/checkpoint.json", "x-a0002/checkpoint.json"])
 def test_checkpoints_are_found_where_they_may_be(place: str, tmp_path: Path) -> None:
     run = config.Convert(direction="to_hf", hf="new", checkpoint=str(tmp_path / "x"))

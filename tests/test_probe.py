@@ -179,6 +179,10 @@ def test_an_array_of_the_arms_that_remain(run: config.Probe) -> None:
         str(slurm.SCRIPTS / "probe.sh"), *words,
     ]  # fmt: skip
     assert slurm.bill(step.run, 8, 0.4).startswith("8 arms, each 8 GPUs, 40B tokens")
+    planted(dataclasses.replace(run, candidates=["books"]), {"books": [1.0] * 4})
+    planted(dataclasses.replace(run, candidates=["web"]), {"web": [1.0] * 4})
+    with pytest.raises(ValueError, match="every arm is finished"):
+        slurm.sbatch(step, Job(recipe="probe"))
     (task,) = slurm.steps(Job(recipe="probe"), [*words, "arm=5"])  # what a task of the array asks
     assert f"RUN_FOLDER={run.folder}/arms/with-books-seed-2" in slurm.facts(task, Job(recipe="probe"))
 

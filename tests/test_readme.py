@@ -163,6 +163,39 @@ def test_continued_from_weights_alone(done: tuple[Path, dict[str, str]]) -> None
     assert continued[1] < whole[1] - 0.2, "and begins with what was learnt"
 
 
+def test_stage_of_long_context_ends_with_its_gates(done: tuple[Path, dict[str, str]]) -> None:
+    long = done[0] / "runs/long"
+    told = json.loads((long / "gates.json").read_text())
+    before = json.loads((done[0] / "small.json").read_text())["total"]
+    assert told["baseline"]["short"] == before
+    assert [one["step"] for one in told["examinations"]] == [2] and told["examinations"][0]["shut"] == []
+    assert json.loads((long / "outcome.json").read_text())["outcome"] == "finished"
+    meta = checkpoint.read_meta(checkpoint.resolve(long))
+    assert (meta.step, meta.model["rope_factor"]) == (2, 8.0)  # of 8 steps; pre-training had no scaling
+    lines = [line for line in metrics.read(long) if line["kind"] == "train"]
+    assert all(line["length_shares"] == {"0": 1.0} and 20 < line["document_tokens"] < 2000 for line in lines)
+
+
+def test_annealed_to_0_and_averaged(done: tuple[Path, dict[str, str]]) -> None:
+    folder = done[0] / "runs"
+    rates = [line["lr"] for line in metrics.read(folder / "annealed") if line["kind"] == "train"]
+    assert rates == pytest.approx([1e-3 * (8 - step) / 8 for step in range(8)])
+    kept = [checkpoint.resolve(folder / f"annealed/checkpoints/step-{step:08d}") for step in (2, 4, 6, 8)]
+    readers = [shards.Reader(one / "weights") for one in kept]
+    average = shards.Reader(checkpoint.resolve(folder / "annealed-average") / "weights")
+    for name in average.names():
+        mean = sum(reader.read(name).double() for reader in readers) / 4
+        assert torch.allclose(average.read(name).double(), mean, rtol=1e-6, atol=1e-9), name
+
+
+def test_chain_of_the_405b(done: tuple[Path, dict[str, str]]) -> None:
+    (printed,) = [text for script, text in done[1].items() if "long_context.6" in script]
+    bills = re.findall(r"^# (long_context\.\d|anneal): 16,384 GPUs, (\d+)B tokens", printed, re.MULTILINE)
+    assert [int(tokens) for _, tokens in bills] == [100, 100, 100, 150, 150, 200, 40]
+    assert "init_from=runs/long-6" in printed and "gates.baseline=runs/long-5/gates.json" in printed
+    assert "run=runs/annealed-405b target=runs/annealed-405b-average" in printed
+
+
 def test_metas_files(done: tuple[Path, dict[str, str]]) -> None:
     meta = checkpoint.read_meta(checkpoint.resolve(done[0] / "runs/meta"))
     assert meta.shape() == META

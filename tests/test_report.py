@@ -276,6 +276,22 @@ def test_headline(tmp_path: Path) -> None:
     assert any("ln V = 9.01" in word for word in found.text)
 
 
+def test_lengths_of_documents_where_rows_hold_whole_ones(tmp_path: Path) -> None:
+    """Shares by length, of which a step leaves out what it has none of; and no such chart for other runs."""
+    run = Folder(tmp_path / "run").attempt().wait(1).line("start", 0)
+    for step in range(1, 5):
+        shares = {"0": 0.25, "8192": 0.75} if step % 2 else {"8192": 1.0}
+        told = {"document_tokens": 9000.0, "piece_tokens": 4096.0, "padding_share": 0.01, "length_shares": shares}
+        run.wait(1).line("train", step, loss=2.0, sequence_length=8192, **told)
+    found = page(run)
+    assert {"Length of documents", "Tokens by length of their document"} <= set(found.text)
+    at = found.text.index("Tokens by length of their document")
+    legend = found.text[at + 1 : at + 7]
+    assert legend == ["from 0 tokens", "12.5%", "from 8,192 tokens", "87.5%", "padding, of all places", "1.0%"]
+    assert "whole documents" in found.text and "9,000" in found.text
+    assert "Length of documents" not in page(simulated(tmp_path / "other", 3)).text
+
+
 def test_page_of_a_troubled_run(troubled: Folder) -> None:
     (troubled.path / "decisions.jsonl").write_text('{"skip": [11, 12]}\n{"skip": [3')
     found = page(troubled)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +18,13 @@ BILL = re.compile(r"^# bill: --nodes=(\d+) (.*)\n#\s+(.*)$", re.MULTILINE)
 SCRIPTS = {name: (slurm.SCRIPTS / f"{name}.sh").read_text() for name in slurm.SCHEMAS}
 
 
-def pretrain(*overrides: str) -> config.Pretrain:
-    return command.compose(config.Pretrain, "pretrain", ["name=x", "data=demo", "tokenizer=demo", *overrides])
+STAGE = ["init_from=y", "gates.baseline=z"]  # what a stage of long context has to be told
+ROOTS = {"pretrain": [], "long_context": STAGE, "anneal": STAGE[:1]}  # of training, and what each has to be told
+
+
+@functools.cache
+def pretrain(*overrides: str, root: str = "pretrain") -> config.Pretrain:
+    return command.compose(config.Pretrain, root, ["name=x", "data=demo", "tokenizer=demo", *ROOTS[root], *overrides])
 
 
 # --- scripts ---
@@ -25,12 +32,14 @@ def pretrain(*overrides: str) -> config.Pretrain:
 
 def expected_bill(recipe: str, nodes: int, overrides: list[str], mfu: float) -> str:
     """What the comment of a script has to say, computed from the config that it names."""
-    if recipe in ("pretrain", "probe"):
-        run = pretrain(*overrides)
+    if recipe in (*ROOTS, "probe"):  # an arm of a probe is a run of pretrain
+        run = pretrain(*overrides, root=recipe if recipe in ROOTS else "pretrain")
         return slurm.bill(run, nodes * (run.cluster.processes_per_node or 1), mfu)
     model = pretrain(overrides[0], "schedule=8b").model
     if recipe == "convert":
         return slurm.conversion_price(model, mb_per_s=200)
+    if recipe == "average":
+        return slurm.conversion_price(model, 200, inputs=int(overrides[1].removeprefix("inputs=")))
     tokens = int(overrides[1].removeprefix("tokens="))
     forward = shapes.flops_per_token(model, 8192) / 3
     return slurm.price(8 * nodes, tokens, tokens * forward, mfu)
@@ -45,12 +54,13 @@ def test_bills_are_those_of_the_code(recipe: str) -> None:
         assert said == expected_bill(recipe, int(nodes), overrides.split(), int(share[1]) / 100 if share else 1)
 
 
-def test_layouts_of_the_bills_are_possible() -> None:
-    for nodes, overrides, _ in BILL.findall(SCRIPTS["pretrain"]):
-        run = pretrain(*overrides.split())
+@pytest.mark.parametrize("recipe", ROOTS)
+def test_layouts_of_the_bills_are_possible(recipe: str) -> None:
+    for nodes, overrides, _ in BILL.findall(SCRIPTS[recipe]):
+        run = pretrain(*overrides.split(), root=recipe)
         assert slurm.world_size(run, Job(nodes=int(nodes))) == 8 * int(nodes)
-        given = ["submit.recipe=pretrain", "name=x", "data=demo", "tokenizer=demo", *overrides.split()]
-        (step,) = slurm.steps(Job(recipe="pretrain", nodes=int(nodes)), slurm.split(given)[1])
+        given = [f"submit.recipe={recipe}", "name=x", "data=demo", "tokenizer=demo", *ROOTS[recipe], *overrides.split()]
+        (step,) = slurm.steps(Job(recipe=recipe, nodes=int(nodes)), slurm.split(given)[1])
         assert step.run == run
 
 
@@ -75,7 +85,9 @@ def test_every_recipe_has_its_script() -> None:
     choices = next(field for name, _, field in command.usage.keys(Job) if name == "recipe").metadata["choices"]
     assert set(choices) == set(slurm.SCHEMAS)
     for name, text in SCRIPTS.items():
-        assert f'/slurm/launch.sh" {name} "$@"' in text and f"#SBATCH --job-name={name}\n" in text
+        module = name if name not in ROOTS or name == "pretrain" else f"pretrain --config-name {name}"
+        assert (ROOT / f"recipes/{module.split()[0]}.py").exists()
+        assert f'/slurm/launch.sh" {module} "$@"' in text and f"#SBATCH --job-name={name}\n" in text
 
 
 # --- arguments ---
@@ -127,12 +139,76 @@ def test_chain_gives_each_recipe_its_own() -> None:
     assert "--nodes=1" in after and not any("gpus" in word for word in after)
 
 
+CHAIN = ["pretrain", "evaluate", "long_context.1", "long_context.2", "anneal", "average", "evaluate.last", "convert"]
+WORDS = [
+    *SMALL,
+    "evaluate,evaluate.last:data=demo",
+    "evaluate,evaluate.last:tokenizer=demo",
+    "evaluate:output=before.json",
+    *(f"long_context,anneal:{text}" for text in ["model=tiny", "schedule=demo", "data=demo", "tokenizer=demo"]),
+    "long_context.1:name=long-1",
+    "long_context.1:schedule.sequence_length=512",
+    "long_context.2:name=long-2",
+    "long_context.2:schedule.sequence_length=1024",
+    "long_context.2:gates.recall=0.9",
+    "anneal:name=anneal",
+    "convert:direction=to_hf",
+    "convert:hf=hf/x",
+]
+
+
+def test_chain_names_a_recipe_several_times_and_hands_on() -> None:
+    """Each part has its own arguments, and what it was not told from those before it, visibly."""
+    found = {step.part: step for step in chain(Job(chain=CHAIN, gpus_per_node=1), *WORDS)}
+    assert list(found) == CHAIN and [step.recipe for step in found.values()][2:4] == ["long_context"] * 2
+    assert found["pretrain"].arguments == SMALL
+    assert found["evaluate"].run.checkpoint == "runs/x"
+    first, second = (found[f"long_context.{number}"] for number in (1, 2))
+    assert (first.run.schedule.sequence_length, second.run.schedule.sequence_length) == (512, 1024)
+    assert (first.run.gates.recall, second.run.gates.recall) == (1.0, 0.9)
+    assert first.arguments[-2:] == ["init_from=runs/x", "gates.baseline=before.json"]
+    assert second.arguments[-2:] == ["init_from=runs/long-1", "gates.baseline=runs/long-1/gates.json"]
+    assert found["anneal"].run.init_from == "runs/long-2" and found["anneal"].run.schedule.decay == "cosine"
+    average = found["average"].run
+    assert (average.run, average.last, average.target) == ("runs/anneal", None, "runs/anneal-average")
+    assert found["evaluate.last"].run.checkpoint == found["convert"].run.checkpoint == "runs/anneal-average"
+    command = slurm.sbatch(second, Job(), after="7")
+    assert {"--job-name=long-2", "--dependency=afterok:7", "--kill-on-invalid-dep=yes"} <= set(command)
+    script = command.index(str(ROOT / "slurm/long_context.sh"))
+    assert command[script + 1 :] == second.arguments
+
+
+def test_what_is_given_is_not_taken_from_the_chain(tmp_path: Path) -> None:
+    """On the command line, or in a root file of the user's own, which `--config-name` chooses."""
+    (tmp_path / "mine.yaml").write_text(
+        "defaults: [long_context, override model: tiny, override schedule: demo, override data: demo, "
+        "override tokenizer: demo, _self_]\nname: mine\ninit_from: elsewhere\nseed: 7\ngates: {every_tokens: null}\n"
+    )
+    words = [*SMALL, "--config-dir", str(tmp_path), "long_context.a:--config-name=mine", "average:inputs=[p,q]"]
+    job = Job(chain=["pretrain", "long_context.a", "average"], gpus_per_node=1)
+    with pytest.raises(SystemExit):  # a target for the average of what the user names
+        chain(job, *words)
+    _, stage, average = chain(job, *words, "average:target=t")
+    assert (stage.run.name, stage.run.init_from, stage.run.seed) == ("mine", "elsewhere", 7)
+    assert stage.arguments == ["--config-dir", str(tmp_path), "--config-name=mine"]
+    assert (average.run.inputs, average.run.run) == (["p", "q"], None)
+    assert chain(job, *words, "average:target=t", "long_context:init_from=x")[1].arguments[-1] == "init_from=x"
+
+
 @pytest.mark.parametrize(
     ("job", "arguments", "said"),
     [
         ({}, [], "submit.recipe=null: give recipe=R"),
         ({"chain": ["pretrain", "bake"]}, SMALL, "submit.chain=pretrain,bake"),
-        ({"chain": ["pretrain", "pretrain"]}, SMALL, "submit.chain=pretrain,pretrain"),
+        ({"chain": ["pretrain", "pretrain"]}, SMALL, "pretrain,pretrain: give recipe=R or submit.chain=[R,...], of"),
+        ({"chain": ["pretrain.1", "pretrain.1"]}, SMALL, "submit.chain=pretrain.1,pretrain.1"),
+        ({"chain": ["pretrain.1", "pretrain."]}, SMALL, "submit.chain=pretrain.1,pretrain."),
+        ({"chain": ["pretrain.1"]}, [*SMALL, "pretrain.2:seed=3"], "pretrain.2:seed=3: pretrain.2 is not a part"),
+        (
+            {"chain": ["pretrain.1", "pretrain.2"]},
+            [*SMALL, *(f"pretrain.2:{text}" for text in SMALL)],
+            "folder=runs/x: pretrain.1 and pretrain.2 would both train there; give each a name=",
+        ),
         ({"recipe": "pretrain", "chain": ["convert"]}, SMALL, "submit.chain=convert"),
         ({"recipe": "pretrain"}, [*SMALL, "convert:hf=x"], "convert:hf=x: convert is not a part"),
     ],
@@ -172,7 +248,7 @@ def test_chain_in_a_dry_run_is_checked_as_a_whole(command: Command) -> None:
     words = ["submit.chain=[pretrain,convert]", "submit.dry_run=true", *SMALL, "convert:hf=x"]
     result = command("-m", "recipes.submit", *words)
     assert result.returncode == 2 and result.stdout == ""
-    assert "python -m recipes.convert: 2 problems" in result.stderr and "direction: is required" in result.stderr
+    assert "python -m recipes.convert: 1 problem" in result.stderr and "direction: is required" in result.stderr
 
 
 def test_impossible_layout_is_refused(command: Command) -> None:

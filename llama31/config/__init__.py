@@ -88,6 +88,7 @@ __all__ = [
     "Task",
     "Tokenizer",
     "Validation",
+    "given",
     "key",
     "load",
     "to_yaml",
@@ -110,6 +111,16 @@ def load(
     from llama31 import command  # it needs this schema, so this module cannot import it first
 
     return command.load(schema, config_name, argv, world_size)
+
+
+def given(schema: type, config_name: str, argv: Sequence[str]) -> dict[str, Any]:
+    """What YAML and arguments say, by dotted key, unchecked and without the schema's defaults.
+
+    Null and what has to be given are left out. Empty where it cannot be composed: `load` says why.
+    """
+    from llama31 import command
+
+    return command.given(schema, config_name, argv)
 
 
 def to_yaml(run: Any) -> str:

@@ -32,8 +32,10 @@ class Pretrain:
     folder: str = key("runs/${name}", "run folder: config, metrics, checkpoints")
     seed: int = key(1234, "seed of the initial weights", low=0)
     resume: str = key("auto", "auto (newest complete checkpoint of the folder), none, or a checkpoint folder")
-    init_from: str | None = key(None, "checkpoint folder whose weights start the run, with a fresh optimizer")
-    init_optimizer: bool = key(False, "take masters and moments of init_from too: a new schedule goes on from there")
+    init_from: str | None = key(None, "checkpoint folder whose weights start the run, on a schedule from its beginning")
+    init_optimizer: bool = key(
+        False, "take masters and moments of init_from too; false: a fresh optimizer over the weights alone"
+    )
     init_changes: list[str] = key(
         [], "keys of the model that may differ from init_from's: rope_factor, rope_theta, norm_eps"
     )
@@ -226,9 +228,14 @@ class Job:
     """What `recipes.submit` asks of Slurm."""
 
     recipe: str | None = key(
-        None, "recipe to run; the other arguments are its own", choices=("pretrain", "probe", "evaluate", "convert")
+        None,
+        "recipe to run; the other arguments are its own",
+        choices=("pretrain", "long_context", "anneal", "probe", "average", "evaluate", "convert"),
     )
-    chain: list[str] = key([], "instead: recipes as dependent jobs; RECIPE:KEY=VALUE reaches a later one")
+    chain: list[str] = key(
+        [],
+        "instead: dependent jobs, each RECIPE or RECIPE.LABEL; RECIPE:KEY=VALUE (or RECIPE.LABEL:) reaches later ones",
+    )
     nodes: int | None = key(None, "nodes; null: as many as the layout asks for", low=1)
     gpus_per_node: int = key(8, "GPUs to ask for on each node; 0 on a cluster without", low=0)
     partition: str | None = key(None, "partition; null: Slurm's default")

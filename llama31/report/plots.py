@@ -40,6 +40,7 @@ def of_run(account: Account, colour: int = 0) -> list[Chart]:
         ),
         Chart("Learning rate", [_raw(run, "lr", "learning rate", colour)], zero=True),
         _stages(run, colour),
+        *_documents(run, colour),
         _smooth_chart("Tokens per second", run, "tokens_per_s", colour, unit="count", zero=True),
         _utilisation(run, colour),
         _phases(run),
@@ -170,12 +171,7 @@ def _smooth_chart(
     marks_name: str = "",
 ) -> Chart:
     raw = points(run.train, name)
-    value = SAY[unit]
-    smooth = smoothed(raw)
-    lines = [
-        Series("each step", raw, colour, "faint"),
-        Series("smoothed", smooth, colour, "line", value(smooth[-1].y) if smooth else ""),
-    ]
+    lines = [Series("each step", raw, colour, "faint"), _smooth("smoothed", raw, colour, SAY[unit])]
     return Chart(title, lines, unit=unit, log=log, zero=zero, marks=marks, marks_name=marks_name)
 
 
@@ -192,6 +188,38 @@ def _stages(run: Run, colour: int) -> Chart:
         _raw(run, "sequence_length", "tokens per sequence", (colour + 1) % COLOURS, "step", "whole"),
     ]
     return Chart("Batch and sequence length", lines, unit="count", log=True)
+
+
+def _documents(run: Run, colour: int) -> list[Chart]:
+    """How long the documents of the batches truly are, where the record says so."""
+    lines = [line for line in run.train if isinstance(line.get("length_shares"), dict)]
+    if not lines:
+        return []
+    names = {"document_tokens": "whole documents", "piece_tokens": "what rows hold of them", "sequence_length": "rows"}
+    means = [
+        _smooth(title, points(lines, name), (colour + index) % COLOURS, whole)
+        for index, (name, title) in enumerate(names.items())
+    ]
+    edges = sorted({int(edge) for line in lines for edge in line["length_shares"] if str(edge).isdecimal()})
+    shares = [
+        _smooth(
+            f"from {edge:,} tokens",
+            [Point(line["tokens"], number(line["length_shares"].get(str(edge), 0))) for line in lines],
+            (colour + index) % COLOURS,
+            percent,
+        )
+        for index, edge in enumerate(edges)
+    ]
+    padding = _smooth("padding, of all places", points(lines, "padding_share"), "ink", percent)
+    return [
+        Chart("Length of documents", means, "tokens; mean over tokens", unit="count", log=True),
+        Chart("Tokens by length of their document", [*shares, padding], unit="share", zero=True),
+    ]
+
+
+def _smooth(title: str, raw: Sequence[Point], colour: int | str, say: Callable[[float | None], str]) -> Series:
+    smooth = smoothed(raw)
+    return Series(title, smooth, colour, "line", say(smooth[-1].y) if smooth else "")
 
 
 def _phases(run: Run) -> Chart:

@@ -97,14 +97,12 @@ def test_one_job_stops_dies_avoids_a_node_and_finishes(slurm: Slurm, workplace: 
 
 
 def test_chain_ends_with_its_first_failure(slurm: Slurm, workplace: Path, stand_in: Path) -> None:
-    """No restart where the trainer said why it failed, nor where restarts are used up; what follows is cancelled."""
-    words = [
-        "submit.chain=[pretrain,convert]",
-        *SMALL,
-        "convert:direction=to_hf",
-        "convert:hf=hf",
-        "convert:checkpoint=x",
-    ]
+    """No restart where the trainer said why it failed (gates that stay shut), nor where restarts are used up.
+
+    What follows is cancelled. Here it is the same recipe again, with a root file that is the user's own.
+    """
+    again = ["long_context.2:--config-name=small", "long_context.2:name=second"]
+    words = ["submit.chain=[long_context.1,long_context.2]", *SMALL, *again]
     home = {"LLAMA31_HOME": str(stand_in)}
     for env in ({"PLAN": "failed"}, {"PLAN": "die", "MAX_RESTARTS": "0"}, {"PLAN": "die", "MAX_FRUITLESS": "1"}):
         first, second = submit(slurm, workplace, *words, **home, **env)
