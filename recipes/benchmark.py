@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from llama31 import bench, bench_checkpoint, bench_length, config
+from llama31 import bench, bench_checkpoint, bench_extend, bench_length, config
 from llama31.peers import Case, Work
 from recipes import start
 
-PARTS = ("train", "pack", "convert", "start", "checkpoint", "length")
+PARTS = ("train", "pack", "convert", "start", "checkpoint", "length", "extend")
 
 
 def check(run: config.Benchmark) -> list[str]:
@@ -56,6 +56,7 @@ def main(run: config.Benchmark) -> None:
         figures |= bench_checkpoint.checkpoint_speed(run.timeout_s)
     tables += [bench.figures_table(figures)] if figures else []
     tables += bench_length.tables(run) if "length" in run.parts else []
+    tables += bench_extend.tables(run) if "extend" in run.parts else []
     text = "\n\n".join(tables) + "\n"
     print(text, end="")
     if run.output:

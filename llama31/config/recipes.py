@@ -152,7 +152,7 @@ class Benchmark:
 
     parts: list[str] = key(
         ["train", "pack", "convert", "start", "checkpoint", "length"],
-        "what to measure: train, pack, convert, start, checkpoint, length",
+        "what to measure: train, pack, convert, start, checkpoint, length, or extend: is long context learned?",
     )
     cases: list[str] = key(
         [
@@ -179,6 +179,7 @@ class Benchmark:
     micro_batch: int = key(2, "sequences per micro-batch", low=1)
     attention_lengths: list[int] = key([2048, 8192, 32768], "tokens per row of the part `length`")
     cp_length: int = key(4096, "tokens per row where it compares two processes with one", low=16)
+    heat_map: str | None = key(None, "PNG file for the needles that the part `extend` finds; null: none")
     timeout_s: int = key(600, "seconds after which one run has failed", low=1)
     llama3_tokenizer: str | None = key(
         None, "Meta's tokenizer.model; null: the one that the package llama-models holds"
