@@ -181,7 +181,7 @@ class Work:
 
     def _gates(self, text: Text) -> list[str]:
         lengths = [text.length // 4, text.length // 2, text.length] if text is not SHORT else [32, 64]
-        needle = {**NEEDLE, "lengths": lengths, "trials": 2}
+        needle = {**NEEDLE, "lengths": lengths, "trials": 4}
         return [f"gates.needle.{key}={value}" for key, value in needle.items()]
 
     def learn(self) -> Stage:

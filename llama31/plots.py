@@ -130,18 +130,21 @@ def draw_intervals(
     from matplotlib import pyplot
 
     path = Path(path)
-    height = 1.4 + 0.4 * max(len(points) for points in panels.values())
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(4.5 * len(panels), height), layout="constrained", squeeze=False
-    )
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
+    height = down * (1.3 + 0.4 * max(len(points) for points in panels.values()))
+    figure, axes = pyplot.subplots(down, across, figsize=(4.5 * across, height), layout="constrained", squeeze=False)
     figure.suptitle(title, fontweight="bold")
-    for panel, (name, points) in zip(axes[0], panels.items(), strict=True):
+    for panel in axes.flat[len(panels) :]:
+        panel.set_axis_off()
+    for panel, (name, points) in zip(axes.flat, panels.items()):
         values, halves = zip(*points.values(), strict=True)
         panel.errorbar(
             values, list(points), xerr=[half or 0.0 for half in halves], fmt="o", capsize=4, color="tab:blue"
         )
         panel.axvline(0, color="tab:gray", linestyle="--", linewidth=1)
         panel.set_ylim(len(points) - 0.5, -0.5)
+        panel.locator_params(axis="x", nbins=4)
         panel.set_title(name, loc="left", fontsize="medium")
         panel.set_xlabel(unit)
         panel.spines[["top", "right"]].set_visible(False)

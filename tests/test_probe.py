@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llama31 import command, config, probe, slurm
+from llama31 import command, config, metrics, probe, slurm
 from llama31.config import ConfigError, Job
 from llama31.validate import validate
 from tests.conftest import Command
@@ -262,8 +262,11 @@ def test_data_like_the_text_that_counts_help(tmp_path: Path, capsys: pytest.Capt
     mesh.close()
 
     run.schedule.decay = "linear"
-    assert recipe.main(dataclasses.replace(run, arm=3)) is None  # one arm alone puts nothing together
-    assert not (tmp_path / "worth/probe.json").exists() and len(list((tmp_path / "worth/arms").iterdir())) == 1
+    recipe.main(dataclasses.replace(run, stop_after_steps=2))  # stopped: no other arm begins, nothing is put together
+    (first,) = (tmp_path / "worth/arms").iterdir()
+    assert first.name == "default-seed-1" and not (first / probe.RESULT).exists()
+    recipe.main(dataclasses.replace(run, arm=3))
+    assert not (tmp_path / "worth/probe.json").exists() and len(list((tmp_path / "worth/arms").iterdir())) == 2
     recipe.main(run)
     found = json.loads((tmp_path / "worth/probe.json").read_text())
     assert found["missing"] == []
@@ -273,7 +276,9 @@ def test_data_like_the_text_that_counts_help(tmp_path: Path, capsys: pytest.Capt
     assert found["candidates"]["good"]["mine (score)"]["with"] in (0, 1 / 3, 2 / 3, 1)
     assert (tmp_path / "worth/probe.png").exists() and "| good | goal |" in (tmp_path / "worth/probe.md").read_text()
     attempts = sorted((tmp_path / "worth/arms").glob("*/attempts/*"))
-    assert len(attempts) == 9  # the arm that was there already was not done again
+    assert len(attempts) == 9 + 1  # one arm went on where it stopped, one that was there was not done again
+    steps = [line["step"] for line in metrics.read(first) if line["kind"] == "train"]
+    assert steps == list(range(1, 17))
     capsys.readouterr()
     recipe.main(dataclasses.replace(run, collect=True))
     assert "| good | goal |" in capsys.readouterr().out
