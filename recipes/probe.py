@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from llama31 import config, probe
@@ -22,7 +23,7 @@ def main(run: config.Probe) -> None:
     from llama31.shards import on_all_ranks
 
     mesh.connect(run.cluster.timeout_s)
-    source = str(checkpoint.resolve(str(run.init_from)))
+    source = str(checkpoint.resolve(str(run.init_from)).resolve())  # a run may have a newer one by the next arm
     on_all_ranks(None, lambda: probe.refuse_others(run, source))
     left = on_all_ranks(None, lambda: [] if run.collect else probe.remaining(run))[0]
     stopped = any(not anneal(run, arm, source) for arm in left)  # any: none is begun after one that was stopped
@@ -37,7 +38,7 @@ def anneal(run: config.Probe, arm: Arm, source: str) -> bool:
     from llama31.manifest import rank_of
     from llama31.shards import on_all_ranks
 
-    saved = train.fit(probe.pretraining(run, arm))
+    saved = train.fit(replace(probe.pretraining(run, arm), init_from=source))
     gc.unfreeze()  # the model of this arm is garbage now
     gc.collect()
     if saved is None or checkpoint.read_meta(saved).step < schedule.total_steps(run.schedule):

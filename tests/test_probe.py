@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llama31 import command, config, metrics, probe, slurm
+from llama31 import command, config, inputs, metrics, probe, slurm
 from llama31.config import ConfigError, Job
 from llama31.validate import validate
 from tests.conftest import Command
@@ -87,6 +87,14 @@ def test_impossible_probes(overrides: list[str], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         validate(probed(*overrides), 1)
     assert said in str(caught.value) and len(caught.value.issues) == 1
+
+
+def test_missing_files_are_named_before_anything_is_trained(tmp_path: Path) -> None:
+    run = probed(f"init_from={tmp_path}", f"tasks.arc.path={tmp_path}/arc.jsonl")
+    with pytest.raises(ConfigError) as caught:
+        inputs.check(run)
+    keys = {issue.key for issue in caught.value.issues}
+    assert keys == {"tokenizer.path", "data.folder", "init_from", "tasks.arc.path"}
 
 
 # --- results ---
