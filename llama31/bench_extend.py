@@ -29,7 +29,7 @@ LETTERS = [chr(ord("!") + i) for i in range(31)]  # a mark, ten keys, ten values
 SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>")
 BATCH = 8192
 LEARN_STEPS, EXAM_STEPS = 1500, 100  # at most, and between two examinations
-STAGE_STEPS, STAGE_EXAM_STEPS = 400, 20
+STAGE_STEPS, STAGE_EXAM_STEPS = 600, 20
 
 
 @dataclass(frozen=True)
