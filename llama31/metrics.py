@@ -154,12 +154,14 @@ def read(run_folder: str | Path) -> list[Line]:
 def merged(lines: Iterable[Line]) -> list[Line]:
     """What is left of lines in the order of attempts: see `read`."""
     kept: list[Line] = []
-    for line in lines:
+    reach = math.inf  # the earliest step that anything later went on from
+    for line in reversed(list(lines)):
+        if line["kind"] == "event" or line["step"] <= reach:
+            kept.append(line)
         if line["kind"] in ("start", "rollback"):
-            # all of them: a checkpoint is recorded when it is published, some steps after its own
-            kept = [old for old in kept if old["kind"] == "event" or old["step"] <= line["step"]]
-        kept.append(line)
-    return kept
+            # counts for all before it: a checkpoint is recorded when it is published, some steps after its own
+            reach = min(reach, line["step"])
+    return kept[::-1]
 
 
 def read_file(path: str | Path) -> list[Line]:

@@ -77,7 +77,8 @@ class Saver:
     Every rank makes the same calls. A save that fails leaves nothing half-written and no older checkpoint touched. It
     is logged, and training goes on: a disk may be full for a while. CheckpointError (Superseded where a newer attempt
     has begun) is raised by `save` after more than `tolerated` failures in a row, and by `wait` after any, where all
-    ranks know the same; `poll` looks at this rank's thread, whose end the ranks see at different steps.
+    ranks know the same; any other error (a peer that died) comes as it is and is not tolerated. `poll` looks at this
+    rank's thread, whose end the ranks see at different steps.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class Saver:
         """
         began_s = time.perf_counter()
         self._finish()
-        if len(self._errors) > self.tolerated:
+        if len(self._errors) > self.tolerated or (self._errors and not isinstance(self._errors[-1], CheckpointError)):
             raise self._errors[-1]
         job = self._job = _Job(meta, weights, optimizer, torch.get_rng_state(), time.perf_counter())
         if not self.asynchronous:
@@ -185,7 +186,7 @@ class Saver:
             return
         try:
             self.close()
-        except CheckpointError:  # the error that ends the run is the one to show
+        except Exception:  # the error that ends the run is the one to show
             log.exception("the last save failed as well")
 
     def _finish(self) -> None:
@@ -215,13 +216,13 @@ class Saver:
             )
             job.write_s = time.perf_counter() - job.began_s
             on_all_ranks(self.group, lambda: self._prune(job.meta.attempt) if rank_of(self.group) == 0 else None)
-        except CheckpointError as error:
-            job.error = error
-        except Exception as error:  # noqa: BLE001 - raised by the next poll or wait
+        except OSError as error:
             what = "saved, but what is not to be kept could not be deleted" if job.path else "not written"
             name = checkpoint.name_of(job.meta.step, job.meta.attempt)
             job.error = CheckpointError(f"{self.folder / name}: {what} ({type(error).__name__}: {error})")
             job.error.__cause__ = error
+        except Exception as error:  # noqa: BLE001 - raised by the next `save` or `wait`, as it is: a peer may have died
+            job.error = error
         finally:
             job.staged.set()
 

@@ -162,9 +162,12 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._parts, self.saver:
-            if error is None:
-                self._saves(wait=True)
+        with self._parts:
+            try:
+                if error is None:
+                    self._saves(wait=True)
+            finally:
+                self.saver.__exit__(kind, error, trace)  # knows the error, so that a failed save does not hide it
         if error is None and self.main and self.step > self.start.step:
             print(f"loss curve: {plots.draw_loss_curve(self.config.folder, self.config.model.vocab_size)}", flush=True)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from llama31 import metrics
 from tests.slurm import cluster
-from tests.slurm.conftest import SMALL, Slurm, lay_out, submit
+from tests.slurm.conftest import ENDED, SMALL, Slurm, lay_out, submit
 
 STEPS = 1500
 LONG = [
@@ -99,12 +99,12 @@ def soak(slurm: Slurm, place: Path, kills: int, seed: int) -> bool:
     (number,) = submit(slurm, place, "recipe=pretrain", "submit.nodes=2", *LONG, "name=killed", **limits)
     folder, when, moments = place / "runs/killed", [], []
     while len(when) < kills:
-        ranks = slurm.until(lambda: trainers("killed"), 300, "ranks to kill")
+        slurm.until(lambda: trainers("killed") or slurm.job(number).get("JobState") in ENDED, 300, "ranks to kill")
+        if slurm.job(number).get("JobState") in ENDED:
+            break
         time.sleep(chance.uniform(0.0, 25.0))
         ranks = trainers("killed")
         if not ranks:
-            if slurm.job(number).get("JobState") == "COMPLETED":
-                break
             continue
         try:
             os.kill(chance.choice(ranks), signal.SIGKILL)
