@@ -27,6 +27,7 @@ TORCH_FREE += (
     "align.chat",
     "align.feed",
     "align.calibration",
+    "probe",
 )
 # When an API moves, one file changes. A folder owns for the files in it.
 OWNERS = {
