@@ -138,8 +138,12 @@ def _gather(
         return None, [*found, _foreign(error)]
     for key, items in texts.items():
         *sections, name = key.split(".")
-        setattr(functools.reduce(getattr, sections, run), name, items)
+        setattr(functools.reduce(_inner, sections, run), name, items)
     return run, found
+
+
+def _inner(section: Any, name: str) -> Any:
+    return section[name] if isinstance(section, dict) else getattr(section, name)
 
 
 def to_yaml(run: Any) -> str:

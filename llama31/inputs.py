@@ -20,10 +20,12 @@ from llama31.config import (
     Dialogs,
     Evaluate,
     Issue,
+    Judge,
     Needle,
     Preferences,
     Pretrain,
     Probe,
+    Sample,
     Task,
     Tokenizer,
     Training,
@@ -49,6 +51,11 @@ def check(run: Any) -> None:
         found += _haystack("needle", run.needle, run.data) + _tasks(run.tasks)
     elif isinstance(run, Convert):
         found += _conversion(run)
+    elif isinstance(run, Sample):
+        found += _weights("policy", run.policy) + ([] if run.reward is None else _checkpoint("reward", run.reward))
+        found += _lines("prompts", run.prompts) + (_tokenizer(run.tokenizer) if run.tokenizer.path else [])
+    elif isinstance(run, Judge):
+        found += _answers("answers", run.answers) + ([] if run.previous is None else _answers("previous", run.previous))
     elif isinstance(run, Average):
         found += [issue for folder in run.inputs for issue in _weights("inputs", folder)]
         found += [] if run.run is None else _checkpoint("run", run.run)
@@ -79,6 +86,18 @@ def _records(data: Dialogs | Preferences) -> list[Issue]:
         for name, source in data.sources.items()
         if not any(path.is_file() for path in store.files(source.input))
     ]
+
+
+def _lines(key: str, given: str) -> list[Issue]:
+    if any(path.is_file() for path in store.files(given)):
+        return []
+    return [Issue(key, given, "there is no such file", "give JSONL files, a folder of them or a glob")]
+
+
+def _answers(key: str, folder: str) -> list[Issue]:
+    if (Path(folder) / "scores.jsonl").is_file():
+        return []
+    return [Issue(key, folder, "there is no scores.jsonl", "sample and rank first: python -m recipes.sample ...")]
 
 
 def _tokenizer(given: Tokenizer) -> list[Issue]:

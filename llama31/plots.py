@@ -189,6 +189,34 @@ def draw_intervals(
     return draft.replace(path)
 
 
+def draw_histograms(path: str | Path, title: str, samples: Mapping[str, Sequence[float]], unit: str) -> Path:
+    """Draw the distributions of `samples`, by name, over each other, with their means, and return the PNG file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    path = Path(path)
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    values = [value for found in samples.values() for value in found]
+    low, high = min(values), max(values)
+    edges = [low + (high - low or 1.0) * i / 40 for i in range(41)]
+    for (name, found), colour in zip(samples.items(), ("tab:gray", "tab:blue", "tab:orange", "tab:green")):
+        if found:
+            mean = sum(found) / len(found)
+            axes.hist(found, edges, color=colour, alpha=0.55, label=f"{name}: mean {mean:.3f}, {len(found):,}")
+            axes.axvline(mean, color=colour, linewidth=1.5)
+    axes.set_title(title, loc="left", fontweight="bold")
+    axes.set_xlabel(unit)
+    axes.set_ylabel("prompts")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    draft = path.with_name(f".{path.name}.tmp")
+    figure.savefig(draft, dpi=150, format="png")
+    pyplot.close(figure)
+    return draft.replace(path)
+
+
 def draw_recall(path: str | Path, found: Mapping[str, Any]) -> Path:
     """Draw the heat map depth x length of a needle in a haystack (`needle.evaluate`) and return the PNG file."""
     inserted, asked, total = found["inserted"], found["asked"], found["total"]
@@ -221,7 +249,8 @@ def draw_heat_map(
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
     for y, line in enumerate(shares):
         for x, share in enumerate(line):
-            axes.text(x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize="small")
+            ink = "black" if 0.15 < share < 0.85 else "white"  # the ends of the scale are dark
+            axes.text(x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize="small", color=ink)
     axes.set_xticks(range(len(columns[1])), columns[1])
     axes.set_yticks(range(len(rows[1])), rows[1])
     axes.set_xlabel(columns[0])

@@ -27,6 +27,8 @@ SCHEMAS: dict[str, type] = {
     "sft": config.Sft,
     "reward": config.Reward,
     "dpo": config.Dpo,
+    "sample": config.Sample,
+    "judge": config.Judge,
     "average": config.Average,
     "evaluate": config.Evaluate,
     "convert": config.Convert,

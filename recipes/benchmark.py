@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from llama31 import bench, bench_align, bench_checkpoint, bench_extend, bench_length, config
+from llama31 import bench, bench_align, bench_checkpoint, bench_extend, bench_length, bench_rounds, config
 from llama31.peers import Case, Work
 from recipes import start
 
-PARTS = ("train", "pack", "convert", "start", "checkpoint", "length", "align", "extend")
+PARTS = ("train", "pack", "convert", "start", "checkpoint", "length", "align", "extend", "rounds")
 
 
 def check(run: config.Benchmark) -> list[str]:
@@ -54,6 +54,8 @@ def main(run: config.Benchmark) -> None:
         figures |= bench.start_time(run.timeout_s)
     if "checkpoint" in run.parts:
         figures |= bench_checkpoint.checkpoint_speed(run.timeout_s)
+    if "rounds" in run.parts:
+        figures |= bench_rounds.measure(run.timeout_s)
     tables += [bench.figures_table(figures)] if figures else []
     tables += bench_length.tables(run) if "length" in run.parts else []
     tables += bench_align.tables(run) if "align" in run.parts else []

@@ -18,6 +18,9 @@ RECIPES = {
     "sft": config.Sft,
     "reward": config.Reward,
     "dpo": config.Dpo,
+    "sample": config.Sample,
+    "judge": config.Judge,
+    "post_train": config.PostTrain,
     "convert": config.Convert,
     "average": config.Average,
     "evaluate": config.Evaluate,
@@ -32,7 +35,8 @@ import atexit, sys
 from llama31 import config
 heavy = {"torch", "megatron", "deepspeed", "transformers", "numpy"}
 atexit.register(lambda: print("heavy:", sorted(heavy & set(sys.modules))))
-config.load(getattr(config, sys.argv[1].capitalize()), sys.argv[1], sys.argv[2:])
+name = "".join(word.capitalize() for word in sys.argv[1].split("_"))
+config.load(getattr(config, name), sys.argv[1], sys.argv[2:])
 print("loaded")
 """
 

@@ -28,6 +28,15 @@ TORCH_FREE += (
     "align.feed",
     "align.calibration",
     "probe",
+    "align.checks",
+    "align.embedded",
+    "align.filters",
+    "align.judge",
+    "align.prompts",
+    "align.rejection",
+    "align.rounds",
+    "align.sampling",
+    "align.servers",
 )
 # When an API moves, one file changes. A folder owns for the files in it.
 OWNERS = {

@@ -40,6 +40,8 @@ def expected_bill(recipe: str, nodes: int, overrides: list[str], mfu: float) -> 
     if recipe in (*ROOTS, "probe"):  # an arm of a probe is a run of pretrain
         run = trained(recipe if recipe in ROOTS else "pretrain", *overrides)
         return slurm.bill(run, nodes * (run.cluster.processes_per_node or 1), mfu)
+    if recipe == "judge":
+        return "0 GPUs"
     model = pretrain(overrides[0], "schedule=8b").model
     if recipe == "convert":
         return slurm.conversion_price(model, mb_per_s=200)

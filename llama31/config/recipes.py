@@ -196,7 +196,8 @@ class Benchmark:
 
     parts: list[str] = key(
         ["train", "pack", "convert", "start", "checkpoint", "length", "align"],
-        "what to measure: train, pack, convert, start, checkpoint, length, align, or extend: is long context learned?",
+        "what to measure: train, pack, convert, start, checkpoint, length, align; minutes each: extend (is long "
+        "context learned?), rounds (does every stage of post-training improve what it is meant to?)",
     )
     cases: list[str] = key(
         [
@@ -278,7 +279,7 @@ class Job:
         "recipe to run; the other arguments are its own",
         choices=(
             *("pretrain", "long_context", "anneal", "probe", "average"),
-            *("sft", "reward", "dpo", "evaluate", "convert"),
+            *("sft", "reward", "dpo", "sample", "judge", "evaluate", "convert"),
         ),
     )
     chain: list[str] = key(

@@ -1,0 +1,198 @@
+"""What a round has gained: win rate by the reward model, instructions obeyed, refusals, held-out accuracy.
+
+All of it is read from files that `recipes.sample` and the trainers have written; nothing here needs torch. Differences
+of rewards mean something between answers to one prompt alone, so only wins are counted, never mean rewards.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama31 import confidence, config, metrics
+from llama31.align import checks, prompts, sampling
+from llama31.confidence import Score
+
+NAME, PAGE = "judge.json", "judge.html"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A prompt's record and the answers that a model gave, with their rewards by the newest reward model."""
+
+    record: Mapping[str, Any]
+    texts: Sequence[str]
+    rewards: Sequence[float | None]
+
+
+def answered(folder: Path, model: str | None = None) -> tuple[dict[str, Answered], str]:
+    """What stands in a folder of `recipes.sample`, by prompt, and the reward model that judged it.
+
+    `model`: fingerprint of the reward model whose scores are wanted; None: the last that scored there. Raises
+    ValueError where its scores or the prompts are missing.
+    """
+    scores = sampling.read_lines(folder / sampling.SCORES)
+    if not scores:
+        raise ValueError(f"{folder}: there is no {sampling.SCORES}; rank its answers with recipes.sample reward=...")
+    wanted = str(scores[-1]["model"]) if model is None else model
+    known = {(line["prompt"], line["k"]): line["reward"] for line in scores if line["model"] == wanted}
+    if not known:
+        raise ValueError(
+            f"{folder}: nothing was ranked by the reward model {wanted}; run recipes.sample part=rank there"
+        )
+    records = {line["id"]: line for line in sampling.read_lines(folder / sampling.PROMPTS)}
+    found: defaultdict[str, dict[int, tuple[str, float | None]]] = defaultdict(dict)
+    for line in sampling.read_lines(folder / sampling.CANDIDATES):
+        if "refused" not in line and line["prompt"] in records:
+            reward = known.get((line["prompt"], line["k"]))
+            found[line["prompt"]].setdefault(line["k"], (line["text"].strip(), reward))
+    ordered = {prompt: [found[prompt][k] for k in sorted(found[prompt])] for prompt in records if found[prompt]}
+    return {prompt: Answered(records[prompt], *map(list, zip(*pairs))) for prompt, pairs in ordered.items()}, wanted
+
+
+def wins(mine: Mapping[str, Answered], others: Mapping[str, Answered]) -> list[float]:
+    """1 for each prompt whose answer is rewarded more than the other's, 0 for less, 1/2 for a tie.
+
+    Of several answers each is compared with each, and their mean is one outcome: prompts are what varies.
+    """
+    found = []
+    for prompt in mine.keys() & others.keys():
+        pairs = [
+            0.5 if a == b else float(a > b)
+            for a in mine[prompt].rewards
+            for b in others[prompt].rewards
+            if a is not None and b is not None and math.isfinite(a) and math.isfinite(b)
+        ]
+        if pairs:
+            found.append(sum(pairs) / len(pairs))
+    return found
+
+
+def obedience(found: Mapping[str, Answered]) -> dict[str, Score]:
+    """Shares of answers that obey all checks of their prompt (prompts), and of checks obeyed, in all and by kind."""
+    whole: list[bool] = []
+    by_kind: defaultdict[str, list[bool]] = defaultdict(list)
+    for one in found.values():
+        wanted = checks.read(one.record.get("checks"))
+        for text in one.texts if wanted else ():
+            broken = [bool(checks.broken(text, [check])) for check in wanted]
+            whole.append(not any(broken))
+            for (kind, _), wrong in zip(wanted, broken):
+                by_kind[kind].append(not wrong)
+    if not whole:
+        return {}
+    every = [good for outcomes in by_kind.values() for good in outcomes]
+    scores = {"prompts": confidence.proportion(whole), "instructions": confidence.proportion(every)}
+    return scores | {f"  {kind}": confidence.proportion(outcomes) for kind, outcomes in sorted(by_kind.items())}
+
+
+def refusals(found: Mapping[str, Answered]) -> dict[str, Score]:
+    """Share of answers that refuse, by what their prompt is: harmful, borderline or neither."""
+    by_kind: defaultdict[str, list[bool]] = defaultdict(list)
+    for one in found.values():
+        by_kind[one.record.get("safety") or "other"] += [checks.refuses(text) for text in one.texts]
+    order = (*prompts.SAFETY, "other")
+    return {kind: confidence.proportion(by_kind[kind]) for kind in order if by_kind[kind]}
+
+
+def heldout(folder: Path) -> dict[str, float]:
+    """The newest held-out figures of a training run: loss and, of pairs, accuracy; none where it has not validated."""
+    lines = [line for line in metrics.read(folder) if line["kind"] == "validation"]
+    known = lines[-1] if lines else {}
+    found = {
+        name: float(value)
+        for name, value in known.items()
+        if isinstance(value, int | float) and name not in ("step", "tokens", "time_s", "validation_s", "attempt")
+    }
+    calibration = folder / "calibration.json"  # of reward models
+    if calibration.is_file():
+        pairs = json.loads(calibration.read_text(encoding="utf-8")).get("all", {})
+        found |= {name: pairs[name] for name in ("accuracy", "accuracy_ci95", "calibration_error") if name in pairs}
+    return found
+
+
+def judge(run: config.Judge) -> dict[str, Any]:
+    """All figures of a round, ready for JSON. Raises ValueError where files are missing or do not fit."""
+    mine, model = answered(Path(run.answers))
+    told: dict[str, Any] = {"title": run.title or Path(run.folder).name, "reward_model": model, "prompts": len(mine)}
+    told["answers"] = {"obeyed": _json(obedience(mine)), "refused": _json(refusals(mine))}
+    if run.previous is not None:
+        others, _ = answered(Path(run.previous), model)
+        outcomes = wins(mine, others)
+        if not outcomes:
+            raise ValueError(
+                f"previous={run.previous}: no prompt was answered and ranked both there and in {run.answers}"
+            )
+        told["win_rate"] = confidence.proportion(outcomes).json()
+        told["previous"] = {"obeyed": _json(obedience(others)), "refused": _json(refusals(others))}
+        told["examples"] = _examples(mine, others, run.examples)
+    told["heldout"] = {Path(folder).name: heldout(Path(folder)) for folder in run.runs}
+    return told
+
+
+def better(told: Mapping[str, Any]) -> bool:
+    """Whether the model is to be preferred to the one before: it wins at least half of the time."""
+    return "win_rate" not in told or told["win_rate"]["score"] >= 0.5
+
+
+def _json(scores: Mapping[str, Score]) -> dict[str, dict[str, float | int]]:
+    return {name: score.json() for name, score in scores.items()}
+
+
+def _examples(mine: Mapping[str, Answered], others: Mapping[str, Answered], count: int) -> list[dict[str, Any]]:
+    """The first answers to prompts: half of those most gained on, half of those most lost on."""
+    both = [prompt for prompt in mine if prompt in others and mine[prompt].rewards[0] is not None]
+    both = [prompt for prompt in both if others[prompt].rewards[0] is not None]
+    ordered = sorted(
+        both, key=lambda prompt: float(mine[prompt].rewards[0] or 0) - float(others[prompt].rewards[0] or 0)
+    )
+    chosen = ordered if len(ordered) <= count else [*ordered[: count // 2], *ordered[len(ordered) - (count + 1) // 2 :]]
+    return [
+        {
+            "prompt": mine[prompt].record["messages"][-1].get("content"),
+            "answer": mine[prompt].texts[0],
+            "reward": mine[prompt].rewards[0],
+            "previous": others[prompt].texts[0],
+            "previous_reward": others[prompt].rewards[0],
+        }
+        for prompt in reversed(chosen)
+    ]
+
+
+def _lead(link: Path, target: Path) -> None:
+    """A symbolic link that leads to `target` from now on, wherever both are moved together."""
+    if link.is_dir() and not link.is_symlink():
+        raise ValueError(
+            f"candidate: {link} is a folder, and the link to the best model has to stand there; move it away"
+        )
+    draft = link.with_name(f".{link.name}.{os.getpid()}")
+    draft.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()))
+    draft.replace(link)
+
+
+def write(run: config.Judge) -> tuple[dict[str, Any], Path]:
+    """Judge, write judge.html and then judge.json into the folder, and return the figures and the page.
+
+    Where the config names the model, the link `best` beside the folder leads to it, or to the one before if
+    it loses; `best-answers` leads to its answers.
+    """
+    from llama31.report import rounds  # the page alone needs it
+
+    told = judge(run)
+    folder = Path(run.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    earlier = [json.loads(Path(path).read_text(encoding="utf-8")) for path in run.earlier if Path(path).is_file()]
+    sampling.write_whole(folder / PAGE, rounds.html(told, earlier))
+    if run.candidate is not None:
+        told["best"] = run.candidate if better(told) else run.incumbent or run.candidate
+        kept = run.answers if told["best"] == run.candidate else str(run.previous)
+        _lead(folder.parent / "best", Path(told["best"]))
+        _lead(folder.parent / "best-answers", Path(kept))
+    sampling.write_whole(folder / NAME, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    return told, folder / PAGE

@@ -1,0 +1,162 @@
+"""What `recipes.sample` does: prompts, policy and reward model of a config, put to work. Torch is imported when needed.
+
+Policy and reward model stand in memory one after the other, on the same layout.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama31 import config
+from llama31.align import chat, embedded, prompts, sampling, servers
+from llama31.align.prompts import Prompt
+
+if TYPE_CHECKING:
+    from llama31.pretrained import Pretrained
+    from llama31.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Session:
+    """A config and what it names."""
+
+    run: config.Sample
+    folder: Path
+    prompts: Sequence[Prompt]
+    repeated: int
+    weights: Pretrained
+    words: Tokenizer
+    policy: sampling.Policy
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and speaks."""
+        return os.environ.get("RANK", "0") == "0"
+
+    def say(self, text: str) -> None:
+        if self.first:
+            print(text, flush=True)
+
+
+def open_session(run: config.Sample) -> Session:
+    """Read prompts and policy, and state in the folder what is drawn with. Raises ValueError as those do."""
+    from llama31 import pretrained, tokenizer
+
+    sampling.check(run, int(os.environ.get("WORLD_SIZE", "1")))
+    weights = pretrained.find(run.policy)
+    words = tokenizer.load(weights.tokenizer(run.tokenizer))
+    found, repeated = prompts.read(run.prompts, chat.Format(words), run.limit)
+    policy = sampling.Policy(str(weights.folder), sampling.fingerprint(weights.folder))
+    session = Session(run, Path(run.folder), found, repeated, weights, words, policy)
+    if session.first:
+        further = {"tokenizer": words.fingerprint, "api": run.server.api if run.server.urls else "embedded"}
+        sampling.settle(session.folder, policy, run.sampling, further, found)
+    twice = f" ({repeated:,} records repeat one of them)" if repeated else ""
+    session.say(f"{len(found):,} prompts{twice}, {run.sampling.answers} answers each, of {weights.folder}")
+    return session
+
+
+def draw(session: Session) -> None:
+    """Draw what is missing, from the servers of the config or with our own decoder."""
+    run, folder = session.run, session.folder
+    tasks = sampling.missing(session.prompts, run.sampling.answers, sampling.read_lines(folder / sampling.CANDIDATES))
+    there = len(session.prompts) * run.sampling.answers - len(tasks)
+    session.say(f"{there:,} answers are there, {len(tasks):,} to be drawn")
+    if not tasks:
+        return
+    if run.server.urls:
+        source: sampling.Source = _servers(session, tasks)
+    else:
+        source = _embedded(session)
+    from tqdm import tqdm
+
+    with tqdm(total=len(tasks), desc="answers", disable=None if session.first else True) as bar:
+
+        def said(done: int, total: int) -> None:
+            bar.update(done - bar.n)
+
+        sampling.draw(folder, tasks, source, said, session.first)
+    if not run.server.urls:
+        from llama31 import mesh
+
+        mesh.release()  # the reward model gets groups of its own
+
+
+def _servers(session: Session, tasks: Sequence[sampling.Task]) -> sampling.Source:
+    run, (prompt, _) = session.run, tasks[0]
+    drawn = run.sampling
+    example = servers.Request(prompt.ids, prompt.openai(), drawn.temperature, drawn.top_p, drawn.max_new_tokens, 1)
+    found = servers.connect(run.server, session.words, embedded.stops(session.words), example)
+    for server in found:
+        session.say(server.facts.told() if server.facts else server.url)
+    return sampling.Http(found, run.server, session.policy, drawn)
+
+
+def _embedded(session: Session) -> sampling.Source:
+    import torch.distributed as dist
+
+    from llama31 import evaluate, mesh, model
+
+    run, shape = session.run, session.weights.shape
+    parallel = replace(run.parallel, sequence_parallel=False)  # decoding cannot use it
+    evaluate.check_layout(shape, parallel)
+    evaluate.check_vocabulary(session.words.vocab_size, shape)
+    grid = mesh.create(parallel, run.cluster.timeout_s)
+    chunks = model.build(shape, run.precision, parallel, grid)
+    session.weights.load(chunks, grid)
+    dist.barrier()  # all know what is missing before anything is added to it
+    return embedded.Embedded(chunks, grid, session.words, session.policy, run.sampling)
+
+
+def rank(session: Session) -> None:
+    """Score what has no score yet, and write the best answers and pairs (the first process)."""
+    import torch.distributed as dist
+
+    from llama31 import mesh
+    from llama31.align import score
+
+    run, folder = session.run, session.folder
+    assert run.reward is not None, "checked before"
+    gc.collect()  # the policy is done
+    grid = mesh.create(run.parallel, run.cluster.timeout_s)
+    dist.barrier()  # all answers are in the file
+    judge = score.Judge(run.reward, run.parallel, run.precision, grid)
+    model = sampling.Policy(str(judge.folder), sampling.fingerprint(judge.folder))
+    found = sampling.candidates(folder, session.prompts, run.sampling.answers)
+    known = sampling.rewards(folder, model.fingerprint)
+    dist.barrier()  # all know what has a score before anything is added to it
+    limit = min(run.score_tokens, judge.shape.max_positions)
+
+    def scorer(pairs: Sequence[tuple[Prompt, str]]) -> list[float | None]:
+        dialogs = [[*prompt.messages, chat.Message("assistant", text)] for prompt, text in pairs]
+        fits = [i for i, dialog in enumerate(dialogs) if len(judge.format.encode(dialog).tokens) <= limit]
+        given = dict(zip(fits, judge.score([dialogs[i] for i in fits]).tolist() if fits else []))
+        return [given.get(i) for i in range(len(dialogs))]
+
+    scores = sampling.score(folder, session.prompts, found, known, model, scorer, writes=session.first)
+    if session.first:
+        publish(session, found, scores, model)
+    dist.barrier()
+
+
+def publish(session: Session, found: Any, scores: Any, model: sampling.Policy) -> None:
+    """Write the best and tell what came out."""
+    from llama31 import plots
+
+    further = {"policy": {"name": session.policy.name, "fingerprint": session.policy.fingerprint}}
+    told = sampling.publish(session.folder, session.prompts, found, scores, model, session.run, further)
+    dropped = ", ".join(f"{reason} {count:,}" for reason, count in Counter(told["dropped"]).most_common()) or "nothing"
+    session.say(f"{told['answers']:,} answers to {told['prompts']:,} prompts; dropped: {dropped}")
+    if told["kept"]:
+        session.say(
+            f"reward of the best {told['reward_best']:.4f}, of all {told['reward_mean']:.4f}; {told['kept']:,} dialogs "
+            f"in {session.folder / sampling.BEST}, {told['pairs']:,} pairs in {session.folder / sampling.PAIRS}"
+        )
+        title = f"best of {session.run.sampling.answers}"
+        plots.draw_histograms(session.folder / sampling.PICTURE, title, told["rewards"], "reward")

@@ -1,0 +1,353 @@
+"""Rejection sampling (report, section 4.2.3): K answers per prompt, ranked by the reward model, the best kept.
+
+    <folder>/sampling.json      what all answers were drawn with: policy, temperature ...
+    <folder>/prompts.jsonl      the prompts, each once, with their ids
+    <folder>/candidates.jsonl   every answer, appended as it comes in: prompt, k, text, finish, tokens, provenance
+    <folder>/scores.jsonl       prompt, k, reward, and the fingerprint of the reward model
+    <folder>/best.jsonl         dialogs for SFT      <folder>/pairs.jsonl   preferences, best against worst
+    <folder>/summary.json       counts and means     <folder>/rewards.png   best of K against the mean
+
+candidates.jsonl and scores.jsonl only grow, so a run that was killed goes on with what is missing. The others are a
+function of them and are written whole, summary.json last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from llama31 import config
+from llama31.align import filters, servers
+from llama31.align.filters import Candidate, Selection
+from llama31.align.prompts import Prompt
+
+CANDIDATES, SCORES, SETTINGS, SUMMARY = "candidates.jsonl", "scores.jsonl", "sampling.json", "summary.json"
+PROMPTS, BEST, PAIRS, PICTURE = "prompts.jsonl", "best.jsonl", "pairs.jsonl", "rewards.png"
+MOST_REFUSED, JUDGED = 0.5, 20  # share of refused answers, out of at least so many, that ends a run
+Task = tuple[Prompt, int]  # a prompt and which of its K answers
+Scorer = Callable[[Sequence[tuple[Prompt, str]]], Sequence[float | None]]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The model that answers."""
+
+    name: str
+    fingerprint: str
+
+
+def fingerprint(folder: Path) -> str:
+    """What tells one checkpoint or Hugging Face folder from another.
+
+    A checkpoint's manifest has the checksum of every file. Of a Hugging Face folder: config.json, and of each file of
+    weights its name, its size and 16 blocks of it, for reading all of it would take as long as loading it.
+    """
+    digest = hashlib.sha256()
+    manifest = folder / "checkpoint.json"
+    if manifest.is_file():
+        return hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
+    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+        size = path.stat().st_size
+        digest.update(f"{path.name}/{size}/".encode())
+        with path.open("rb") as file:
+            for block in range(16):
+                file.seek(block * size // 16)
+                digest.update(file.read(1 << 16))
+    return digest.hexdigest()[:16]
+
+
+class Source(Protocol):
+    """Who answers: yields lines of candidates.jsonl for the tasks, several at a time, in any order."""
+
+    def draw(self, tasks: Sequence[Task]) -> Iterator[list[dict[str, Any]]]: ...
+
+
+class Ledger:
+    """A JSONL file that only grows, with one writer. A last line without its newline is what a kill left: it is cut."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._file)
+            raise config.RunError(f"{path} is being written by another process; wait for it, or stop it") from error
+        whole = path.read_bytes()
+        os.ftruncate(self._file, whole.rfind(b"\n") + 1)
+
+    def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Add lines in one write, on disk before it returns."""
+        data = b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines)
+        while data:
+            data = data[os.write(self._file, data) :]
+        os.fsync(self._file)
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        os.close(self._file)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSONL file; none where there is no file. Raises ValueError for a damaged one."""
+    if not path.is_file():
+        return []
+    found = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}:{number} is damaged ({error}); remove that line, and it is made again") from error
+    return found
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+# --- drawing ---
+
+
+def check(run: config.Sample, world: int) -> None:
+    """Raises ValueError for what cannot be asked together, before anything is loaded."""
+    if run.sampling.temperature == 0 and run.sampling.answers > 1:
+        raise ValueError(
+            f"sampling.answers={run.sampling.answers}: at sampling.temperature=0 all answers to a prompt are one; "
+            "give sampling.answers=1, or a temperature"
+        )
+    if run.server.urls and world > 1 and run.part != "rank":
+        raise ValueError(
+            f"part={run.part}: servers are asked by one process, and {world} were started; "
+            "give part=draw to one, and then part=rank to all"
+        )
+    if run.part == "rank" and run.reward is None:
+        raise ValueError("part=rank: there is no reward model to rank by; give reward=FOLDER")
+
+
+def seed_of(seed: int, *what: object) -> int:
+    """A seed of 31 bits for one request, by what it asks for."""
+    text = "/".join(map(str, (seed, *what)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1
+
+
+def settle(
+    folder: Path, policy: Policy, sampling: config.Sampling, further: Mapping[str, Any], prompts: Sequence[Prompt] = ()
+) -> None:
+    """State in the folder what its answers are drawn with, and for what. K may grow, and so may the prompts.
+
+    Raises ValueError where the folder holds answers of another kind.
+    """
+    told = {"policy": policy.name, "fingerprint": policy.fingerprint, **further}
+    told |= {name: getattr(sampling, name) for name in ("temperature", "top_p", "max_new_tokens", "seed")}
+    path = folder / SETTINGS
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        other = [f"{key}={before.get(key)}" for key in told if key != "policy" and before.get(key) != told[key]]
+        if other:
+            raise ValueError(f"folder={folder}: it holds answers drawn with {', '.join(other)}; give another folder")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(told, indent=1) + "\n")
+    records = ({**prompt.record, "id": prompt.id} for prompt in prompts)
+    write_whole(folder / PROMPTS, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def missing(prompts: Sequence[Prompt], answers: int, lines: Iterable[Mapping[str, Any]]) -> list[Task]:
+    """What is still to be drawn, prompt by prompt."""
+    there = {(line["prompt"], line["k"]) for line in lines}
+    return [(prompt, k) for prompt in prompts for k in range(answers) if (prompt.id, k) not in there]
+
+
+def draw(
+    folder: Path, tasks: Sequence[Task], source: Source, said: Callable[[int, int], None], writes: bool = True
+) -> int:
+    """Draw the tasks and append what comes in; returns how many were drawn. `said` hears (done, all).
+
+    Where several processes draw together, all call this with the same tasks and one `writes`. Raises RunError where
+    more than half of the answers are refused: what has come in is safe all the same.
+    """
+    with Ledger(folder / CANDIDATES) if writes else contextlib.nullcontext() as ledger:
+        done = refused = 0
+        for lines in source.draw(tasks):
+            if ledger:
+                ledger.append(lines)
+            done += len(lines)
+            bad = [line for line in lines if "refused" in line]
+            refused += len(bad)
+            said(done, len(tasks))
+            if bad and refused > MOST_REFUSED * done and done >= min(JUDGED, len(tasks)):
+                raise config.RunError(
+                    f"{refused} of {done} answers were refused, the last since: {bad[-1]['refused']}. Nothing is lost: "
+                    f"{folder / CANDIDATES} holds the others; remove its refused lines to try them again"
+                )
+    return done
+
+
+def line_of(task: Task, policy: Policy, sampling: config.Sampling, seed: int, **told: Any) -> dict[str, Any]:
+    """A line of candidates.jsonl."""
+    prompt, k = task
+    drawn = {"seed": seed, "temperature": sampling.temperature, "top_p": sampling.top_p}
+    return {"prompt": prompt.id, "k": k, **told, **drawn, "policy": asdict(policy), "time_s": round(time.time(), 3)}
+
+
+class Http:
+    """Answers of servers: one request for all of a prompt's answers where they honour `n`, or one for each."""
+
+    def __init__(self, found: Sequence[servers.Server], settings: config.Server, policy: Policy, run: config.Sampling):
+        self.pool = servers.Pool(found, settings.concurrency)
+        self.policy, self.sampling = policy, run
+        self.several = all(server.facts is not None and server.facts.n for server in found)
+
+    def draw(self, tasks: Sequence[Task]) -> Iterator[list[dict[str, Any]]]:
+        """Lines of the tasks. What a server gives less than it was asked for is asked for again, one by one."""
+        waiting = [list(group) for _, group in itertools.groupby(tasks, lambda task: task[0].id)]
+        if not self.several:
+            waiting = [[task] for group in waiting for task in group]
+        while waiting:
+            short: list[list[Task]] = []
+            for group, answers, facts in self.pool.run((group, self._request(group)) for group in waiting):
+                yield self._lines(group, answers, facts)
+                if isinstance(answers, list):
+                    short += [[task] for task in group[len(answers) :]]
+            waiting = short
+
+    def _request(self, group: Sequence[Task]) -> servers.Request:
+        prompt, run = group[0][0], self.sampling
+        seed = seed_of(run.seed, prompt.id, group[0][1])
+        return servers.Request(
+            prompt.ids, prompt.openai(), run.temperature, run.top_p, run.max_new_tokens, seed, len(group)
+        )
+
+    def _lines(
+        self, group: Sequence[Task], answers: list[servers.Answer] | servers.Refused, facts: servers.Facts
+    ) -> list[dict[str, Any]]:
+        seed, server = self._request(group).seed, servers.provenance(facts)
+        if isinstance(answers, servers.Refused):
+            told = {"refused": str(answers), "server": server}
+            return [line_of(task, self.policy, self.sampling, seed, **told) for task in group]
+        return [
+            line_of(task, self.policy, self.sampling, seed, **asdict(answer), choice=number, server=server)
+            for number, (task, answer) in enumerate(zip(group, answers))
+        ]
+
+
+# --- ranking ---
+
+
+def candidates(folder: Path, prompts: Sequence[Prompt], answers: int) -> dict[str, list[Candidate]]:
+    """Answers that were drawn for `prompts`, the first `answers` of each; refused ones are left out."""
+    known = {prompt.id for prompt in prompts}
+    found: dict[str, dict[int, Candidate]] = {prompt.id: {} for prompt in prompts}
+    for line in read_lines(folder / CANDIDATES):
+        if line["prompt"] in known and line["k"] < answers and "refused" not in line:
+            one = Candidate(line["prompt"], line["k"], line["text"], line["finish"], line.get("tokens"), line)
+            found[one.prompt].setdefault(one.k, one)
+    return {prompt: list(by_k.values()) for prompt, by_k in found.items()}
+
+
+def rewards(folder: Path, model: str) -> dict[tuple[str, int], float | None]:
+    """Rewards by (prompt, k) that the model with this fingerprint gave; None where it could not read the answer."""
+    lines = read_lines(folder / SCORES)
+    return {(line["prompt"], line["k"]): line["reward"] for line in lines if line["model"] == model}
+
+
+def score(
+    folder: Path, prompts: Sequence[Prompt], found: Mapping[str, Sequence[Candidate]],
+    known: Mapping[tuple[str, int], float | None], model: Policy, scorer: Scorer, chunk: int = 256, writes: bool = True,
+) -> dict[tuple[str, int], float | None]:  # fmt: skip
+    """The rewards of all answers; those that are not `known` are asked of `scorer`, and kept chunk by chunk.
+
+    Where several processes score together, all call this with the same arguments and one `writes`.
+    """
+    by_id, scores = {prompt.id: prompt for prompt in prompts}, dict(known)
+    todo = [one for answers in found.values() for one in answers if (one.prompt, one.k) not in known]
+    with Ledger(folder / SCORES) if writes else contextlib.nullcontext() as ledger:
+        for begin in range(0, len(todo), chunk):
+            part = todo[begin : begin + chunk]
+            given = scorer([(by_id[one.prompt], one.text.strip()) for one in part])
+            keys = [(one.prompt, one.k) for one in part]
+            scores.update(zip(keys, given, strict=True))
+            told = {"model": model.fingerprint, "name": model.name}
+            if ledger:
+                ledger.append({"prompt": p, "k": k, "reward": r, **told} for (p, k), r in zip(keys, given))
+    return scores
+
+
+def publish(
+    folder: Path, prompts: Sequence[Prompt], found: Mapping[str, Sequence[Candidate]],
+    known: Mapping[tuple[str, int], float | None], model: Policy, run: config.Sample, further: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Write best.jsonl, pairs.jsonl and summary.json, and return the summary."""
+    by_id = {prompt.id: prompt for prompt in prompts}
+    asked = {prompt.id: prompt.asked for prompt in prompts}
+    wanted = {prompt.id: prompt.checks for prompt in prompts}
+    kept = filters.select(found, known, asked, wanted, run.filters)
+    best = [_dialog(by_id[one.prompt], *one.answers[0], model) for one in kept.best]
+    pairs = [pair for one in kept.best if (pair := _pair(by_id[one.prompt], one, model, run.pairs))]
+    for name, records in ((BEST, best), (PAIRS, pairs)):
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        write_whole(folder / name, text)
+    refused = sum("refused" in line for line in read_lines(folder / CANDIDATES))
+    told = {**further, **_summary(kept, found, known), "refused": refused, "pairs": len(pairs)}
+    told["reward_model"] = asdict(model)
+    path = folder / SUMMARY
+    before = json.loads(path.read_text(encoding="utf-8"))["ranked_by"] if path.is_file() else []
+    told["ranked_by"] = [*(name for name in before if name != model.name), model.name]
+    write_whole(folder / SUMMARY, json.dumps(told, indent=1) + "\n")
+    return told
+
+
+def _provenance(one: Candidate, reward: float, model: Policy) -> dict[str, Any]:
+    told = {key: value for key, value in one.record.items() if key not in ("prompt", "text")}
+    return {**told, "reward": reward, "reward_model": asdict(model)}
+
+
+def _dialog(prompt: Prompt, one: Candidate, reward: float, model: Policy) -> dict[str, Any]:
+    messages = [*prompt.record["messages"], {"role": "assistant", "content": one.text.strip()}]
+    return {**prompt.record, "id": prompt.id, "messages": messages, "provenance": _provenance(one, reward, model)}
+
+
+def _pair(prompt: Prompt, ranked: filters.Ranked, model: Policy, wanted: config.Pairs) -> dict[str, Any] | None:
+    (best, high), (worst, low) = ranked.answers[0], ranked.answers[-1]
+    if len(ranked.answers) < 2 or high - low < wanted.margin:
+        return None
+    strength = "significantly_better" if high - low >= wanted.strong else "better"
+    told = {"chosen": _provenance(best, high, model), "rejected": _provenance(worst, low, model)}
+    answers = {"chosen": best.text.strip(), "rejected": worst.text.strip(), "strength": strength}
+    return {**prompt.record, "id": prompt.id, **answers, "provenance": told}
+
+
+def _summary(
+    kept: Selection, found: Mapping[str, Sequence[Candidate]], known: Mapping[tuple[str, int], float | None]
+) -> dict[str, Any]:
+    given: defaultdict[str, list[float]] = defaultdict(list)
+    for prompt, answers in found.items():
+        given[prompt] += [r for one in answers if (r := known.get((prompt, one.k))) is not None]
+    means = {prompt: sum(values) / len(values) for prompt, values in given.items() if values}
+    best = {one.prompt: one.answers[0][1] for one in kept.best}
+    return {
+        "prompts": len(found),
+        "answers": sum(map(len, found.values())),
+        "kept": len(best),
+        "dropped": dict(kept.dropped),
+        "reward_mean": sum(means.values()) / len(means) if means else None,
+        "reward_best": sum(best.values()) / len(best) if best else None,
+        "rewards": {"mean of K": sorted(means.values()), "best of K": sorted(best.values())},
+    }

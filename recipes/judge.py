@@ -1,0 +1,25 @@
+"""What a round of post-training has gained, as judge.json and one HTML page, from files alone.
+
+Example: python -m recipes.judge folder=runs/rounds/round-02/judge answers=... previous=...
+"""
+
+from __future__ import annotations
+
+from llama31 import config
+from llama31.align import judge
+from recipes import start
+
+
+def main(run: config.Judge) -> None:
+    """Judge as `run` says, and tell the scores."""
+    told, page = judge.write(run)
+    scores = {"win rate": told["win_rate"]} if "win_rate" in told else {}
+    scores |= {f"obeyed, {name.strip()}": found for name, found in told["answers"]["obeyed"].items()}
+    scores |= {f"refused, {name}": found for name, found in told["answers"]["refused"].items()}
+    for name, found in scores.items():
+        print(f"{name:<28}{found['score']:7.1%} ± {found['ci95']:.1%}  of {found['count']:,}")
+    print(f"report: {page}")
+
+
+if __name__ == "__main__":
+    start(main, config.Judge, "judge")

@@ -1,0 +1,35 @@
+"""Rounds of post-training: reward model, sampling, SFT, DPO, averages, judge; the best of a round feeds the next.
+
+Example: python -m recipes.post_train dry_run=true name=rounds pretrained=runs/first ... ; every command is printed.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+from llama31 import config
+from llama31.align import rounds
+from recipes import start
+
+
+def say(text: str) -> None:
+    """Print at once: what a command prints follows."""
+    print(text, flush=True)
+
+
+def main(run: config.PostTrain) -> None:
+    """Run, submit or print what is not done. The same command goes on where it stopped."""
+    found = rounds.stages(run)
+    rounds.check(run, found)
+    if run.submit:
+        rounds.submit(run, found, say)
+    elif run.dry_run:
+        for stage in found:
+            done = " (done)" if rounds.state(run, stage) else ""
+            say(f"# {stage.name}{done}\n{shlex.join(stage.words())}")
+    else:
+        rounds.execute(run, found, say)
+
+
+if __name__ == "__main__":
+    start(main, config.PostTrain, "post_train")

@@ -1,0 +1,13 @@
+#!/bin/bash
+# sbatch slurm/judge.sh folder=runs/rounds/round-02/judge answers=... previous=...
+# Judge a round from files alone. Arguments are those of `python -m recipes.judge`; one process, no GPU, seconds.
+# bill: --nodes=1 prompts
+#       0 GPUs
+#
+#SBATCH --job-name=judge
+#SBATCH --nodes=1 --cpus-per-task=1
+#SBATCH --time=00:30:00
+#SBATCH --requeue --open-mode=append --output=%x-%j.out
+: "${LLAMA31_HOME:=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/slurm/[a-z_]*\.sh.*|\1|p')}"
+source "$LLAMA31_HOME/slurm/env.sh"
+exec "$LLAMA31_HOME/slurm/launch.sh" judge "$@"

@@ -1,0 +1,82 @@
+#!/bin/bash
+# sbatch --nodes=2 slurm/sample.sh folder=runs/first/sample prompts=prompts.jsonl policy=runs/first reward=runs/reward ...
+# Rejection sampling. Arguments are those of `python -m recipes.sample`. With VLLM_PYTHON, the Python of an environment
+# in which vLLM is installed, every node runs a server; they stop before the reward model ranks what was drawn, since
+# both need the memory. Without it our own decoder answers.
+#
+# 100,000 prompts, 10 answers of 512 tokens: forward passes of one token at a time, whose share of the peak is ours.
+# bill: --nodes=1 model=8b tokens=512000000
+#       8 GPUs, 512M tokens, 3.1 h, 25 GPU-h at 10% of 989 TFLOPS
+# bill: --nodes=16 model=405b tokens=512000000
+#       128 GPUs, 512M tokens, 9.5 h, 1,210 GPU-h at 10% of 989 TFLOPS
+#
+#SBATCH --job-name=sample
+#SBATCH --nodes=1 --gpus-per-node=8 --exclusive --mem=0
+#SBATCH --time=1-00:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue --open-mode=append --output=%x-%j.out
+set -uo pipefail
+: "${LLAMA31_HOME:=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/slurm/[a-z_]*\.sh.*|\1|p')}"
+source "$LLAMA31_HOME/slurm/env.sh"
+[ -z "${VLLM_PYTHON:-}" ] && exec "$LLAMA31_HOME/slurm/launch.sh" sample "$@"
+
+: "${VLLM_PORT:=8000}"
+: "${VLLM_WAIT_S:=3600}" # until a server has loaded 405B from a shared disk
+: "${VLLM_TENSOR_PARALLEL:=${SLURM_GPUS_ON_NODE:-1}}"
+: "${VLLM_OPTIONS:=}"
+
+say() { echo "$(date -u +%Y-%m-%dT%H:%M:%S.%3NZ) sample: job $SLURM_JOB_ID: $*"; }
+value() { printf '%s\n' "$@" | sed -n "s|^$name=||p" | tail -n1; }
+name=folder && folder=$(value "$@")
+name=policy && policy=$(value "$@")
+name=part && part=$(value "$@")
+name=reward && reward=$(value "$@")
+
+servers=
+gone=
+client=
+stop_all() {
+    [ -n "$client" ] && kill -TERM "$client" 2>/dev/null
+    [ -n "$servers" ] && kill -TERM "$servers" 2>/dev/null && wait "$servers"
+    servers=
+}
+# All that came in is in candidates.jsonl, and the next attempt draws the rest.
+come_back() {
+    trap '' USR1 TERM
+    say "told to stop; drawing goes on in a new attempt"
+    stop_all
+    scontrol requeue "$SLURM_JOB_ID"
+    exit 0
+}
+trap come_back USR1 TERM
+
+if [ "${part:-all}" != rank ]; then
+    hf=$policy
+    if [ ! -f "$policy/config.json" ]; then
+        hf=$folder/hf
+        [ -f "$hf/config.json" ] ||
+            "$PYTHON" -m recipes.convert direction=to_hf "checkpoint=$policy" "hf=$hf" || exit 1
+    fi
+    say "START a server on each of $SLURM_JOB_NODELIST, $VLLM_TENSOR_PARALLEL GPUs each"
+    # shellcheck disable=SC2086 # options are several words
+    env -u PYTHONPATH -u PYTORCH_CUDA_ALLOC_CONF -u CUDA_DEVICE_MAX_CONNECTIONS srun --ntasks-per-node=1 \
+        --nodes="$SLURM_JOB_NUM_NODES" --cpus-per-task="$SLURM_CPUS_ON_NODE" --kill-on-bad-exit=0 --overlap \
+        "$VLLM_PYTHON" -m vllm.entrypoints.openai.api_server --model "$hf" --served-model-name policy \
+        --host 0.0.0.0 --port "$VLLM_PORT" --tensor-parallel-size "$VLLM_TENSOR_PARALLEL" $VLLM_OPTIONS &
+    servers=$!
+    urls=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s|.*|\"http://&:$VLLM_PORT/v1\"|" | paste -sd,)
+    "$PYTHON" -m recipes.sample "$@" part=draw "server.urls=[$urls]" "server.wait_s=$VLLM_WAIT_S" &
+    client=$!
+    while kill -0 "$client" 2>/dev/null; do # a bare `wait` would hold back the signals
+        kill -0 "$servers" 2>/dev/null || [ -n "$gone" ] || { say "the servers have ended" && gone=1; }
+        sleep 0.5
+    done
+    wait "$client"
+    code=$?
+    client=
+    stop_all
+    say "END drawing: exit code $code"
+    [ "$code" = 0 ] || exit "$code"
+fi
+[ "${part:-all}" = draw ] || [ -z "$reward" ] && exit 0
+exec "$LLAMA31_HOME/slurm/launch.sh" sample "$@" part=rank

@@ -1,0 +1,152 @@
+"""A server with OpenAI's API in a thread of this process, as obedient or as bad as a test wants it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>")
+SPECIAL += ("<|eot_id|>", "<|python_tag|>")
+NOUNS = ["river", "stone", "cloud", "lamp", "bread", "horse", "garden", "letter", "window", "candle", "mirror"]
+
+
+class Bytes:
+    """A tokenizer of bytes and Llama 3.1's special tokens."""
+
+    def __init__(self) -> None:
+        self.special = {name: 256 + number for number, name in enumerate(SPECIAL)}
+        self.bos_id, self.eos_id, self.eot_id = (self.special[SPECIAL[place]] for place in (0, 1, 5))
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        names = {number: name.encode() for name, number in self.special.items()}
+        return b"".join(names.get(i) or bytes([i]) for i in ids).decode(errors="replace")
+
+    def read(self, text: str) -> int:
+        """Tokens of a text in which special tokens may be spelled, as a server reads it."""
+        for name in SPECIAL:
+            text = text.replace(name, "\0")
+        return len(text.encode())
+
+
+@dataclass
+class Script:
+    """What the server does. `die_after`: it hangs up on every request after so many; `garbage`: to the first of equal
+    requests, or always."""
+
+    n: bool = True
+    seeds: bool = True
+    temperature: bool = True
+    ids: bool = True
+    usage: bool = True
+    fields: tuple[str, ...] = ("stop_token_ids", "stop", "generation_config")  # that it knows
+    adds_bos: bool = True
+    die_after: int | None = None
+    garbage: str = ""
+    seen: set[str] = field(default_factory=set)
+    busy: int = 0  # first requests that it is too busy for
+    says: str | None = None  # always this
+    poison: str = "\0"  # a prompt with this makes it fail
+    model: str = "tiny"  # that it serves
+    listed: list[str] | None = field(default_factory=lambda: ["tiny"])  # that it says to serve; None: an error
+    counter: Iterator[int] = field(default_factory=itertools.count)
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+
+    def answer(self, number: int, body: Mapping[str, Any]) -> tuple[int, bytes]:
+        """Status and body for the `number`-th request."""
+        if self.busy > number:
+            return 503, b"busy"
+        prompt = body.get("prompt", body.get("messages"))
+        if body.get("model", self.model) != self.model:
+            return 400, f"pinned to {self.model}".encode()
+        read = prompt if isinstance(prompt, str) else Bytes().decode(prompt) if "prompt" in body else ""
+        if self.poison in read:
+            return 500, b"out of memory"
+        unknown = {"stop_token_ids", "generation_config"} & set(body) - set(self.fields)
+        if unknown or (isinstance(prompt, list) and "prompt" in body and not self.ids):
+            return 422, f"unexpected {sorted(unknown) or 'list'}".encode()
+        again = repr(body) in self.seen
+        self.seen.add(repr(body))
+        if self.garbage == "always" or (self.garbage == "first" and not again):
+            return 200, [b"<html>", b'{"choices": []}', b'{"choices": [{"index": 0}]}'][number % 3]
+        count = body.get("n", 1) if self.n else 1
+        texts = [self.text(number, prompt, body, choice) for choice in range(count)]
+        choices = [{"index": i, "text": t, "finish_reason": "stop"} for i, t in enumerate(texts)]
+        if "messages" in body:
+            choices = [{**one, "message": {"role": "assistant", "content": one.pop("text")}} for one in choices]
+        told: dict[str, Any] = {"choices": choices}
+        if self.usage:
+            read = len(prompt) if isinstance(prompt, list) else Bytes().read(prompt) + self.adds_bos
+            told["usage"] = {"prompt_tokens": read, "completion_tokens": 5}
+        return 200, json.dumps(told).encode()
+
+    def text(self, number: int, prompt: Any, body: Mapping[str, Any], choice: int) -> str:
+        """Five words that follow from prompt, seed and choice, or from the number of the request."""
+        if self.says is not None:
+            return self.says
+        hot = body.get("temperature", 1) > 0 and self.temperature
+        chance = (body.get("seed") if self.seeds else number, choice) if hot else ()
+        digest = hashlib.sha256(repr((prompt, chance)).encode()).digest()
+        return " ".join(NOUNS[byte % len(NOUNS)] for byte in digest[:5]) + "."
+
+
+@contextlib.contextmanager
+def serving(script: Script) -> Iterator[str]:
+    """The address of a server that follows `script`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/health":
+                self._send(200, b"")
+            elif script.listed is None:
+                self._send(500, b"no cache")
+            else:
+                self._send(200, json.dumps({"data": [{"id": name} for name in script.listed]}).encode())
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            number = next(script.counter)
+            if script.die_after is not None and number >= script.die_after:
+                self.connection.close()
+                return
+            script.asked.append(body)
+            script.keys.append(self.headers["Authorization"])
+            self._send(*script.answer(number, body))
+
+        def _send(self, status: int, data: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Nothing: tests read what was asked."""
+
+        def handle(self) -> None:
+            with contextlib.suppress(OSError, ValueError):
+                super().handle()
+
+        def finish(self) -> None:
+            with contextlib.suppress(OSError, ValueError):
+                super().finish()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,81 @@
+"""Our own decoder as a source: what it draws follows from the line's seed and choice, and long prompts are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llama31 import config, mesh, model
+from llama31.align import chat, embedded, prompts, sampling
+from llama31.generate import generate
+from llama31.mesh import Grid
+from llama31.model import Llama
+from tests.align.scripted import Bytes
+from tests.test_model import FP32, MODEL, ONE
+
+pytestmark = pytest.mark.torch
+
+POLICY = sampling.Policy("runs/policy", "abc")
+RUN = config.Sampling(answers=3, max_new_tokens=6, batch=4)
+
+
+class Words(Bytes):
+    """Bytes with the size that a tokenizer tells."""
+
+    vocab_size = 263
+
+
+@pytest.fixture(scope="module")
+def grid() -> Iterator[Grid]:
+    yield mesh.create(ONE)
+    mesh.close()
+
+
+@pytest.fixture(scope="module")
+def chunks(grid: Grid) -> list[Llama]:
+    return model.build(replace(MODEL, init_std=0.1, max_positions=128), FP32, ONE, grid, seed=4)
+
+
+def drawn(
+    chunks: list[Llama], grid: Grid, asked: list[prompts.Prompt], run: config.Sampling = RUN
+) -> list[dict[str, Any]]:
+    source: Any = embedded.Embedded(chunks, grid, Words(), POLICY, run)  # type: ignore[arg-type]
+    return [line for lines in source.draw(sampling.missing(asked, run.answers, ())) for line in lines]
+
+
+def asked(*texts: str) -> list[prompts.Prompt]:
+    form = chat.Format(Words())
+    return [prompts._prompt({"prompt": text}, form) for text in texts]
+
+
+def test_a_line_says_how_to_draw_it_again(grid: Grid, chunks: list[Llama]) -> None:
+    given = asked("Hi", "Name a river", "Why?")
+    found = drawn(chunks, grid, given)
+    assert len({(line["prompt"], line["k"]) for line in found}) == len(found) == 9
+    by_id = {prompt.id: prompt.ids for prompt in given}
+    ends = set(embedded.stops(Words()).values())  # type: ignore[arg-type]
+    for line in found[::4]:
+        padding = [[1]] * line["choice"]  # whatever else was in its batch
+        ids = generate(chunks, grid, [*padding, by_id[line["prompt"]]], 6, ends, 1.0, 1.0, line["seed"], 263)[-1]
+        assert line["tokens"] == len(ids)
+        assert line["text"] == Words().decode(ids[:-1] if ids[-1] in ends else ids)
+        assert line["finish"] == ("stop" if ids[-1] in ends else "length")
+    assert len({line["text"] for line in found}) > 6
+    assert [line["text"] for line in drawn(chunks, grid, given)] == [line["text"] for line in found]
+    other = drawn(chunks, grid, given, replace(RUN, seed=9))
+    assert [line["text"] for line in other] != [line["text"] for line in found]
+
+
+def test_prompts_that_leave_no_room_are_refused_and_the_others_drawn(grid: Grid, chunks: list[Llama]) -> None:
+    found = drawn(chunks, grid, asked("Hi", "long " * 40))
+    refused = [line for line in found if "refused" in line]
+    assert len(refused) == 3 and "there is room for 122" in refused[0]["refused"]
+    assert all("text" in line for line in found if line not in refused) and len(found) == 6
+
+
+def test_an_answer_ends_where_llama_ends_it() -> None:
+    names = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
+    assert embedded.stops(Words()) == {name: Words().special[name] for name in names}  # type: ignore[arg-type]

@@ -1,0 +1,140 @@
+"""Each rule drops what it is for and lets the rest pass; each verifiable instruction tells right from wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llama31 import config
+from llama31.align import checks, filters
+from llama31.align.filters import Candidate
+
+PLAIN = "The river runs past the old mill and into the sea."
+LOOP = "and so on it goes " * 12
+
+
+def candidate(text: str, k: int = 0, finish: str = "stop", tokens: int | None = None, prompt: str = "p") -> Candidate:
+    return Candidate(prompt, k, text, finish, tokens, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "finish", "reason"),
+    [
+        (PLAIN, {}, "stop", None),
+        (PLAIN, {}, "length", "unfinished"),
+        (PLAIN, {"finished": False}, "length", None),
+        (" \n", {}, "stop", "empty"),
+        ("Yes.", {"min_tokens": 2}, "stop", "too short"),
+        (PLAIN, {"max_tokens": 5}, "stop", "too long"),
+        (f"{PLAIN}<|eot_id|>", {}, "stop", "garbage"),
+        ("Broken \ufffd bytes in it.", {}, "stop", "garbage"),
+        ("A bell \x07 rings.", {}, "stop", "garbage"),
+        (LOOP, {}, "stop", "repeats itself"),
+        (LOOP, {"repeated_share": 1.0}, "stop", None),
+        ("Good \U0001f600 day \U0001f600 to \U0001f389 you \U0001f680", {}, "stop", "emoji"),
+        (f"{PLAIN} \U0001f600", {}, "stop", None),
+        ("5 \u20ac \u2265 4 \u20ac, and \u2211 x is \u221e.", {}, "stop", None),  # mathematics is no emoji
+        ("Wow!! What a day!!! I love it!", {}, "stop", "exclamation marks"),
+        ("Well done!", {}, "stop", None),
+        ("\u0939\u092e \u0928\u0926\u0940 \u0915\u0947", {}, "stop", "another script"),
+        ("\u0939\u092e \u0928\u0926\u0940", {"same_script": False}, "stop", None),
+        ("42", {}, "stop", None),
+    ],
+)  # fmt: skip
+def test_rules_of_one_answer(text: str, changes: dict[str, Any], finish: str, reason: str | None) -> None:
+    found = filters.why_not(candidate(text, finish=finish), "Tell me about the river", (), config.Filters(**changes))
+    assert found == reason
+
+
+def test_checks_of_the_prompt_decide() -> None:
+    wanted = [("max_words", 3)]
+    assert filters.why_not(candidate(PLAIN), "?", wanted, config.Filters()) == "format"
+    assert filters.why_not(candidate("Past the mill."), "?", wanted, config.Filters()) is None
+    assert filters.why_not(candidate(PLAIN), "?", wanted, config.Filters(format=False)) is None
+
+
+def selected(texts: dict[str, list[str]], scores: dict[tuple[str, int], float | None], **changes: Any) -> Any:
+    given = {p: [candidate(text, k, prompt=p) for k, text in enumerate(found)] for p, found in texts.items()}
+    asked = dict.fromkeys(texts, "Tell me about the river")
+    return filters.select(given, scores, asked, {}, config.Filters(**changes))
+
+
+def test_ranks_follow_the_reward_whatever_the_order() -> None:
+    texts = {"p": ["Bad.", "Best of all.", "Good one.", "best  OF all.", "Unread."]}
+    scores = {("p", 0): -1.0, ("p", 1): 2.0, ("p", 2): 1.0, ("p", 3): 9.0, ("p", 4): None}
+    found = selected(texts, scores)
+    assert [one.k for one, _ in found.best[0].answers] == [1, 2, 0]
+    assert found.dropped == {"duplicate": 1, "no reward": 1}
+    flipped = filters.select(
+        {"p": [candidate(text, k) for k, text in reversed(list(enumerate(texts["p"])))]}, scores, {"p": "x"}, {},
+        config.Filters(),
+    )  # fmt: skip
+    assert [one.k for one, _ in flipped.best[0].answers] == [1, 2, 0]
+
+
+def test_apologies_are_balanced_and_the_best_share_is_kept() -> None:
+    texts = {str(i): ["I'm sorry, no." if i < 4 else f"Answer number {i} stands here."] for i in range(10)}
+    scores: dict[tuple[str, int], float | None] = {(str(i), 0): float(i) for i in range(10)}
+    found = selected(texts, scores, apologies_share=0.25)
+    assert sorted(one.prompt for one in found.best) == ["2", "3", "4", "5", "6", "7", "8", "9"]
+    assert found.dropped == {"prompts that only apologise": 2}
+    assert {one.prompt for one in selected(texts, scores, keep_share=0.3).best} == {"7", "8", "9"}
+    assert len(selected(texts, scores, apologies_share=1.0).best) == 10
+
+
+def test_a_prompt_may_end_without_an_answer() -> None:
+    found = selected({"p": [""]}, {("p", 0): 1.0})
+    assert found.best == [] and found.dropped == {"empty": 1, "prompts without an answer": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "good", "bad"),
+    [
+        ("min_words", 3, "one two-fold three's", "one two"),
+        ("max_words", 2, "one two", "one two three"),
+        ("max_words", 2, "one", ""),
+        ("sentences", 2, "It rains. Does it?", "It rains, does it?"),
+        ("paragraphs", 2, "one\n\ntwo", "one\ntwo"),
+        ("bullets", 2, "- one\n* two", "- one\n-two"),
+        ("bullets", 2, "1. one\n2) two", "one\ntwo"),
+        ("json", True, '```json\n{"a": [1]}\n```', "{a: 1}"),
+        ("json", True, '{"a": 1}', "42"),
+        ("uppercase", True, "ALL OF IT, 3!", "ALL of it"),
+        ("lowercase", True, "all of it", "All of it"),
+        ("uppercase", True, "ABC", "123"),
+        ("keyword", "mill", "The Mill stands", "The miller stands"),
+        ("forbidden", "mill", "The miller stands", "A mill"),
+        ("starts_with", "Dear", " Dear you", "My dear"),
+        ("ends_with", "The end.", "So be it. The end.\n", "The end. Or not"),
+        ("no_comma", True, "one and two", "one, two"),
+        ("quoted", True, '"so he said"', 'so he "said"'),
+        ("title", True, "<<A title>>\ntext", "<A title>"),
+        ("matches", r"\d+ \w+", "12 apples\n", "twelve apples"),
+    ],
+)
+def test_instructions_are_verified(kind: str, value: Any, good: str, bad: str) -> None:
+    wanted = checks.read([{"kind": kind, "value": value}])
+    assert checks.broken(good, wanted) == [] and checks.broken(bad, wanted) == [kind]
+
+
+def test_every_kind_is_tested_and_empty_answers_obey_nothing() -> None:
+    tested = {mark[0] for mark in test_instructions_are_verified.pytestmark[0].args[1]}  # type: ignore[attr-defined]
+    assert tested == set(checks.KINDS)
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("I can't help with that.", True),
+        ("I\u2019m sorry, but I cannot assist.", True),
+        ("Sorry, I am not able to do so.", True),
+        ("As an AI, I have limits.", True),
+        ("", True),
+        ("To kill a Python process, use its number.", False),
+        ("Cannot is one word in English.", False),
+        ("He said sorry and went. " * 12 + "I can't say more.", False),
+    ],
+)
+def test_refusals_are_recognised(text: str, refused: bool) -> None:
+    assert checks.refuses(text) == refused

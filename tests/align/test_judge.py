@@ -1,0 +1,144 @@
+"""Win rates, refusals and instructions that can be counted by hand; the page; what becomes `best`."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama31 import config
+from llama31.align import judge, sampling
+from llama31.report import rounds
+
+MODEL = "reward-1"
+
+
+def answers(folder: Path, given: Sequence[dict[str, Any]], model: str = MODEL) -> Path:
+    """A folder as recipes.sample leaves it; each entry: id, texts, rewards, and what the prompt carries."""
+    folder.mkdir(parents=True, exist_ok=True)
+    prompts, candidates, scores = [], [], []
+    for one in given:
+        record = {key: value for key, value in one.items() if key not in ("texts", "rewards")}
+        prompts.append({"messages": [{"role": "user", "content": f"Question {one['id']}"}], **record})
+        for k, (text, reward) in enumerate(zip(one["texts"], one["rewards"], strict=True)):
+            candidates.append({"prompt": one["id"], "k": k, "text": text, "finish": "stop"})
+            scores.append({"prompt": one["id"], "k": k, "reward": reward, "model": model})
+    for name, lines in ((sampling.PROMPTS, prompts), (sampling.CANDIDATES, candidates), (sampling.SCORES, scores)):
+        with (folder / name).open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+    return folder
+
+
+def plain(rewards: Sequence[float | None]) -> list[dict[str, Any]]:
+    return [{"id": str(i), "texts": [f"Answer {i}"], "rewards": [reward]} for i, reward in enumerate(rewards)]
+
+
+def test_wins_are_counted(tmp_path: Path) -> None:
+    mine, model = judge.answered(answers(tmp_path / "a", plain([1.0, 2.0, 0.0, 5.0, None])))
+    others, _ = judge.answered(answers(tmp_path / "b", plain([0.0, 3.0, 0.0, 4.0, 1.0])), model)
+    assert sorted(judge.wins(mine, others)) == [0.0, 0.5, 1.0, 1.0]
+    told = judge.judge(config.Judge(folder="x", answers=str(tmp_path / "a"), previous=str(tmp_path / "b")))
+    assert told["win_rate"]["score"] == 0.625 and told["win_rate"]["count"] == 4
+    assert told["win_rate"]["ci95"] == pytest.approx(1.96 * math.sqrt(0.625 * 0.375 / 4))
+    assert judge.better(told)
+    swapped = judge.judge(config.Judge(folder="x", answers=str(tmp_path / "b"), previous=str(tmp_path / "a")))
+    assert swapped["win_rate"]["score"] == 0.375 and not judge.better(swapped)
+
+
+def test_several_answers_are_one_outcome(tmp_path: Path) -> None:
+    mine, _ = judge.answered(answers(tmp_path / "a", [{"id": "0", "texts": ["x", "y"], "rewards": [1.0, 3.0]}]))
+    others, _ = judge.answered(answers(tmp_path / "b", [{"id": "0", "texts": ["u", "v"], "rewards": [2.0, 2.5]}]))
+    assert judge.wins(mine, others) == [0.5]
+
+
+def test_rewards_of_one_model_are_compared(tmp_path: Path) -> None:
+    """The answers of the round before were ranked by its own reward model too, whose numbers mean something else."""
+    answers(tmp_path / "a", plain([1.0]))
+    answers(tmp_path / "b", plain([9.0]), "reward-0")
+    run = config.Judge(folder="x", answers=str(tmp_path / "a"), previous=str(tmp_path / "b"))
+    with pytest.raises(ValueError, match="nothing was ranked by the reward model reward-1"):
+        judge.judge(run)
+    with (tmp_path / "b" / sampling.SCORES).open("a") as file:
+        file.write(json.dumps({"prompt": "0", "k": 0, "reward": 0.5, "model": MODEL}) + "\n")
+    assert judge.judge(run)["win_rate"]["score"] == 1.0
+
+
+def test_instructions_and_refusals(tmp_path: Path) -> None:
+    short, comma = {"kind": "max_words", "value": 2}, {"kind": "no_comma"}
+    given = [
+        {"id": "0", "texts": ["one two"], "checks": [short, comma]},
+        {"id": "1", "texts": ["one, two three"], "checks": [short, comma]},
+        {"id": "2", "texts": ["one two three"], "checks": [short]},
+        {"id": "3", "texts": ["I can't help with that."], "safety": "harmful"},
+        {"id": "4", "texts": ["Gladly, here is how."], "safety": "harmful"},
+        {"id": "5", "texts": ["Kill the process by its number."], "safety": "borderline"},
+        {"id": "6", "texts": ["It rains."]},
+    ]
+    found, _ = judge.answered(answers(tmp_path / "a", [{**one, "rewards": [0.0]} for one in given]))
+    obeyed = {name.strip(): (score.score, score.count) for name, score in judge.obedience(found).items()}
+    assert obeyed["prompts"] == (pytest.approx(1 / 3), 3) and obeyed["instructions"] == (pytest.approx(2 / 5), 5)
+    assert obeyed["max_words"] == (pytest.approx(1 / 3), 3) and obeyed["no_comma"] == (0.5, 2)
+    refused = {name: score.score for name, score in judge.refusals(found).items()}
+    assert refused == {"harmful": 0.5, "borderline": 0.0, "other": 0.0}
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    folder = answers(tmp_path / "a", plain([1.0]))
+    other = answers(tmp_path / "b", [{"id": "elsewhere", "texts": ["x"], "rewards": [1.0]}])
+    with pytest.raises(ValueError, match="no prompt was answered and ranked both there and in"):
+        judge.judge(config.Judge(folder="x", answers=str(folder), previous=str(other)))
+    (folder / sampling.SCORES).unlink()
+    with pytest.raises(ValueError, match="there is no scores.jsonl; rank its answers"):
+        judge.answered(folder)
+
+
+@pytest.mark.parametrize(("rewards", "best"), [([2.0, 2.0], "dpo"), ([0.0, 0.0], "before")])
+def test_the_best_model_feeds_the_next_round(rewards: list[float], best: str, tmp_path: Path) -> None:
+    answers(tmp_path / "mine", plain(rewards))
+    answers(tmp_path / "others", plain([1.0, 1.0]))
+    models = {name: tmp_path / "round-02" / name for name in ("dpo", "before")}
+    for path in models.values():
+        path.mkdir(parents=True)
+    run = config.Judge(
+        folder=str(tmp_path / "round-02" / "judge"), answers=str(tmp_path / "mine"),
+        previous=str(tmp_path / "others"), candidate=str(models["dpo"]), incumbent=str(models["before"]),
+    )  # fmt: skip
+    for _ in range(2):
+        told, _ = judge.write(run)
+    link = tmp_path / "round-02" / "best"
+    assert link.resolve() == models[best].resolve() and not Path(link.readlink()).is_absolute()
+    assert told["best"] == str(models[best])
+
+
+def test_a_folder_in_the_place_of_the_link_is_named(tmp_path: Path) -> None:
+    answers(tmp_path / "mine", plain([1.0]))
+    (tmp_path / "round-01" / "best").mkdir(parents=True)
+    run = config.Judge(folder=str(tmp_path / "round-01" / "j"), answers=str(tmp_path / "mine"), candidate="runs/x")
+    with pytest.raises(ValueError, match="round-01/best is a folder"):
+        judge.write(run)
+
+
+def test_the_page_says_it_all_and_nothing_else(tmp_path: Path) -> None:
+    wanted = [{"kind": "max_words", "value": 2}]
+    sly = [{"id": "0", "texts": ["<script>alert(1)</script>"], "rewards": [2.0], "checks": wanted, "safety": "harmful"}]
+    answers(tmp_path / "a", sly)
+    answers(tmp_path / "b", [{**sly[0], "texts": ["no"], "rewards": [1.0]}])
+    run = config.Judge(
+        folder=str(tmp_path / "j"), answers=str(tmp_path / "a"), previous=str(tmp_path / "b"), title="Two"
+    )
+    told, page = judge.write(run)
+    text = page.read_text()
+    assert "alert(1)&lt;/script&gt;" in text and "<script>alert" not in text
+    assert "Better than the model before" in text and ">100.0%<" in text and "Harmful refused" in text
+    assert not re.search(r'(?:src|href)="?http', text) and "Over the rounds" not in text
+    later = rounds.html({**told, "title": "Three", "win_rate": {"score": 0.5, "ci95": 0.1, "count": 90}}, [told])
+    assert "Over the rounds" in later and "As good as the model before" in later and later.count("<svg") == 3
+    worse = rounds.html({**told, "win_rate": {"score": 0.2, "ci95": 0.1, "count": 60}})
+    assert "Worse than the model before" in worse
+    first = rounds.html({key: value for key, value in told.items() if key not in ("win_rate", "previous", "examples")})
+    assert "no model before" in first

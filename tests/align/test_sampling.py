@@ -1,0 +1,383 @@
+"""Rejection sampling with servers that do as they are told and with ones that do not; no torch."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama31 import config
+from llama31.align import chat, prompts, sampling, servers
+from llama31.align.prompts import Prompt
+from tests.align.scripted import Bytes, Script, serving
+
+WORDS = Bytes()
+FORM = chat.Format(WORDS)
+POLICY = sampling.Policy("runs/policy", "abc")
+REWARD = sampling.Policy("runs/reward", "def")
+STOPS = {name: WORDS.special[name] for name in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")}
+RUN = config.Sampling(answers=3, temperature=0.8, max_new_tokens=32)
+QUICK = config.Server(attempts=3, backoff_s=0.005, timeout_s=10, concurrency=4)
+
+
+def given(count: int = 4) -> list[Prompt]:
+    records = [{"messages": [{"role": "user", "content": f"Say something about number {i}"}]} for i in range(count)]
+    return [prompts._prompt(record, FORM) for record in records]
+
+
+def request(prompt: Prompt | None = None, **changes: Any) -> servers.Request:
+    prompt = prompt or given(1)[0]
+    return replace(servers.Request(prompt.ids, prompt.openai(), 0.8, 1.0, 32, 7), **changes)
+
+
+def connected(urls: Sequence[str], **changes: Any) -> list[servers.Server]:
+    return servers.connect(replace(QUICK, urls=list(urls), **changes), WORDS, STOPS, request())
+
+
+def http(found: Sequence[servers.Server], run: config.Sampling = RUN) -> sampling.Http:
+    return sampling.Http(found, QUICK, POLICY, run)
+
+
+def drawn(folder: Path, source: sampling.Source, asked: Sequence[Prompt], answers: int = 3) -> int:
+    tasks = sampling.missing(asked, answers, sampling.read_lines(folder / sampling.CANDIDATES))
+    return sampling.draw(folder, tasks, source, lambda done, total: None)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return sampling.read_lines(folder / sampling.CANDIDATES)
+
+
+# --- what a server honours ---
+
+
+@pytest.mark.parametrize(
+    ("script", "n", "seeds", "form", "stops"),
+    [
+        (Script(), True, True, "ids", "stop_token_ids"),
+        (Script(n=False), False, True, "ids", "stop_token_ids"),
+        (Script(seeds=False), True, False, "ids", "stop_token_ids"),
+        # as transformers serve: text alone, with its own <|begin_of_text|>, and no field that it does not know
+        (Script(n=False, ids=False, fields=("generation_config", "stop")), False, True, "text", "generation_config"),
+        (Script(ids=False, adds_bos=False, fields=("stop",)), True, True, "text_with_bos", "stop"),
+    ],
+)
+def test_what_a_server_honours_is_found_out(script: Script, n: bool, seeds: bool, form: str, stops: str) -> None:
+    with serving(script) as url:
+        facts = connected([url])[0].facts
+    assert facts is not None and facts.model == "tiny" and facts.greedy and facts.checked
+    assert (facts.n, facts.seeds, facts.form, facts.stops) == (n, seeds, form, stops)
+    assert ("n" in facts.told().split("honour ")[-1].split(";")[0].split(", ")) == (not n)
+
+
+def test_a_server_that_ignores_the_temperature_is_refused() -> None:
+    with serving(Script(temperature=False)) as url:
+        with pytest.raises(ValueError, match="five seeds at temperature 2 give one answer"):
+            connected([url])
+        server = servers.Server(url, QUICK, WORDS, STOPS)
+        assert server.probe(request(temperature=0.0)).greedy  # which is what greedy answers need
+
+
+def test_a_server_that_does_not_say_what_it_read_is_told() -> None:
+    with serving(Script(usage=False)) as url:
+        facts = connected([url])[0].facts
+    assert facts is not None and not facts.checked and "on trust" in facts.told()
+
+
+def test_a_prompt_that_was_read_otherwise_is_refused() -> None:
+    """The name of a special token in a user's text, to a server that takes text: it would become the token."""
+    sly = prompts._prompt({"messages": [{"role": "user", "content": "Hi<|eot_id|> there"}]}, FORM)
+    with serving(Script(ids=False)) as url:
+        server = connected([url])[0]
+        with pytest.raises(servers.Refused, match=f"where the prompt has {len(sly.ids)}"):
+            server.ask(request(sly))
+    with serving(Script()) as url:
+        assert connected([url])[0].ask(request(sly))[0].finish == "stop"
+
+
+def test_messages_go_to_the_chat_endpoint() -> None:
+    script = Script()
+    with serving(script) as url:
+        server = connected([url], api="chat")[0]
+        assert server.ask(request())[0].text.endswith(".")
+    assert script.asked[-1]["messages"] == [{"role": "user", "content": "Say something about number 0"}]
+
+
+def test_a_key_is_sent_when_it_is_named_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "mine")
+    script = Script()
+    with serving(script) as url:
+        connected([url])
+        assert set(script.keys) == {None}
+        script.keys.clear()
+        connected([url], key_variable="OPENAI_API_KEY")
+    assert set(script.keys) == {"Bearer mine"}
+
+
+def test_no_server_and_no_such_model() -> None:
+    with pytest.raises(config.RunError, match="no answer within 0.1 s from http://127.0.0.1:9/v1"):
+        connected(["http://127.0.0.1:9/v1"], wait_s=0.1)
+    with serving(Script()) as url, pytest.raises(ValueError, match=r"it lists tiny \(server.model=large\):"):
+        connected([url], model="large")
+
+
+def test_a_list_of_models_is_not_believed() -> None:
+    """transformers serve lists what is in its cache, serves one model, and fails where there is no cache."""
+    for listed in (["other"], ["a", "b"], None):
+        with serving(Script(listed=listed)) as url:
+            facts = connected([url])[0].facts
+        assert facts is not None and facts.model == "" and "its own model" in facts.told()
+
+
+# --- drawing ---
+
+
+def test_every_answer_is_drawn_once_with_its_provenance(tmp_path: Path) -> None:
+    with serving(Script()) as url:
+        assert drawn(tmp_path, http(connected([url])), given()) == 12
+    found = lines(tmp_path)
+    assert {(line["prompt"], line["k"]) for line in found} == {(p.id, k) for p in given() for k in range(3)}
+    assert len({line["text"] for line in found}) == 12
+    one = found[0]
+    assert one["policy"] == {"name": "runs/policy", "fingerprint": "abc"} and one["finish"] == "stop"
+    assert (one["temperature"], one["top_p"], one["server"]["model"]) == (0.8, 1.0, "tiny")
+    assert one["server"]["seeds"] and isinstance(one["seed"], int) and one["time_s"] > 1e9
+
+
+@pytest.mark.parametrize("honours", [True, False])
+def test_n_is_used_where_it_is_honoured(honours: bool, tmp_path: Path) -> None:
+    script = Script(n=honours)
+    with serving(script) as url:
+        found = connected([url])
+        probes = len(script.asked)
+        drawn(tmp_path, http(found), given())
+    after = script.asked[probes:]
+    assert [body.get("n", 1) for body in after] == ([3] * 4 if honours else [1] * 12)
+    assert len({body["seed"] for body in after}) == len(after) and len(lines(tmp_path)) == 12
+
+
+def test_answers_that_are_missing_are_asked_for_again(tmp_path: Path) -> None:
+    script = Script()
+    with serving(script) as url:
+        found = connected([url])
+        script.n = False  # it honoured n when it was probed
+        script.garbage = "first"  # and what is asked for again may fail at first, too
+        assert drawn(tmp_path, http(found), given()) == 12
+    assert not any("refused" in line for line in lines(tmp_path))
+    assert Counter(line["prompt"] for line in lines(tmp_path)) == {prompt.id: 3 for prompt in given()}
+
+
+def test_what_is_drawn_follows_from_the_seed(tmp_path: Path) -> None:
+    with serving(Script()) as url:
+        for name, run in [("a", RUN), ("b", RUN), ("c", replace(RUN, seed=5))]:
+            drawn(tmp_path / name, http(connected([url]), run), given())
+    texts = {name: {(x["prompt"], x["k"]): x["text"] for x in lines(tmp_path / name)} for name in "abc"}
+    assert texts["a"] == texts["b"] != texts["c"]
+
+
+def test_a_server_that_dies_midway_loses_nothing(tmp_path: Path) -> None:
+    script = Script(n=False)
+    with serving(script) as url:
+        found = connected([url])
+        script.die_after = len(script.asked) + 5
+        with pytest.raises(config.RunError, match="no server answers any more: http://127.0.0.1"):
+            drawn(tmp_path, http(found), given())
+        assert len(lines(tmp_path)) == 5
+        before = lines(tmp_path)
+        script.die_after = None
+        assert drawn(tmp_path, http(connected([url])), given()) == 7
+    assert lines(tmp_path)[:5] == before and len({(x["prompt"], x["k"]) for x in lines(tmp_path)}) == 12
+
+
+def test_another_server_takes_over(tmp_path: Path) -> None:
+    bad, good = Script(n=False), Script(n=False)
+    with serving(bad) as one, serving(good) as other:
+        found = connected([one, other])
+        bad.die_after = len(bad.asked) + 1
+        assert drawn(tmp_path, http(found), given(6)) == 18
+    answered = Counter(line["server"]["url"] for line in lines(tmp_path))
+    assert answered == {one: 1, other: 17}
+
+
+def test_busy_servers_are_asked_again(tmp_path: Path) -> None:
+    script = Script(n=False)
+    with serving(script) as url:
+        found = connected([url], attempts=8)
+        script.busy = len(script.asked) + 3
+        assert drawn(tmp_path, http(found), given(2)) == 6
+    assert not any("refused" in line for line in lines(tmp_path))
+
+
+def test_some_garbage_is_asked_again_and_much_of_it_ends_the_run(tmp_path: Path) -> None:
+    script = Script(n=False)
+    with serving(script) as url:
+        found = connected([url])
+        script.garbage = "first"
+        drawn(tmp_path / "some", http(found), given())
+        script.garbage = "always"
+        with pytest.raises(
+            config.RunError, match=r"answers were refused, the last since: (no JSON|no choices|a choice)"
+        ):
+            drawn(tmp_path / "much", http(connected_as(found)), given(10))
+    assert len(lines(tmp_path / "some")) == 12 and all("text" in line for line in lines(tmp_path / "some"))
+    assert all("refused" in line for line in lines(tmp_path / "much"))
+
+
+def connected_as(found: Sequence[servers.Server]) -> list[servers.Server]:
+    """The same servers as they were probed: a pool closes those that it has used."""
+    return [servers.Server(one.url, one.settings, one.words, one.stops, one.facts) for one in found]
+
+
+def test_one_prompt_does_not_end_the_run(tmp_path: Path) -> None:
+    with serving(Script(poison="number 3")) as url:
+        assert drawn(tmp_path, http(connected([url])), given(6)) == 18
+    refused = [line for line in lines(tmp_path) if "refused" in line]
+    assert {line["prompt"] for line in refused} == {given(6)[3].id} and len(refused) == 3
+    assert "HTTP 500: out of memory (after 3 attempts)" in refused[0]["refused"]
+
+
+def test_a_torn_line_is_cut_and_one_process_writes(tmp_path: Path) -> None:
+    path = tmp_path / sampling.CANDIDATES
+    path.write_text('{"prompt": "a", "k": 0}\n{"prompt": "b", "k"')
+    assert sampling.read_lines(path) == [{"prompt": "a", "k": 0}]
+    with sampling.Ledger(path) as ledger:
+        with pytest.raises(config.RunError, match="is being written by another process"):
+            sampling.Ledger(path)
+        ledger.append([{"prompt": "c", "k": 1}])
+    assert path.read_text() == '{"prompt": "a", "k": 0}\n{"prompt": "c", "k": 1}\n'
+    path.write_text('nonsense\n{"prompt": "a", "k": 0}\n')
+    with pytest.raises(ValueError, match=r"candidates.jsonl:1 is damaged"):
+        sampling.read_lines(path)
+
+
+def test_a_folder_holds_answers_of_one_kind(tmp_path: Path) -> None:
+    sampling.settle(tmp_path, POLICY, RUN, {"tokenizer": "t"})
+    sampling.settle(tmp_path, replace(POLICY, name="moved"), replace(RUN, answers=30), {"tokenizer": "t"})
+    with pytest.raises(ValueError, match="answers drawn with fingerprint=abc, temperature=0.8; give another folder"):
+        sampling.settle(tmp_path, sampling.Policy("x", "other"), replace(RUN, temperature=1), {"tokenizer": "t"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "world", "said"),
+    [
+        ({"sampling": config.Sampling(temperature=0)}, 1, "sampling.answers=10: at sampling.temperature=0"),
+        ({"server": config.Server(urls=["http://x"])}, 2, "part=all: servers are asked by one process, and 2 were"),
+        ({"part": "rank"}, 1, "part=rank: there is no reward model"),
+    ],
+)
+def test_what_cannot_be_asked_together(changes: dict[str, Any], world: int, said: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        sampling.check(config.Sample(**changes), world)
+    assert str(caught.value).startswith(said)
+
+
+# --- ranking ---
+
+
+def by_length(pairs: Sequence[tuple[Prompt, str]]) -> list[float | None]:
+    return [float(len(text)) for _, text in pairs]
+
+
+def ranked(
+    folder: Path, asked: Sequence[Prompt], scorer: sampling.Scorer = by_length, **changes: Any
+) -> dict[str, Any]:
+    found = sampling.candidates(folder, asked, 3)
+    known = sampling.rewards(folder, REWARD.fingerprint)
+    known = sampling.score(folder, asked, found, known, REWARD, scorer, chunk=5)
+    run = config.Sample(folder=str(folder), prompts="", policy="", **changes)
+    return sampling.publish(folder, asked, found, known, REWARD, run, {})
+
+
+def test_the_best_answer_becomes_a_dialog_and_a_pair(tmp_path: Path) -> None:
+    with serving(Script()) as url:
+        drawn(tmp_path, http(connected([url])), given())
+    told = ranked(tmp_path, given(), pairs=config.Pairs(margin=1, strong=1000))
+    by_prompt: dict[str, list[str]] = {}
+    for line in lines(tmp_path):
+        by_prompt.setdefault(line["prompt"], []).append(line["text"])
+    best = sampling.read_lines(tmp_path / sampling.BEST)
+    assert len(best) == told["kept"] == 4
+    for record in best:
+        chat.read(record)
+        user, answer = record["messages"]
+        assert user["role"] == "user" and len(answer["content"]) == max(map(len, by_prompt[record["id"]]))
+        assert record["provenance"]["reward"] == len(answer["content"])
+        assert record["provenance"]["reward_model"]["fingerprint"] == "def" and "seed" in record["provenance"]
+    for record in sampling.read_lines(tmp_path / sampling.PAIRS):
+        chosen, rejected = len(record["chosen"]), len(record["rejected"])
+        sizes = sorted(map(len, by_prompt[record["id"]]))
+        assert (rejected, chosen) == (sizes[0], sizes[-1]) and record["strength"] == "better"
+    assert told["reward_best"] > told["reward_mean"] and told["refused"] == 0
+
+
+def test_scores_are_asked_for_once(tmp_path: Path) -> None:
+    with serving(Script()) as url:
+        drawn(tmp_path, http(connected([url])), given())
+    calls: list[int] = []
+
+    def counting(pairs: Sequence[tuple[Prompt, str]]) -> list[float | None]:
+        calls.append(len(pairs))
+        return by_length(pairs)
+
+    assert ranked(tmp_path, given(), counting) == ranked(tmp_path, given(), counting)
+    assert calls == [5, 5, 2]
+
+
+def test_repeated_answers_count_once(tmp_path: Path) -> None:
+    script = Script()
+    with serving(script) as url:
+        found = connected([url])
+        script.says = "The same again."
+        drawn(tmp_path, http(found), given())
+    told = ranked(tmp_path, given())
+    assert told["dropped"] == {"duplicate": 8} and told["kept"] == 4 and told["pairs"] == 0
+
+
+# --- prompts ---
+
+
+def write(path: Path, records: Sequence[Any]) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def test_prompts_are_read_once_and_without_their_answers(tmp_path: Path) -> None:
+    dialog = [{"role": "user", "content": "Hi"}]
+    answered = [*dialog, {"role": "assistant", "content": "Hello"}]
+    preference = {"prompt": "Hi", "chosen": "Hello", "rejected": "No", "strength": "better"}
+    file = write(tmp_path / "a.jsonl", [{"messages": dialog}, {"messages": answered}, preference, {"prompt": "Bye"}])
+    found, repeated = prompts.read(file, FORM)
+    assert [one.asked for one in found] == ["Hi", "Bye"] and repeated == 2
+    assert found[0].ids == tuple(FORM.prompt(chat.read({"messages": dialog})))
+    assert "chosen" not in found[0].record
+    assert [one.asked for one in prompts.read(file, FORM, limit=1)[0]] == ["Hi"]
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ([], "a.jsonl:1: a record is an object"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "a dialog is"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "a prompt ends with what a user or a tool says"),
+        ({"prompt": "x", "safety": "odd"}, "safety=odd: give one of harmful, borderline"),
+        ({"prompt": "x", "checks": [{"kind": "rhyme"}]}, "give {kind, value}, a kind of min_words"),
+        ({"prompt": "x", "checks": [{"kind": "max_words", "value": "3"}]}, "max_words='3': give a whole number"),
+        ({"prompt": "x", "checks": [{"kind": "matches", "value": "("}]}, "no regular expression"),
+    ],
+)
+def test_what_is_no_prompt_is_named(record: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as caught:
+        prompts.read(write(tmp_path / "a.jsonl", [record]), FORM)
+    assert said in str(caught.value)
+
+
+def test_one_id_one_prompt(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", [{"id": "1", "prompt": "x"}, {"id": "1", "prompt": "y"}])
+    with pytest.raises(ValueError, match="a.jsonl:2: id 1 stands for another prompt"):
+        prompts.read(file, FORM)
+    with pytest.raises(ValueError, match="prompts=nowhere: no such file"):
+        prompts.read("nowhere", FORM)

@@ -1,0 +1,80 @@
+"""One round on CPU whose gains are counted: every stage improves the held-out score that it is meant to improve."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from llama31 import bench_rounds, config, inputs
+from llama31.align import judge, rounds, sampling
+from llama31.command import compose
+
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
+
+SCHEMAS = {**rounds.SCHEMAS, "pack": config.Pack, "pretrain": config.Pretrain, "post_train": config.PostTrain}
+
+
+def recipe(name: str, arguments: Sequence[str]) -> None:
+    """Run a recipe in this process, which has torch already."""
+    run = config.load(SCHEMAS[name], name, arguments, lambda given: 1)
+    inputs.check(run)
+    importlib.import_module(f"recipes.{name}").main(run)
+
+
+def in_process(stage: rounds.Stage) -> int:
+    recipe(stage.recipe, stage.arguments)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole small round, of what came before it, and of answers of the model between SFT and DPO."""
+    folder, scale = tmp_path_factory.mktemp("task"), bench_rounds.SMALL
+    bench_rounds.write_task(folder, scale)
+    bench_rounds.write_config(folder, scale)
+    for name, arguments, _ in bench_rounds.before(folder, scale):
+        recipe(name, arguments)
+    run = compose(config.PostTrain, "post_train", bench_rounds.post_train(folder, scale))
+    rounds.execute(run, rounds.stages(run), lambda text: None, in_process)
+    recipe("sample", bench_rounds.after_sft(folder, scale))
+    return folder
+
+
+def test_every_stage_improves_what_it_is_meant_to(done: Path) -> None:
+    told = bench_rounds.gains(done)
+    print(json.dumps(told, indent=1))
+    assert told["reward model: held-out accuracy"] > 0.85
+    assert told["sampling: wanted form, best answers"] > told["sampling: wanted form, all answers"] + 0.2
+    assert told["judge: wanted form, after SFT"] > told["judge: wanted form, policy before"] + 0.15
+    # asked with the same seeds: what DPO has not changed is answered alike
+    assert told["judge: wanted form, after DPO"] > told["judge: wanted form, after SFT"] + 0.05
+    assert told["judge: win rate against before"] > 0.6
+
+
+def test_nothing_is_done_twice(done: Path) -> None:
+    scale = bench_rounds.SMALL
+    run = compose(config.PostTrain, "post_train", bench_rounds.post_train(done, scale))
+    rounds.execute(run, rounds.stages(run), lambda text: None, lambda stage: pytest.fail(f"{stage.name} ran again"))
+
+
+def test_artefacts_are_named_by_their_round(done: Path) -> None:
+    here = done / "rounds" / "round-01"
+    assert (here / "best").resolve() == (here / "dpo").resolve()
+    told = json.loads((here / "judge" / judge.NAME).read_text())
+    assert told["heldout"]["reward"]["accuracy"] > 0.85 and "loss" in told["heldout"]["dpo"]
+    assert told["answers"]["obeyed"]["prompts"]["score"] > told["previous"]["obeyed"]["prompts"]["score"]
+    assert (here / "judge" / judge.PAGE).stat().st_size > 5000 and (here / "sample" / sampling.PICTURE).is_file()
+
+
+def test_records_say_where_they_are_from(done: Path) -> None:
+    here = done / "rounds" / "round-01"
+    best = sampling.read_lines(here / "sample" / sampling.BEST)
+    assert len(best) >= 0.8 * bench_rounds.SMALL.prompts
+    for record in best:
+        told = record["provenance"]
+        assert told["policy"]["name"].startswith(str(done / "seed")) and told["finish"] == "stop"
+        assert told["reward_model"]["name"].startswith(str(here / "reward")) and told["server"] == "embedded"

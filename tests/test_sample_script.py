@@ -1,0 +1,134 @@
+"""slurm/sample.sh with stand-ins for Slurm, Python and vLLM: servers start, answer and are gone before anyone ranks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+SRUN = """#!/bin/bash
+while [[ "$1" == --* ]]; do shift; done
+"$@" &
+child=$!
+trap 'kill $child; wait $child; exit 143' TERM
+wait $child
+"""
+SCONTROL = """#!/bin/bash
+[ "$1" = requeue ] && echo "requeued $2" >>"$HERE/told"
+[ "$2" = hostnames ] && echo 127.0.0.1
+exit 0
+"""
+PYTHON = """#!/bin/bash
+echo "python $*" >>"$HERE/told"
+case "$*" in
+*recipes.convert*) mkdir -p "$HERE/drawn/hf" && touch "$HERE/drawn/hf/config.json" ;;
+*recipes.sample*)
+    for i in $(seq 100); do
+        (exec 3<>/dev/tcp/127.0.0.1/$VLLM_PORT) 2>/dev/null && break
+        sleep 0.1
+    done
+    [ "$i" = 100 ] && exit 7
+    echo "server is up" >>"$HERE/told"
+    touch "$HERE/drawing"
+    sleep "$DRAWS_S" & wait $!
+    exit "$DRAW_CODE"
+    ;;
+esac
+"""
+VLLM = """#!/bin/bash
+echo "vllm $* PYTHONPATH=$PYTHONPATH" >>"$HERE/told"
+exec "$REAL_PYTHON" -m http.server --bind 127.0.0.1 "$VLLM_PORT" >/dev/null 2>&1
+"""
+LAUNCH = """#!/bin/bash
+(exec 3<>/dev/tcp/127.0.0.1/$VLLM_PORT) 2>/dev/null && echo "server still there" >>"$HERE/told"
+echo "launch $*" >>"$HERE/told"
+"""
+
+
+class Job:
+    """One job of the script, in a folder of its own."""
+
+    def __init__(self, here: Path, draws_s: float = 0.2, code: int = 0, vllm: bool = True) -> None:
+        self.here, self.told = here, here / "told"
+        self.told.touch()
+        shutil.copytree(ROOT / "slurm", here / "home" / "slurm")
+        programs = {"bin/srun": SRUN, "bin/scontrol": SCONTROL, "python": PYTHON, "vllm": VLLM}
+        for name, text in {**programs, "home/slurm/launch.sh": LAUNCH}.items():
+            (here / name).parent.mkdir(exist_ok=True)
+            (here / name).write_text(text)
+            (here / name).chmod(0o755)
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            self.port = found.getsockname()[1]
+        self.environment = {
+            **os.environ, "PATH": f"{here / 'bin'}:{os.environ['PATH']}", "HERE": str(here),
+            "LLAMA31_HOME": str(here / "home"), "PYTHON": str(here / "python"), "REAL_PYTHON": sys.executable,
+            "VLLM_PORT": str(self.port), "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "n1",
+            "SLURM_CPUS_ON_NODE": "2", "SLURM_GPUS_ON_NODE": "8", "DRAWS_S": str(draws_s), "DRAW_CODE": str(code),
+        }  # fmt: skip
+        if vllm:
+            self.environment["VLLM_PYTHON"] = str(here / "vllm")
+
+    def start(self, *further: str) -> subprocess.Popen[bytes]:
+        words = [f"folder={self.here / 'drawn'}", "prompts=p.jsonl", "policy=runs/x", *further]
+        script = str(self.here / "home" / "slurm" / "sample.sh")
+        return subprocess.Popen(["bash", script, *words], env=self.environment, stdin=subprocess.DEVNULL)
+
+    def lines(self) -> list[str]:
+        return self.told.read_text().splitlines()
+
+    def port_is_free(self) -> bool:
+        with socket.socket() as found:
+            return found.connect_ex(("127.0.0.1", self.port)) != 0
+
+
+def test_servers_are_gone_before_the_ranking(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    assert job.start("reward=runs/r").wait(60) == 0
+    export, draw, up, launch = [line for line in job.lines() if not line.startswith("vllm")]
+    (vllm,) = [line for line in job.lines() if line.startswith("vllm")]
+    assert "recipes.convert direction=to_hf checkpoint=runs/x" in export
+    assert f"--model {tmp_path}/drawn/hf --served-model-name policy" in vllm and "--tensor-parallel-size 8" in vllm
+    assert vllm.endswith("PYTHONPATH=")  # vLLM's environment is its own
+    assert f'part=draw server.urls=["http://127.0.0.1:{job.port}/v1"] server.wait_s=3600' in draw
+    assert up == "server is up" and launch.startswith("launch sample") and launch.endswith("reward=runs/r part=rank")
+    assert job.port_is_free()
+
+
+@pytest.mark.parametrize(("further", "code"), [((), 0), (("reward=r", "part=draw"), 0), (("reward=r",), 3)])
+def test_nothing_is_ranked_that_need_not_or_cannot(tmp_path: Path, further: tuple[str, ...], code: int) -> None:
+    job = Job(tmp_path, code=code)
+    assert job.start(*further).wait(60) == code
+    assert not any(line.startswith("launch") for line in job.lines()) and job.port_is_free()
+
+
+def test_ranking_alone_and_our_own_decoder_start_no_server(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    rank, own = Job(tmp_path / "a"), Job(tmp_path / "b", vllm=False)
+    assert rank.start("part=rank", "reward=r").wait(60) == own.start("reward=r").wait(60) == 0
+    assert [line.split()[0] for line in rank.lines()] == ["launch"]
+    (line,) = own.lines()
+    assert line.startswith("launch sample") and "part=rank" not in line
+
+
+def test_a_signal_brings_the_job_back(tmp_path: Path) -> None:
+    job = Job(tmp_path, draws_s=60)
+    child = job.start("reward=r")
+    for _ in range(300):
+        if (tmp_path / "drawing").exists():
+            break
+        time.sleep(0.1)
+    child.send_signal(signal.SIGUSR1)
+    assert child.wait(30) == 0
+    assert job.lines()[-1] == "requeued 7" and job.port_is_free()
+    assert not any(line.startswith("launch") for line in job.lines())
