@@ -143,7 +143,7 @@ def _speed(runs: Sequence[Run]) -> float:
 # --- what a user waits for, through the commands that a user types ---
 
 
-def _command(timeout_s: float, *arguments: str) -> tuple[float, str]:
+def command(timeout_s: float, *arguments: str) -> tuple[float, str]:
     """CPU seconds of a command with all that it started, and its output. Raises RuntimeError with it on failure."""
     with tempfile.TemporaryFile("w+") as output:
         used = os.times()
@@ -174,7 +174,7 @@ def pack_speed(tokenizer: str | None, timeout_s: float) -> dict[str, str]:
             "data.sources.python.suffixes=.py",
         ]
         given = [f"data.folder={folder}", *source, "tokenizer.kind=tiktoken", f"tokenizer.path={tokenizer}"]
-        cpu_s, _ = _command(timeout_s, "recipes.pack", *given, "data.workers=1")
+        cpu_s, _ = command(timeout_s, "recipes.pack", *given, "data.workers=1")
         # 128,256 ids need four bytes each.
         tokens = sum(path.stat().st_size for path in Path(folder).rglob("*.bin")) // 4
     speed = f"{tokens / cpu_s / 1e6:.2f} Mtok per CPU-second ({tokens / 1e6:.1f} Mtok)"
@@ -202,7 +202,7 @@ def convert_speed(timeout_s: float) -> dict[str, str]:
         )
         for direction, folder in (("from_hf", "hf"), ("to_hf", "back")):
             given = [f"direction={direction}", f"hf={top}/{folder}", f"checkpoint={top}/checkpoint"]
-            _, printed = _command(timeout_s, "recipes.convert", *given)
+            _, printed = command(timeout_s, "recipes.convert", *given)
             said = re.search(r": ([\d.]+ GB in [\d.]+ s) \(([\d.]+) MB/s\)", printed)
             assert said is not None, printed
             figures[f"recipes.convert {direction}"] = f"{said[2]} MB/s ({said[1]})"
@@ -213,10 +213,10 @@ def start_time(timeout_s: float) -> dict[str, str]:
     """From typing `python -m recipes.pretrain` to the record of the first step, one process, the demo's model."""
     with tempfile.TemporaryDirectory() as top:
         given = ["data=demo", "tokenizer=demo", f"data.folder={top}/data", f"tokenizer.path={top}/tokenizer"]
-        _command(timeout_s, "recipes.pack", *given, "tokenizer.train_bytes=2000000")
+        command(timeout_s, "recipes.pack", *given, "tokenizer.train_bytes=2000000")
         run = ["--config-name", "demo", f"folder={top}/run", "stop_after_steps=1", "schedule.batch_tokens=1024"]
         began_s = time.time()
-        _command(timeout_s, "recipes.pretrain", *run, *given[2:])
+        command(timeout_s, "recipes.pretrain", *run, *given[2:])
         first = next(line for line in metrics.read(f"{top}/run") if line["kind"] == "train")
     waited = f"{first['time_s'] - began_s:.1f} s, of which the step {first.get('step_s', 0):.1f} s"
     return {"python -m recipes.pretrain to its first step": waited}

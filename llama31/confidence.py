@@ -1,8 +1,9 @@
-"""How sure a score is: 95 % intervals of proportions and of token-weighted means. No torch."""
+"""How sure a score is: 95 % intervals of proportions, of token-weighted means and of paired differences. No torch."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,3 +63,41 @@ def mean_over(clusters: NDArray[Any], values: NDArray[Any], weights: NDArray[Any
     if k < 2:
         return mean, None
     return mean, Z95 * float(math.sqrt(k / (k - 1) * (residuals**2).sum()) / total)
+
+
+def paired(differences: Sequence[float]) -> tuple[float, float | None]:
+    """Mean of paired differences and the half width of its 95 % t-interval: t(0.975, n - 1) s / sqrt(n).
+
+    None for a single difference, of which no spread can be told. Raises ValueError without any.
+    """
+    values = np.asarray(differences, np.float64)
+    if not values.size:
+        raise ValueError("a mean of no differences: finish at least one pair")
+    mean = float(values.mean())
+    if values.size < 2:
+        return mean, None
+    return mean, t_quantile(0.975, values.size - 1) * float(values.std(ddof=1)) / math.sqrt(values.size)
+
+
+def t_quantile(share: float, freedom: int) -> float:
+    """The number that Student's t with `freedom` >= 1 degrees stays below with probability `share` in [0.5, 1).
+
+    The probability within +-t is a finite sum in the angle arctan(t / sqrt(freedom)) (Abramowitz and Stegun, 26.7.3
+    and 26.7.4), which is bisected.
+    """
+    if not 0.5 <= share < 1 or freedom < 1:
+        raise ValueError(f"a quantile of share={share}, freedom={freedom}: give 0.5 <= share < 1 and freedom >= 1")
+    low, high = 0.0, math.pi / 2
+    while (middle := (low + high) / 2) not in (low, high):
+        low, high = (middle, high) if _within(middle, freedom) < 2 * share - 1 else (low, middle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _within(angle: float, freedom: int) -> float:
+    """Probability that |t| is below sqrt(freedom) tan(angle)."""
+    cosine, odd = math.cos(angle), freedom % 2
+    term, total = (cosine if odd else 1.0), 0.0
+    for power in range(2 + odd, freedom + 1, 2):
+        total += term
+        term *= cosine**2 * (power - 1) / power
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total

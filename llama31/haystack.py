@@ -110,17 +110,24 @@ def token_prompts(needle: Needle, letters: Alphabet, steps: Sequence[int], bos: 
     return found
 
 
-def token_document(letters: Alphabet, length: int, facts: int, random: np.random.Generator) -> Ids:
-    """Training text of the kind tokens: `length` ids with `facts` hidden anywhere, all asked and answered at the end.
+def token_document(letters: Alphabet, length: int, facts: int, random: np.random.Generator, filler: float = 0.5) -> Ids:
+    """Training text of the kind tokens: `length` ids, of which a share `filler` is filler and the rest says `facts`.
 
-    From such documents a model learns what `token_prompts` ask. ValueError where the facts do not fit.
+    Each fact stands there at least once, all in any order and anywhere: where its mark and key come again, its value
+    can be looked up. From such documents a model learns what `token_prompts` ask. ValueError for facts that do not fit.
     """
-    room = _room(length, 6 * facts)
+    count = int(length * (1 - filler)) // 3
+    if not 0 < facts <= min(count, letters.keys.size):
+        raise ValueError(
+            f"facts={facts}: {length} tokens, a share {filler:g} of them filler, hold {count} and the alphabet has "
+            f"{letters.keys.size} keys; give fewer"
+        )
     keys = random.choice(letters.keys, facts, replace=False)
     values = random.choice(letters.values, facts)
-    triples = [np.array([letters.mark, key, value]) for key, value in zip(keys, values, strict=True)]
-    hay = _hidden(random.choice(letters.filler, room), triples, list(random.integers(0, room + 1, facts)))
-    return np.concatenate([hay, *(triples[i] for i in random.permutation(facts))]).astype(np.int64)
+    said = random.permutation(np.concatenate([np.arange(facts), random.integers(0, facts, count - facts)]))
+    triples = list(np.stack([np.full(count, letters.mark), keys[said], values[said]], 1))
+    room = length - 3 * count
+    return _hidden(random.choice(letters.filler, room), triples, list(random.integers(0, room + 1, count)))
 
 
 def text_prompts(needle: Needle, words: Tokenizer, hay: Ids, steps: Sequence[int]) -> list[Prompt]:

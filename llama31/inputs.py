@@ -24,6 +24,7 @@ from llama31.config import (
     Needle,
     Preferences,
     Pretrain,
+    Probe,
     Sample,
     Task,
     Tokenizer,
@@ -43,6 +44,7 @@ def check(run: Any) -> None:
         given = {"resume": run.resume if run.resume not in ("auto", "none") else None, "init_from": run.init_from}
         found += [issue for key, folder in given.items() if folder is not None for issue in _checkpoint(key, folder)]
         found += _gates(run)
+        found += _tasks(run.tasks) if isinstance(run, Probe) else []
     elif isinstance(run, Evaluate):
         found += _weights("checkpoint", run.checkpoint) + _data(run.data)
         found += _tokenizer(run.tokenizer) if run.tokenizer.path else []  # or else that of the checkpoint

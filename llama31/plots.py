@@ -152,6 +152,43 @@ def draw_calibration(path: str | Path, title: str, found: Mapping[str, Any]) -> 
     return draft.replace(path)
 
 
+def draw_intervals(
+    path: str | Path, title: str, panels: Mapping[str, Mapping[str, tuple[float, float | None]]], unit: str
+) -> Path:
+    """Draw one panel of points with their intervals per entry of `panels`, and return the PNG file.
+
+    A panel maps names to (value, half width, None where there is none); a line stands at 0.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    path = Path(path)
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
+    height = down * (1.3 + 0.4 * max(len(points) for points in panels.values()))
+    figure, axes = pyplot.subplots(down, across, figsize=(4.5 * across, height), layout="constrained", squeeze=False)
+    figure.suptitle(title, fontweight="bold")
+    for panel in axes.flat[len(panels) :]:
+        panel.set_axis_off()
+    for panel, (name, points) in zip(axes.flat, panels.items()):
+        values, halves = zip(*points.values(), strict=True)
+        panel.errorbar(
+            values, list(points), xerr=[half or 0.0 for half in halves], fmt="o", capsize=4, color="tab:blue"
+        )
+        panel.axvline(0, color="tab:gray", linestyle="--", linewidth=1)
+        panel.set_ylim(len(points) - 0.5, -0.5)
+        panel.locator_params(axis="x", nbins=4)
+        panel.set_title(name, loc="left", fontsize="medium")
+        panel.set_xlabel(unit)
+        panel.spines[["top", "right"]].set_visible(False)
+    draft = path.with_name(f".{path.name}.tmp")
+    figure.savefig(draft, dpi=150, format="png")
+    pyplot.close(figure)
+    return draft.replace(path)
+
+
 def draw_histograms(path: str | Path, title: str, samples: Mapping[str, Sequence[float]], unit: str) -> Path:
     """Draw the distributions of `samples`, by name, over each other, with their means, and return the PNG file."""
     import matplotlib
@@ -212,7 +249,8 @@ def draw_heat_map(
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
     for y, line in enumerate(shares):
         for x, share in enumerate(line):
-            axes.text(x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize="small")
+            ink = "black" if 0.15 < share < 0.85 else "white"  # the ends of the scale are dark
+            axes.text(x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize="small", color=ink)
     axes.set_xticks(range(len(columns[1])), columns[1])
     axes.set_yticks(range(len(rows[1])), rows[1])
     axes.set_xlabel(columns[0])

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama31 import config, layout, schedule, shapes
+from llama31 import config, layout, probe, schedule, shapes
 
 # One script of slurm/ each, which bears the name of its recipe, and one root file of conf/.
 SCHEMAS: dict[str, type] = {
     "pretrain": config.Pretrain,
     "long_context": config.Pretrain,
     "anneal": config.Pretrain,
+    "probe": config.Probe,
     "sft": config.Sft,
     "reward": config.Reward,
     "dpo": config.Dpo,
@@ -37,6 +38,7 @@ SCHEMAS: dict[str, type] = {
 TAKES = {
     "long_context": {"init_from": "{weights}", "gates.baseline": "{gates}"},
     "anneal": {"init_from": "{weights}"},
+    "probe": {"init_from": "{weights}"},
     "sft": {"init_from": "{weights}"},
     "reward": {"init_from": "{weights}"},
     "dpo": {"init_from": "{weights}"},
@@ -64,6 +66,8 @@ class Step:
     @property
     def folder(self) -> Path | None:
         """The run folder, of recipes that keep one."""
+        if isinstance(self.run, config.Probe):
+            return probe.folder_of(self.run)
         return Path(self.run.folder) if hasattr(self.run, "folder") else None
 
     def leaves(self, known: dict[str, str]) -> dict[str, str]:
@@ -72,8 +76,8 @@ class Step:
             return {**known, "weights": self.run.target}
         if isinstance(self.run, config.Evaluate) and self.run.output is not None:
             return {"gates": self.run.output, **known}  # scores of before the first stage, none of after it
-        if not isinstance(self.run, config.Training) or isinstance(self.run, config.Reward):
-            return known  # a reward model is nothing to go on with
+        if not isinstance(self.run, config.Training) or isinstance(self.run, config.Reward | config.Probe):
+            return known  # neither a reward model nor a probe is anything to go on with
         gated = isinstance(self.run, config.Pretrain) and self.run.gates.every_tokens is not None
         gates = {"gates": f"{self.run.folder}/gates.json"} if gated else {}
         return {**known, "weights": self.run.folder, **gates}
@@ -216,6 +220,8 @@ def sbatch(step: Step, job: config.Job, after: str | None = None) -> list[str]:
     words += [f"--{name}={value}" for name, value in given.items() if value is not None]
     if step.folder is not None:
         words.append(f"--output={step.folder / 'logs' / '%j.out'}")
+    if isinstance(step.run, config.Probe):
+        words.append(f"--array={probe.array(probe.remaining(step.run))}")
     if after is not None:
         words += [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
     return [*words, *shlex.split(job.options), str(SCRIPTS / f"{step.recipe}.sh"), *step.arguments]
@@ -240,7 +246,8 @@ def submit(step: Step, command: Sequence[str]) -> str:
 def bill(run: config.Training, processes: int, mfu: float) -> str:
     """What the rest of a schedule costs on `processes` GPUs, from where the layout of `run` takes over."""
     tokens, flops = work(run)
-    return price(processes, tokens, flops, mfu, run.cluster.peak_tflops or H100_TFLOPS)
+    each = f"{len(probe.remaining(run))} arms, each " if isinstance(run, config.Probe) else ""
+    return each + price(processes, tokens, flops, mfu, run.cluster.peak_tflops or H100_TFLOPS)
 
 
 def work(run: config.Training) -> tuple[int, float]:

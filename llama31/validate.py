@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llama31 import layout, schedule
+from llama31 import layout, probe, schedule
 from llama31.config import (
     MISSING,
     Average,
@@ -30,6 +30,7 @@ from llama31.config import (
     Parallel,
     Preferences,
     Pretrain,
+    Probe,
     Ramp,
     Reward,
     Schedule,
@@ -129,6 +130,7 @@ def _sections(run: Any) -> list[Issue]:
         elif isinstance(section, Tokenizer):
             found += _tokenizer(section, getattr(run, "model", None))
     found += _empty(run) + _output(run) + _start(run) + _post_training(run)
+    found += probe.problems(run) if isinstance(run, Probe) else []
     return found + (_average(run) if isinstance(run, Average) else [])
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from llama31 import bench, bench_align, bench_checkpoint, bench_length, bench_rounds, config
+from llama31 import bench, bench_align, bench_checkpoint, bench_extend, bench_length, bench_rounds, config
 from llama31.peers import Case, Work
 from recipes import start
 
-PARTS = ("train", "pack", "convert", "start", "checkpoint", "length", "align", "rounds")
+PARTS = ("train", "pack", "convert", "start", "checkpoint", "length", "align", "extend", "rounds")
 
 
 def check(run: config.Benchmark) -> list[str]:
@@ -59,6 +59,7 @@ def main(run: config.Benchmark) -> None:
     tables += [bench.figures_table(figures)] if figures else []
     tables += bench_length.tables(run) if "length" in run.parts else []
     tables += bench_align.tables(run) if "align" in run.parts else []
+    tables += bench_extend.tables(run) if "extend" in run.parts else []
     text = "\n\n".join(tables) + "\n"
     print(text, end="")
     if run.output:

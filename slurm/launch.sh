@@ -11,10 +11,13 @@ set -uo pipefail
 recipe=$1
 shift
 restart=${SLURM_RESTART_COUNT:-0}
+# A task of an array by its own name: the number of its last task is that of the whole array, too.
+job=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
 RUN_FOLDER=
 signalled=
 
-say() { echo "$(date -u +%Y-%m-%dT%H:%M:%S.%3NZ) launch: job $SLURM_JOB_ID attempt $restart: $*"; }
+say() { echo "$(date -u +%Y-%m-%dT%H:%M:%S.%3NZ) launch: job $job attempt $restart: $*"; }
 
 # Slurm's controller may be away for minutes, which is no reason to lose a job.
 patiently() {
@@ -26,7 +29,7 @@ patiently() {
     "$@"
 }
 
-job_says() { patiently scontrol show job -o "$SLURM_JOB_ID" | sed -n "s/.* $1=\([^ ]*\).*/\1/p"; }
+job_says() { patiently scontrol show job -o "$job" | sed -n "s/.* $1=\([^ ]*\).*/\1/p"; }
 
 # One action for all signals: bash loses the first of two traps that come together, as USR1 and TERM of a preemption do.
 on_signal() {
@@ -42,7 +45,7 @@ exclude() {
     before=$(job_says ExcNodeList)
     [ "$before" = "(null)" ] && before=
     say "excluding $nodes"
-    patiently scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$nodes${before:+,$before}"
+    patiently scontrol update JobId="$job" ExcNodeList="$nodes${before:+,$before}"
 }
 
 # Ends this attempt where Slurm has done so: cancelled by hand, which must stay so, or requeued by Slurm itself. A node
@@ -66,7 +69,7 @@ come_back() {
     still_running "$1"
     say "$1; restarting"
     trap '' USR1 TERM # requeueing sends TERM to this very script
-    patiently scontrol requeue "$SLURM_JOB_ID" || exit 1
+    patiently scontrol requeue "$job" || exit 1
     # only now: Slurm changes the nodes of a pending job alone
     if [ -s "$RUN_FOLDER/exclude_nodes" ]; then exclude; fi
     exit 0

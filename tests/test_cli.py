@@ -24,6 +24,7 @@ RECIPES = {
     "convert": config.Convert,
     "average": config.Average,
     "evaluate": config.Evaluate,
+    "probe": config.Probe,
     "benchmark": config.Benchmark,
     "simulate": config.Simulate,
     "submit": config.Submit,

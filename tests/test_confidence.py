@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from llama31.confidence import mean_over, proportion
+from llama31.confidence import mean_over, paired, proportion, t_quantile
 
 
 def test_proportions_are_those_of_the_report() -> None:
@@ -41,3 +41,33 @@ def test_intervals_hold_the_truth_where_values_of_a_document_resemble_each_other
         naive += abs(mean - 2.0) < (alone or 0)
     assert 0.91 < held / 300 < 0.98
     assert naive / 300 < 0.6  # tokens taken for independent promise far too much
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 10, 30, 99, 100])
+def test_quantiles_of_t_are_those_of_scipy(freedom: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for share in (0.5, 0.6, 0.9, 0.975, 0.995):
+        assert t_quantile(share, freedom) == pytest.approx(stats.t.ppf(share, freedom), rel=1e-9, abs=1e-12)
+
+
+def test_quantiles_of_t_as_printed_in_tables() -> None:
+    printed = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 9: 2.2622, 29: 2.0452}
+    assert {n: round(t_quantile(0.975, n), 4) for n in printed} == printed
+    for share, freedom in ((0.4, 3), (1.0, 3), (0.9, 0)):
+        with pytest.raises(ValueError, match="a quantile of share="):
+            t_quantile(share, freedom)
+
+
+def test_paired_differences() -> None:
+    mean, half = paired([1.0, 2.0, 3.0, 6.0])
+    assert mean == 3 and half == pytest.approx(3.1824463 * math.sqrt(14 / 3) / 2)
+    assert paired([0.5]) == (0.5, None)
+    with pytest.raises(ValueError, match="no differences"):
+        paired([])
+
+
+def test_intervals_of_paired_differences_hold_the_truth() -> None:
+    """Four seeds are few: 1.96 standard errors would hold it 85 times in 100."""
+    random = np.random.default_rng(2)
+    held = [abs(mean - 0.3) <= half for mean, half in (paired(random.normal(0.3, 1, 4)) for _ in range(4000)) if half]
+    assert 0.94 < np.mean(held) < 0.96

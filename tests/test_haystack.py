@@ -52,16 +52,21 @@ def test_token_prompts(inserted: int, asked: int) -> None:
     assert not np.array_equal(trials[0].tokens, trials[1].tokens)
 
 
-def test_documents_to_learn_from() -> None:
+@pytest.mark.parametrize(("length", "facts", "filler", "count"), [(60, 4, 0.5, 10), (25, 8, 0.0, 8), (400, 5, 0.9, 13)])
+def test_documents_to_learn_from(length: int, facts: int, filler: float, count: int) -> None:
     random = np.random.default_rng(0)
+    seen = []
     for _ in range(5):
-        document = haystack.token_document(LETTERS, 60, 4, random).tolist()
+        document = haystack.token_document(LETTERS, length, facts, random, filler).tolist()
         places = [i for i, token in enumerate(document) if token == LETTERS.mark]
         pairs = [(document[i + 1], document[i + 2]) for i in places]
-        assert len(document) == 60 and len(pairs) == 8 and sorted(pairs[:4]) == sorted(pairs[4:])
-        assert places[4:] == [48, 51, 54, 57]
-    with pytest.raises(ValueError, match="needle.lengths=24: needles, question and answer alone take 24"):
-        haystack.token_document(LETTERS, 24, 4, random)
+        assert len(document) == length and len(pairs) == count
+        assert len({key for key, _ in pairs}) == len(set(pairs)) == facts, "a key has one value"
+        seen.append(places)
+    assert seen[0] != seen[1] or not filler
+    for wrong in (9, 0):
+        with pytest.raises(ValueError, match=f"facts={wrong}: 25 tokens, a share 0 of them filler, hold 8"):
+            haystack.token_document(LETTERS, 25, wrong, random, 0.0)
 
 
 @pytest.fixture(scope="module")

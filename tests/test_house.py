@@ -27,6 +27,7 @@ TORCH_FREE += (
     "align.chat",
     "align.feed",
     "align.calibration",
+    "probe",
     "align.checks",
     "align.embedded",
     "align.filters",

@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.torch, pytest.mark.parallel]
 
-TIMEOUT_S = 240  # of one block; all together take a minute on two cores
+TIMEOUT_S = 240  # of one block; all together take two minutes of CPU time
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TASKS = README.split("\n## Common tasks\n")[1].split("\n## ")[0]
 META = config.Model("meta", layers=2, hidden_size=32, ffn_hidden_size=48, heads=4, kv_heads=2, vocab_size=80)

@@ -37,8 +37,8 @@ def pretrain(*overrides: str) -> config.Pretrain:
 
 def expected_bill(recipe: str, nodes: int, overrides: list[str], mfu: float) -> str:
     """What the comment of a script has to say, computed from the config that it names."""
-    if recipe in ROOTS:
-        run = trained(recipe, *overrides)
+    if recipe in (*ROOTS, "probe"):  # an arm of a probe is a run of pretrain
+        run = trained(recipe if recipe in ROOTS else "pretrain", *overrides)
         return slurm.bill(run, nodes * (run.cluster.processes_per_node or 1), mfu)
     if recipe == "judge":
         return "0 GPUs"

@@ -66,6 +66,19 @@ class Pretrain(Training):
 
 
 @dataclass
+class Probe(Pretrain):
+    """Keys of `recipes.probe`: what a source of data is worth, by annealing with it and without (report, 3.1.3)."""
+
+    candidates: list[str] = key([], "sources of data to judge; all others, by their weights, are the default data")
+    share: float = key(0.3, "share of a candidate in the data of its annealings (the report's)", above=0)
+    seeds: list[int] = key([1, 2, 3, 4, 5], "orders of the data: everything is annealed once with each (ours)")
+    tasks: dict[str, Task] = key({}, "multiple-choice tasks to compare too, keyed by name: tasks.NAME.path=FILE")
+    measure: str = key("acc_norm", "score of a task", choices=("acc", "acc_norm", "acc_bytes"))
+    arm: int | None = key(None, "train only this arm, as a task of a Slurm array does; null: all that remain", low=0)
+    collect: bool = key(False, "train nothing, only put together what is finished")
+
+
+@dataclass
 class Sft(Training):
     """Keys of `recipes.sft`: train on what assistants say in dialogs."""
 
@@ -183,7 +196,8 @@ class Benchmark:
 
     parts: list[str] = key(
         ["train", "pack", "convert", "start", "checkpoint", "length", "align"],
-        "what to measure: train, pack, convert, start, checkpoint, length, align, rounds (of post-training, small)",
+        "what to measure: train, pack, convert, start, checkpoint, length, align; minutes each: extend (is long "
+        "context learned?), rounds (does every stage of post-training improve what it is meant to?)",
     )
     cases: list[str] = key(
         [
@@ -211,6 +225,7 @@ class Benchmark:
     attention_lengths: list[int] = key([2048, 8192, 32768], "tokens per row of the part `length`")
     cp_length: int = key(4096, "tokens per row where it compares two processes with one", low=16)
     align_records: int = key(24, "dialogs that the part `align` reads; half as many preferences", low=8)
+    heat_map: str | None = key(None, "PNG file for the needles that the part `extend` finds; null: none")
     timeout_s: int = key(600, "seconds after which one run has failed", low=1)
     llama3_tokenizer: str | None = key(
         None, "Meta's tokenizer.model; null: the one that the package llama-models holds"
@@ -263,17 +278,8 @@ class Job:
         None,
         "recipe to run; the other arguments are its own",
         choices=(
-            "pretrain",
-            "long_context",
-            "anneal",
-            "sft",
-            "reward",
-            "dpo",
-            "sample",
-            "judge",
-            "average",
-            "evaluate",
-            "convert",
+            *("pretrain", "long_context", "anneal", "probe", "average"),
+            *("sft", "reward", "dpo", "sample", "judge", "evaluate", "convert"),
         ),
     )
     chain: list[str] = key(

@@ -39,6 +39,22 @@ def main(run):
 start(main, config.Pretrain, "pretrain")
 """
 
+# Stands in for recipes/probe.py: the last arm, whose number Slurm gives to the whole array too, stops once.
+PROBER = """
+import json, os
+from llama31 import config, probe
+from recipes import start
+
+def main(run):
+    arm, attempt = probe.arms(run)[run.arm], os.environ.get("SLURM_RESTART_COUNT", "0")
+    with (arm.folder / "attempts").open("a") as file:
+        file.write(f"{attempt} {os.environ['SLURM_JOB_ID']}\\n")
+    stops = os.environ["SLURM_JOB_ID"] == os.environ["SLURM_ARRAY_JOB_ID"] and attempt == "0"
+    (arm.folder / "outcome.json").write_text(json.dumps({"outcome": "stopped" if stops else "finished"}))
+
+start(main, config.Probe, "probe")
+"""
+
 
 @pytest.fixture
 def stand_in(tmp_path: Path) -> Path:
@@ -50,6 +66,7 @@ def stand_in(tmp_path: Path) -> Path:
     for name in ("__init__.py", "submit.py"):
         shutil.copy(ROOT / "recipes" / name, home / "recipes")
     (home / "recipes/pretrain.py").write_text(TRAINER)
+    (home / "recipes/probe.py").write_text(PROBER)
     for name in ("tokenizer/tokenizer.json", "words/packed.json"):  # looked for before a job is submitted
         (tmp_path / "packed" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "packed" / name).touch()
@@ -110,6 +127,28 @@ def test_chain_ends_with_its_first_failure(slurm: Slurm, workplace: Path, stand_
         assert slurm.job(first)["Restarts"] == "0"
         assert slurm.end(second, 30) == "CANCELLED"
         shutil.rmtree(workplace / "runs")
+
+
+def test_arms_of_a_probe_are_an_array_of_which_each_comes_back_alone(
+    slurm: Slurm, workplace: Path, stand_in: Path
+) -> None:
+    (workplace / "half").mkdir()
+    (workplace / "half/checkpoint.json").touch()  # looked for before the job is submitted
+    words = ["recipe=probe", "submit.nodes=1", "--config-dir", "my", "name=worth", "init_from=half", "model=tiny"]
+    words += ["schedule=probe", "data=words", "tokenizer=words", "candidates=[more]", "seeds=[1,2]"]
+    words += ["data.sources.more.packed=packed/words", "cluster.processes_per_node=1"]
+    (number,) = submit(slurm, workplace, *words, LLAMA31_HOME=str(stand_in))
+    slurm.until(lambda: not slurm.run("squeue", "-h", "--job", number, check=False), 120, "end of the array")
+    found = {
+        path.parent.name: path.read_text().split("\n")[:-1] for path in workplace.glob("runs/worth/arms/*/attempts")
+    }
+    arms = ["default-seed-1", "default-seed-2", "with-more-seed-1", "with-more-seed-2"]
+    assert sorted(found) == arms
+    again = [name for name, attempts in found.items() if len(attempts) == 2]
+    assert len(again) == 1 and found[again[0]] == [f"0 {number}", f"1 {number}"]
+    assert sum(len(attempts) for attempts in found.values()) == 5
+    printed = (workplace / f"runs/worth/logs/{number}.out").read_text()
+    assert f"job {number}_" in printed and "stopped with a checkpoint; restarting" in printed
 
 
 def test_what_slurm_does_itself_is_one_restart_each(slurm: Slurm, workplace: Path, stand_in: Path) -> None:

@@ -1,0 +1,85 @@
+"""What is a source of data worth? Anneal a checkpoint with it and without, over several seeds, and compare.
+
+Example: python -m recipes.probe name=worth init_from=runs/half 'candidates=[books]' model=8b data=own ...
+All processes of torchrun work on one arm after another; `recipes.submit recipe=probe` makes each a job of one array.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from llama31 import config, probe
+from llama31.probe import Arm
+from recipes import start
+
+
+def main(run: config.Probe) -> None:
+    """Train the arms that remain; then, unless one arm alone was asked for, put all together."""
+    from llama31 import checkpoint, mesh
+    from llama31.manifest import rank_of
+    from llama31.shards import on_all_ranks
+
+    mesh.connect(run.cluster.timeout_s)
+    source = str(checkpoint.resolve(str(run.init_from)).resolve())  # a run may have a newer one by the next arm
+    on_all_ranks(None, lambda: probe.refuse_others(run, source))
+    left = on_all_ranks(None, lambda: [] if run.collect else probe.remaining(run))[0]
+    stopped = any(not anneal(run, arm, source) for arm in left)  # any: none is begun after one that was stopped
+    if rank_of(None) == 0 and run.arm is None and not stopped:
+        publish(run)
+    mesh.close()
+
+
+def anneal(run: config.Probe, arm: Arm, source: str) -> bool:
+    """Train an arm and write down what it scores; false where it was asked to stop before its end."""
+    from llama31 import checkpoint, schedule, train
+    from llama31.manifest import rank_of
+    from llama31.shards import on_all_ranks
+
+    saved = train.fit(replace(probe.pretraining(run, arm), init_from=source))
+    gc.unfreeze()  # the model of this arm is garbage now
+    gc.collect()
+    if saved is None or checkpoint.read_meta(saved).step < schedule.total_steps(run.schedule):
+        return False
+    scores = judge(run, saved)
+    on_all_ranks(None, lambda: probe.conclude(run, arm, source, scores) if rank_of(None) == 0 else None)
+    return True
+
+
+def judge(run: config.Probe, saved: Path) -> dict[str, float]:
+    """Scores of the tasks at a checkpoint."""
+    if not run.tasks:
+        return {}
+    from llama31 import choices, mesh, model, state, tokenizer
+    from llama31.engine import Forward
+
+    words, length = tokenizer.load(run.tokenizer), run.schedule.sequence_length
+    asked = {name: choices.prepare(name, task, words, length) for name, task in run.tasks.items()}
+    grid = mesh.create(run.parallel, run.cluster.timeout_s)
+    chunks = model.build(run.model, run.precision, run.parallel, grid)
+    state.load_weights(saved, chunks, run.model, grid)
+    forward, size = Forward(chunks, grid), run.parallel.micro_batch
+    return {
+        name: choices.summary(choices.judge(forward, task, size))[run.measure]["score"] for name, task in asked.items()
+    }
+
+
+def publish(run: config.Probe) -> None:
+    """Print the table, and write it with JSON and a picture into the probe's folder."""
+    from llama31 import plots, runs
+
+    found, folder = probe.collect(run), Path(run.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = probe.table(found)
+    runs.write_whole(folder / "probe.json", json.dumps(found, indent=1) + "\n")
+    runs.write_whole(folder / "probe.md", text + "\n")
+    print(text, flush=True)
+    if intervals := probe.intervals(found):
+        title = f"{run.name}: {run.share:.0%} of a candidate against the default data alone"
+        print(f"drawn to {plots.draw_intervals(folder / 'probe.png', title, intervals, 'difference (with - without)')}")
+
+
+if __name__ == "__main__":
+    start(main, config.Probe, "probe")
