@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import traceback
@@ -22,14 +23,24 @@ def start(main: Callable[[T], object], schema: type[T], config_name: str, argv: 
     traceback. Ranks other than the first say who they are.
     """
     run = config.load(schema, config_name, argv)
+    begun = False
     try:
         inputs.check(run)
+        begun = True
         main(run)
     except (ValueError, config.RunError) as error:
         if not _is_ours(error):
             raise
         rank = os.environ.get("RANK", "0")
+        if rank == "0" and not (begun and isinstance(run, config.Training)):  # a run that has begun tells it by itself
+            _tell_launcher(getattr(run, "folder", None), str(error))
         sys.exit(f"python -m recipes.{config_name}{'' if rank == '0' else f' (rank {rank})'}: {error}")
+
+
+def _tell_launcher(folder: str | None, cause: str) -> None:
+    """Leave word for `slurm/launch.sh`, which has made the folder, that another attempt would fail likewise."""
+    if folder is not None and Path(folder).is_dir() and "SLURM_JOB_ID" in os.environ:
+        (Path(folder) / "outcome.json").write_text(json.dumps({"outcome": "failed", "cause": cause}), encoding="utf-8")
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+import recipes
 from llama31 import config, inputs
 from llama31.command import compose
 from tests.conftest import Command
@@ -93,3 +95,17 @@ def test_refused_before_torch(words: list[str], said: str, command: Command) -> 
     result = command("-X", "importtime", "-m", f"recipes.{words[0]}", *words[1:])
     assert result.returncode and said in result.stderr and "Traceback" not in result.stderr
     assert not [line for line in result.stderr.splitlines() if line.endswith((" torch", " deepspeed", " transformers"))]
+
+
+def test_the_launcher_is_told_what_no_restart_would_heal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    words = ["folder=out", "prompts=p.jsonl", "policy=nowhere"]
+    with pytest.raises(SystemExit, match="policy=nowhere"):
+        recipes.start(lambda run: None, config.Sample, "sample", words)
+    assert not (tmp_path / "out").exists(), "a folder that nobody made"
+    (tmp_path / "out").mkdir()
+    with pytest.raises(SystemExit, match="policy=nowhere"):
+        recipes.start(lambda run: None, config.Sample, "sample", words)
+    told = json.loads((tmp_path / "out/outcome.json").read_text())
+    assert told["outcome"] == "failed" and "policy=nowhere" in told["cause"]
