@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -200,8 +201,9 @@ def test_older_attempt_makes_way(ran: Ran) -> None:
 def test_slow_rank_is_named(ran: Ran) -> None:
     root, _ = ran
     slow = [event for event in events(root / "slow") if event["event"] == "slow_rank"]
-    named = {event["rank"] for event in slow if event["phase"] == "forward_backward_s"}
-    assert named == {1} and "times the median" in slow[0]["reason"]  # (a busy machine may slow a probe as well)
+    named = Counter(event["rank"] for event in slow if event["phase"] == "forward_backward_s")
+    # A busy machine may slow the other rank as well, now and then.
+    assert named[1] > named[0] and "times the median" in slow[0]["reason"]
     assert curve(root / "slow") == curve(root / "whole")
 
 
