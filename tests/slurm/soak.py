@@ -1,9 +1,10 @@
 """Random SIGKILLs of random ranks at random moments over one run: `python -m tests.slurm.soak [kills] [seed]`.
 
-No test but a benchmark of half an hour: it starts a cluster of its own, trains a small run that nothing happens to and
-one that is killed again and again, and prints whether both curves are equal, and how long each recovery took: from the
-kill to the end of the attempt (detection), to the next attempt's start (queue), to its first line (start: imports,
-processes, preflight; load: the checkpoint), to its first step.
+No test but a benchmark of half an hour: it starts a cluster of its own, trains a small run that nothing happens to, one
+whose jobs have a minute each by Slurm's own clock, and one that is killed again and again, and prints whether all
+curves are equal, and how long each recovery took: from the kill to the end of the attempt (detection), to the next
+attempt's start (queue), to its first line (start: imports, processes, preflight; load: the checkpoint), to its first
+step. No kills: the minutes alone.
 """
 
 from __future__ import annotations
@@ -95,6 +96,9 @@ def soak(slurm: Slurm, place: Path, kills: int, seed: int) -> bool:
     slurm.run(*pack, "data.workers=1", cwd=place)
     (plain,) = submit(slurm, place, "recipe=pretrain", "submit.nodes=2", *LONG, "name=plain")
     assert slurm.end(plain, 900) == "COMPLETED"
+    in_time = within_minutes(slurm, place)
+    if not in_time or not kills:
+        return in_time
     limits = {"MAX_RESTARTS": str(10 * kills), "MAX_FRUITLESS": "10"}
     (number,) = submit(slurm, place, "recipe=pretrain", "submit.nodes=2", *LONG, "name=killed", **limits)
     folder, when, moments = place / "runs/killed", [], []
@@ -127,6 +131,18 @@ def soak(slurm: Slurm, place: Path, kills: int, seed: int) -> bool:
         values = sorted(one[name] for one in seconds)
         middle = statistics.median(values)
         print(f"| {name} | {middle:.1f} s | {values[0]:.1f} to {values[-1]:.1f} s | n={len(values)}")
+    return equal and state == "COMPLETED"
+
+
+def within_minutes(slurm: Slurm, place: Path) -> bool:
+    """Whether a run whose time limit comes every minute ends with the same curve."""
+    options = ["submit.time=00:01:00", "submit.options=--signal=B:USR1@25"]
+    (number,) = submit(slurm, place, "recipe=pretrain", "submit.nodes=2", *options, *LONG, "name=limited")
+    state, folder = slurm.end(number, 1800), place / "runs/limited"
+    equal = curve(folder) == curve(place / "runs/plain")
+    print(
+        f"time limits of a minute: {state}, {len(metrics.attempts(folder))} attempts, curve equal: {equal}", flush=True
+    )
     return equal and state == "COMPLETED"
 
 
