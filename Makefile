@@ -1,5 +1,5 @@
 # make demo    train, evaluate, export and sample a small Llama 3.1 on text that this machine has
-# make check   linters, types and the tests that need no torch, in a minute
+# make check   linters, types and the tests that need no torch
 # make test    everything
 #
 # Overrides: make demo RUN=mine DEMO_ARGS='schedule.total_tokens=400000'   make test PYTEST_ARGS='-k resume'   PYTHON=python3.12
