@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
+import random
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +15,7 @@ import pytest
 
 from llama31 import checkpoint, metrics
 from tests.slurm.conftest import SMALL, Slurm, submit
+from tests.slurm.soak import trainers
 
 pytestmark = pytest.mark.slurm
 
@@ -61,7 +66,7 @@ def log_of(folder: Path, name: str, number: str) -> str:
 
 
 def test_one_job_that_everything_happens_to(slurm: Slurm, place: Path) -> None:
-    """A bad node, USR1, preemption without grace, a controller that dies, power loss, a requeue, a SIGKILL."""
+    """A bad node, USR1, preemption without grace, a controller that dies, a requeue, power loss."""
     free = int(slurm.run("srun", "-N1", "-w", "n1", "stat", "-f", "-c", "%a", "/dev/shm"))
     size = int(slurm.run("srun", "-N1", "-w", "n1", "stat", "-f", "-c", "%S", "/dev/shm"))
     slurm.run("srun", "-N1", "-w", "n1", "fallocate", "-l", str(2**26), "/dev/shm/left-behind")
@@ -98,6 +103,24 @@ def test_one_job_that_everything_happens_to(slurm: Slurm, place: Path) -> None:
     assert stopped[1] == "stopped" and stopped[-2:] == [None, "finished"]  # told to stop; power loss; the end
     assert steps_of(folder) == steps_of(place / "runs/plain")
     assert list(steps_of(folder)) == list(range(1, STEPS + 1))
+
+
+def test_three_random_sigkills(slurm: Slurm, place: Path) -> None:
+    """Random ranks at random moments, as thirty times in `soak.py`."""
+    chance = random.Random(3)
+    (number,) = submit(slurm, place, "recipe=pretrain", "submit.nodes=2", *LONG, "name=killed", MAX_FRUITLESS="10")
+    folder = place / "runs/killed"
+    trained = progress(folder)
+    for attempt in range(3):
+        steps = chance.randrange(STEPS // 4)  # so that none of the three can reach the end
+        slurm.until(functools.partial(trained, attempt, steps), 240, f"{steps} steps of attempt {attempt}")
+        os.kill(chance.choice(trainers("killed")), signal.SIGKILL)
+        slurm.until(lambda: slurm.job(number).get("JobState") != "RUNNING", 120, "end of the attempt")
+    assert slurm.end(number, 300) == "COMPLETED", log_of(place, "killed", number)
+    *killed, last = metrics.attempts(folder)
+    assert [attempt.end for attempt in killed] == [None] * 3, "none had a last word"
+    assert last.end is not None and last.end["outcome"] == "finished" and last.info["from_step"] > 0
+    assert steps_of(folder) == steps_of(place / "runs/plain")
 
 
 def test_attempt_on_a_node_that_was_cut_off_changes_nothing(slurm: Slurm, place: Path) -> None:
