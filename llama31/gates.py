@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llama31 import choices, config, evaluate, needle, runs
+from llama31 import choices, config, evaluate, files, needle
 from llama31.data.batches import Heldout
 from llama31.engine import Forward
 from llama31.shards import on_all_ranks
@@ -120,7 +120,7 @@ class Gates:
 
     def _write(self) -> None:
         text = json.dumps(self._told, indent=1)
-        on_all_ranks(None, lambda: runs.write_whole(self._path, text) if self._main else None)
+        on_all_ranks(None, lambda: files.write_whole(self._path, text) if self._main else None)
 
 
 def _read(path: Path) -> dict[str, Any]:

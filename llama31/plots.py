@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llama31 import metrics
+from llama31 import files, metrics
 from llama31.views import Line
 
 CURVE = "loss.png"
@@ -25,11 +25,7 @@ def draw_loss_curve(run_folder: str | Path, vocab_size: int | None = None) -> Pa
     train = _numbers([line for line in lines if line["kind"] == "train"], "loss")
     if not train:
         raise ValueError(f"{folder} has no training step with a finite loss: nothing to draw before the first step")
-    import matplotlib  # half a second that only the end of a run pays
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot, ticker = _matplotlib()
     figure, (above, below) = pyplot.subplots(
         2, 1, sharex=True, figsize=(9, 6), height_ratios=(4, 1), layout="constrained"
     )
@@ -40,17 +36,31 @@ def draw_loss_curve(run_folder: str | Path, vocab_size: int | None = None) -> Pa
     below.set_xlabel("tokens")
     below.set_ylim(bottom=0)
     below.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    below.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+    below.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     for axes in (above, below):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    draft = folder / f".{CURVE}"
-    figure.savefig(draft, dpi=150, format="png")
-    pyplot.close(figure)
-    return draft.replace(folder / CURVE)
+    return _saved(figure, folder / CURVE)
 
 
 Points = list[tuple[int, float]]
+
+
+def _matplotlib() -> tuple[Any, Any]:
+    """Its `pyplot` and `ticker`: half a second that only those pay who draw."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot, ticker
+
+    return pyplot, ticker
+
+
+def _saved(figure: Any, path: str | Path) -> Path:
+    with files.whole(Path(path)) as draft:
+        figure.savefig(draft, dpi=150, format="png")
+    _matplotlib()[0].close(figure)
+    return Path(path)
 
 
 def _draw_losses(axes: Any, train: Points, validation: Points, vocab_size: int | None) -> None:
@@ -92,12 +102,7 @@ def draw_bars(path: str | Path, title: str, panels: Mapping[str, Mapping[str, fl
 
     A panel maps the names of its bars to their values in `unit`; its own name stands above it.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    path = Path(path)
+    pyplot, _ = _matplotlib()
     height = 1.2 + 0.36 * max(len(bars) for bars in panels.values())
     figure, axes = pyplot.subplots(
         1, len(panels), figsize=(6 * len(panels), height), layout="constrained", squeeze=False
@@ -111,20 +116,12 @@ def draw_bars(path: str | Path, title: str, panels: Mapping[str, Mapping[str, fl
         panel.set_title(name, loc="left", fontsize="medium")
         panel.set_xlabel(unit)
         panel.spines[["top", "right"]].set_visible(False)
-    draft = path.with_name(f".{path.name}.tmp")
-    figure.savefig(draft, dpi=150, format="png")
-    pyplot.close(figure)
-    return draft.replace(path)
+    return _saved(figure, path)
 
 
 def draw_calibration(path: str | Path, title: str, found: Mapping[str, Any]) -> Path:
     """Draw accuracy by kind of pair, and accuracy against sureness (`align/calibration.py`); return the PNG file."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    path = Path(path)
+    pyplot, _ = _matplotlib()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     figure.suptitle(title, fontweight="bold")
     names = [f"{name} ({one['pairs']:,})" for name, one in found.items()]
@@ -146,10 +143,7 @@ def draw_calibration(path: str | Path, title: str, found: Mapping[str, Any]) -> 
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    draft = path.with_name(f".{path.name}.tmp")
-    figure.savefig(draft, dpi=150, format="png")
-    pyplot.close(figure)
-    return draft.replace(path)
+    return _saved(figure, path)
 
 
 def draw_intervals(
@@ -159,12 +153,7 @@ def draw_intervals(
 
     A panel maps names to (value, half width, None where there is none); a line stands at 0.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    path = Path(path)
+    pyplot, _ = _matplotlib()
     across = min(3, len(panels))
     down = -(-len(panels) // across)
     height = down * (1.3 + 0.4 * max(len(points) for points in panels.values()))
@@ -183,20 +172,12 @@ def draw_intervals(
         panel.set_title(name, loc="left", fontsize="medium")
         panel.set_xlabel(unit)
         panel.spines[["top", "right"]].set_visible(False)
-    draft = path.with_name(f".{path.name}.tmp")
-    figure.savefig(draft, dpi=150, format="png")
-    pyplot.close(figure)
-    return draft.replace(path)
+    return _saved(figure, path)
 
 
 def draw_histograms(path: str | Path, title: str, samples: Mapping[str, Sequence[float]], unit: str) -> Path:
     """Draw the distributions of `samples`, by name, over each other, with their means, and return the PNG file."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    path = Path(path)
+    pyplot, _ = _matplotlib()
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     values = [value for found in samples.values() for value in found]
     low, high = min(values), max(values)
@@ -211,10 +192,7 @@ def draw_histograms(path: str | Path, title: str, samples: Mapping[str, Sequence
     axes.set_ylabel("prompts")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    draft = path.with_name(f".{path.name}.tmp")
-    figure.savefig(draft, dpi=150, format="png")
-    pyplot.close(figure)
-    return draft.replace(path)
+    return _saved(figure, path)
 
 
 def draw_recall(path: str | Path, found: Mapping[str, Any]) -> Path:
@@ -238,12 +216,7 @@ def draw_heat_map(
 
     `columns` and `rows` are (axis label, names); `shares` has a list per row, the first on top.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    path = Path(path)
+    pyplot, ticker = _matplotlib()
     size = (2.5 + 0.75 * len(columns[1]), 1.8 + 0.42 * len(rows[1]))
     figure, axes = pyplot.subplots(figsize=(max(size[0], 5), size[1]), layout="constrained")
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
@@ -256,8 +229,5 @@ def draw_heat_map(
     axes.set_xlabel(columns[0])
     axes.set_ylabel(rows[0])
     axes.set_title(title, loc="left", fontweight="bold")
-    figure.colorbar(image, ax=axes, format=matplotlib.ticker.PercentFormatter(1.0))
-    draft = path.with_name(f".{path.name}.tmp")
-    figure.savefig(draft, dpi=150, format="png")
-    pyplot.close(figure)
-    return draft.replace(path)
+    figure.colorbar(image, ax=axes, format=ticker.PercentFormatter(1.0))
+    return _saved(figure, path)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama31 import config, metrics, schedule
+from llama31 import config, files, metrics, schedule
 from llama31.config import Issue
 
 RESULT = "arm.json"  # of an arm's folder: it is finished, and what it scored
@@ -152,9 +152,7 @@ def conclude(run: config.Probe, arm: Arm, checkpoint: str, tasks: Mapping[str, f
         "losses": lines[-1]["losses"],
         "tasks": dict(tasks),
     }
-    draft = arm.folder / f".{RESULT}.tmp"
-    draft.write_text(json.dumps(told, indent=1), encoding="utf-8")
-    draft.replace(arm.folder / RESULT)
+    files.write_whole(arm.folder / RESULT, json.dumps(told, indent=1))
 
 
 def refuse_others(run: config.Probe, checkpoint: str) -> None:

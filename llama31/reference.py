@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import secrets
 import time
 import zipfile
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from llama31 import checkpoint, config, manifest, model, preference, scoring, state
+from llama31 import checkpoint, config, files, manifest, model, preference, scoring, state
 from llama31.align.feed import Feed
 from llama31.engine import Forward
 from llama31.mesh import Grid
@@ -97,10 +96,8 @@ def compute(feed: Feed, run: config.Dpo, grid: Grid, source: Path) -> Values:
 
 def write(path: Path, key: str, values: Values) -> None:
     """Keep the values, whole or not at all."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with draft.open("wb") as file:
+    with files.whole(path) as draft, draft.open("wb") as file:
         np.savez(file, values=values, key=np.array(key), checksum=np.array(_checksum(values)))
-    draft.replace(path)
 
 
 def read(path: Path, key: str) -> Values | None:

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
-from llama31 import attempts, checkpoint, config, schedule
+from llama31 import attempts, checkpoint, config, files, schedule
 from llama31.checkpoint import Meta
 from llama31.data.mixture import Decision, Weights, from_record, plan, replanned, to_record
 from llama31.manifest import rank_of
@@ -275,15 +275,15 @@ class Attempt:
             **environment,
         }
         self._told = told
-        write_whole(self.folder / "attempt.json", json.dumps(told, indent=1))
-        write_whole(self.run_folder / "config.yaml", config.to_yaml(run))
+        files.write_whole(self.folder / "attempt.json", json.dumps(told, indent=1))
+        files.write_whole(self.run_folder / "config.yaml", config.to_yaml(run))
         record_decisions(self.run_folder, decisions)
 
     def went_back(self, step: int, tokens: int) -> None:
         """A rollback behind the beginning of this attempt: what older ones saved beyond `step` no longer counts."""
         if self._main and step < self._told["from_step"]:
             self._told |= {"from_step": step, "from_tokens": tokens}
-            write_whole(self.folder / "attempt.json", json.dumps(self._told, indent=1))
+            files.write_whole(self.folder / "attempt.json", json.dumps(self._told, indent=1))
 
     def _end(self, outcome: str, cause: str) -> None:
         """The attempt's last word: finished, stopped (it can go on), failed (it cannot) or superseded."""
@@ -292,16 +292,9 @@ class Attempt:
         step, tokens = self.reached
         told = {"outcome": outcome, "cause": cause, "attempt": self.number, "step": step, "tokens": tokens}
         text = json.dumps({**told, "time_s": round(time.time(), 3)})
-        write_whole(self.folder / "end.json", text)
+        files.write_whole(self.folder / "end.json", text)
         if self.newer() is None:
-            write_whole(self.run_folder / "outcome.json", text)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file at once, so that nobody reads half of it."""
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+            files.write_whole(self.run_folder / "outcome.json", text)
 
 
 def record_decisions(run_folder: Path, decisions: Sequence[Decision]) -> None:
@@ -309,14 +302,14 @@ def record_decisions(run_folder: Path, decisions: Sequence[Decision]) -> None:
     path = run_folder / "decisions.jsonl"
     text = "".join(json.dumps(to_record(decision)) + "\n" for decision in decisions)
     if text != (path.read_text() if path.exists() else ""):
-        write_whole(path, text)
+        files.write_whole(path, text)
 
 
 def exclude_nodes(run_folder: Path, hosts: Sequence[str]) -> None:
     """Name nodes that `slurm/launch.sh` avoids from the next attempt on."""
     path = run_folder / "exclude_nodes"
     known = path.read_text().split() if path.exists() else []
-    write_whole(path, "".join(f"{host}\n" for host in dict.fromkeys([*known, *hosts])))
+    files.write_whole(path, "".join(f"{host}\n" for host in dict.fromkeys([*known, *hosts])))
 
 
 def environment() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from llama31 import config, preflight, runs
+from llama31 import config, files, preflight, runs
 from llama31.engine import Engine, StepResult
 from llama31.guard import Comparison, Control, Divergence, Guard, Odd, RankTimes, Seen, agree
 from llama31.interval import Interval
@@ -47,7 +47,7 @@ class Watch:
         folder, bad = self.attempt.run_folder, report.bad_nodes()
         elsewhere = 0 < len(bad) < len(set(self.hosts)) and "SLURM_JOB_ID" in os.environ
         if self.main:
-            runs.write_whole(self.attempt.folder / "preflight.json", report.to_json())
+            files.write_whole(self.attempt.folder / "preflight.json", report.to_json())
             if elsewhere:
                 runs.exclude_nodes(folder, bad)
         if not report.problems:

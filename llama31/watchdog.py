@@ -27,6 +27,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from llama31 import files
+
 EXIT_CODE = 75  # EX_TEMPFAIL: to try again may help
 BLAME = "blame.json"
 LOCAL_PHASES = ("data", "record")  # a rank can be in these for ever without waiting for another
@@ -201,14 +203,12 @@ class Watchdog:
         waiting, where = _standing(self._main)
         host, now = self.hosts[self.rank], round(time.time(), 3)
         told = Told(self.rank, host, os.getpid(), beat.step, beat.phase, round(since_s, 1), waiting, where, now)
-        draft = self.path.with_suffix(".tmp")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with draft.open("w", encoding="utf-8") as file:
+            with files.whole(self.path) as draft, draft.open("w", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(told)) + "\n\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
-            draft.replace(self.path)
         except OSError as error:
             self._say(f"{self.path} cannot be written ({error}); the stacks of rank {self.rank} follow")
             faulthandler.dump_traceback(2, all_threads=True)

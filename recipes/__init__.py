@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from llama31 import config, inputs
+from llama31 import config, files, inputs
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +40,7 @@ def start(main: Callable[[T], object], schema: type[T], config_name: str, argv: 
 def _tell_launcher(folder: str | None, cause: str) -> None:
     """Leave word for `slurm/launch.sh`, which has made the folder, that another attempt would fail likewise."""
     if folder is not None and Path(folder).is_dir() and "SLURM_JOB_ID" in os.environ:
-        (Path(folder) / "outcome.json").write_text(json.dumps({"outcome": "failed", "cause": cause}), encoding="utf-8")
+        files.write_whole(Path(folder) / "outcome.json", json.dumps({"outcome": "failed", "cause": cause}))
 
 
 def _is_ours(error: BaseException) -> bool:

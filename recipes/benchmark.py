@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from llama31 import bench, bench_align, bench_checkpoint, bench_extend, bench_length, bench_rounds, config
+from llama31 import bench, bench_align, bench_checkpoint, bench_extend, bench_length, bench_rounds, config, files
 from llama31.peers import Case, Work
 from recipes import start
 
@@ -63,7 +63,7 @@ def main(run: config.Benchmark) -> None:
     text = "\n\n".join(tables) + "\n"
     print(text, end="")
     if run.output:
-        Path(run.output).write_text(text, encoding="utf-8")
+        files.write_whole(Path(run.output), text)
 
 
 if __name__ == "__main__":

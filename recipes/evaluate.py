@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama31 import config, scorecard
+from llama31 import config, files, scorecard
 from recipes import start
 
 if TYPE_CHECKING:
@@ -76,15 +76,9 @@ def publish(run: config.Evaluate, result: dict[str, Any]) -> None:
 
 def write(path: Path, text: str) -> None:
     """Write a file whole, or to a device. Raises ValueError (key `output`) where that fails."""
-    device = path.exists() and not path.is_file()
-    beside = path if device else path.with_name(f".{path.name}.writing")
     try:
-        beside.write_text(text, encoding="utf-8")
-        if not device:
-            beside.replace(path)
+        files.write_whole(path, text)
     except OSError as error:
-        if not device:
-            beside.unlink(missing_ok=True)
         raise ValueError(f"output={path}: cannot be written ({error}); the result stands above") from error
 
 

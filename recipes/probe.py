@@ -11,7 +11,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from llama31 import config, probe
+from llama31 import config, files, probe
 from llama31.probe import Arm
 from recipes import start
 
@@ -68,13 +68,13 @@ def judge(run: config.Probe, saved: Path) -> dict[str, float]:
 
 def publish(run: config.Probe) -> None:
     """Print the table, and write it with JSON and a picture into the probe's folder."""
-    from llama31 import plots, runs
+    from llama31 import plots
 
     found, folder = probe.collect(run), Path(run.folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = probe.table(found)
-    runs.write_whole(folder / "probe.json", json.dumps(found, indent=1) + "\n")
-    runs.write_whole(folder / "probe.md", text + "\n")
+    files.write_whole(folder / "probe.json", json.dumps(found, indent=1) + "\n")
+    files.write_whole(folder / "probe.md", text + "\n")
     print(text, flush=True)
     if intervals := probe.intervals(found):
         title = f"{run.name}: {run.share:.0%} of a candidate against the default data alone"

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama31 import config
+from llama31 import config, files
 from recipes import start
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def main(run: config.Reward) -> None:
 
 def examine(run: config.Reward, done: Run) -> None:
     """How often the model ranks held-out pairs right, and how sure it is, by strength of preference. Collective."""
-    from llama31 import feeds, plots, runs
+    from llama31 import feeds, plots
     from llama31.align import calibration, score
     from llama31.validate import STRENGTHS
 
@@ -34,7 +34,7 @@ def examine(run: config.Reward, done: Run) -> None:
     found = calibration.table(*score.margins(done.engine.forward, every, length, run.parallel.micro_batch))
     if done.main and found:
         folder = Path(run.folder)
-        runs.write_whole(folder / "calibration.json", json.dumps({"step": done.step, **found}, indent=1))
+        files.write_whole(folder / "calibration.json", json.dumps({"step": done.step, **found}, indent=1))
         drawn = plots.draw_calibration(folder / "calibration.png", f"{run.name} after {done.step:,} steps", found)
         print(f"{calibration.text(found)}\ncalibration: {drawn}", flush=True)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama31 import confidence, config, metrics
+from llama31 import confidence, config, files, metrics
 from llama31.align import checks, prompts, sampling
 from llama31.confidence import Score
 
@@ -171,9 +171,8 @@ def _lead(link: Path, target: Path) -> None:
         raise ValueError(
             f"candidate: {link} is a folder, and the link to the best model has to stand there; move it away"
         )
-    draft = link.with_name(f".{link.name}.{os.getpid()}")
-    draft.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()))
-    draft.replace(link)
+    with files.whole(link) as draft:
+        draft.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()))
 
 
 def write(run: config.Judge) -> tuple[dict[str, Any], Path]:
@@ -188,11 +187,11 @@ def write(run: config.Judge) -> tuple[dict[str, Any], Path]:
     folder = Path(run.folder)
     folder.mkdir(parents=True, exist_ok=True)
     earlier = [json.loads(Path(path).read_text(encoding="utf-8")) for path in run.earlier if Path(path).is_file()]
-    sampling.write_whole(folder / PAGE, rounds.html(told, earlier))
+    files.write_whole(folder / PAGE, rounds.html(told, earlier))
     if run.candidate is not None:
         told["best"] = run.candidate if better(told) else run.incumbent or run.candidate
         kept = run.answers if told["best"] == run.candidate else str(run.previous)
         _lead(folder.parent / "best", Path(told["best"]))
         _lead(folder.parent / "best-answers", Path(kept))
-    sampling.write_whole(folder / NAME, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    files.write_whole(folder / NAME, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     return told, folder / PAGE

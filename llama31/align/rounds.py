@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llama31 import config, slurm
+from llama31 import config, files, slurm
 from llama31.align import judge, sampling
 
 SCHEMAS: dict[str, type] = {
@@ -274,7 +274,7 @@ def note(run: config.PostTrain, stage: Stage) -> None:
         "arguments": stage.arguments,
         "command": shlex.join(stage.words()),
     }
-    sampling.write_whole(path, json.dumps(told, indent=1) + "\n")
+    files.write_whole(path, json.dumps(told, indent=1) + "\n")
 
 
 def submit(run: config.PostTrain, found: Sequence[Stage], say: Callable[[str], None]) -> None:

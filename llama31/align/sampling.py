@@ -27,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from llama31 import config
+from llama31 import config, files
 from llama31.align import filters, servers
 from llama31.align.filters import Candidate, Selection
 from llama31.align.prompts import Prompt
@@ -115,13 +115,6 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
-
-
 # --- drawing ---
 
 
@@ -164,9 +157,9 @@ def settle(
             raise ValueError(f"folder={folder}: it holds answers drawn with {', '.join(other)}; give another folder")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(told, indent=1) + "\n")
+        files.write_whole(path, json.dumps(told, indent=1) + "\n")
     records = ({**prompt.record, "id": prompt.id} for prompt in prompts)
-    write_whole(folder / PROMPTS, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    files.write_whole(folder / PROMPTS, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def missing(prompts: Sequence[Prompt], answers: int, lines: Iterable[Mapping[str, Any]]) -> list[Task]:
@@ -303,14 +296,14 @@ def publish(
     pairs = [pair for one in kept.best if (pair := _pair(by_id[one.prompt], one, model, run.pairs))]
     for name, records in ((BEST, best), (PAIRS, pairs)):
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        write_whole(folder / name, text)
+        files.write_whole(folder / name, text)
     refused = sum("refused" in line for line in read_lines(folder / CANDIDATES))
     told = {**further, **_summary(kept, found, known), "refused": refused, "pairs": len(pairs)}
     told["reward_model"] = asdict(model)
     path = folder / SUMMARY
     before = json.loads(path.read_text(encoding="utf-8"))["ranked_by"] if path.is_file() else []
     told["ranked_by"] = [*(name for name in before if name != model.name), model.name]
-    write_whole(folder / SUMMARY, json.dumps(told, indent=1) + "\n")
+    files.write_whole(folder / SUMMARY, json.dumps(told, indent=1) + "\n")
     return told
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llama31 import config
+from llama31 import config, files
 
 VERSION = 1
 SPLITS = ("train", "heldout")
@@ -43,7 +43,7 @@ class Packed:
     def write(self, folder: Path) -> Path:
         """Write `packed.json` into `folder`; returns its path."""
         path = folder / "packed.json"
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        files.write_whole(path, json.dumps(asdict(self), indent=2) + "\n")
         return path
 
 

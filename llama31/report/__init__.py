@@ -6,10 +6,10 @@ the rest. The page needs no network and no other file, and a run may be reported
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from llama31 import files
 from llama31.report import page, record
 from llama31.report.accounts import Account
 
@@ -25,11 +25,8 @@ def write(folders: Sequence[str | Path], output: str | Path | None = None, now_s
     runs = record.load(folders, now_s)
     text = page.html([Account(run) for run in runs])
     path = Path(output) if output is not None else runs[0].folder / NAME
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
+        files.write_whole(path, text)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise ValueError(f"output={path}: cannot be written ({error}); give another file") from error
     return path
