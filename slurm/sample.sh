@@ -2,7 +2,8 @@
 # sbatch --nodes=2 slurm/sample.sh folder=runs/first/sample prompts=prompts.jsonl policy=runs/first reward=runs/reward ...
 # Rejection sampling. Arguments are those of `python -m recipes.sample`. With VLLM_PYTHON, the Python of an environment
 # in which vLLM is installed, every node runs a server; they stop before the reward model ranks what was drawn, since
-# both need the memory. Without it our own decoder answers.
+# both need the memory. Without it our own decoder answers. 405B is 810 GB in BF16, more than 8 GPUs of 80 GB hold:
+# VLLM_NODES_PER_SERVER=2 gives each server two nodes as pipeline stages (or VLLM_OPTIONS names a quantization).
 #
 # 100,000 prompts, 10 answers of 512 tokens: forward passes of one token at a time, whose share of the peak is ours.
 # bill: --nodes=1 model=8b tokens=512000000
@@ -23,6 +24,7 @@ source "$LLAMA31_HOME/slurm/env.sh"
 : "${VLLM_PORT:=8000}"
 : "${VLLM_WAIT_S:=3600}" # until a server has loaded 405B from a shared disk
 : "${VLLM_TENSOR_PARALLEL:=${SLURM_GPUS_ON_NODE:-1}}"
+: "${VLLM_NODES_PER_SERVER:=1}"
 : "${VLLM_OPTIONS:=}"
 
 say() { echo "$(date -u +%Y-%m-%dT%H:%M:%S.%3NZ) sample: job $SLURM_JOB_ID: $*"; }
@@ -51,24 +53,42 @@ come_back() {
 trap come_back USR1 TERM
 
 if [ "${part:-all}" != rank ]; then
+    if [ $((SLURM_JOB_NUM_NODES % VLLM_NODES_PER_SERVER)) != 0 ]; then
+        say "VLLM_NODES_PER_SERVER=$VLLM_NODES_PER_SERVER does not divide the $SLURM_JOB_NUM_NODES node(s) of this job"
+        exit 2
+    fi
     hf=$policy
     if [ ! -f "$policy/config.json" ]; then
         hf=$folder/hf
         [ -f "$hf/config.json" ] ||
             "$PYTHON" -m recipes.convert direction=to_hf "checkpoint=$policy" "hf=$hf" || exit 1
     fi
-    say "START a server on each of $SLURM_JOB_NODELIST, $VLLM_TENSOR_PARALLEL GPUs each"
-    # shellcheck disable=SC2086 # options are several words
+    say "START a server on every $VLLM_NODES_PER_SERVER node(s) of $SLURM_JOB_NODELIST"
+    heads=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | awk -v n="$VLLM_NODES_PER_SERVER" '(NR - 1) % n == 0')
+    export VLLM_PYTHON VLLM_NODES_PER_SERVER heads
+    # shellcheck disable=SC2016,SC2086 # expanded on the node; options are several words
     env -u PYTHONPATH -u PYTORCH_CUDA_ALLOC_CONF -u CUDA_DEVICE_MAX_CONNECTIONS srun --ntasks-per-node=1 \
         --nodes="$SLURM_JOB_NUM_NODES" --cpus-per-task="$SLURM_CPUS_ON_NODE" --kill-on-bad-exit=0 --overlap \
-        "$VLLM_PYTHON" -m vllm.entrypoints.openai.api_server --model "$hf" --served-model-name policy \
-        --host 0.0.0.0 --port "$VLLM_PORT" --tensor-parallel-size "$VLLM_TENSOR_PARALLEL" $VLLM_OPTIONS &
+        bash -c 'several=() n=$VLLM_NODES_PER_SERVER
+        if [ "$n" -gt 1 ]; then
+            mapfile -t heads <<<"$heads"
+            several=(--pipeline-parallel-size "$n" --nnodes "$n" --node-rank $((SLURM_NODEID % n))
+                --master-addr "${heads[SLURM_NODEID / n]}" --distributed-executor-backend mp)
+            [ $((SLURM_NODEID % n)) = 0 ] || several+=(--headless)
+        fi
+        exec "$VLLM_PYTHON" -m vllm.entrypoints.cli.main serve "$@" "${several[@]}"' vllm \
+        "$hf" --served-model-name policy --host 0.0.0.0 --port "$VLLM_PORT" \
+        --tensor-parallel-size "$VLLM_TENSOR_PARALLEL" $VLLM_OPTIONS &
     servers=$!
-    urls=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s|.*|\"http://&:$VLLM_PORT/v1\"|" | paste -sd,)
+    urls=$(sed "s|.*|\"http://&:$VLLM_PORT/v1\"|" <<<"$heads" | paste -sd,)
     "$PYTHON" -m recipes.sample "$@" part=draw "server.urls=[$urls]" "server.wait_s=$VLLM_WAIT_S" &
     client=$!
     while kill -0 "$client" 2>/dev/null; do # a bare `wait` would hold back the signals
-        kill -0 "$servers" 2>/dev/null || [ -n "$gone" ] || { say "the servers have ended" && gone=1; }
+        if [ -z "$gone" ] && ! kill -0 "$servers" 2>/dev/null; then # or it would wait for them with the GPUs in hand
+            say "all servers have ended, so drawing ends; their words stand above, and what was drawn is kept"
+            gone=1
+            kill -TERM "$client" 2>/dev/null
+        fi
         sleep 0.5
     done
     wait "$client"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -17,14 +18,16 @@ from tests.conftest import ROOT
 
 SRUN = """#!/bin/bash
 while [[ "$1" == --* ]]; do shift; done
-"$@" &
-child=$!
-trap 'kill $child; wait $child; exit 143' TERM
-wait $child
+for ((SLURM_NODEID = 0; SLURM_NODEID < SLURM_JOB_NUM_NODES; SLURM_NODEID++)); do
+    SLURM_NODEID=$SLURM_NODEID "$@" &
+    children+=" $!"
+done
+trap 'kill $children; wait $children; exit 143' TERM
+wait $children
 """
 SCONTROL = """#!/bin/bash
 [ "$1" = requeue ] && echo "requeued $2" >>"$HERE/told"
-[ "$2" = hostnames ] && echo 127.0.0.1
+[ "$2" = hostnames ] && printf '127.0.0.%d\n' $(seq "$SLURM_JOB_NUM_NODES")
 exit 0
 """
 PYTHON = """#!/bin/bash
@@ -46,6 +49,13 @@ esac
 """
 VLLM = """#!/bin/bash
 echo "vllm $* PYTHONPATH=$PYTHONPATH" >>"$HERE/told"
+case "$*" in *--headless*) exec sleep 60 ;; esac
+if [ "$VLLM_DIES" = 1 ]; then
+    "$REAL_PYTHON" -m http.server --bind 127.0.0.1 "$VLLM_PORT" >/dev/null 2>&1 &
+    until [ -e "$HERE/drawing" ]; do sleep 0.1; done
+    kill $!
+    exit 1
+fi
 exec "$REAL_PYTHON" -m http.server --bind 127.0.0.1 "$VLLM_PORT" >/dev/null 2>&1
 """
 LAUNCH = """#!/bin/bash
@@ -57,7 +67,7 @@ echo "launch $*" >>"$HERE/told"
 class Job:
     """One job of the script, in a folder of its own."""
 
-    def __init__(self, here: Path, draws_s: float = 0.2, code: int = 0, vllm: bool = True) -> None:
+    def __init__(self, here: Path, draws_s: float = 0.2, code: int = 0, vllm: bool = True, **further: str) -> None:
         self.here, self.told = here, here / "told"
         self.told.touch()
         shutil.copytree(ROOT / "slurm", here / "home" / "slurm")
@@ -74,6 +84,7 @@ class Job:
             "LLAMA31_HOME": str(here / "home"), "PYTHON": str(here / "python"), "REAL_PYTHON": sys.executable,
             "VLLM_PORT": str(self.port), "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "n1",
             "SLURM_CPUS_ON_NODE": "2", "SLURM_GPUS_ON_NODE": "8", "DRAWS_S": str(draws_s), "DRAW_CODE": str(code),
+            "VLLM_DIES": "0", **further,
         }  # fmt: skip
         if vllm:
             self.environment["VLLM_PYTHON"] = str(here / "vllm")
@@ -97,7 +108,8 @@ def test_servers_are_gone_before_the_ranking(tmp_path: Path) -> None:
     export, draw, up, launch = [line for line in job.lines() if not line.startswith("vllm")]
     (vllm,) = [line for line in job.lines() if line.startswith("vllm")]
     assert "recipes.convert direction=to_hf checkpoint=runs/x" in export
-    assert f"--model {tmp_path}/drawn/hf --served-model-name policy" in vllm and "--tensor-parallel-size 8" in vllm
+    assert f"serve {tmp_path}/drawn/hf --served-model-name policy" in vllm and "--tensor-parallel-size 8" in vllm
+    assert "--nnodes" not in vllm
     assert vllm.endswith("PYTHONPATH=")  # vLLM's environment is its own
     assert f'part=draw server.urls=["http://127.0.0.1:{job.port}/v1"] server.wait_s=3600' in draw
     assert up == "server is up" and launch.startswith("launch sample") and launch.endswith("reward=runs/r part=rank")
@@ -108,6 +120,31 @@ def test_servers_are_gone_before_the_ranking(tmp_path: Path) -> None:
 def test_nothing_is_ranked_that_need_not_or_cannot(tmp_path: Path, further: tuple[str, ...], code: int) -> None:
     job = Job(tmp_path, code=code)
     assert job.start(*further).wait(60) == code
+    assert not any(line.startswith("launch") for line in job.lines()) and job.port_is_free()
+
+
+def test_a_server_takes_several_nodes(tmp_path: Path) -> None:
+    nodes = {"SLURM_JOB_NUM_NODES": "4", "VLLM_NODES_PER_SERVER": "2"}
+    job = Job(tmp_path, **nodes)
+    assert job.start().wait(60) == 0
+    started = [line for line in job.lines() if line.startswith("vllm")]
+    for head, rank in itertools.product((1, 3), (0, 1)):
+        given = f"--pipeline-parallel-size 2 --nnodes 2 --node-rank {rank} --master-addr 127.0.0.{head} "
+        (line,) = [line for line in started if given in line]
+        assert ("--headless" in line) == (rank == 1)
+    (draw,) = [line for line in job.lines() if "part=draw" in line]
+    assert f'server.urls=["http://127.0.0.1:{job.port}/v1","http://127.0.0.3:{job.port}/v1"]' in draw
+
+
+def test_nodes_that_no_server_would_take_are_refused(tmp_path: Path) -> None:
+    job = Job(tmp_path, SLURM_JOB_NUM_NODES="3", VLLM_NODES_PER_SERVER="2")
+    assert job.start().wait(60) == 2
+    assert job.lines() == []
+
+
+def test_drawing_ends_with_the_last_server(tmp_path: Path) -> None:
+    job = Job(tmp_path, draws_s=600, VLLM_DIES="1")
+    assert job.start("reward=r").wait(60) == 143
     assert not any(line.startswith("launch") for line in job.lines()) and job.port_is_free()
 
 
