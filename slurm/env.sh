@@ -5,7 +5,7 @@
 : "${PYTHON:=$LLAMA31_HOME/.venv/bin/python}"
 PYTHONPATH=$LLAMA31_HOME${PYTHONPATH:+:$PYTHONPATH}
 
-# How often a job may come back in all, and how often in a row without a new checkpoint (launch.sh).
+# How often a job may come back in all, and how often in a row without anything new (launch.sh).
 : "${MAX_RESTARTS:=500}"
 : "${MAX_FRUITLESS:=3}"
 

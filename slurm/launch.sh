@@ -75,12 +75,14 @@ come_back() {
     exit 0
 }
 
-# True after MAX_FRUITLESS deaths in a row that left no new checkpoint: a fault that a restart does not heal.
+# True after MAX_FRUITLESS deaths in a row that left nothing new, a checkpoint or answers and scores of recipes.sample: a
+# fault that a restart does not heal.
 fruitless() {
     local newest
     newest=$(find "$RUN_FOLDER/checkpoints" -mindepth 1 -maxdepth 1 -name 'step-*' 2>/dev/null | sort | tail -n1)
-    echo "newest ${newest:-none}" >>"$RUN_FOLDER/logs/deaths"
-    [ "$(tail -n "$MAX_FRUITLESS" "$RUN_FOLDER/logs/deaths" | grep -cxF "newest ${newest:-none}")" -ge "$MAX_FRUITLESS" ]
+    newest="newest ${newest:-none} $(cat "$RUN_FOLDER"/{candidates,scores}.jsonl 2>/dev/null | wc -c)"
+    echo "$newest" >>"$RUN_FOLDER/logs/deaths"
+    [ "$(tail -n "$MAX_FRUITLESS" "$RUN_FOLDER/logs/deaths" | grep -cxF "$newest")" -ge "$MAX_FRUITLESS" ]
 }
 
 # Sets NODES, PROCESSES_PER_NODE and RUN_FOLDER; refuses a wrong config before any node has loaded torch.
@@ -133,7 +135,7 @@ esac
 [ -z "$RUN_FOLDER" ] && exit "$code" # nothing is saved on the way, so Slurm's own requeue has to do
 still_running "died" # a node that was lost is no fault of the trainer
 if fruitless; then
-    say "died $MAX_FRUITLESS times without a new checkpoint; not restarted: MAX_FRUITLESS=$MAX_FRUITLESS"
+    say "died $MAX_FRUITLESS times without anything new; not restarted: MAX_FRUITLESS=$MAX_FRUITLESS"
     exit 1
 fi
 come_back "died"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -271,3 +273,23 @@ def test_a_typo_of_either_side_is_named(command: Command) -> None:
     assert result.returncode == 2 and "did you mean model" in result.stderr
     result = command("-m", "recipes.submit")
     assert result.returncode == 1 and result.stderr.startswith("python -m recipes.submit: submit.recipe=null")
+
+
+def test_what_counts_as_progress(tmp_path: Path) -> None:
+    """A job that dies comes back while it leaves something new: a checkpoint, or answers and scores."""
+    (tmp_path / "logs").mkdir()
+    function = re.search(r"^fruitless\(\) \{.*?^\}", (ROOT / "slurm/launch.sh").read_text(), re.MULTILINE | re.DOTALL)
+    assert function is not None
+    environment = {**os.environ, "RUN_FOLDER": str(tmp_path), "MAX_FRUITLESS": "2"}
+
+    def gives_up() -> bool:
+        words = ["bash", "-uc", f"{function[0]}\nfruitless"]
+        return subprocess.run(words, env=environment, timeout=30, check=False).returncode == 0
+
+    found = []
+    for new in ("nothing", "nothing", "candidates.jsonl", "scores.jsonl", "checkpoints/step-00000001", "nothing"):
+        path = tmp_path / new
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("1\n")
+        found.append(gives_up())
+    assert found == [False, True, False, False, False, True]
