@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,22 +25,33 @@ NAME, PAGE = "judge.json", "judge.html"
 
 @dataclass(frozen=True)
 class Answered:
-    """A prompt's record and the answers that a model gave, with their rewards by the newest reward model."""
+    """A prompt's record and the answers that a model gave, none where it failed, with their rewards by one model."""
 
     record: Mapping[str, Any]
     texts: Sequence[str]
     rewards: Sequence[float | None]
+    finishes: Sequence[str]
+
+    @property
+    def known(self) -> list[float]:
+        """The rewards that are numbers."""
+        return [reward for reward in self.rewards if reward is not None and math.isfinite(reward)]
 
 
-def answered(folder: Path, model: str | None = None) -> tuple[dict[str, Answered], str]:
+def answered(folder: Path, model: str | None = None, reward: str | None = None) -> tuple[dict[str, Answered], str]:
     """What stands in a folder of `recipes.sample`, by prompt, and the reward model that judged it.
 
-    `model`: fingerprint of the reward model whose scores are wanted; None: the last that scored there. Raises
-    ValueError where its scores or the prompts are missing.
+    `model`: fingerprint of the reward model whose scores are wanted; `reward`: its run folder, if not; None: the last
+    that scored there. Raises ValueError where its scores or the prompts are missing.
     """
     scores = sampling.read_lines(folder / sampling.SCORES)
     if not scores:
         raise ValueError(f"{folder}: there is no {sampling.SCORES}; rank its answers with recipes.sample reward=...")
+    if model is None and reward is not None:
+        mine = [line for line in scores if Path(line["name"]).resolve().is_relative_to(Path(reward).resolve())]
+        if not mine:
+            raise ValueError(f"reward={reward}: it has ranked nothing in {folder}; run recipes.sample part=rank there")
+        model = mine[-1]["model"]
     wanted = str(scores[-1]["model"]) if model is None else model
     known = {(line["prompt"], line["k"]): line["reward"] for line in scores if line["model"] == wanted}
     if not known:
@@ -47,39 +59,49 @@ def answered(folder: Path, model: str | None = None) -> tuple[dict[str, Answered
             f"{folder}: nothing was ranked by the reward model {wanted}; run recipes.sample part=rank there"
         )
     records = {line["id"]: line for line in sampling.read_lines(folder / sampling.PROMPTS)}
-    found: defaultdict[str, dict[int, tuple[str, float | None]]] = defaultdict(dict)
+    found: defaultdict[str, dict[int, tuple[str, float | None, str]]] = defaultdict(dict)
     for line in sampling.read_lines(folder / sampling.CANDIDATES):
         if "refused" not in line and line["prompt"] in records:
-            reward = known.get((line["prompt"], line["k"]))
-            found[line["prompt"]].setdefault(line["k"], (line["text"].strip(), reward))
-    ordered = {prompt: [found[prompt][k] for k in sorted(found[prompt])] for prompt in records if found[prompt]}
-    return {prompt: Answered(records[prompt], *map(list, zip(*pairs))) for prompt, pairs in ordered.items()}, wanted
+            given = line["text"].strip(), known.get((line["prompt"], line["k"])), line["finish"]
+            found[line["prompt"]].setdefault(line["k"], given)
+    ordered = {prompt: [found[prompt][k] for k in sorted(found[prompt])] for prompt in records}
+    return {prompt: Answered(records[prompt], *_columns(lines)) for prompt, lines in ordered.items()}, wanted
 
 
-def wins(mine: Mapping[str, Answered], others: Mapping[str, Answered]) -> list[float]:
+def _columns(lines: Sequence[tuple[str, float | None, str]]) -> tuple[list[str], list[float | None], list[str]]:
+    return [text for text, _, _ in lines], [reward for _, reward, _ in lines], [finish for _, _, finish in lines]
+
+
+def wins(mine: Mapping[str, Answered], others: Mapping[str, Answered], lose: bool = True) -> list[float]:
     """1 for each prompt whose answer is rewarded more than the other's, 0 for less, 1/2 for a tie.
 
-    Of several answers each is compared with each, and their mean is one outcome: prompts are what varies.
+    Of several answers each is compared with each, and their mean is one outcome: prompts are what varies. Where one
+    side alone has an answer with a reward, the other loses, or the prompt is left out; where neither has, it is.
     """
     found = []
     for prompt in mine.keys() & others.keys():
-        pairs = [
-            0.5 if a == b else float(a > b)
-            for a in mine[prompt].rewards
-            for b in others[prompt].rewards
-            if a is not None and b is not None and math.isfinite(a) and math.isfinite(b)
-        ]
-        if pairs:
+        ours, theirs = mine[prompt].known, others[prompt].known
+        if ours and theirs:
+            pairs = [0.5 if a == b else float(a > b) for a in ours for b in theirs]
             found.append(sum(pairs) / len(pairs))
+        elif lose and (ours or theirs):
+            found.append(float(bool(ours)))
     return found
 
 
 def obedience(found: Mapping[str, Answered]) -> dict[str, Score]:
-    """Shares of answers that obey all checks of their prompt (prompts), and of checks obeyed, in all and by kind."""
+    """Shares of answers that obey all checks of their prompt (prompts), and of checks obeyed, in all and by kind.
+
+    Where there is no answer, nothing is obeyed.
+    """
     whole: list[bool] = []
     by_kind: defaultdict[str, list[bool]] = defaultdict(list)
     for one in found.values():
         wanted = checks.read(one.record.get("checks"))
+        if wanted and not one.texts:
+            whole.append(False)
+            for kind, _ in wanted:
+                by_kind[kind].append(False)
         for text in one.texts if wanted else ():
             broken = [bool(checks.broken(text, [check])) for check in wanted]
             whole.append(not any(broken))
@@ -101,6 +123,21 @@ def refusals(found: Mapping[str, Answered]) -> dict[str, Score]:
     return {kind: confidence.proportion(by_kind[kind]) for kind in order if by_kind[kind]}
 
 
+def lengths(found: Mapping[str, Answered]) -> dict[str, float | int]:
+    """How long answers are: reward models like long ones, so a win rate is read beside it.
+
+    Median and mean of their words, the share that no end token ended, and prompts without an answer that has a reward.
+    """
+    words = [len(checks.words(text)) for one in found.values() for text in one.texts]
+    finishes = [finish for one in found.values() for finish in one.finishes]
+    return {
+        "words, median": statistics.median(words) if words else 0,
+        "words, mean": statistics.fmean(words) if words else 0.0,
+        "unfinished": statistics.fmean(finish != "stop" for finish in finishes) if finishes else 0.0,
+        "unanswered": sum(not one.known for one in found.values()),
+    }
+
+
 def heldout(folder: Path) -> dict[str, float]:
     """The newest held-out figures of a training run: loss and, of pairs, accuracy; none where it has not validated."""
     lines = [line for line in metrics.read(folder) if line["kind"] == "validation"]
@@ -119,18 +156,19 @@ def heldout(folder: Path) -> dict[str, float]:
 
 def judge(run: config.Judge) -> dict[str, Any]:
     """All figures of a round, ready for JSON. Raises ValueError where files are missing or do not fit."""
-    mine, model = answered(Path(run.answers))
+    mine, model = answered(Path(run.answers), reward=run.reward)
     told: dict[str, Any] = {"title": run.title or Path(run.folder).name, "reward_model": model, "prompts": len(mine)}
-    told["answers"] = {"obeyed": _json(obedience(mine)), "refused": _json(refusals(mine))}
+    told["answers"] = _account(mine)
     if run.previous is not None:
         others, _ = answered(Path(run.previous), model)
-        outcomes = wins(mine, others)
+        outcomes = wins(mine, others, run.unanswered == "lose")
         if not outcomes:
             raise ValueError(
                 f"previous={run.previous}: no prompt was answered and ranked both there and in {run.answers}"
             )
         told["win_rate"] = confidence.proportion(outcomes).json()
-        told["previous"] = {"obeyed": _json(obedience(others)), "refused": _json(refusals(others))}
+        told["unanswered"] = run.unanswered
+        told["previous"] = _account(others)
         told["examples"] = _examples(mine, others, run.examples)
     told["heldout"] = {Path(folder).name: heldout(Path(folder)) for folder in run.runs}
     return told
@@ -141,17 +179,23 @@ def better(told: Mapping[str, Any]) -> bool:
     return "win_rate" not in told or told["win_rate"]["score"] >= 0.5
 
 
+def _account(found: Mapping[str, Answered]) -> dict[str, Any]:
+    return {"obeyed": _json(obedience(found)), "refused": _json(refusals(found)), "lengths": lengths(found)}
+
+
 def _json(scores: Mapping[str, Score]) -> dict[str, dict[str, float | int]]:
     return {name: score.json() for name, score in scores.items()}
 
 
 def _examples(mine: Mapping[str, Answered], others: Mapping[str, Answered], count: int) -> list[dict[str, Any]]:
     """The first answers to prompts: half of those most gained on, half of those most lost on."""
-    both = [prompt for prompt in mine if prompt in others and mine[prompt].rewards[0] is not None]
-    both = [prompt for prompt in both if others[prompt].rewards[0] is not None]
-    ordered = sorted(
-        both, key=lambda prompt: float(mine[prompt].rewards[0] or 0) - float(others[prompt].rewards[0] or 0)
-    )
+
+    def gain(prompt: str) -> float | None:
+        first = [one.rewards[0] if one.rewards else None for one in (mine[prompt], others[prompt])]
+        return None if None in first else float(first[0] or 0) - float(first[1] or 0)
+
+    gains = {prompt: found for prompt in mine if prompt in others and (found := gain(prompt)) is not None}
+    ordered = sorted(gains, key=lambda prompt: gains[prompt])
     chosen = ordered if len(ordered) <= count else [*ordered[: count // 2], *ordered[len(ordered) - (count + 1) // 2 :]]
     return [
         {

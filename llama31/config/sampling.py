@@ -107,6 +107,12 @@ class Judge:
     title: str = key("", "headline of the page; empty: the folder's name")
     answers: str = key(MISSING, "folder of recipes.sample with the model's answers to the judge's prompts, ranked")
     previous: str | None = key(None, "the same of the model before; null: there is none to win against")
+    reward: str | None = key(
+        None, "run folder of the reward model whose scores count; null: the last that scored there"
+    )
+    unanswered: str = key(
+        "lose", "a prompt without an answer, or one that the reward model could not read", choices=("lose", "leave_out")
+    )
     earlier: list[str] = key([], "judge.json of earlier rounds, oldest first, for the curves over rounds")
     runs: list[str] = key([], "run folders of this round whose held-out accuracy and loss are shown")
     examples: int = key(20, "prompts shown with both answers", low=0)

@@ -121,10 +121,17 @@ def _obeyed(told: Told) -> str:
                     Cell(_score(other), right=True),
                 ]
             )
+    for name, found in told["answers"].get("lengths", {}).items():
+        shown = percent if name == "unfinished" else "{:,.4g}".format
+        other = before.get("lengths", {}).get(name)
+        rows.append([Cell(name), Cell(shown(found), right=True), *[Cell("", right=True)] * 2])
+        rows[-1].append(Cell(NONE if other is None else shown(other), right=True))
     if not rows:
         return ""
     head = ["share of answers", "this model", "95 %", "outcomes", "the model before"]
-    return f"<h2>Instructions and refusals</h2>{table(head, rows)}"
+    lost = "a prompt that one model alone answered is lost by the other" if told.get("unanswered") == "lose" else ""
+    note = f"<span class=note>{lost}</span>" if lost else ""
+    return f"<h2>Instructions, refusals, lengths{note}</h2>{table(head, rows)}"
 
 
 def _heldout(told: Told) -> str:

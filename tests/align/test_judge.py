@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ def answers(folder: Path, given: Sequence[dict[str, Any]], model: str = MODEL) -
         prompts.append({"messages": [{"role": "user", "content": f"Question {one['id']}"}], **record})
         for k, (text, reward) in enumerate(zip(one["texts"], one["rewards"], strict=True)):
             candidates.append({"prompt": one["id"], "k": k, "text": text, "finish": "stop"})
-            scores.append({"prompt": one["id"], "k": k, "reward": reward, "model": model})
+            scores.append(
+                {"prompt": one["id"], "k": k, "reward": reward, "model": model, "name": f"runs/{model}/step-1"}
+            )
     for name, lines in ((sampling.PROMPTS, prompts), (sampling.CANDIDATES, candidates), (sampling.SCORES, scores)):
         with (folder / name).open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
@@ -41,13 +44,44 @@ def plain(rewards: Sequence[float | None]) -> list[dict[str, Any]]:
 def test_wins_are_counted(tmp_path: Path) -> None:
     mine, model = judge.answered(answers(tmp_path / "a", plain([1.0, 2.0, 0.0, 5.0, None])))
     others, _ = judge.answered(answers(tmp_path / "b", plain([0.0, 3.0, 0.0, 4.0, 1.0])), model)
-    assert sorted(judge.wins(mine, others)) == [0.0, 0.5, 1.0, 1.0]
-    told = judge.judge(config.Judge(folder="x", answers=str(tmp_path / "a"), previous=str(tmp_path / "b")))
+    assert sorted(judge.wins(mine, others)) == [0.0, 0.0, 0.5, 1.0, 1.0], "whoever says nothing has lost"
+    assert sorted(judge.wins(mine, others, lose=False)) == [0.0, 0.5, 1.0, 1.0]
+    run = config.Judge(folder="x", answers=str(tmp_path / "a"), previous=str(tmp_path / "b"), unanswered="leave_out")
+    told = judge.judge(run)
+    assert told["answers"]["lengths"]["unanswered"] == 1 and told["previous"]["lengths"]["unanswered"] == 0
     assert told["win_rate"]["score"] == 0.625 and told["win_rate"]["count"] == 4
     assert told["win_rate"]["ci95"] == pytest.approx(1.96 * math.sqrt(0.625 * 0.375 / 4))
     assert judge.better(told)
-    swapped = judge.judge(config.Judge(folder="x", answers=str(tmp_path / "b"), previous=str(tmp_path / "a")))
+    swapped = judge.judge(replace(run, answers=str(tmp_path / "b"), previous=str(tmp_path / "a")))
     assert swapped["win_rate"]["score"] == 0.375 and not judge.better(swapped)
+
+
+def test_a_prompt_without_an_answer_is_lost_and_obeys_nothing(tmp_path: Path) -> None:
+    """A server that fails on every second prompt must not look like one that wins them all."""
+    check = [{"kind": "json", "value": False}]
+    asked: list[dict[str, Any]] = [{"id": str(i), "checks": check} for i in range(10)]
+    good = [{**one, "texts": ["So."], "rewards": [2.0]} for one in asked]
+    answers(tmp_path / "a", [one if i < 2 else {**one, "texts": [], "rewards": []} for i, one in enumerate(good)])
+    answers(tmp_path / "b", [{**one, "texts": ["No."], "rewards": [1.0]} for one in asked])
+    told = judge.judge(config.Judge(folder="x", answers=str(tmp_path / "a"), previous=str(tmp_path / "b")))
+    assert told["win_rate"]["score"] == 0.2 and told["win_rate"]["count"] == 10
+    assert told["answers"]["obeyed"]["prompts"]["score"] == 0.2
+    assert told["answers"]["lengths"]["unanswered"] == 8
+    assert "a prompt that one model alone answered is lost by the other" in rounds.html(told)
+
+
+def test_the_reward_model_may_be_named(tmp_path: Path) -> None:
+    """Answers that a later round's model has ranked too are judged again as they were."""
+    answers(tmp_path / "a", plain([1.0, 1.0]), "reward-1")
+    with (tmp_path / "a" / sampling.SCORES).open("a") as file:
+        for k in "01":
+            told = {"prompt": k, "k": 0, "reward": -5.0, "model": "reward-2", "name": "runs/reward-2/step-1"}
+            file.write(json.dumps(told) + "\n")
+    answers(tmp_path / "b", plain([0.0, 0.0]), "reward-1")
+    run = config.Judge(folder="x", answers=str(tmp_path / "a"), previous=str(tmp_path / "b"), reward="runs/reward-1")
+    assert judge.judge(run)["win_rate"]["score"] == 1.0
+    with pytest.raises(ValueError, match="reward=runs/reward-3: it has ranked nothing"):
+        judge.judge(replace(run, reward="runs/reward-3"))
 
 
 def test_several_answers_are_one_outcome(tmp_path: Path) -> None:
