@@ -13,11 +13,12 @@ import difflib
 import functools
 import os
 import re
+import signal
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from llama31 import usage, validate
 from llama31.config import MISSING, ConfigError, Issue
@@ -38,11 +39,9 @@ def load(
     try:
         folders = _folders(options.config_dir)
         if options.help:
-            print(usage.help_text(schema, folders))
-            raise SystemExit(0)
+            _show(usage.help_text(schema, folders) + "\n")
         if options.cfg:
-            print(to_yaml(compose(schema, options.config_name, overrides, options.config_dir)), end="")
-            raise SystemExit(0)
+            _show(to_yaml(compose(schema, options.config_name, overrides, options.config_dir)))
         run, warnings = _checked(*_gather(schema, options.config_name, overrides, folders), world_size)
     except ConfigError as error:
         if leader:
@@ -51,6 +50,13 @@ def load(
     for warning in warnings if leader else []:
         print(f"warning: {warning}", file=sys.stderr)
     return run
+
+
+def _show(text: str) -> NoReturn:
+    """Print and end, also where the reader has closed the pipe, as `| head` does."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    print(text, end="", flush=True)
+    raise SystemExit(0)
 
 
 def given(schema: type, config_name: str, argv: Sequence[str]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,12 @@ def test_recipes_answer_help_and_refuse_a_wrong_key(recipe: str, command: Comman
     assert result.returncode == 2
     assert "typo=1: no such key" in result.stderr and "Traceback" not in result.stderr
     assert not [line for line in result.stderr.splitlines() if line.endswith((" torch", " deepspeed", " transformers"))]
+
+
+def test_help_into_a_reader_that_leaves() -> None:
+    line = f"{sys.executable} -m recipes.pretrain --help | head -n1"
+    result = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.startswith("usage: ") and result.stderr == ""
 
 
 def test_refusal_names_everything_and_ends_with_2(command: Command) -> None:
