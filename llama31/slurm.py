@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import re
 import shlex
 import string
@@ -48,6 +49,7 @@ TAKES = {
 }
 SHORT = {"recipe": "submit.recipe", "dry_run": "submit.dry_run"}  # what stands first in every command line
 SCRIPTS = Path(__file__).resolve().parent.parent / "slurm"
+ANSWER_S = 120  # until a client of Slurm is given up
 H100_TFLOPS = 989.0  # dense BF16, NVIDIA's figure; a bill needs a price where the cluster states none
 
 
@@ -81,6 +83,15 @@ class Step:
         gated = isinstance(self.run, config.Pretrain) and self.run.gates.every_tokens is not None
         gates = {"gates": f"{self.run.folder}/gates.json"} if gated else {}
         return {**known, "weights": self.run.folder, **gates}
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A job that has not ended, with the comment that it was submitted with."""
+
+    number: str
+    state: str
+    comment: str = ""
 
 
 def _recipe(part: str) -> str:
@@ -210,13 +221,13 @@ def facts(step: Step, job: config.Job) -> str:
     return "\n".join(f"{name}={shlex.quote(str(value))}" for name, value in known.items())
 
 
-def sbatch(step: Step, job: config.Job, after: str | None = None) -> list[str]:
-    """The command that submits `step`; `after` is the job that has to succeed before it."""
+def sbatch(step: Step, job: config.Job, after: str | None = None, comment: str | None = None) -> list[str]:
+    """The command that submits `step`; `after` is the job that has to succeed before it, `comment` is for `queued`."""
     words = ["sbatch", "--parsable", f"--job-name={getattr(step.run, 'name', step.part)}"]
     words.append(f"--nodes={nodes(step.run, job)}")
     if hasattr(step.run, "parallel"):
         words.append(f"--gpus-per-node={job.gpus_per_node}")
-    given = {"partition": job.partition, "account": job.account, "time": job.time}
+    given = {"partition": job.partition, "account": job.account, "time": job.time, "comment": comment}
     words += [f"--{name}={value}" for name, value in given.items() if value is not None]
     if step.folder is not None:
         words.append(f"--output={step.folder / 'logs' / '%j.out'}")
@@ -231,13 +242,28 @@ def submit(step: Step, command: Sequence[str]) -> str:
     """Submit and return the job's number. Raises RunError with what sbatch said against it."""
     if step.folder is not None:  # a job whose log has no folder fails without a word
         (step.folder / "logs").mkdir(parents=True, exist_ok=True)
+    return ask(command).strip().split(";")[0]
+
+
+def queued() -> list[Queued]:
+    """Every job that has not ended. Raises RunError where squeue is not there, or with what it said."""
+    lines = ask(["squeue", "--noheader", "--format=%i %T %k"]).splitlines()
+    return [Queued(*line.split(maxsplit=2)) for line in lines if line.strip()]
+
+
+def ask(command: Sequence[str]) -> str:
+    """What a client of Slurm printed. Raises RunError with what it said against it."""
+    # a user's filters (SQUEUE_STATES ...) would hide jobs
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
     try:
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=ANSWER_S, env=env)
     except FileNotFoundError as error:
-        raise config.RunError("sbatch is not on this machine; dry_run=true shows the command") from error
+        raise config.RunError(f"{command[0]} is not on this machine; dry_run=true shows the command") from error
+    except subprocess.TimeoutExpired as error:
+        raise config.RunError(f"{shlex.join(command)}: no answer within {ANSWER_S} s; look with squeue") from error
     if done.returncode:
         raise config.RunError(f"{shlex.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout.strip().split(";")[0]
+    return done.stdout
 
 
 # --- bills ---
