@@ -55,11 +55,15 @@ H100_TFLOPS = 989.0  # dense BF16, NVIDIA's figure; a bill needs a price where t
 
 @dataclass(frozen=True)
 class Step:
-    """One job of a chain: its part (RECIPE or RECIPE.LABEL), the arguments after its script, and their config."""
+    """One job of a chain: its part (RECIPE or RECIPE.LABEL), the arguments after its script, and their config.
+
+    Its log goes to `logs`, or else to its run folder.
+    """
 
     part: str
     arguments: list[str]
     run: Any
+    logs: Path | None = None
 
     @property
     def recipe(self) -> str:
@@ -71,6 +75,11 @@ class Step:
         if isinstance(self.run, config.Probe):
             return probe.folder_of(self.run)
         return Path(self.run.folder) if hasattr(self.run, "folder") else None
+
+    @property
+    def log_folder(self) -> Path | None:
+        """Where its log goes; none: where it is submitted."""
+        return self.logs or (self.folder and self.folder / "logs")
 
     def leaves(self, known: dict[str, str]) -> dict[str, str]:
         """What later parts can take, this one included: see `TAKES`."""
@@ -229,8 +238,8 @@ def sbatch(step: Step, job: config.Job, after: str | None = None, comment: str |
         words.append(f"--gpus-per-node={job.gpus_per_node}")
     given = {"partition": job.partition, "account": job.account, "time": job.time, "comment": comment}
     words += [f"--{name}={value}" for name, value in given.items() if value is not None]
-    if step.folder is not None:
-        words.append(f"--output={step.folder / 'logs' / '%j.out'}")
+    if step.log_folder is not None:
+        words.append(f"--output={step.log_folder / '%j.out'}")
     if isinstance(step.run, config.Probe):
         words.append(f"--array={probe.array(probe.remaining(step.run))}")
     if after is not None:
@@ -240,8 +249,8 @@ def sbatch(step: Step, job: config.Job, after: str | None = None, comment: str |
 
 def submit(step: Step, command: Sequence[str]) -> str:
     """Submit and return the job's number. Raises RunError with what sbatch said against it."""
-    if step.folder is not None:  # a job whose log has no folder fails without a word
-        (step.folder / "logs").mkdir(parents=True, exist_ok=True)
+    if step.log_folder is not None:  # a job whose log has no folder fails without a word
+        step.log_folder.mkdir(parents=True, exist_ok=True)
     return ask(command).strip().split(";")[0]
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from llama31 import config, slurm
@@ -139,10 +138,9 @@ def _submitted(
 ) -> str:
     """Submit a stage, or print that; the number of its job. `doomed` is one that waits for a job that is gone."""
     label = stage.name.replace("/", "-")
-    told = rounds.compose(stage, run.job)
-    if hasattr(told, "folder"):  # logs go there at once, and a link cannot take the place of a folder later
-        told = replace(told, folder=str(Path(run.folder) / stage.name))
-    step = slurm.Step(f"{stage.recipe}.{label}", list(stage.arguments), told)
+    # not the folder that it works in: a link cannot take the place of a folder later
+    logs = Path(run.folder) / stage.name / "logs"
+    step = slurm.Step(f"{stage.recipe}.{label}", list(stage.arguments), rounds.compose(stage, run.job), logs)
     after = ":".join(jobs[name] for name in stage.after if name in jobs) or None
     command = slurm.sbatch(step, run.job, after, _comment(run, stage.name))
     if doomed:

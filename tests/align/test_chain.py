@@ -120,6 +120,7 @@ def test_a_chain_of_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert after["round-02/reward"] == ["ROUND_01_JUDGE_JOB_ID"]
     assert "slurm/average.sh" in commands["round-01/dpo"] and "slurm/sample.sh" in commands["round-01/answers"]
     assert all("--partition=big" in line for line in commands.values())
+    assert f"--output={tmp_path}/runs/round-01/dpo/logs/" in commands["round-01/dpo"], "an average's is no run folder"
     # its folder is a link that a job before makes: a folder there, for its logs, would be in the way
     assert f"--output={tmp_path}/runs/round-02/previous/logs/" in commands["round-02/previous"]
     with pytest.raises(config.RunError, match="squeue is not on this machine; dry_run=true shows the command"):
