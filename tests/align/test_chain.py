@@ -14,6 +14,7 @@ import pytest
 
 from llama31 import config
 from llama31.align import chain, rounds
+from recipes import post_train
 from tests.align.test_rounds import MODEL, Pretender, planned
 
 NAMES = [f"round-01/{stage}" for stage in ("reward", "sample", "sft", "dpo", "previous", "answers", "judge")]
@@ -267,7 +268,7 @@ def test_wrong_states_are_refused_before_anything_is_submitted(
     cluster.asked()
     run = chained(tmp_path, *overrides)
     with pytest.raises(ValueError, match=said):
-        submitted(run) if run.submit else chain.refuse_queued(run, rounds.stages(run))
+        post_train.main(run)
     assert cluster.asked() == []
 
 
