@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import re
 import shlex
 import string
@@ -48,16 +49,21 @@ TAKES = {
 }
 SHORT = {"recipe": "submit.recipe", "dry_run": "submit.dry_run"}  # what stands first in every command line
 SCRIPTS = Path(__file__).resolve().parent.parent / "slurm"
+ANSWER_S = 120  # until a client of Slurm is given up
 H100_TFLOPS = 989.0  # dense BF16, NVIDIA's figure; a bill needs a price where the cluster states none
 
 
 @dataclass(frozen=True)
 class Step:
-    """One job of a chain: its part (RECIPE or RECIPE.LABEL), the arguments after its script, and their config."""
+    """One job of a chain: its part (RECIPE or RECIPE.LABEL), the arguments after its script, and their config.
+
+    Its log goes to `logs`, or else to its run folder.
+    """
 
     part: str
     arguments: list[str]
     run: Any
+    logs: Path | None = None
 
     @property
     def recipe(self) -> str:
@@ -70,6 +76,11 @@ class Step:
             return probe.folder_of(self.run)
         return Path(self.run.folder) if hasattr(self.run, "folder") else None
 
+    @property
+    def log_folder(self) -> Path | None:
+        """Where its log goes; none: where it is submitted."""
+        return self.logs or (self.folder and self.folder / "logs")
+
     def leaves(self, known: dict[str, str]) -> dict[str, str]:
         """What later parts can take, this one included: see `TAKES`."""
         if isinstance(self.run, config.Average):
@@ -81,6 +92,15 @@ class Step:
         gated = isinstance(self.run, config.Pretrain) and self.run.gates.every_tokens is not None
         gates = {"gates": f"{self.run.folder}/gates.json"} if gated else {}
         return {**known, "weights": self.run.folder, **gates}
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A job that has not ended, with the comment that it was submitted with."""
+
+    number: str
+    state: str
+    comment: str = ""
 
 
 def _recipe(part: str) -> str:
@@ -210,16 +230,16 @@ def facts(step: Step, job: config.Job) -> str:
     return "\n".join(f"{name}={shlex.quote(str(value))}" for name, value in known.items())
 
 
-def sbatch(step: Step, job: config.Job, after: str | None = None) -> list[str]:
-    """The command that submits `step`; `after` is the job that has to succeed before it."""
+def sbatch(step: Step, job: config.Job, after: str | None = None, comment: str | None = None) -> list[str]:
+    """The command that submits `step`; `after` is the job that has to succeed before it, `comment` is for `queued`."""
     words = ["sbatch", "--parsable", f"--job-name={getattr(step.run, 'name', step.part)}"]
     words.append(f"--nodes={nodes(step.run, job)}")
     if hasattr(step.run, "parallel"):
         words.append(f"--gpus-per-node={job.gpus_per_node}")
-    given = {"partition": job.partition, "account": job.account, "time": job.time}
+    given = {"partition": job.partition, "account": job.account, "time": job.time, "comment": comment}
     words += [f"--{name}={value}" for name, value in given.items() if value is not None]
-    if step.folder is not None:
-        words.append(f"--output={step.folder / 'logs' / '%j.out'}")
+    if step.log_folder is not None:
+        words.append(f"--output={step.log_folder / '%j.out'}")
     if isinstance(step.run, config.Probe):
         words.append(f"--array={probe.array(probe.remaining(step.run))}")
     if after is not None:
@@ -229,15 +249,30 @@ def sbatch(step: Step, job: config.Job, after: str | None = None) -> list[str]:
 
 def submit(step: Step, command: Sequence[str]) -> str:
     """Submit and return the job's number. Raises RunError with what sbatch said against it."""
-    if step.folder is not None:  # a job whose log has no folder fails without a word
-        (step.folder / "logs").mkdir(parents=True, exist_ok=True)
+    if step.log_folder is not None:  # a job whose log has no folder fails without a word
+        step.log_folder.mkdir(parents=True, exist_ok=True)
+    return ask(command).strip().split(";")[0]
+
+
+def queued() -> list[Queued]:
+    """Every job that has not ended. Raises RunError where squeue is not there, or with what it said."""
+    lines = ask(["squeue", "--noheader", "--format=%i %T %k"]).splitlines()
+    return [Queued(*line.split(maxsplit=2)) for line in lines if line.strip()]
+
+
+def ask(command: Sequence[str]) -> str:
+    """What a client of Slurm printed. Raises RunError with what it said against it."""
+    # a user's filters (SQUEUE_STATES ...) would hide jobs
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
     try:
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=ANSWER_S, env=env)
     except FileNotFoundError as error:
-        raise config.RunError("sbatch is not on this machine; dry_run=true shows the command") from error
+        raise config.RunError(f"{command[0]} is not on this machine; dry_run=true shows the command") from error
+    except subprocess.TimeoutExpired as error:
+        raise config.RunError(f"{shlex.join(command)}: no answer within {ANSWER_S} s; look with squeue") from error
     if done.returncode:
         raise config.RunError(f"{shlex.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout.strip().split(";")[0]
+    return done.stdout
 
 
 # --- bills ---

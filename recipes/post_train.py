@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 
 from llama31 import config
-from llama31.align import rounds
+from llama31.align import chain, rounds
 from recipes import start
 
 
@@ -22,12 +22,13 @@ def main(run: config.PostTrain) -> None:
     found = rounds.stages(run)
     rounds.check(run, found)
     if run.submit:
-        rounds.submit(run, found, say)
+        chain.submit(run, found, say)
     elif run.dry_run:
         for stage in found:
             done = " (done)" if rounds.state(run, stage) else ""
             say(f"# {stage.name}{done}\n{shlex.join(stage.words())}")
     else:
+        chain.refuse_queued(run, found)
         rounds.execute(run, found, say)
 
 

@@ -24,6 +24,7 @@ TORCH_FREE += (
     "tasks",
     "haystack",
     "scorecard",
+    "align.chain",
     "align.chat",
     "align.feed",
     "align.calibration",

@@ -68,6 +68,8 @@ class Plan:
         self.too_long = int((self.lengths > capacity).sum())
         self._fits = (self.lengths > 0) & (self.lengths <= capacity)
         if not any(epochs[name] > 0 and self._of(name).size for name in self.names):
+            if not self.too_long:
+                raise ValueError(f"data.sources: no example to learn from in {', '.join(self.names)}; give other data")
             raise ValueError(
                 f"data.sources: no example fits into a row of schedule.sequence_length={capacity} "
                 f"({self.too_long} are longer); give longer rows, or other data"

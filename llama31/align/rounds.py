@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ SCHEMAS: dict[str, type] = {
     "reward": config.Reward, "sample": config.Sample, "sft": config.Sft, "dpo": config.Dpo,
     "average": config.Average, "judge": config.Judge,
 }  # fmt: skip
-RECORD = "stages"  # folder of one file per stage: the command that made it
+RECORD = "stages"  # folder of one file per stage: the command that made it, the number of its job
 OF_MANY = ("sampling.answers=", "sampling.temperature=", "filters.", "pairs.", "limit=", "part=")  # no judge's business
 GREEDY = ("sampling.answers=1", "sampling.temperature=0")  # answers that are judged
 
@@ -206,17 +206,30 @@ def state(run: config.PostTrain, stage: Stage) -> bool:
     """Whether a stage is done. Raises ValueError where it was done by another command than it would be now."""
     if not stage.done():
         return False
-    before = _told(_record(run, stage)).get("arguments")
-    if before is not None and before != list(stage.arguments):
-        other = [text for text in stage.arguments if text not in before] or list(before)
+    if other := differs(run, stage):
         raise ValueError(
-            f"folder={run.folder}: {stage.name} was made by another command, without {shlex.join(other[:4])}; "
+            f"folder={run.folder}: {stage.name} was made by another command, without {other}; "
             "give another name, or remove what it made to have it made again"
         )
     return True
 
 
-def _record(run: config.PostTrain, stage: Stage) -> Path:
+def differs(run: config.PostTrain, stage: Stage) -> str | None:
+    """Arguments that a stage was not started with, as far as it was started and there is a difference."""
+    before = record(run, stage).get("arguments")
+    if before is None or before == list(stage.arguments):
+        return None
+    other = [text for text in stage.arguments if text not in before] or list(before)
+    return shlex.join(other[:4])
+
+
+def record(run: config.PostTrain, stage: Stage) -> dict[str, Any]:
+    """What is kept of a stage's start: its arguments, and the number of its job. Empty where it was not started."""
+    return _told(record_file(run, stage))
+
+
+def record_file(run: config.PostTrain, stage: Stage) -> Path:
+    """Where that is kept."""
     return Path(run.folder) / RECORD / f"{stage.name.replace('/', '-')}.json"
 
 
@@ -264,36 +277,15 @@ def execute(
         say(f"# {stage.name}: done in {time.monotonic() - begin:.1f} s")
 
 
-def note(run: config.PostTrain, stage: Stage) -> None:
-    """Keep the command of a stage, by which a later start sees whether it is still the same."""
-    path = _record(run, stage)
+def note(run: config.PostTrain, stage: Stage, job: str | None = None) -> None:
+    """Keep the command of a stage, by which a later start sees whether it is still the same, and its job's number."""
+    path = record_file(run, stage)
     path.parent.mkdir(parents=True, exist_ok=True)
     told = {
         "stage": stage.name,
         "recipe": stage.recipe,
         "arguments": stage.arguments,
         "command": shlex.join(stage.words()),
+        "job": job,
     }
     files.write_whole(path, json.dumps(told, indent=1) + "\n")
-
-
-def submit(run: config.PostTrain, found: Sequence[Stage], say: Callable[[str], None]) -> None:
-    """Submit what is not done as jobs of Slurm, each after those that it needs; print them alone with `dry_run`."""
-    jobs: dict[str, str] = {}
-    for stage in found:
-        if state(run, stage):
-            say(f"# {stage.name}: done")
-            continue
-        told = compose(stage, run.job)
-        if hasattr(told, "folder"):  # logs go there at once, and a link cannot take the place of a folder later
-            told = replace(told, folder=str(Path(run.folder) / stage.name))
-        step = slurm.Step(stage.recipe, list(stage.arguments), told)
-        after = ":".join(jobs[name] for name in stage.after if name in jobs) or None
-        command = slurm.sbatch(step, run.job, after)
-        if run.dry_run:
-            jobs[stage.name] = stage.name.replace("/", "_").replace("-", "_").upper() + "_JOB_ID"
-            say(f"# {stage.name}\n{shlex.join(command)}")
-        else:
-            note(run, stage)
-            jobs[stage.name] = slurm.submit(step, command)
-            say(f"{stage.name}: job {jobs[stage.name]}")

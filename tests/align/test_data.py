@@ -243,6 +243,8 @@ def test_too_long_for_a_row(form: chat.Format, write: Written) -> None:
     assert made.plan.too_long == 1 and "1 longer than a row" in made.summary()
     with pytest.raises(ValueError, match="no example fits into a row of schedule.sequence_length=16"):
         fed(dialogs(path, form), feed.Supervised(), sequence_length=16)
+    with pytest.raises(ValueError, match="data.sources: no example to learn from in a; give"):
+        fed(dialogs(write("none.jsonl"), form), feed.Supervised())
     with pytest.raises(ValueError, match="model.vocab_size=100: the tokenizer has 262 ids"):
         made.check(config.Model("m", 1, 8, 8, 1, 1, vocab_size=100), Bytes.fingerprint)
 

@@ -192,21 +192,3 @@ def test_one_stage_alone(tmp_path: Path) -> None:
     assert executed(planned(tmp_path, "only=[round-01/reward]"), Pretender()) == ["round-01/reward"]
     with pytest.raises(ValueError, match="no such stage; dry_run=true lists them, the first is round-01/reward"):
         rounds.stages(planned(tmp_path, "only=[round-01/rewards]"))
-
-
-def test_a_chain_of_jobs(tmp_path: Path) -> None:
-    job = ["submit=true", "dry_run=true", "rounds=2", "job.gpus_per_node=8", "job.partition=big"]
-    variants = ['dpo.variants.a.set=["seed=1"]', 'dpo.variants.b.set=["seed=2"]']
-    sets = [f'{stage}.set=[{MODEL},"parallel.micro_batch=1"]' for stage in ("reward", "sft", "dpo")]
-    run = planned(tmp_path, *job, *variants, *sets)
-    printed: list[str] = []
-    rounds.submit(run, rounds.stages(run), printed.append)
-    commands = {text.split("\n")[0].removeprefix("# "): text.split("\n")[1] for text in printed}
-    after = {name: re.findall(r"--dependency=afterok:(\S+)", line) for name, line in commands.items()}
-    assert after["round-01/reward"] == [] and after["round-01/sample"] == ["ROUND_01_REWARD_JOB_ID"]
-    assert after["round-01/dpo"] == ["ROUND_01_DPO_A_JOB_ID:ROUND_01_DPO_B_JOB_ID"]
-    assert after["round-02/reward"] == ["ROUND_01_JUDGE_JOB_ID"]
-    assert "slurm/average.sh" in commands["round-01/dpo"] and "slurm/sample.sh" in commands["round-01/answers"]
-    assert all("--partition=big" in line for line in commands.values())
-    # its folder is a link that a job before makes: a folder there, for its logs, would be in the way
-    assert f"--output={tmp_path}/round-02/previous/logs/" in commands["round-02/previous"]
