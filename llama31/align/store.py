@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -105,12 +107,34 @@ def prepare(
     draft.mkdir(parents=True)
     try:
         _write(draft, _encoded(inputs, name, seed, heldout_fraction, encode), told)
-        if target.exists():
-            shutil.rmtree(target)
-        draft.replace(target)
+        _publish(draft, target, name)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
+
+
+def _publish(draft: Path, target: Path, name: str) -> None:
+    """`draft` becomes `target`, unless another run was first: it maps the files there, which must not go away."""
+    while True:
+        try:
+            draft.rename(target)  # refused where files are
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        if (target / "told.json").is_file():
+            break
+        stale = draft.with_name(f"{draft.name}.stale")
+        with contextlib.suppress(FileNotFoundError):  # another run moved it first
+            target.rename(stale)
+        if not (stale / "told.json").is_file():  # else it was made right now, and may be read
+            shutil.rmtree(stale, ignore_errors=True)
+    mine, other = (json.loads((one / "told.json").read_text(encoding="utf-8")) for one in (draft, target))
+    if mine["fingerprint"] != other["fingerprint"]:
+        raise ValueError(
+            f"data.sources.{name}: {target} holds other ids than its files gave just now; end the runs that read it, "
+            "remove it, and it is made again"
+        )
 
 
 def _encoded(

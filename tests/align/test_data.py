@@ -108,6 +108,39 @@ def test_encoded_once_and_again_where_anything_changed(form: chat.Format, write:
         store.read(folder)
 
 
+@pytest.mark.parametrize("left", ["nothing", "complete", "incomplete", "other"])
+def test_who_encodes_the_same_beside_another_keeps_what_that_one_reads(
+    left: str, form: chat.Format, write: Written
+) -> None:
+    path, first = write("d.jsonl", GOOD, dialog("q", "a")), []
+
+    def prepare(encode: Any) -> Path:
+        return store.prepare(path.parent / "x", "a", str(path), SETTINGS, 1, 0.0, encode)
+
+    def plain(record: dict[str, Any]) -> store.Example:
+        encoded = form.encode(chat.read(record))
+        return store.Example([(encoded.tokens, encoded.targets().astype(np.int8))])
+
+    def meanwhile(record: dict[str, Any]) -> store.Example:
+        if left != "nothing" and not first:
+            first.append(prepare(plain))
+            if left == "incomplete":
+                (first[0] / "told.json").unlink()
+            if left == "other":
+                told = json.loads((first[0] / "told.json").read_text())
+                (first[0] / "told.json").write_text(json.dumps(told | {"fingerprint": "0"}))
+            first.append((first[0] / "tokens.bin").stat().st_ino)
+        return plain(record)
+
+    if left == "other":
+        with pytest.raises(ValueError, match="data.sources.a: .* holds other ids .* remove it"):
+            prepare(meanwhile)
+    else:
+        assert store.read(prepare(meanwhile)).told["examples"] == 2
+    (folder,) = (path.parent / "x").iterdir()
+    assert not first or ((folder / "tokens.bin").stat().st_ino == first[1]) == (left != "incomplete")
+
+
 def test_targets_are_what_assistants_say(form: chat.Format, write: Written) -> None:
     path = write("d.jsonl", dialog("q", "one", "q", "two"))
     for which, said in (("all", [b"one", b"two"]), ("last", [b"two"])):
