@@ -119,6 +119,7 @@ def preferred(run: config.Dpo, grid: Grid) -> feed.Feed:
     """Preferences for DPO, with the reference's log-probabilities. Collective."""
     maker = feed.Preferred(run.nll, run.nll_mean, run.masked, tuple(run.data.strengths))
     found = _feed(run, run.data, _preferences(run, run.data), maker)
+    found.objective = feed.objective(run)
     reference.attach(found, run, grid)
     return found
 

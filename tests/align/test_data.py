@@ -191,6 +191,25 @@ def test_dpo_masks_the_format_in_the_term_and_keeps_it_in_the_likelihood(form: c
     assert made.weights.sum() == pytest.approx(0.5 * pairs), "half of the mean over tokens, for each pair"
 
 
+@pytest.mark.parametrize("mean", ["tokens", "dialogs"])
+def test_the_likelihood_is_a_mean_over_what_the_assistant_said(mean: str, form: chat.Format, write: Written) -> None:
+    turn = [
+        {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
+        {"role": "ipython", "content": "what the tool said, which is not learned"},
+        {"role": "assistant", "content": "so"},
+    ]
+    records = [preference("q", turn, "bad"), preference("r", "good", "bad")]  # type: ignore[arg-type]
+    made = fed(
+        preferred(write("p.jsonl", *records), form),
+        feed.Preferred(nll=0.5, nll_mean=mean),
+        sequence_length=512,
+        batch_tokens=512,
+    ).rows(0, np.array([0]))
+    assert len(made.pairs) == 2 and made.weights.sum() == pytest.approx(0.5 * 2)
+    learned = [made.weights[0, begin:end].sum() for row, begin, end, *_ in made.documents]
+    assert mean == "tokens" or sorted(learned) == pytest.approx([0, 0, 0, 0.5, 0.5])
+
+
 @pytest.mark.parametrize("layout", rows.LAYOUTS)
 def test_reward_rows(layout: str, form: chat.Format, write: Written) -> None:
     found = preferred(write("p.jsonl", preference("q", "good", "bad", edited="best")), form)
@@ -253,21 +272,60 @@ def test_rows_are_a_function_of_the_step_and_skips_leave_steps_out(form: chat.Fo
     assert np.array_equal(part.tokens, whole[5].tokens[[2, 0]])
 
 
-def test_another_order_is_refused_on_resume(form: chat.Format, write: Written) -> None:
-    found = dialogs(write("d.jsonl", *(dialog("q", "a") for _ in range(9))), form)
+def started(made: feed.Feed) -> Any:
+    """Where a run goes on that read `made`."""
 
     class Meta:
-        extra = json.loads(json.dumps(fed(found, feed.Supervised()).told()))
+        extra = json.loads(json.dumps(made.told()))
         decisions: list[Any] = []  # noqa: RUF012
 
     class Start:
         resumed = Meta
 
-    fed(found, feed.Supervised()).begin(Start)
+    return Start
+
+
+def test_another_order_is_refused_on_resume(form: chat.Format, write: Written) -> None:
+    found = dialogs(write("d.jsonl", *(dialog("q", "a") for _ in range(9))), form)
+    start = started(fed(found, feed.Supervised()))
+    fed(found, feed.Supervised()).begin(start)
     with pytest.raises(ValueError, match="data.sources.a.epochs=2.0: the checkpoint read its data with 1.0; give"):
-        fed(found, feed.Supervised(), epochs=2.0).begin(Start)
+        fed(found, feed.Supervised(), epochs=2.0).begin(start)
     with pytest.raises(ValueError, match="schedule.sequence_length=128: "):
-        fed(found, feed.Supervised(), sequence_length=128).begin(Start)
+        fed(found, feed.Supervised(), sequence_length=128).begin(start)
+
+
+def test_sources_that_come_or_go_are_refused_on_resume(form: chat.Format, write: Written) -> None:
+    found = dialogs(write("d.jsonl", *(dialog("q", "a") for _ in range(9))), form)
+    one, two = (
+        feed.Feed(dict.fromkeys(names, found), dict.fromkeys(names, 1.0), feed.Supervised(), SCHEDULE, 3, 0)
+        for names in ("a", "ab")
+    )
+    with pytest.raises(ValueError, match="data.sources.b.epochs=1.0: the checkpoint read its data without it; "):
+        two.begin(started(one))
+    with pytest.raises(ValueError, match="data.sources.b.epochs is not given: .* read its data with 1.0; .*init_from="):
+        one.begin(started(two))
+    other = started(one)
+    other.resumed.extra = {"weights": {"a": 1.0}}
+    with pytest.raises(ValueError, match="resume: the checkpoint was not trained on dialogs or preferences; .*init_fr"):
+        one.begin(other)
+
+
+def test_another_objective_is_refused_on_resume(form: chat.Format, write: Written) -> None:
+    found = preferred(write("p.jsonl", preference("q", "good", "bad")), form)
+
+    def of(**changes: Any) -> feed.Feed:
+        run = dataclasses.replace(config.Dpo("x"), **changes)
+        made = fed(found, feed.Preferred(run.nll, run.nll_mean, run.masked))
+        made.objective = feed.objective(run)
+        return made
+
+    start = started(of())
+    of().begin(start)
+    for name, value in {"beta": 0.3, "nll": 0.0, "nll_mean": "dialogs", "length_normalised": True}.items():
+        with pytest.raises(ValueError, match=f"{name}={value}: the checkpoint was trained with .*; give .*init_from="):
+            of(**{name: value}).begin(start)
+    assert config.Dpo("x").beta != 0.3 and "masked" in start.resumed.extra["objective"]
 
 
 def test_too_long_for_a_row(form: chat.Format, write: Written) -> None:
