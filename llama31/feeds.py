@@ -100,10 +100,10 @@ def dialogs(run: config.Sft) -> feed.Feed:
     words = tokenizer.load(run.tokenizer)
     form, targets = chat.Format(words), run.data.targets
 
-    def encode(record: dict[str, Any]) -> store.Example | None:
+    def encode(record: dict[str, Any]) -> store.Example | str:
         encoded = form.encode(chat.read(record))
         learned = encoded.targets(targets)
-        return store.Example([(encoded.tokens, learned.astype(np.int8))]) if learned.any() else None
+        return store.Example([(encoded.tokens, learned.astype(np.int8))]) if learned.any() else "without a target"
 
     stores = _stores(run.data, words, {"kind": "dialogs", "targets": targets}, encode)
     return _feed(run, run.data, stores, feed.Supervised())
@@ -128,7 +128,7 @@ def _preferences(run: config.Training, data: config.Preferences) -> dict[str, st
     words = tokenizer.load(run.tokenizer)
     form = chat.Format(words)
 
-    def encode(record: dict[str, Any]) -> store.Example | None:
+    def encode(record: dict[str, Any]) -> store.Example | str:
         return preferences.encode(record, form, data.similarity)
 
     return _stores(data, words, {"kind": "preferences", "similarity": data.similarity}, encode)
@@ -138,7 +138,7 @@ def _stores(
     data: config.Dialogs | config.Preferences,
     words: tokenizer.Tokenizer,
     settings: dict[str, Any],
-    encode: Callable[[dict[str, Any]], store.Example | None],
+    encode: Callable[[dict[str, Any]], store.Example | str],
 ) -> dict[str, store.Store]:
     """Every source, encoded by the first rank and read by all."""
     settings = {**settings, "tokenizer": words.fingerprint, "vocab_size": words.vocab_size}

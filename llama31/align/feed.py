@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -306,11 +307,12 @@ class Feed:
         """One line on what is there."""
         trained = int((self.plan.lengths > 0).sum()) - self.plan.too_long
         held = sum(int((found > 0).sum()) for found in self._held.values())
-        left = sum(int(store.told["left_out"]) for store in self.stores)
+        left: Counter[str] = sum((Counter(store.told["left_out"]) for store in self.stores), Counter())
+        told = "".join(f"{count:,} {reason}, " for reason, count in sorted(left.items()))
         used = plan.fill(self.plan.once(), self.plan.lengths, self.schedule.sequence_length)
         return (
-            f"{trained:,} examples to train on, {held:,} held out; left out: {left:,} without anything to learn, "
-            f"{self.plan.too_long:,} longer than a row; rows are filled to {used:.0%}"
+            f"{trained:,} examples to train on, {held:,} held out; left out: {told}{self.plan.too_long:,} longer than "
+            f"a row; rows are filled to {used:.0%}"
         )
 
 

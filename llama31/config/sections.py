@@ -201,7 +201,10 @@ class Preferences:
     sources: dict[str, Records] = key({}, "sources keyed by name: data.sources.NAME.epochs=2")
     strengths: list[str] = key(["significantly_better", "better"], "strengths of preference that are learned (report)")
     similarity: float = key(
-        0.95, "share of common pairs of tokens from which two answers are near-equal, and no pair (ours)", low=0
+        0.95,
+        "share of common pairs of tokens from which two answers are near-equal, and no pair, unless they differ in "
+        "numbers, options or verdicts (ours)",
+        low=0,
     )
     heldout_fraction: float = key(0.01, "share of the records held out", low=0, high=0.5)
     seed: int = key(1234, "seed of what is held out and of the order of rows and answers", low=0, high=2**63 - 1)

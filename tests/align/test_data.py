@@ -20,17 +20,17 @@ SETTINGS = {"tokenizer": Bytes.fingerprint, "vocab_size": Bytes.vocab_size}
 
 
 def dialogs(path: Path, form: chat.Format, targets: str = "all", heldout: float = 0.0) -> store.Store:
-    def encode(record: dict[str, Any]) -> store.Example | None:
+    def encode(record: dict[str, Any]) -> store.Example | str:
         encoded = form.encode(chat.read(record))
         learned = encoded.targets(targets)
-        return store.Example([(encoded.tokens, learned.astype(np.int8))]) if learned.any() else None
+        return store.Example([(encoded.tokens, learned.astype(np.int8))]) if learned.any() else "without a target"
 
     settings = {**SETTINGS, "targets": targets}
     return store.read(store.prepare(path.parent / "x", "a", str(path), settings, 1, heldout, encode))
 
 
 def preferred(path: Path, form: chat.Format, heldout: float = 0.0) -> store.Store:
-    def encode(record: dict[str, Any]) -> store.Example | None:
+    def encode(record: dict[str, Any]) -> store.Example | str:
         return preferences.encode(record, form, 0.95)
 
     return store.read(store.prepare(path.parent / "x", "a", str(path), SETTINGS, 1, heldout, encode))
@@ -97,7 +97,7 @@ def test_no_such_file(tmp_path: Path, form: chat.Format) -> None:
 def test_encoded_once_and_again_where_anything_changed(form: chat.Format, write: Written) -> None:
     path = write("d.jsonl", GOOD, "", dialog("only a question"))
     first = dialogs(path, form)
-    assert first.told["examples"] == 1 and first.told["left_out"] == 1, "nothing to learn of a question"
+    assert first.told["examples"] == 1 and first.told["left_out"] == {"without a target": 1}, "a question"
     (folder,) = (path.parent / "x").iterdir()
     (folder / "tokens.bin").touch()
     assert dialogs(path, form).fingerprint == first.fingerprint and len([*(path.parent / "x").iterdir()]) == 1
@@ -166,7 +166,7 @@ def test_pairs_are_ranked_and_near_equal_answers_are_none(form: chat.Format, wri
         preference("q", alike + "a", "no", edited=alike + "b"),
     )
     found = preferred(path, form)
-    assert found.told["examples"] == 2 and found.told["left_out"] == 1
+    assert found.told["examples"] == 2 and found.told["left_out"] == {preferences.ALIKE: 1}
     edited = preferences.EDITED
     assert found.pairs.tolist() == [
         [0, 0, 1, edited], [0, 0, 2, edited], [0, 1, 2, 0], [1, 0, 2, 1 + edited], [1, 1, 2, 1],
@@ -174,6 +174,46 @@ def test_pairs_are_ranked_and_near_equal_answers_are_none(form: chat.Format, wri
     answers = [bytes(ids[parts == BODY].astype(np.uint8)) for ids, parts in found.example(0)[1:]]
     assert answers == [b"best", b"good", b"bad"]
     assert preferences.kind_name(edited) == "edited" and preferences.kind_name(1) == "better"
+
+
+def test_empty_answers_are_no_answers(form: chat.Format, write: Written) -> None:
+    blank, call = {"role": "assistant", "content": " "}, {"function": {"name": "f", "arguments": {}}}
+    path = write(
+        "p.jsonl",
+        preference("q", "good", "bad", edited=""),
+        preference("q", "good", "bad", edited=blank),
+        preference("q", "good", "\n"),
+        preference("q", "", "bad", edited="best"),
+        {**preference("q", "", "bad"), "chosen": [{"role": "assistant", "tool_calls": [call]}, blank]},
+        {**preference("q", "", "bad"), "chosen": {"role": "assistant", "tool_calls": [call]}},
+    )
+    found = preferred(path, form)
+    assert found.pairs.tolist() == [[0, 0, 1, 1], [1, 0, 1, 1], [2, 0, 1, 1]], "no edited answer, and a call is one"
+    assert found.told["left_out"] == {preferences.EMPTY: 3}
+    made = fed(found, feed.Preferred(), sequence_length=512, batch_tokens=512)
+    assert f"left out: 3 {preferences.EMPTY}, 0 longer than a row" in made.summary()
+
+
+def test_an_edit_into_the_rejected_answer_contradicts_the_ranks(form: chat.Format, write: Written) -> None:
+    alike = "The same words in the same order, all of them, up to the very last one: "
+    path = write("p.jsonl", preference("q", "good", alike + "a", edited=alike + "b"), preference("q", "good", "bad"))
+    found = preferred(path, form)
+    assert found.told["left_out"] == {preferences.CONTRADICTORY: 1} and found.told["examples"] == 1
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"), [("42", "41"), ("-3.5", "3.5"), ("(B)", "(C)"), (r"\boxed{x}", r"\boxed{y}"), ("Yes", "no")]
+)
+def test_a_long_answer_with_another_result_is_another_answer(
+    right: str, wrong: str, form: chat.Format, write: Written
+) -> None:
+    steps = "First we add both sides, then we divide by two and see what is left over. " * 8 + "So it is "
+    path = write(
+        "p.jsonl", preference("q", f"{steps}{right}.", f"{steps}{wrong}."), preference("q", steps + "x", steps + "y")
+    )
+    found = preferred(path, form)
+    assert preferences.agreement(found.example(0)[1][0], found.example(0)[2][0]) > 0.95, "by its words it is the same"
+    assert found.told["examples"] == 1 and found.told["left_out"] == {preferences.ALIKE: 1}
 
 
 # --- rows ---
