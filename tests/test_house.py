@@ -35,6 +35,7 @@ TORCH_FREE += (
     "align.prompts",
     "align.rejection",
     "align.rounds",
+    "align.scripts",
     "align.sampling",
     "align.servers",
 )

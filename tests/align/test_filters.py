@@ -73,6 +73,38 @@ def test_ranks_follow_the_reward_whatever_the_order() -> None:
     assert [one.k for one, _ in flipped.best[0].answers] == [1, 2, 0]
 
 
+def test_a_dropped_answer_makes_no_duplicates() -> None:
+    given = {"p": [candidate("Best of all.", 0, "length"), candidate("Best of all.", 1), candidate("Best of all.", 2)]}
+    scores: dict[tuple[str, int], float | None] = {("p", 0): 1.0, ("p", 1): None, ("p", 2): 1.0}
+    found = filters.select(given, scores, {"p": "Tell me"}, {}, config.Filters())
+    assert [one.k for one, _ in found.best[0].answers] == [2]
+    assert found.dropped == {"unfinished": 1, "no reward": 1}
+
+
+JAPANESE, RUSSIAN = "犬がいる。", "Это кот."
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "passes"),
+    [
+        ("Translate 'There is a dog' into Japanese.", JAPANESE, True),
+        ("Übersetze ins Japanische: Da ist ein Hund", JAPANESE, True),
+        ("Traduis en russe : c'est un chat", RUSSIAN, True),
+        ("What does 猫 mean? Explain it to a child of that country.", JAPANESE, True),
+        ("Tell me about the river", JAPANESE, False),
+        ("What is the capital of Japan? And of Thailand?", JAPANESE, False),
+        ("Translate 'There is a dog' into Japanese.", RUSSIAN, False),
+        ("यह नदी है। इसका अंग्रेज़ी में अनुवाद करो", "This is a river.", True),
+        ("यह नदी कहाँ है, और वह समुद्र से कितनी दूर है? AI", "This is a river.", False),
+        ("यह नदी है। इसका कोड लिखो", "यह कोड है:\n```python\nprint('this is the river')\n```", True),
+        ("1 + 1 =", JAPANESE, True),
+    ],
+)
+def test_an_answer_is_written_as_its_prompt_asks_for(asked: str, answer: str, passes: bool) -> None:
+    assert (filters.why_not(candidate(answer), asked, (), config.Filters()) is None) == passes
+    assert filters.why_not(candidate(answer), asked, (), config.Filters(same_script=False)) is None
+
+
 def test_apologies_are_balanced_and_the_best_share_is_kept() -> None:
     texts = {str(i): ["I'm sorry, no." if i < 4 else f"Answer number {i} stands here."] for i in range(10)}
     scores: dict[tuple[str, int], float | None] = {(str(i), 0): float(i) for i in range(10)}
