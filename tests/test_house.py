@@ -33,6 +33,7 @@ TORCH_FREE += (
     "align.filters",
     "align.judge",
     "align.prompts",
+    "align.refusals",
     "align.rejection",
     "align.rounds",
     "align.scripts",
