@@ -32,6 +32,13 @@ class Model:
 
 
 @dataclass
+class RewardModel(Model):
+    """A model of the same shapes with a scalar on top."""
+
+    head: str = key("reward", "what stands on top: a scalar", choices=("tokens", "reward"))
+
+
+@dataclass
 class Parallel:
     """Layout of the processes, in the report's order TP, CP, PP, DP (section 3.3.2)."""
 
