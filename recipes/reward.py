@@ -31,8 +31,11 @@ def examine(run: config.Reward, done: Run) -> None:
     from llama31.validate import STRENGTHS
 
     every, length = feeds.rewarded(run, STRENGTHS), run.schedule.sequence_length
-    found = calibration.table(*score.margins(done.engine.forward, every, length, run.parallel.micro_batch))
-    if done.main and found:
+    margins, kinds = score.margins(done.engine.forward, every, length, run.parallel.micro_batch)
+    found = calibration.table(margins, kinds)
+    if done.main and not found:
+        print(f"calibration: {calibration.missing(margins, run.data.heldout_fraction)}", flush=True)
+    elif done.main:
         folder = Path(run.folder)
         files.write_whole(folder / "calibration.json", json.dumps({"step": done.step, **found}, indent=1))
         drawn = plots.draw_calibration(folder / "calibration.png", f"{run.name} after {done.step:,} steps", found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -393,3 +394,29 @@ def test_a_calibrated_model_has_no_error_and_an_oversure_one_has() -> None:
     assert calibration.figures(5 * margins)["calibration_error"] > 0.1
     assert found["all"]["loss"] == pytest.approx(np.log1p(np.exp(-margins)).mean())
     assert calibration.table(margins[:0], kinds[:0]) == {}
+
+
+def test_rewards_that_are_no_numbers_are_counted_and_left_out() -> None:
+    margins, kinds = np.array([1.0, np.nan, -1.0, np.inf, np.nan, 2.0]), np.array([0, 0, 0, 1, 1, 2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = calibration.table(margins, kinds)
+        assert calibration.table(margins[3:5], kinds[3:5]) == {}
+    counts = {name: (one["pairs"], one["not_finite"]) for name, one in found.items()}
+    assert counts == {"significantly_better": (2, 1), "slightly_better": (1, 0), "all": (3, 3)}
+    assert found["all"]["accuracy"] == pytest.approx(2 / 3) and np.isfinite(found["all"]["loss"])
+    assert "3 more have no finite reward" in calibration.text(found)
+
+
+@pytest.mark.parametrize(
+    ("margins", "said"),
+    [
+        (
+            np.zeros(0),
+            "no held-out pair fits into a row; begin a run with data.heldout_fraction above 0.01, or with more",
+        ),
+        (np.array([np.nan, np.nan]), "none of 2 held-out pairs has a finite reward; see the loss of the run"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_said(margins: np.ndarray, said: str) -> None:
+    assert said in calibration.missing(margins, 0.01)

@@ -162,6 +162,17 @@ def test_a_reward_model_ranks_and_judges(room: Path, bpe: config.Tokenizer) -> N
     mesh.close()
 
 
+def test_a_reward_model_that_nothing_was_held_out_for_says_so(
+    room: Path, bpe: config.Tokenizer, capsys: Any  # noqa: F811
+) -> None:  # fmt: skip
+    run = run_of(config.Reward, room, bpe, "unjudged", stop_after_steps=None)
+    run.data.heldout_fraction, run.schedule.total_tokens = 0.0, 2 * 512
+    reward.main(run)
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("calibration: ")]
+    assert "no held-out pair" in said and "data.heldout_fraction above 0" in said
+    assert not (room / "unjudged/calibration.json").exists()
+
+
 def test_heads_are_not_mixed_up(room: Path, bpe: config.Tokenizer) -> None:  # noqa: F811
     with pytest.raises(ValueError, match="a reward model has no output layer"):
         dpo.main(run_of(config.Dpo, room, bpe, "from-reward", init_from=str(room / "reward")))
