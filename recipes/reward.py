@@ -28,9 +28,8 @@ def examine(run: config.Reward, done: Run) -> None:
     """How often the model ranks held-out pairs right, and how sure it is, by strength of preference. Collective."""
     from llama31 import feeds, plots
     from llama31.align import calibration, score
-    from llama31.validate import STRENGTHS
 
-    every, length = feeds.rewarded(run, STRENGTHS), run.schedule.sequence_length
+    every, length = feeds.rewarded(run, config.STRENGTHS), run.schedule.sequence_length
     margins, kinds = score.margins(done.engine.forward, every, length, run.parallel.micro_batch)
     found = calibration.table(margins, kinds)
     if done.main and not found:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from llama31.align import chat
 from llama31.align.store import Example
-from llama31.validate import STRENGTHS
+from llama31.config import STRENGTHS
 
 EDITED = len(STRENGTHS)  # added to the record's strength: the kind of a pair with the edited answer
 RANKS = ("edited", "chosen", "rejected")
@@ -30,17 +30,22 @@ CONTRADICTORY = "whose edited answer is nearly the rejected one"
 _RESULT = re.compile(r"[-+]?\d+(?:[.,]\d+)*|\([a-z]\)|\\boxed\{[^{}]*\}|\b(?:yes|no|true|false)\b", re.IGNORECASE)
 
 
-def encode(record: Mapping[str, Any], form: chat.Format, similarity: float) -> Example | str:
+def encode(
+    record: Mapping[str, Any], form: chat.Format, similarity: float, default: str | None = None
+) -> Example | str:
     """The prompt, then its answers, the best first; or why the record is left out.
 
-    Answers are near-equal, and no pair, where `alike`. An empty edited answer is none. Raises ValueError.
+    Answers are near-equal, and no pair, where `alike`. An empty edited answer is none. `default` is the strength of a
+    record that states none. Raises ValueError.
     """
+    record = _apart(record)
     prompt = chat.read({**record, "messages": _prompt(record)})
     if prompt[-1].role == "assistant":
         raise ValueError("messages: the last one is an assistant's, and what answers it would be two in a row")
-    strength = record.get("strength")
+    strength = default if record.get("strength") is None else record["strength"]
     if strength not in STRENGTHS:
-        raise ValueError(f"strength: {strength!r}; give one of {', '.join(STRENGTHS)}")
+        remedy = "" if strength else ", or data.sources.NAME.strength for records that state none"
+        raise ValueError(f"strength: {strength!r}; give one of {', '.join(STRENGTHS)}{remedy}")
     missing = [rank for rank in RANKS[1:] if record.get(rank) is None]
     if missing:
         raise ValueError(f"{missing[0]}: missing; a preference has an answer 'chosen' and an answer 'rejected'")
@@ -60,6 +65,31 @@ def encode(record: Mapping[str, Any], form: chat.Format, similarity: float) -> E
     first = form.encode(prompt)
     silent = np.zeros(len(first.tokens), np.int8)  # whatever assistants said before is prompt
     return Example([(first.tokens, silent), *((one.tokens, one.parts) for one in answers)], pairs)
+
+
+def _apart(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A record whose answers are whole dialogs, as TRL and public sets have them: their prompt is what they share."""
+    chosen, rejected = whole = [record.get(rank) for rank in RANKS[1:]]
+    if not all(isinstance(one, list) and one and _role(one[0]) != "assistant" for one in whole):
+        return record
+    assert isinstance(chosen, list) and isinstance(rejected, list)
+    most = min(len(chosen), len(rejected)) - 1  # the last is an answer, even where both are the same
+    count = next((i for i in range(most) if chosen[i] != rejected[i]), most)
+    shared = chosen[:count]
+    if not shared:
+        raise ValueError("chosen, rejected: dialogs of different prompts; give two that begin alike")
+    given = record.get("messages", record.get("prompt"))
+    said = str(shared[-1].get("content") or "").strip() if isinstance(shared[-1], Mapping) else ""
+    if given is not None and given != shared and not (isinstance(given, str) and given.strip() == said):
+        raise ValueError("prompt: not what chosen and rejected begin with; leave it out, or give the answers alone")
+    edited = record.get("edited")
+    if isinstance(edited, list) and edited[:count] == shared:
+        edited = edited[count:]
+    return {**record, "messages": shared, "chosen": chosen[count:], "rejected": rejected[count:], "edited": edited}
+
+
+def _role(given: Any) -> Any:
+    return given.get("role") if isinstance(given, Mapping) else None
 
 
 def _prompt(record: Mapping[str, Any]) -> Any:

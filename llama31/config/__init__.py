@@ -43,6 +43,7 @@ from llama31.config.sampling import (
     Variant,
 )
 from llama31.config.sections import (
+    STRENGTHS,
     Bucket,
     Checkpoint,
     Cluster,
@@ -59,6 +60,7 @@ from llama31.config.sections import (
     Preflight,
     Profile,
     Ramp,
+    Ranked,
     Records,
     RewardModel,
     Schedule,
@@ -72,6 +74,7 @@ T = TypeVar("T")
 __all__ = [
     "MISSING",
     "MOST_TOKENS",
+    "STRENGTHS",
     "Average",
     "Benchmark",
     "Bucket",
@@ -105,6 +108,7 @@ __all__ = [
     "Probe",
     "Profile",
     "Ramp",
+    "Ranked",
     "Records",
     "Report",
     "Reward",

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from llama31.config.keys import MISSING, MOST_TOKENS, key
 
+STRENGTHS = ("significantly_better", "better", "slightly_better", "marginally_better")  # report, section 4.2.1
+
 
 @dataclass
 class Model:
@@ -189,6 +191,15 @@ class Records:
 
 
 @dataclass
+class Ranked(Records):
+    """One source of preferences."""
+
+    strength: str | None = key(
+        None, "strength of records that state none, as in public sets; null: each states its own", choices=STRENGTHS
+    )
+
+
+@dataclass
 class Dialogs:
     """Sources of supervised finetuning (report, section 4.1.3)."""
 
@@ -205,7 +216,7 @@ class Preferences:
     """Sources of ranked answers (report, sections 4.1.2, 4.1.4 and 4.2.1)."""
 
     folder: str = key(MISSING, "folder of the encoded sources, which all processes read")
-    sources: dict[str, Records] = key({}, "sources keyed by name: data.sources.NAME.epochs=2")
+    sources: dict[str, Ranked] = key({}, "sources keyed by name: data.sources.NAME.epochs=2")
     strengths: list[str] = key(["significantly_better", "better"], "strengths of preference that are learned (report)")
     similarity: float = key(
         0.95,

@@ -30,9 +30,9 @@ def dialogs(path: Path, form: chat.Format, targets: str = "all", heldout: float 
     return store.read(store.prepare(path.parent / "x", "a", str(path), settings, 1, heldout, encode))
 
 
-def preferred(path: Path, form: chat.Format, heldout: float = 0.0) -> store.Store:
+def preferred(path: Path, form: chat.Format, heldout: float = 0.0, strength: str | None = None) -> store.Store:
     def encode(record: dict[str, Any]) -> store.Example | str:
-        return preferences.encode(record, form, 0.95)
+        return preferences.encode(record, form, 0.95, strength)
 
     return store.read(store.prepare(path.parent / "x", "a", str(path), SETTINGS, 1, heldout, encode))
 
@@ -73,6 +73,11 @@ def test_a_record_that_is_no_dialog_is_told_with_file_line_and_key(
     ("changes", "said"),
     [
         ({"strength": "slightly"}, "strength: 'slightly'; give one of significantly_better, better"),
+        (
+            {"strength": None},
+            "strength: None; give one of significantly_better, better, slightly_better, marginally_bet",
+        ),
+        ({"strength": None}, "or data.sources.NAME.strength for records that state none"),
         ({"chosen": None}, "chosen: missing"),
         ({"rejected": {"role": "user", "content": "x"}}, "rejected: an answer begins and ends with an assistant's"),
         ({"edited": [{"role": "assistant", "content": 1}]}, "edited: messages[0].content: give a text"),
@@ -175,6 +180,37 @@ def test_pairs_are_ranked_and_near_equal_answers_are_none(form: chat.Format, wri
     answers = [bytes(ids[parts == BODY].astype(np.uint8)) for ids, parts in found.example(0)[1:]]
     assert answers == [b"best", b"good", b"bad"]
     assert preferences.kind_name(edited) == "edited" and preferences.kind_name(1) == "better"
+
+
+def test_a_source_may_state_the_strength_of_its_records(form: chat.Format, write: Written) -> None:
+    silent = {key: text for key, text in preference("q", "good", "bad").items() if key != "strength"}
+    path = write("p.jsonl", silent, preference("q", "good", "bad", "better"))
+    assert preferred(path, form, strength="marginally_better").pairs[:, 3].tolist() == [3, 1]
+
+
+def test_whole_dialogs_share_their_prompt(form: chat.Format, write: Written) -> None:
+    turns = dialog("q", "a", "r")["messages"]
+    chosen, rejected, edited = ([*turns, *dialog("", text)["messages"][1:]] for text in ("good", "bad", "best"))
+    whole = {"chosen": chosen, "rejected": rejected, "strength": "better", "edited": edited}
+    given = {"messages": turns, "chosen": "good", "rejected": "bad", "edited": "best", "strength": "better"}
+    found = preferred(write("p.jsonl", given, whole, {**whole, "prompt": "r "}, {**whole, "prompt": turns}), form)
+    first = [ids.tolist() for ids, _ in found.example(0)]
+    for other in (1, 2, 3):
+        assert [ids.tolist() for ids, _ in found.example(other)] == first
+    again = preferred(write("q.jsonl", {**whole, "edited": None, "rejected": chosen}, given), form)
+    assert again.told["left_out"] == {preferences.ALIKE: 1}
+
+
+def test_whole_dialogs_that_are_none_of_one_prompt(form: chat.Format, write: Written) -> None:
+    one, two = dialog("q", "a")["messages"], dialog("r", "b")["messages"]
+    for changes, said in (
+        ({"chosen": one, "rejected": two}, "chosen, rejected: dialogs of different prompts"),
+        ({"chosen": one, "rejected": one[:1] + two[1:], "prompt": "r"}, "prompt: not what chosen and rejected begin"),
+        ({"chosen": one, "rejected": "b", "prompt": "q"}, "chosen: an answer begins and ends with an assistant's"),
+    ):
+        record = {"strength": "better", "prompt": None, **changes}
+        with pytest.raises(ValueError, match=said):
+            preferred(write("bad.jsonl", record), form)
 
 
 def test_empty_answers_are_no_answers(form: chat.Format, write: Written) -> None:

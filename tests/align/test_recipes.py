@@ -53,10 +53,13 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_of(kind: type, room: Path, words: config.Tokenizer, name: str, **changes: Any) -> Any:
-    source = {"a": config.Records(str(room / ("dialogs.jsonl" if kind is config.Sft else "preferences.jsonl")))}
-    data = (config.Dialogs if kind is config.Sft else config.Preferences)(
-        str(room / "encoded"), source, heldout_fraction=0.2
-    )
+    folder = str(room / "encoded")
+    data: config.Dialogs | config.Preferences
+    if kind is config.Sft:
+        data = config.Dialogs(folder, {"a": config.Records(str(room / "dialogs.jsonl"))}, heldout_fraction=0.2)
+    else:
+        source = {"a": config.Ranked(str(room / "preferences.jsonl"), strength="better")}
+        data = config.Preferences(folder, source, heldout_fraction=0.2)
     given = {
         "name": name,
         "folder": str(room / name),

@@ -53,6 +53,8 @@ def test_the_report_s_numbers() -> None:
         ("reward", ["model.head=tokens"], "model.head=tokens: not what this recipe trains; give model.head=reward"),
         ("reward", ["layout=forest"], "layout=forest: "),
         ("dpo", ["data.strengths=[good]"], "no strengths of preference; give some of significantly_better"),
+        ("dpo", ["data.sources.a.strength=good"], "data.sources.a.strength=good: no such choice; give one of signi"),
+        ("sft", ["data.sources.a.strength=better"], "data.sources.a.strength=better: no such key"),
         ("dpo", ["beta=0"], "beta=0"),
         (
             "dpo",
