@@ -112,17 +112,18 @@ def _answer(given: Any, rank: str) -> list[chat.Message]:
 
 def _says_nothing(given: Any) -> bool:
     """Whether an answer is absent, or a message in it has neither text nor call: its end would be all to learn."""
-    if isinstance(given, str | None):
-        return not (given or "").strip()
     listed = given if isinstance(given, list) else [given]
-    blank = ("", None)
     return not listed or any(
-        isinstance(one, Mapping)
-        and one.get("role") == "assistant"
-        and not one.get("tool_calls")
-        and (one["content"].strip() if isinstance(one.get("content"), str) else one.get("content")) in blank
+        _blank(one.get("content")) and not one.get("tool_calls") if _role(one) == "assistant" else _blank(one)
         for one in listed
     )
+
+
+def _blank(content: Any) -> bool:
+    """Whether a text is none: absent, white space, or a list of such parts."""
+    if isinstance(content, list):
+        return all(isinstance(part, Mapping) and "text" in part and _blank(part["text"]) for part in content)
+    return content is None or (isinstance(content, str) and not content.strip())
 
 
 def alike(

@@ -219,13 +219,14 @@ def test_empty_answers_are_no_answers(form: chat.Format, write: Written) -> None
         "p.jsonl",
         preference("q", "good", "bad", edited=""),
         preference("q", "good", "bad", edited=blank),
+        preference("q", "good", "bad", edited={"role": "assistant", "content": [{"type": "text", "text": " "}]}),
         preference("q", "good", "\n"),
         preference("q", "", "bad", edited="best"),
         {**preference("q", "", "bad"), "chosen": [{"role": "assistant", "tool_calls": [call]}, blank]},
         {**preference("q", "", "bad"), "chosen": {"role": "assistant", "tool_calls": [call]}},
     )
     found = preferred(path, form)
-    assert found.pairs.tolist() == [[0, 0, 1, 1], [1, 0, 1, 1], [2, 0, 1, 1]], "no edited answer, and a call is one"
+    assert found.pairs[:, 1:].tolist() == [[0, 1, 1]] * 4, "no edited answer, and a call is one"
     assert found.told["left_out"] == {preferences.EMPTY: 3}
     made = fed(found, feed.Preferred(), sequence_length=512, batch_tokens=512)
     assert f"left out: 3 {preferences.EMPTY}, 0 longer than a row" in made.summary()
