@@ -26,7 +26,7 @@ _ENGLISH = (
     r"(?:able|going|allowed|permitted)) to)(?: be able to)?,?(?: (?:\w+ly|also|just|in good conscience),?){0,2} "
     rf"{_DO}(?![^.!?\n]*\benough\b)",
     r"\b(?:sorry|apologies|apologi[sz]e),? (?:but )?(?:no,? )?i (?:can'?t|cannot|won'?t)\s*(?:[.!]|$)",
-    r"\bi(?: (?:must|have to|need to|will have to|am going to)|'ll have to|'m going to)(?: \w+ly)? "
+    r"\bi(?: (?:must|have to|need to|will have to)|'ll have to|(?: am|'m) going to(?: have to)?)(?: \w+ly)? "
     r"(?:decline|refuse)\b",
     rf"\bi (?:\w+ly )?(?:decline|refuse) (?:to {_DO}|(?:this|that|your) )",
     r"\bi(?: am|'m) not comfortable|\bi (?:don't|do not) feel comfortable",

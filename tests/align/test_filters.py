@@ -215,6 +215,8 @@ def test_sentences_end_where_they_end(count: int, text: str) -> None:
         ("I'm sorry, but I can't.", True),
         ("I won't be able to help you with this.", True),
         ("I must respectfully decline.", True),
+        ("I'm going to have to decline.", True),
+        ("I cannot overstate the importance of sleep.", False),
         ("That's not something I can do.", True),
         ("I'm sorry to hear about your loss. Here are some words that may help.", False),
         ("I can't recommend this book enough!", False),
