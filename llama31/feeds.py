@@ -100,10 +100,10 @@ def dialogs(run: config.Sft) -> feed.Feed:
     words = tokenizer.load(run.tokenizer)
     form, targets = chat.Format(words), run.data.targets
 
-    def encode(record: dict[str, Any]) -> store.Example | None:
+    def encode(record: dict[str, Any], source: config.Records) -> store.Example | str:
         encoded = form.encode(chat.read(record))
         learned = encoded.targets(targets)
-        return store.Example([(encoded.tokens, learned.astype(np.int8))]) if learned.any() else None
+        return store.Example([(encoded.tokens, learned.astype(np.int8))]) if learned.any() else "without a target"
 
     stores = _stores(run.data, words, {"kind": "dialogs", "targets": targets}, encode)
     return _feed(run, run.data, stores, feed.Supervised())
@@ -119,6 +119,7 @@ def preferred(run: config.Dpo, grid: Grid) -> feed.Feed:
     """Preferences for DPO, with the reference's log-probabilities. Collective."""
     maker = feed.Preferred(run.nll, run.nll_mean, run.masked, tuple(run.data.strengths))
     found = _feed(run, run.data, _preferences(run, run.data), maker)
+    found.objective = feed.objective(run)
     reference.attach(found, run, grid)
     return found
 
@@ -127,29 +128,36 @@ def _preferences(run: config.Training, data: config.Preferences) -> dict[str, st
     words = tokenizer.load(run.tokenizer)
     form = chat.Format(words)
 
-    def encode(record: dict[str, Any]) -> store.Example | None:
-        return preferences.encode(record, form, data.similarity)
+    def encode(record: dict[str, Any], source: config.Records) -> store.Example | str:
+        return preferences.encode(record, form, data.similarity, _strength(source))
 
     return _stores(data, words, {"kind": "preferences", "similarity": data.similarity}, encode)
+
+
+def _strength(source: config.Records) -> str | None:
+    return source.strength if isinstance(source, config.Ranked) else None
 
 
 def _stores(
     data: config.Dialogs | config.Preferences,
     words: tokenizer.Tokenizer,
     settings: dict[str, Any],
-    encode: Callable[[dict[str, Any]], store.Example | None],
+    encode: Callable[[dict[str, Any], config.Records], store.Example | str],
 ) -> dict[str, store.Store]:
     """Every source, encoded by the first rank and read by all."""
     settings = {**settings, "tokenizer": words.fingerprint, "vocab_size": words.vocab_size}
 
+    def prepared(name: str, source: config.Records) -> Path:
+        own = {"strength": _strength(source)} if _strength(source) else {}
+        return store.prepare(
+            Path(data.folder), name, source.input, settings | own, data.seed, data.heldout_fraction,
+            lambda record: encode(record, source),
+        )  # fmt: skip
+
     def prepare() -> dict[str, Path] | None:
         if rank_of(None) > 0:
             return None
-        folder, seed, fraction = Path(data.folder), data.seed, data.heldout_fraction
-        return {
-            name: store.prepare(folder, name, source.input, settings, seed, fraction, encode)
-            for name, source in data.sources.items()
-        }
+        return {name: prepared(name, source) for name, source in data.sources.items()}
 
     folders = on_all_ranks(None, prepare)[0]
     assert folders is not None

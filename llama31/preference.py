@@ -68,7 +68,7 @@ class Reward:
             better, worse = responses(scores, compared, grid)[compared.pairs].unbind(1)
             margin = better - worse
             total = -F.logsigmoid(margin).sum() * batch.scale
-            told = torch.stack([total, (margin > 0).sum() * batch.scale, margin.sum() * batch.scale])
+            told = torch.stack([total, _right(margin) * batch.scale, margin.sum() * batch.scale])
             return total, NOTHING, told.detach() / grid.cp
 
         return _scores(chunk, batch, grid), loss
@@ -97,12 +97,17 @@ class Dpo:
             margin = better - worse
             term = -F.logsigmoid(margin).sum() * batch.scale
             likelihood = (losses * take_chunks(batch.weights, grid.cp, grid.cp_rank, 1)).sum()
-            counts = torch.stack([(margin > 0).sum(), margin.sum(), better.sum(), worse.sum()])
+            counts = torch.stack([_right(margin), margin.sum(), better.sum(), worse.sum()])
             shared = torch.cat([term[None], counts * batch.scale]) / grid.cp
             told = torch.cat([shared[:1] + likelihood, shared[1:], likelihood[None]])
             return term + likelihood, NOTHING, told.detach()
 
         return _token_losses(chunk, batch, grid), loss
+
+
+def _right(margin: Tensor) -> Tensor:
+    """Pairs that are ranked right; a tie is half of one, as in `align/calibration.py`."""
+    return (margin > 0).sum() + (margin == 0).sum() / 2
 
 
 def lengths(compared: Compared) -> Tensor:

@@ -188,7 +188,10 @@ def data_of(run: config.Pretrain, start: Start, weights: dict[str, float]) -> co
 
 
 def check_data(start: Start, fingerprints: dict[str, str]) -> None:
-    """ValueError where a resumed run would read other data than it has read so far. Sources may be added."""
+    """ValueError where a resumed run would read other data than it has read so far.
+
+    Sources of text may be added (`data_of`); of dialogs and preferences it is `align/feed.py` that refuses.
+    """
     known = start.resumed.extra.get("sources", {}) if start.resumed else {}
     changed = [name for name, was in known.items() if fingerprints.get(name, was) != was]
     if changed:

@@ -18,6 +18,7 @@ from typing import Any
 from llama31 import layout, probe, schedule
 from llama31.config import (
     MISSING,
+    STRENGTHS,
     Average,
     ConfigError,
     Data,
@@ -40,7 +41,6 @@ from llama31.config import (
 from llama31.schedule import Stage
 
 SOURCE_NAME = "letters, digits, _ and -"  # a name is part of keys and of paths
-STRENGTHS = ("significantly_better", "better", "slightly_better", "marginally_better")  # report, section 4.2.1
 MOST_READINGS = 100  # of one document before another is read again: what a plan of rows holds in memory grows with it
 SPECIAL_TOKENS = 256  # of Llama 3.1; a BPE trained here holds them beside the 256 bytes
 

@@ -28,11 +28,13 @@ def examine(run: config.Reward, done: Run) -> None:
     """How often the model ranks held-out pairs right, and how sure it is, by strength of preference. Collective."""
     from llama31 import feeds, plots
     from llama31.align import calibration, score
-    from llama31.validate import STRENGTHS
 
-    every, length = feeds.rewarded(run, STRENGTHS), run.schedule.sequence_length
-    found = calibration.table(*score.margins(done.engine.forward, every, length, run.parallel.micro_batch))
-    if done.main and found:
+    every, length = feeds.rewarded(run, config.STRENGTHS), run.schedule.sequence_length
+    margins, kinds = score.margins(done.engine.forward, every, length, run.parallel.micro_batch)
+    found = calibration.table(margins, kinds)
+    if done.main and not found:
+        print(f"calibration: {calibration.missing(margins, run.data.heldout_fraction)}", flush=True)
+    elif done.main:
         folder = Path(run.folder)
         files.write_whole(folder / "calibration.json", json.dumps({"step": done.step, **found}, indent=1))
         drawn = plots.draw_calibration(folder / "calibration.png", f"{run.name} after {done.step:,} steps", found)

@@ -34,8 +34,10 @@ TORCH_FREE += (
     "align.filters",
     "align.judge",
     "align.prompts",
+    "align.refusals",
     "align.rejection",
     "align.rounds",
+    "align.scripts",
     "align.sampling",
     "align.servers",
 )

@@ -14,12 +14,17 @@ A preference (`recipes.reward`, `recipes.dpo`; `preferences.encode`):
     {"messages": [MESSAGE, ...],        what is answered: all turns but the last; or "prompt": TEXT, one user's message
      "chosen": ANSWER,                  ANSWER: a text, a message, or the messages of one turn (calls, results, answer)
      "rejected": ANSWER,
-     "strength": STRENGTH}              significantly_better, better, slightly_better or marginally_better
-        "edited": ANSWER                optional: better than chosen
+     "strength": STRENGTH}              significantly_better, better, slightly_better or marginally_better; optional
+                                        where data.sources.NAME.strength says it of all that state none
+        "edited": ANSWER                optional: better than chosen; an empty one is none
         "tools", "builtin_tools", "date"  as in a dialog
+
+    Or, as in TRL and many public sets, "chosen" and "rejected" (and "edited") are whole dialogs: what they share is
+    the prompt.
 
     MESSAGE: {"role": "system" | "user" | "assistant" | "ipython" (or "tool"), "content": TEXT}; an assistant's may call
         a function instead: {"role": "assistant", "tool_calls": [{"function": {"name": ..., "arguments": {...}}}]}
 
-A record that is none ends the command with file, line and what is wrong.
+A record that is none ends the command with file, line and what is wrong. What teaches nothing is left out and counted:
+dialogs without a target; preferences with an empty answer, with answers that hardly differ, or edited into the worse.
 """

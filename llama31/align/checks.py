@@ -10,9 +10,21 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from llama31.align import refusals
+
 WORD = re.compile(r"\w+(?:['\u2019\-]\w+)*")
+_HIGHLIGHT = re.compile(r"(?<!\*)\*{1,2}[^\s*](?:[^*\n]*[^\s*])?\*{1,2}(?!\*)")  # *so* or **so**
+_PLACEHOLDER = re.compile(r"\[[^\[\]\n]+\]")
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+\S", re.MULTILINE)
-_SENTENCE = re.compile(r"[^.!?…।。！？]*[.!?…।。！？]+|[^.!?…।。！？\s][^.!?…।。！？]*$")  # noqa: RUF001 - of all languages
+# A closing mark with what closes beside it; languages that write no spaces need none behind theirs.
+_END = re.compile(r"(?:[.!?…।]+[\"'”’»)\]*_]*(?=\s|$))|[。！？]+[」』”’)]*")  # noqa: RUF001 - of all languages
+# A full stop behind these ends no sentence: never, or before a number, or unless a capital follows.
+_NEVER = re.compile(
+    r"dr|mr|mrs|ms|prof|st|rev|gen|col|capt|lt|sgt|gov|sen|hon|messrs|mme|mlle|sra?|srta|dott|vs|cf|e\.g|i\.e|viz|"
+    r"approx|z\.b|d\.h|bzw|p\.ej|p\.ex"
+)
+_BEFORE_NUMBERS = re.compile(r"no|nr|figs?|eqs?|vol|pp?|art|sec|ch")
+_SELDOM = re.compile(r"etc|usw|inc|ltd|co|corp|jr|bros|[ap]\.m|u\.[skn]|ph\.d|b\.c|a\.d|est|dept|al|eds?|min|max|hrs?")
 
 
 def words(text: str) -> list[str]:
@@ -21,8 +33,31 @@ def words(text: str) -> list[str]:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, by their closing marks."""
-    return [found.strip() for found in _SENTENCE.findall(text) if WORD.search(found)]
+    """The sentences of a text, by their closing marks.
+
+    Decimals, initials, numbers of a list, common abbreviations, and marks before a small letter ("Why?" he asked; well
+    ... yes) end none.
+    """
+    found, begin, cased = [], 0, text != text.lower()
+    for mark in _END.finditer(text):
+        if _ends(text[begin : mark.start()], mark[0], text[mark.end() :].lstrip(), cased):
+            found.append(text[begin : mark.end()].strip())
+            begin = mark.end()
+    return [one for one in [*found, text[begin:].strip()] if WORD.search(one)]
+
+
+def _ends(before: str, mark: str, after: str, cased: bool) -> bool:
+    """Whether a closing mark ends a sentence; `cased`: small letters are told from capitals in this text."""
+    follows, last = after[:1], before.split()[-1].lstrip("(\"'\u201c\u2018[*") if before.split() else ""
+    if mark == "." and follows:
+        word, initial = last.casefold(), len(last) == 1 and last.isupper() and last != "I"
+        if initial or _NEVER.fullmatch(word) or re.search(r"(?:^|\n)\s*\d+$", before):
+            return False
+        if _BEFORE_NUMBERS.fullmatch(word):
+            return not follows.isdigit()
+        if _SELDOM.fullmatch(word):
+            return follows.isupper()
+    return not (cased and follows.islower() and (len(mark) > 1 or mark == "\u2026"))
 
 
 def paragraphs(text: str) -> list[str]:
@@ -46,13 +81,25 @@ def _cased(text: str, upper: bool) -> bool:
     return any(char.isalpha() for char in text) and text == (text.upper() if upper else text.lower())
 
 
+def _numbered(name: str, count: Callable[[str], int]) -> dict[str, tuple[type, Callable[[str, Any], bool]]]:
+    """So many, at least, at most; an empty text has none of anything, and obeys none of these."""
+    return {
+        name: (int, lambda text, value: bool(text.strip()) and count(text) == value),
+        f"min_{name}": (int, lambda text, value: bool(text.strip()) and count(text) >= value),
+        f"max_{name}": (int, lambda text, value: bool(text.strip()) and count(text) <= value),
+    }
+
+
 # Kind -> (type of the value, whether a text obeys).
 KINDS: dict[str, tuple[type, Callable[[str, Any], bool]]] = {
     "min_words": (int, lambda text, value: len(words(text)) >= value),
     "max_words": (int, lambda text, value: 0 < len(words(text)) <= value),
-    "sentences": (int, lambda text, value: len(sentences(text)) == value),
-    "paragraphs": (int, lambda text, value: len(paragraphs(text)) == value),
-    "bullets": (int, lambda text, value: len(_BULLET.findall(text)) == value),
+    **_numbered("sentences", lambda text: len(sentences(text))),
+    **_numbered("paragraphs", lambda text: len(paragraphs(text))),
+    **_numbered("bullets", lambda text: len(_BULLET.findall(text))),
+    **_numbered("highlights", lambda text: len(_HIGHLIGHT.findall(text))),
+    **_numbered("placeholders", lambda text: len(_PLACEHOLDER.findall(text))),
+    **_numbered("capitals", lambda text: sum(word.isupper() for word in words(text))),
     "json": (bool, lambda text, value: _is_json(text) == value),
     "uppercase": (bool, lambda text, value: _cased(text, True) == value),
     "lowercase": (bool, lambda text, value: _cased(text, False) == value),
@@ -91,16 +138,7 @@ def broken(text: str, checks: Sequence[tuple[str, Any]]) -> list[str]:
     return [kind for kind, value in checks if not KINDS[kind][1](text, value)]
 
 
-# Openings of a refusal. The report judges refusals by a model; patterns are ours, and of English alone.
-_REFUSAL = re.compile(
-    r"\b(?:i(?:['\u2019]m| am) (?:sorry|afraid|unable|not able|not (?:comfortable|going to))"
-    r"|i (?:can(?:['\u2019]t|not| not)|won['\u2019]t|will not|must (?:decline|refuse)|decline to|refuse to)"
-    r"|(?:sorry|apologies),? (?:but )?i (?:can|am|['\u2019]m)|as an ai\b|against my (?:guidelines|principles))",
-    re.IGNORECASE,
-)
-OPENING_CHARS = 200
-
-
-def refuses(text: str) -> bool:
-    """Whether a text opens as a refusal does, or says nothing at all."""
-    return not text.strip() or _REFUSAL.search(text[:OPENING_CHARS]) is not None
+def refuses(text: str, patterns: Sequence[re.Pattern[str]] = refusals.PATTERNS) -> bool:
+    """Whether a text opens as a refusal does, or says nothing at all; `patterns` as `refusals.read` makes them."""
+    opening = refusals.opening(text)
+    return not text.strip() or any(pattern.search(opening) for pattern in patterns)

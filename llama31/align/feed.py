@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from llama31 import config, schedule
 from llama31.align import plan, preferences, rows
+from llama31.align.chat import PROMPT
 from llama31.align.rows import Packed, Piece, Response
 from llama31.align.store import Store
 from llama31.data.mixture import Decision, Skip, dropped, from_record
@@ -76,6 +78,11 @@ def _answers(store: Store, example: int) -> tuple[NDArray[np.int32], list[Respon
     return prompt[0], [Response(*one) for one in answers]
 
 
+def _said(answer: Response) -> int:
+    """Tokens that the likelihood of an answer counts: the assistant's, and not what tools say in between."""
+    return int((answer.parts != PROMPT).sum())
+
+
 @dataclass(frozen=True)
 class Rewarded:
     """A prompt and all its answers, in random order; pairs of records of `strengths`."""
@@ -112,8 +119,8 @@ class Rewarded:
 class Preferred:
     """The best and the worst answer to a prompt; see `rows.dpo`.
 
-    The likelihood term is `nll` x the mean over tokens of the step's chosen answers, or over answers of their means
-    (`nll_mean`: tokens or dialogs).
+    The likelihood term is `nll` x the mean over the assistant's tokens of the step's chosen answers, or over answers of
+    their means (`nll_mean`: tokens or dialogs).
     """
 
     nll: float = 0.2
@@ -134,7 +141,7 @@ class Preferred:
     def piece(self, store: Store, example: int, key: str, share: float) -> Piece:
         """See `Maker`."""
         prompt, answers = _answers(store, example)
-        weight = share if self.nll_mean == "tokens" else self.nll / len(answers[0].tokens)
+        weight = share if self.nll_mean == "tokens" else self.nll / max(_said(answers[0]), 1)
         return rows.dpo(prompt, answers[0], answers[-1], weight, self.masked)
 
     def order(self) -> dict[str, Any]:
@@ -143,7 +150,8 @@ class Preferred:
 
     def share(self, stores: Sequence[Store], examples: Sequence[Ints]) -> float:
         """See `Maker`."""
-        tokens = sum(int(s.sizes()[s.examples[chosen] + 1].sum()) for s, chosen in zip(stores, examples))
+        answers = (_answers(one, int(number))[1][0] for one, chosen in zip(stores, examples) for number in chosen)
+        tokens = sum(_said(answer) for answer in answers)
         return self.nll * sum(len(chosen) for chosen in examples) / max(tokens, 1)
 
 
@@ -173,6 +181,7 @@ class Feed:
         self._held = held
         self.reference: NDArray[np.float32] | None = None  # [examples, 2], by number
         self.reference_key = ""  # of what those are the log-probabilities
+        self.objective: dict[str, Any] = {}  # keys of the config that say what is learned of the rows
         self._skipped: list[tuple[int, int]] = []
         self.examples = int(self.plan.firsts[-1])
         self.vocab_size = max((int(store.told["vocab_size"]) for store in self.stores), default=0)
@@ -180,18 +189,26 @@ class Feed:
         self.fingerprints = {name: stores[name].fingerprint for name in self.names}
 
     def begin(self, start: Any) -> list[Decision]:
-        """The decisions since step 0: those of the checkpoint that a run goes on from (`runs.Start`)."""
-        self._check_order(start.resumed.extra.get("order", {}) if start.resumed else {})
-        decisions = [from_record(record) for record in start.resumed.decisions] if start.resumed else []
+        """The decisions since step 0: those of the checkpoint that a run goes on from (`runs.Start`).
+
+        Raises ValueError where that run read other rows, or learned something else of them.
+        """
+        if start.resumed is None:
+            self.follow([])
+            return []
+        self._check(start.resumed.extra)
+        decisions = [from_record(record) for record in start.resumed.decisions]
         self.follow(decisions)
         return decisions
 
-    def _check_order(self, was: Mapping[str, Any]) -> None:
-        given = self.order()
-        changed = [key for key in given if was.get(key, given[key]) != given[key]]
-        if changed:
-            told = "; ".join(f"{key}={given[key]}: the checkpoint read its data with {was[key]}" for key in changed)
-            raise ValueError(f"{told}; give those again, or start a new run from these weights with init_from=")
+    def _check(self, was: Mapping[str, Any]) -> None:
+        new = "start a new run from these weights with init_from="
+        if "order" not in was:
+            raise ValueError(f"resume: the checkpoint was not trained on dialogs or preferences; {new}")
+        told = _changed(self.order(), was["order"], "read its data")
+        told += _changed(self.objective, was.get("objective", self.objective), "was trained")
+        if told:
+            raise ValueError(f"{'; '.join(told)}; give what it had again, or {new}")
 
     def order(self) -> dict[str, Any]:
         """Keys of the config on which it depends what stands in which row."""
@@ -284,18 +301,38 @@ class Feed:
 
     def told(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data."""
-        return {"order": self.order(), "sources": self.fingerprints}
+        return {"order": self.order(), "objective": self.objective, "sources": self.fingerprints}
 
     def summary(self) -> str:
         """One line on what is there."""
         trained = int((self.plan.lengths > 0).sum()) - self.plan.too_long
         held = sum(int((found > 0).sum()) for found in self._held.values())
-        left = sum(int(store.told["left_out"]) for store in self.stores)
+        left: Counter[str] = sum((Counter(store.told["left_out"]) for store in self.stores), Counter())
+        told = "".join(f"{count:,} {reason}, " for reason, count in sorted(left.items()))
         used = plan.fill(self.plan.once(), self.plan.lengths, self.schedule.sequence_length)
         return (
-            f"{trained:,} examples to train on, {held:,} held out; left out: {left:,} without anything to learn, "
-            f"{self.plan.too_long:,} longer than a row; rows are filled to {used:.0%}"
+            f"{trained:,} examples to train on, {held:,} held out; left out: {told}{self.plan.too_long:,} longer than "
+            f"a row; rows are filled to {used:.0%}"
         )
+
+
+def objective(run: config.Dpo) -> dict[str, Any]:
+    """Keys of DPO's loss. It would be another one from the middle on, and its curve would not say so."""
+    names = ("beta", "masked", "nll", "nll_mean", "length_normalised")
+    return {name: getattr(run, name) for name in names}
+
+
+def _changed(given: Mapping[str, Any], was: Mapping[str, Any], did: str) -> list[str]:
+    """What is told of each key that is not as the checkpoint had it, or that only one of both has."""
+    told = []
+    for key in sorted(given.keys() | was.keys()):
+        if key not in was:
+            told.append(f"{key}={given[key]}: the checkpoint {did} without it")
+        elif key not in given:
+            told.append(f"{key} is not given: the checkpoint {did} with {was[key]}")
+        elif given[key] != was[key]:
+            told.append(f"{key}={given[key]}: the checkpoint {did} with {was[key]}")
+    return told
 
 
 class Heldout:

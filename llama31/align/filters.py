@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llama31 import config
-from llama31.align import checks
+from llama31.align import checks, scripts
 
 _APOLOGY = re.compile(
     r"\bi(?:['\u2019]m| am) (?:so |very |really )?sorry\b|\bi apologi[sz]e\b|\bmy apologies\b", re.IGNORECASE
 )
 _SPECIAL = re.compile(r"<\|[a-z0-9_]+\|>")
 RUN = 4  # words of a run that may repeat
-SCRIPT_SHARE = 0.3  # letters in the prompt's script that an answer needs
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def why_not(one: Candidate, asked: str, wanted: Sequence[tuple[str, Any]], filte
         return "emoji"
     if text.count("!") - 1 > filters.exclamations_per_sentence * max(1, len(checks.sentences(text))):
         return "exclamation marks"
-    if filters.same_script and not same_script(asked, text):
+    if filters.same_script and not scripts.as_asked(asked, text):
         return "another script"
     if filters.format and checks.broken(text, wanted):
         return "format"
@@ -98,25 +97,6 @@ def emoji(text: str) -> int:
 def apologises(text: str) -> bool:
     """Whether a text says sorry."""
     return _APOLOGY.search(text) is not None
-
-
-def script(text: str) -> str | None:
-    """The script of most letters, such as LATIN or DEVANAGARI; None without letters."""
-    found = Counter(_script(char) for char in text if char.isalpha())
-    return found.most_common(1)[0][0] if found else None
-
-
-def _script(char: str) -> str:
-    name = unicodedata.name(char, "?").split(" ")[0]
-    return "CJK" if name in ("CJK", "HIRAGANA", "KATAKANA") else name
-
-
-def same_script(asked: str, answer: str) -> bool:
-    """Whether some of the answer's letters are of the script in which most of the prompt is written."""
-    wanted, letters = script(asked), [_script(char) for char in answer if char.isalpha()]
-    if wanted is None or not letters:
-        return True
-    return letters.count(wanted) >= SCRIPT_SHARE * len(letters)
 
 
 def normalised(text: str) -> str:
@@ -146,8 +126,8 @@ def select(
                 reason = "duplicate"
             if reason is None and (reward is None or not math.isfinite(reward)):
                 reason = "no reward"
-            seen.add(normalised(one.text))
             if reason is None and reward is not None:
+                seen.add(normalised(one.text))
                 kept.append((one, reward))
             else:
                 found.dropped[str(reason)] += 1

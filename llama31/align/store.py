@@ -13,12 +13,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import glob
 import hashlib
 import json
 import os
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +30,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-VERSION = 1
+VERSION = 2
 Sequence_ = tuple[NDArray[np.int32], NDArray[np.int8]]  # token ids and the part of each
 
 
@@ -84,13 +87,13 @@ def files(given: str) -> list[Path]:
 
 def prepare(
     folder: Path, name: str, given: str, settings: dict[str, Any], seed: int, heldout_fraction: float,
-    encode: Callable[[dict[str, Any]], Example | None],
+    encode: Callable[[dict[str, Any]], Example | str],
 ) -> Path:  # fmt: skip
     """The folder of source `name`, which is encoded where it is not there yet. On one process.
 
     `settings` are what decides the ids beside the files. `encode` raises ValueError for a record that is none, which
-    is told with file and line, and gives None for one that is left out. What is held out depends on the record alone:
-    a record that comes twice is held out twice, or not at all.
+    is told with file and line, and gives the reason for one that is left out, which is counted. What is held out
+    depends on the record alone: a record that comes twice is held out twice, or not at all.
     """
     inputs = files(given)
     if not inputs:
@@ -105,17 +108,39 @@ def prepare(
     draft.mkdir(parents=True)
     try:
         _write(draft, _encoded(inputs, name, seed, heldout_fraction, encode), told)
-        if target.exists():
-            shutil.rmtree(target)
-        draft.replace(target)
+        _publish(draft, target, name)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
 
 
+def _publish(draft: Path, target: Path, name: str) -> None:
+    """`draft` becomes `target`, unless another run was first: it maps the files there, which must not go away."""
+    while True:
+        try:
+            draft.rename(target)  # refused where files are
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        if (target / "told.json").is_file():
+            break
+        stale = draft.with_name(f"{draft.name}.stale")
+        with contextlib.suppress(FileNotFoundError):  # another run moved it first
+            target.rename(stale)
+        if not (stale / "told.json").is_file():  # else it was made right now, and may be read
+            shutil.rmtree(stale, ignore_errors=True)
+    mine, other = (json.loads((one / "told.json").read_text(encoding="utf-8")) for one in (draft, target))
+    if mine["fingerprint"] != other["fingerprint"]:
+        raise ValueError(
+            f"data.sources.{name}: {target} holds other ids than its files gave just now; end the runs that read it, "
+            "remove it, and it is made again"
+        )
+
+
 def _encoded(
-    inputs: Sequence[Path], name: str, seed: int, fraction: float, encode: Callable[[dict[str, Any]], Example | None]
-) -> Iterator[tuple[Example | None, bool]]:
+    inputs: Sequence[Path], name: str, seed: int, fraction: float, encode: Callable[[dict[str, Any]], Example | str]
+) -> Iterator[tuple[Example | str, bool]]:
     for path in inputs:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
@@ -132,15 +157,15 @@ def _encoded(
                 yield example, int.from_bytes(digest[:8], "little") < fraction * 2**64
 
 
-def _write(folder: Path, examples: Iterator[tuple[Example | None, bool]], told: dict[str, Any]) -> None:
+def _write(folder: Path, examples: Iterator[tuple[Example | str, bool]], told: dict[str, Any]) -> None:
     digest = hashlib.sha256()
-    sequences, firsts, left_out = [0], [0], 0
+    sequences, firsts, left_out = [0], [0], Counter[str]()
     pairs: list[tuple[int, ...]] = []
     heldout: list[bool] = []
     with (folder / "tokens.bin").open("wb") as tokens, (folder / "parts.bin").open("wb") as parts:
         for example, held in examples:
-            if example is None:
-                left_out += 1
+            if isinstance(example, str):
+                left_out[example] += 1
                 continue
             pairs += [(len(heldout), *pair) for pair in example.pairs]
             for ids, kinds in example.sequences:

@@ -43,6 +43,7 @@ from llama31.config.sampling import (
     Variant,
 )
 from llama31.config.sections import (
+    STRENGTHS,
     Bucket,
     Checkpoint,
     Cluster,
@@ -59,7 +60,9 @@ from llama31.config.sections import (
     Preflight,
     Profile,
     Ramp,
+    Ranked,
     Records,
+    RewardModel,
     Schedule,
     Source,
     Tokenizer,
@@ -71,6 +74,7 @@ T = TypeVar("T")
 __all__ = [
     "MISSING",
     "MOST_TOKENS",
+    "STRENGTHS",
     "Average",
     "Benchmark",
     "Bucket",
@@ -104,9 +108,11 @@ __all__ = [
     "Probe",
     "Profile",
     "Ramp",
+    "Ranked",
     "Records",
     "Report",
     "Reward",
+    "RewardModel",
     "RunError",
     "Sample",
     "Sampling",

@@ -20,6 +20,7 @@ from llama31.config.sections import (
     Preferences,
     Preflight,
     Profile,
+    RewardModel,
     Schedule,
     Tokenizer,
     Validation,
@@ -89,6 +90,7 @@ class Sft(Training):
 class Reward(Training):
     """Keys of `recipes.reward`: train a scalar head to rank answers."""
 
+    model: RewardModel = field(default_factory=RewardModel)
     layout: str = key(
         "tree",
         "answers in one row: unseen by each other (tree) or one after the other (plain, the report's approximation); "

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from llama31.config.keys import MISSING, MOST_TOKENS, key
 
+STRENGTHS = ("significantly_better", "better", "slightly_better", "marginally_better")  # report, section 4.2.1
+
 
 @dataclass
 class Model:
@@ -29,6 +31,13 @@ class Model:
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.heads
+
+
+@dataclass
+class RewardModel(Model):
+    """A model of the same shapes with a scalar on top."""
+
+    head: str = key("reward", "what stands on top: a scalar", choices=("tokens", "reward"))
 
 
 @dataclass
@@ -182,6 +191,15 @@ class Records:
 
 
 @dataclass
+class Ranked(Records):
+    """One source of preferences."""
+
+    strength: str | None = key(
+        None, "strength of records that state none, as in public sets; null: each states its own", choices=STRENGTHS
+    )
+
+
+@dataclass
 class Dialogs:
     """Sources of supervised finetuning (report, section 4.1.3)."""
 
@@ -198,10 +216,13 @@ class Preferences:
     """Sources of ranked answers (report, sections 4.1.2, 4.1.4 and 4.2.1)."""
 
     folder: str = key(MISSING, "folder of the encoded sources, which all processes read")
-    sources: dict[str, Records] = key({}, "sources keyed by name: data.sources.NAME.epochs=2")
+    sources: dict[str, Ranked] = key({}, "sources keyed by name: data.sources.NAME.epochs=2")
     strengths: list[str] = key(["significantly_better", "better"], "strengths of preference that are learned (report)")
     similarity: float = key(
-        0.95, "share of common pairs of tokens from which two answers are near-equal, and no pair (ours)", low=0
+        0.95,
+        "share of common pairs of tokens from which two answers are near-equal, and no pair, unless they differ in "
+        "numbers, options or verdicts (ours)",
+        low=0,
     )
     heldout_fraction: float = key(0.01, "share of the records held out", low=0, high=0.5)
     seed: int = key(1234, "seed of what is held out and of the order of rows and answers", low=0, high=2**63 - 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,18 @@ SETTINGS = {"tokenizer": Bytes.fingerprint, "vocab_size": Bytes.vocab_size}
 
 
 def dialogs(path: Path, form: chat.Format, targets: str = "all", heldout: float = 0.0) -> store.Store:
-    def encode(record: dict[str, Any]) -> store.Example | None:
+    def encode(record: dict[str, Any]) -> store.Example | str:
         encoded = form.encode(chat.read(record))
         learned = encoded.targets(targets)
-        return store.Example([(encoded.tokens, learned.astype(np.int8))]) if learned.any() else None
+        return store.Example([(encoded.tokens, learned.astype(np.int8))]) if learned.any() else "without a target"
 
     settings = {**SETTINGS, "targets": targets}
     return store.read(store.prepare(path.parent / "x", "a", str(path), settings, 1, heldout, encode))
 
 
-def preferred(path: Path, form: chat.Format, heldout: float = 0.0) -> store.Store:
-    def encode(record: dict[str, Any]) -> store.Example | None:
-        return preferences.encode(record, form, 0.95)
+def preferred(path: Path, form: chat.Format, heldout: float = 0.0, strength: str | None = None) -> store.Store:
+    def encode(record: dict[str, Any]) -> store.Example | str:
+        return preferences.encode(record, form, 0.95, strength)
 
     return store.read(store.prepare(path.parent / "x", "a", str(path), SETTINGS, 1, heldout, encode))
 
@@ -72,6 +73,11 @@ def test_a_record_that_is_no_dialog_is_told_with_file_line_and_key(
     ("changes", "said"),
     [
         ({"strength": "slightly"}, "strength: 'slightly'; give one of significantly_better, better"),
+        (
+            {"strength": None},
+            "strength: None; give one of significantly_better, better, slightly_better, marginally_bet",
+        ),
+        ({"strength": None}, "or data.sources.NAME.strength for records that state none"),
         ({"chosen": None}, "chosen: missing"),
         ({"rejected": {"role": "user", "content": "x"}}, "rejected: an answer begins and ends with an assistant's"),
         ({"edited": [{"role": "assistant", "content": 1}]}, "edited: messages[0].content: give a text"),
@@ -97,7 +103,7 @@ def test_no_such_file(tmp_path: Path, form: chat.Format) -> None:
 def test_encoded_once_and_again_where_anything_changed(form: chat.Format, write: Written) -> None:
     path = write("d.jsonl", GOOD, "", dialog("only a question"))
     first = dialogs(path, form)
-    assert first.told["examples"] == 1 and first.told["left_out"] == 1, "nothing to learn of a question"
+    assert first.told["examples"] == 1 and first.told["left_out"] == {"without a target": 1}, "a question"
     (folder,) = (path.parent / "x").iterdir()
     (folder / "tokens.bin").touch()
     assert dialogs(path, form).fingerprint == first.fingerprint and len([*(path.parent / "x").iterdir()]) == 1
@@ -106,6 +112,39 @@ def test_encoded_once_and_again_where_anything_changed(form: chat.Format, write:
     (folder / "tokens.bin").write_bytes(b"")
     with pytest.raises(ValueError, match="cannot be read .* remove it, and it is made again"):
         store.read(folder)
+
+
+@pytest.mark.parametrize("left", ["nothing", "complete", "incomplete", "other"])
+def test_who_encodes_the_same_beside_another_keeps_what_that_one_reads(
+    left: str, form: chat.Format, write: Written
+) -> None:
+    path, first = write("d.jsonl", GOOD, dialog("q", "a")), []
+
+    def prepare(encode: Any) -> Path:
+        return store.prepare(path.parent / "x", "a", str(path), SETTINGS, 1, 0.0, encode)
+
+    def plain(record: dict[str, Any]) -> store.Example:
+        encoded = form.encode(chat.read(record))
+        return store.Example([(encoded.tokens, encoded.targets().astype(np.int8))])
+
+    def meanwhile(record: dict[str, Any]) -> store.Example:
+        if left != "nothing" and not first:
+            first.append(prepare(plain))
+            if left == "incomplete":
+                (first[0] / "told.json").unlink()
+            if left == "other":
+                told = json.loads((first[0] / "told.json").read_text())
+                (first[0] / "told.json").write_text(json.dumps(told | {"fingerprint": "0"}))
+            first.append((first[0] / "tokens.bin").stat().st_ino)
+        return plain(record)
+
+    if left == "other":
+        with pytest.raises(ValueError, match="data.sources.a: .* holds other ids .* remove it"):
+            prepare(meanwhile)
+    else:
+        assert store.read(prepare(meanwhile)).told["examples"] == 2
+    (folder,) = (path.parent / "x").iterdir()
+    assert not first or ((folder / "tokens.bin").stat().st_ino == first[1]) == (left != "incomplete")
 
 
 def test_targets_are_what_assistants_say(form: chat.Format, write: Written) -> None:
@@ -133,7 +172,7 @@ def test_pairs_are_ranked_and_near_equal_answers_are_none(form: chat.Format, wri
         preference("q", alike + "a", "no", edited=alike + "b"),
     )
     found = preferred(path, form)
-    assert found.told["examples"] == 2 and found.told["left_out"] == 1
+    assert found.told["examples"] == 2 and found.told["left_out"] == {preferences.ALIKE: 1}
     edited = preferences.EDITED
     assert found.pairs.tolist() == [
         [0, 0, 1, edited], [0, 0, 2, edited], [0, 1, 2, 0], [1, 0, 2, 1 + edited], [1, 1, 2, 1],
@@ -141,6 +180,78 @@ def test_pairs_are_ranked_and_near_equal_answers_are_none(form: chat.Format, wri
     answers = [bytes(ids[parts == BODY].astype(np.uint8)) for ids, parts in found.example(0)[1:]]
     assert answers == [b"best", b"good", b"bad"]
     assert preferences.kind_name(edited) == "edited" and preferences.kind_name(1) == "better"
+
+
+def test_a_source_may_state_the_strength_of_its_records(form: chat.Format, write: Written) -> None:
+    silent = {key: text for key, text in preference("q", "good", "bad").items() if key != "strength"}
+    path = write("p.jsonl", silent, preference("q", "good", "bad", "better"))
+    assert preferred(path, form, strength="marginally_better").pairs[:, 3].tolist() == [3, 1]
+
+
+def test_whole_dialogs_share_their_prompt(form: chat.Format, write: Written) -> None:
+    turns = dialog("q", "a", "r")["messages"]
+    chosen, rejected, edited = ([*turns, *dialog("", text)["messages"][1:]] for text in ("good", "bad", "best"))
+    whole = {"chosen": chosen, "rejected": rejected, "strength": "better", "edited": edited}
+    given = {"messages": turns, "chosen": "good", "rejected": "bad", "edited": "best", "strength": "better"}
+    found = preferred(write("p.jsonl", given, whole, {**whole, "prompt": "r "}, {**whole, "prompt": turns}), form)
+    first = [ids.tolist() for ids, _ in found.example(0)]
+    for other in (1, 2, 3):
+        assert [ids.tolist() for ids, _ in found.example(other)] == first
+    again = preferred(write("q.jsonl", {**whole, "edited": None, "rejected": chosen}, given), form)
+    assert again.told["left_out"] == {preferences.ALIKE: 1}
+
+
+def test_whole_dialogs_that_are_none_of_one_prompt(form: chat.Format, write: Written) -> None:
+    one, two = dialog("q", "a")["messages"], dialog("r", "b")["messages"]
+    for changes, said in (
+        ({"chosen": one, "rejected": two}, "chosen, rejected: dialogs of different prompts"),
+        ({"chosen": one, "rejected": one[:1] + two[1:], "prompt": "r"}, "prompt: not what chosen and rejected begin"),
+        ({"chosen": one, "rejected": "b", "prompt": "q"}, "chosen: an answer begins and ends with an assistant's"),
+    ):
+        record = {"strength": "better", "prompt": None, **changes}
+        with pytest.raises(ValueError, match=said):
+            preferred(write("bad.jsonl", record), form)
+
+
+def test_empty_answers_are_no_answers(form: chat.Format, write: Written) -> None:
+    blank, call = {"role": "assistant", "content": " "}, {"function": {"name": "f", "arguments": {}}}
+    path = write(
+        "p.jsonl",
+        preference("q", "good", "bad", edited=""),
+        preference("q", "good", "bad", edited=blank),
+        preference("q", "good", "bad", edited={"role": "assistant", "content": [{"type": "text", "text": " "}]}),
+        preference("q", "good", "\n"),
+        preference("q", "", "bad", edited="best"),
+        {**preference("q", "", "bad"), "chosen": [{"role": "assistant", "tool_calls": [call]}, blank]},
+        {**preference("q", "", "bad"), "chosen": {"role": "assistant", "tool_calls": [call]}},
+    )
+    found = preferred(path, form)
+    assert found.pairs[:, 1:].tolist() == [[0, 1, 1]] * 4, "no edited answer, and a call is one"
+    assert found.told["left_out"] == {preferences.EMPTY: 3}
+    made = fed(found, feed.Preferred(), sequence_length=512, batch_tokens=512)
+    assert f"left out: 3 {preferences.EMPTY}, 0 longer than a row" in made.summary()
+
+
+def test_an_edit_into_the_rejected_answer_contradicts_the_ranks(form: chat.Format, write: Written) -> None:
+    alike = "The same words in the same order, all of them, up to the very last one: "
+    path = write("p.jsonl", preference("q", "good", alike + "a", edited=alike + "b"), preference("q", "good", "bad"))
+    found = preferred(path, form)
+    assert found.told["left_out"] == {preferences.CONTRADICTORY: 1} and found.told["examples"] == 1
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"), [("42", "41"), ("-3.5", "3.5"), ("(B)", "(C)"), (r"\boxed{x}", r"\boxed{y}"), ("Yes", "no")]
+)
+def test_a_long_answer_with_another_result_is_another_answer(
+    right: str, wrong: str, form: chat.Format, write: Written
+) -> None:
+    steps = "First we add both sides, then we divide by two and see what is left over. " * 8 + "So it is "
+    path = write(
+        "p.jsonl", preference("q", f"{steps}{right}.", f"{steps}{wrong}."), preference("q", steps + "x", steps + "y")
+    )
+    found = preferred(path, form)
+    assert preferences.agreement(found.example(0)[1][0], found.example(0)[2][0]) > 0.95, "by its words it is the same"
+    assert found.told["examples"] == 1 and found.told["left_out"] == {preferences.ALIKE: 1}
 
 
 # --- rows ---
@@ -156,6 +267,25 @@ def test_dpo_masks_the_format_in_the_term_and_keeps_it_in_the_likelihood(form: c
     assert header == 0 and (made.weights > 0).sum() == counted, "header, body and termination"
     pairs = len(made.pairs)
     assert made.weights.sum() == pytest.approx(0.5 * pairs), "half of the mean over tokens, for each pair"
+
+
+@pytest.mark.parametrize("mean", ["tokens", "dialogs"])
+def test_the_likelihood_is_a_mean_over_what_the_assistant_said(mean: str, form: chat.Format, write: Written) -> None:
+    turn = [
+        {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
+        {"role": "ipython", "content": "what the tool said, which is not learned"},
+        {"role": "assistant", "content": "so"},
+    ]
+    records = [preference("q", turn, "bad"), preference("r", "good", "bad")]  # type: ignore[arg-type]
+    made = fed(
+        preferred(write("p.jsonl", *records), form),
+        feed.Preferred(nll=0.5, nll_mean=mean),
+        sequence_length=512,
+        batch_tokens=512,
+    ).rows(0, np.array([0]))
+    assert len(made.pairs) == 2 and made.weights.sum() == pytest.approx(0.5 * 2)
+    learned = [made.weights[0, begin:end].sum() for row, begin, end, *_ in made.documents]
+    assert mean == "tokens" or sorted(learned) == pytest.approx([0, 0, 0, 0.5, 0.5])
 
 
 @pytest.mark.parametrize("layout", rows.LAYOUTS)
@@ -220,21 +350,60 @@ def test_rows_are_a_function_of_the_step_and_skips_leave_steps_out(form: chat.Fo
     assert np.array_equal(part.tokens, whole[5].tokens[[2, 0]])
 
 
-def test_another_order_is_refused_on_resume(form: chat.Format, write: Written) -> None:
-    found = dialogs(write("d.jsonl", *(dialog("q", "a") for _ in range(9))), form)
+def started(made: feed.Feed) -> Any:
+    """Where a run goes on that read `made`."""
 
     class Meta:
-        extra = json.loads(json.dumps(fed(found, feed.Supervised()).told()))
+        extra = json.loads(json.dumps(made.told()))
         decisions: list[Any] = []  # noqa: RUF012
 
     class Start:
         resumed = Meta
 
-    fed(found, feed.Supervised()).begin(Start)
+    return Start
+
+
+def test_another_order_is_refused_on_resume(form: chat.Format, write: Written) -> None:
+    found = dialogs(write("d.jsonl", *(dialog("q", "a") for _ in range(9))), form)
+    start = started(fed(found, feed.Supervised()))
+    fed(found, feed.Supervised()).begin(start)
     with pytest.raises(ValueError, match="data.sources.a.epochs=2.0: the checkpoint read its data with 1.0; give"):
-        fed(found, feed.Supervised(), epochs=2.0).begin(Start)
+        fed(found, feed.Supervised(), epochs=2.0).begin(start)
     with pytest.raises(ValueError, match="schedule.sequence_length=128: "):
-        fed(found, feed.Supervised(), sequence_length=128).begin(Start)
+        fed(found, feed.Supervised(), sequence_length=128).begin(start)
+
+
+def test_sources_that_come_or_go_are_refused_on_resume(form: chat.Format, write: Written) -> None:
+    found = dialogs(write("d.jsonl", *(dialog("q", "a") for _ in range(9))), form)
+    one, two = (
+        feed.Feed(dict.fromkeys(names, found), dict.fromkeys(names, 1.0), feed.Supervised(), SCHEDULE, 3, 0)
+        for names in ("a", "ab")
+    )
+    with pytest.raises(ValueError, match="data.sources.b.epochs=1.0: the checkpoint read its data without it; "):
+        two.begin(started(one))
+    with pytest.raises(ValueError, match="data.sources.b.epochs is not given: .* read its data with 1.0; .*init_from="):
+        one.begin(started(two))
+    other = started(one)
+    other.resumed.extra = {"weights": {"a": 1.0}}
+    with pytest.raises(ValueError, match="resume: the checkpoint was not trained on dialogs or preferences; .*init_fr"):
+        one.begin(other)
+
+
+def test_another_objective_is_refused_on_resume(form: chat.Format, write: Written) -> None:
+    found = preferred(write("p.jsonl", preference("q", "good", "bad")), form)
+
+    def of(**changes: Any) -> feed.Feed:
+        run = dataclasses.replace(config.Dpo("x"), **changes)
+        made = fed(found, feed.Preferred(run.nll, run.nll_mean, run.masked))
+        made.objective = feed.objective(run)
+        return made
+
+    start = started(of())
+    of().begin(start)
+    for name, value in {"beta": 0.3, "nll": 0.0, "nll_mean": "dialogs", "length_normalised": True}.items():
+        with pytest.raises(ValueError, match=f"{name}={value}: the checkpoint was trained with .*; give .*init_from="):
+            of(**{name: value}).begin(start)
+    assert config.Dpo("x").beta != 0.3 and "masked" in start.resumed.extra["objective"]
 
 
 def test_too_long_for_a_row(form: chat.Format, write: Written) -> None:
@@ -264,3 +433,29 @@ def test_a_calibrated_model_has_no_error_and_an_oversure_one_has() -> None:
     assert calibration.figures(5 * margins)["calibration_error"] > 0.1
     assert found["all"]["loss"] == pytest.approx(np.log1p(np.exp(-margins)).mean())
     assert calibration.table(margins[:0], kinds[:0]) == {}
+
+
+def test_rewards_that_are_no_numbers_are_counted_and_left_out() -> None:
+    margins, kinds = np.array([1.0, np.nan, -1.0, np.inf, np.nan, 2.0]), np.array([0, 0, 0, 1, 1, 2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = calibration.table(margins, kinds)
+        assert calibration.table(margins[3:5], kinds[3:5]) == {}
+    counts = {name: (one["pairs"], one["not_finite"]) for name, one in found.items()}
+    assert counts == {"significantly_better": (2, 1), "slightly_better": (1, 0), "all": (3, 3)}
+    assert found["all"]["accuracy"] == pytest.approx(2 / 3) and np.isfinite(found["all"]["loss"])
+    assert "3 more have no finite reward" in calibration.text(found)
+
+
+@pytest.mark.parametrize(
+    ("margins", "said"),
+    [
+        (
+            np.zeros(0),
+            "no held-out pair fits into a row; begin a run with data.heldout_fraction above 0.01, or with more",
+        ),
+        (np.array([np.nan, np.nan]), "none of 2 held-out pairs has a finite reward; see the loss of the run"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_said(margins: np.ndarray, said: str) -> None:
+    assert said in calibration.missing(margins, 0.01)

@@ -53,10 +53,13 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_of(kind: type, room: Path, words: config.Tokenizer, name: str, **changes: Any) -> Any:
-    source = {"a": config.Records(str(room / ("dialogs.jsonl" if kind is config.Sft else "preferences.jsonl")))}
-    data = (config.Dialogs if kind is config.Sft else config.Preferences)(
-        str(room / "encoded"), source, heldout_fraction=0.2
-    )
+    folder = str(room / "encoded")
+    data: config.Dialogs | config.Preferences
+    if kind is config.Sft:
+        data = config.Dialogs(folder, {"a": config.Records(str(room / "dialogs.jsonl"))}, heldout_fraction=0.2)
+    else:
+        source = {"a": config.Ranked(str(room / "preferences.jsonl"), strength="better")}
+        data = config.Preferences(folder, source, heldout_fraction=0.2)
     given = {
         "name": name,
         "folder": str(room / name),
@@ -160,6 +163,17 @@ def test_a_reward_model_ranks_and_judges(room: Path, bpe: config.Tokenizer) -> N
     with pytest.raises(ValueError, match=r"dialogs\[1\] has \d+ tokens, more than the 12 of a row"):
         judge.score([dialogs[0][:1], dialogs[1] * 4], length=12)
     mesh.close()
+
+
+def test_a_reward_model_that_nothing_was_held_out_for_says_so(
+    room: Path, bpe: config.Tokenizer, capsys: Any  # noqa: F811
+) -> None:  # fmt: skip
+    run = run_of(config.Reward, room, bpe, "unjudged", stop_after_steps=None)
+    run.data.heldout_fraction, run.schedule.total_tokens = 0.0, 2 * 512
+    reward.main(run)
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("calibration: ")]
+    assert "no held-out pair" in said and "data.heldout_fraction above 0" in said
+    assert not (room / "unjudged/calibration.json").exists()
 
 
 def test_heads_are_not_mixed_up(room: Path, bpe: config.Tokenizer) -> None:  # noqa: F811

@@ -24,6 +24,17 @@ def test_defaults_are_valid(recipe: str) -> None:
     assert run.model.head == ("reward" if recipe == "reward" else "tokens")
 
 
+def test_a_reward_model_s_head_is_known_under_an_own_root_file(tmp_path: Path) -> None:
+    (tmp_path / "chat.yaml").write_text(
+        "defaults: [base, model: tiny, override tokenizer: demo, _self_]\ndata: {folder: x}\n"
+        "schedule: {total_tokens: 8192, batch_tokens: 1024, sequence_length: 256, peak_lr: 1e-3}\n"
+    )
+    given = ["name=x", "init_from=runs/x", "data.sources.a.input=a.jsonl"]
+    for recipe, schema in SCHEMAS.items():
+        run = command.compose(schema, "chat", given, tmp_path)
+        assert run.model.head == ("reward" if recipe == "reward" else "tokens") and validate(run, 1) == []
+
+
 def test_the_report_s_numbers() -> None:
     run = composed("dpo")
     assert isinstance(run, config.Dpo) and (run.beta, run.nll, run.masked) == (0.1, 0.2, True)
@@ -42,6 +53,8 @@ def test_the_report_s_numbers() -> None:
         ("reward", ["model.head=tokens"], "model.head=tokens: not what this recipe trains; give model.head=reward"),
         ("reward", ["layout=forest"], "layout=forest: "),
         ("dpo", ["data.strengths=[good]"], "no strengths of preference; give some of significantly_better"),
+        ("dpo", ["data.sources.a.strength=good"], "data.sources.a.strength=good: no such choice; give one of signi"),
+        ("sft", ["data.sources.a.strength=better"], "data.sources.a.strength=better: no such key"),
         ("dpo", ["beta=0"], "beta=0"),
         (
             "dpo",

@@ -278,6 +278,15 @@ def test_masked_tokens_carry_no_gradient(policy: Any, grid: Grid) -> None:
         assert bool((made.weights > 0).any()) == (nll > 0)
 
 
+def test_a_tie_is_half_right(grid: Grid) -> None:
+    cases = ((preference.Dpo(), pieces.dpo_pieces()), (preference.Reward(), pieces.reward_pieces("tree")))
+    for objective, given in cases:
+        made = batch(pieces.dealt(given, 2), grid, True)
+        zeros = torch.zeros(made.tokens.shape)
+        told = objective(lambda *_, zeros=zeros, **__: zeros, made, grid)[1](zeros)[2]
+        assert made.compared is not None and told[1] == len(made.compared.pairs) / 2, "accuracy, over pairs"
+
+
 # --- rewards ---
 
 
