@@ -19,7 +19,8 @@ A preference (`recipes.reward`, `recipes.dpo`; `preferences.encode`):
         "tools", "builtin_tools", "date"  as in a dialog
 
     MESSAGE: {"role": "system" | "user" | "assistant" | "ipython" (or "tool"), "content": TEXT}; an assistant's may call
-        a function instead: {"role": "assistant", "tool_calls": [{"function": {"name": ..., "arguments": {...}}}]}
+        a function instead: {"role": "assistant", "tool_calls": [{"function": {"name": ..., "arguments": {...}}}]};
+        TEXT may be a list of {"type": "text", "text": TEXT}, arguments may be JSON text; null counts as not there
 
 A record that is none ends the command with file, line and what is wrong.
 """
