@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 
 from llama31 import checkpoint, config, hf, tokenizer
+from llama31.align.embedded import stops
 from llama31.consolidated import MetaFolder
 from llama31.hf import Shape
 from llama31.shards import Block, Reader, Shard, check_space
@@ -102,7 +103,7 @@ def from_meta(settings: config.Convert, progress: Progress) -> Path:
     source = MetaFolder(folder)
     file = folder / "tokenizer.model"
     words = tokenizer.load(config.Tokenizer(kind="tiktoken", path=str(file))) if file.is_file() else None
-    extra = {"bos_token_id": words.bos_id, "eos_token_id": words.eos_id} if words else {}
+    extra = _told_ids(words, endings(words)) if words else {}
     tokens = {"kind": "tiktoken", "path": str(file), "folder": "tokenizer"}
     meta = checkpoint.Meta(asdict(source.model), precision=settings.dtype, tokenizer=tokens, extra=extra)
     target = _to_checkpoint(settings, source, meta, progress)
@@ -139,7 +140,11 @@ def to_hf(settings: config.Convert, progress: Progress) -> Path:
             writer.finish()
         finally:
             writer.close()
-        generation = meta.extra.get("generation_config") or {"_from_model_config": True, **tokens}
+        kept = meta.extra.get("generation_config")
+        stated = (
+            {} if kept and not settings.tokenizer else tokens
+        )  # kept ids are those of the tokenizer that came along
+        generation = {**(kept or {"_from_model_config": True}), **stated}
         hf.write_json(temporary / "config.json", hf.config_json(model, dtype, tokens))
         hf.write_json(temporary / "generation_config.json", generation)
         hf.copy_tokenizer(words, temporary)
@@ -339,7 +344,12 @@ def _ids(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _special_ids(settings: config.Convert, meta: checkpoint.Meta, words: Path) -> dict[str, Any]:
-    """bos, eos and pad ids for config.json: those of the imported config, or else of the tokenizer."""
+    """bos, eos and pad ids for config.json: those of the imported config, or else of the tokenizer.
+
+    What ends an answer: every ending of a turn (`endings`), as in Meta's Instruct releases, unless the checkpoint says
+    that its run read packed text: a base model has never seen a turn end, and gets <|end_of_text|> alone, as Meta's do.
+    So a model whose past is not known stops as an aligned one has to.
+    """
     stated = _ids(meta.extra)
     if stated and not settings.tokenizer:
         return stated
@@ -351,4 +361,13 @@ def _special_ids(settings: config.Convert, meta: checkpoint.Meta, words: Path) -
             f"tokenizer={words} has {loaded.vocab_size} ids, the model {meta.model['vocab_size']}: "
             "give the tokenizer that the model was trained with"
         )
-    return {"bos_token_id": loaded.bos_id, "eos_token_id": loaded.eos_id}
+    return _told_ids(loaded, [loaded.eos_id] if "packing" in meta.extra else endings(loaded))
+
+
+def endings(words: tokenizer.Tokenizer) -> list[int]:
+    """Ids that end an answer, as far as the tokenizer has them: of <|end_of_text|>, <|eom_id|>, <|eot_id|>, its own."""
+    return list(dict.fromkeys(stops(words).values()))
+
+
+def _told_ids(words: tokenizer.Tokenizer, ends: list[int]) -> dict[str, Any]:
+    return {"bos_token_id": words.bos_id, "eos_token_id": ends if len(ends) > 1 else ends[0]}

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from llama31 import config
 from llama31.align import chat
+from llama31.align.template import TEMPLATE
 
 # The split of Llama 3 (llama-models, llama3/tokenizer.py).
 SPLIT = (
@@ -146,7 +147,10 @@ class ByteLevelTokenizer:
         return self._model.decode(ids)
 
     def save_hf(self, folder: str | Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and the chat template into `folder`."""
+        """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and the chat template into `folder`.
+
+        The template gives the tokens of dialogs that are trained on here; without those tokens there is none.
+        """
         from tokenizers import AddedToken, decoders, models, processors
         from tokenizers import Tokenizer as HFTokenizer
 
@@ -165,7 +169,7 @@ class ByteLevelTokenizer:
         )
         written.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
         (folder / "tokenizer.json").write_text(written.to_str(pretty=True), encoding="utf-8")
-        _write_hf_config(folder, self._names, chat.TEMPLATE)
+        _write_hf_config(folder, self._names, _template(self))
 
 
 class HuggingFaceTokenizer:
@@ -198,15 +202,21 @@ class HuggingFaceTokenizer:
         return self._model.decode(ids, skip_special_tokens=False)
 
     def save_hf(self, folder: str | Path) -> None:
-        """Copy the Hugging Face files into `folder`; a missing tokenizer_config.json is written."""
+        """Copy the Hugging Face files into `folder`; a missing tokenizer_config.json is written.
+
+        So is a chat template where there is none, if it gives the tokens of dialogs that are trained on here.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name in _HF_FILES:
             source = self._path if name == "tokenizer.json" else self._path.parent / name
             if source.is_file():
                 shutil.copyfile(source, folder / name)
-        if not (folder / "tokenizer_config.json").is_file():
-            _write_hf_config(folder, self._names)
+        told, template = _read_hf_config(folder), _template(self)
+        if told.get("chat_template") or (self._path.parent / "chat_template.jinja").is_file():
+            template = None
+        if not told or template:
+            _write_hf_config(folder, self._names, template, told)
 
 
 # --- pieces -----------------------------------------------------------------------------------------------------------
@@ -355,16 +365,33 @@ def _read_hf_config(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _write_hf_config(folder: Path, names: dict[str, str], template: str | None = None) -> None:
-    """The template stands in both places: transformers reads the file first, older versions the key alone."""
+def _template(words: Tokenizer) -> str | None:
+    """The chat template, or None where dialogs cannot be encoded, or where a template's text would be other tokens.
+
+    `chat.Format` encodes headers and contents apart; other splits than Llama's may cut the line feeds between anew.
+    """
+    alike = words.encode("\n\nx") == [*words.encode("\n\n"), *words.encode("x")]
+    return TEMPLATE if alike and all(name in words.special for name in chat.TOKENS) else None
+
+
+def _write_hf_config(
+    folder: Path, names: dict[str, str], template: str | None = None, kept: dict[str, Any] | None = None
+) -> None:
+    """The template stands in both places: transformers reads the file first, older versions the key alone.
+
+    `kept` are settings that go before ours.
+    """
     told = {role: name for role, name in names.items() if role != "eot_token"}
-    settings = told | {
+    settings = {
+        **told,
         "tokenizer_class": "PreTrainedTokenizerFast",  # known to transformers 4 and 5
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
     }
+    settings |= {key: value for key, value in (kept or {}).items() if value is not None}
     if template is not None:
         settings["chat_template"] = template
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    (folder / "special_tokens_map.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    if not (kept and (folder / "special_tokens_map.json").is_file()):
+        (folder / "special_tokens_map.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -353,10 +354,58 @@ def test_a_trained_run_is_exported_with_its_tokenizer(tmp_path: Path) -> None:
             continue
         convert.run(settings("to_hf", tmp_path / "out", tmp_path / "run"))
     written = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert (written["bos_token_id"], written["eos_token_id"]) == (words.bos_id, words.eos_id)
-    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == words.eos_id
+    assert written["bos_token_id"] == words.bos_id
     loaded = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert loaded.encode("to be", add_special_tokens=False) == words.encode("to be")
+
+
+def exported(tmp_path: Path, extra: dict[str, Any], tokenizer_folder: Path | None = None) -> list[Any]:
+    """What config.json and generation_config.json of an export say ends an answer."""
+    model = replace(MODEL, vocab_size=600)
+    pieces = [Shard(name, shape, [Block((0,) * len(shape), torch.ones(shape))]) for name, shape in megatron(model)]
+    checkpoint.save(tmp_path / "run" / "checkpoints", checkpoint.Meta(asdict(model), step=1, extra=extra), pieces)
+    more = {"tokenizer": str(tokenizer_folder)} if tokenizer_folder else {}
+    convert.run(settings("to_hf", tmp_path / "out", tmp_path / "run", **more))
+    names = ("config.json", "generation_config.json")
+    return [json.loads((tmp_path / "out" / name).read_text())["eos_token_id"] for name in names]
+
+
+@pytest.mark.parametrize(
+    ("extra", "aligned"),
+    [({"updates": 1, "order": {"data.seed": 1}}, True), ({"updates": 1, "packing": "whole"}, False), ({}, True)],
+)
+def test_an_exported_model_ends_its_turns_as_metas_releases_do(
+    extra: dict[str, Any], aligned: bool, tmp_path: Path
+) -> None:
+    from transformers import AutoConfig, GenerationConfig
+
+    words = tokenizer.train_bpe(["to be or not to be"], 520, tmp_path / "run" / "tokenizer")
+    ends = [words.special[f"<|{name}|>"] for name in ("end_of_text", "eom_id", "eot_id")]
+    assert exported(tmp_path, extra) == [ends if aligned else words.eos_id] * 2
+    for kind in (AutoConfig, GenerationConfig):
+        assert kind.from_pretrained(tmp_path / "out").eos_token_id == (ends if aligned else words.eos_id)
+
+
+def test_another_tokenizer_ends_the_turns_of_an_imported_model(tmp_path: Path) -> None:
+    """The ids that came along are those of the tokenizer that came along."""
+    words = tokenizer.train_bpe(["to be or not to be"], 520, tmp_path / "other")
+    came = {**IDS, "generation_config": {"temperature": 0.6, **IDS}}
+    ends = [words.special[f"<|{name}|>"] for name in ("end_of_text", "eom_id", "eot_id")]
+    assert exported(tmp_path, came, tmp_path / "other") == [ends] * 2
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation["temperature"] == 0.6 and generation["bos_token_id"] == words.bos_id
+
+
+def test_metas_own_weights_stop_whatever_they_are(tmp_path: Path) -> None:
+    """Nothing in Meta's folder tells base from Instruct."""
+    package = pytest.importorskip("llama_models.llama3.tokenizer")
+    model = replace(MODEL, vocab_size=128_256, hidden_size=8, heads=4)
+    source = write_meta(tmp_path / "small", weights_of(model), model, 1)
+    shutil.copyfile(Path(package.__file__).parent / "tokenizer.model", source / "tokenizer.model")
+    convert.run(settings("from_meta", source, tmp_path / "run"))
+    convert.run(settings("to_hf", tmp_path / "out", tmp_path / "run"))
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "out" / name).read_text())["eos_token_id"] == [128001, 128008, 128009]
 
 
 def megatron(model: config.Model) -> list[tuple[str, tuple[int, ...]]]:

@@ -40,6 +40,7 @@ TORCH_FREE += (
     "align.scripts",
     "align.sampling",
     "align.servers",
+    "align.template",
 )
 # When an API moves, one file changes. A folder owns for the files in it.
 OWNERS = {

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llama31 import config, tokenizer
+from llama31.align import chat, template
 
 TEXTS = [
     "Hello world! It's 12345 o'clock; isn't it?\r\n\n\n  def f(x):\n\treturn x  \n",
@@ -115,8 +116,74 @@ def test_foreign_tokenizer_json_never_injects_special_ids(tmp_path: Path) -> Non
     assert ours.decode(ours.encode("a</s>b")) == "a</s>b"
     assert ours.pad_id == ours.eot_id == ours.eos_id != ours.bos_id
     ours.save_hf(tmp_path / "copy")
+    assert not (tmp_path / "copy" / "chat_template.jinja").exists()  # it has no tokens for dialogs
     copy = tokenizer.load(config.Tokenizer(kind="huggingface", path=str(tmp_path / "copy")))
     assert copy.fingerprint == ours.fingerprint and copy.bos_id == ours.bos_id
+
+
+def write_foreign(folder: Path, use_regex: bool = False) -> Path:
+    """A tokenizer.json that `tokenizers` runs, with Llama 3's special tokens and no other file; its split is Llama's,
+    or GPT-2's."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    model = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(tokenizer.SPLIT), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
+    model.pre_tokenizer = byte_level if use_regex else pre_tokenizers.Sequence([split, byte_level])
+    model.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    model.train_from_iterator(TEXTS, trainer)
+    model.add_special_tokens([AddedToken(name, special=True) for name in tokenizer.SPECIAL_TOKENS[:11]])
+    folder.mkdir()
+    model.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    return write_foreign(tmp_path / "foreign")
+
+
+def test_no_template_where_its_text_would_be_other_tokens(tmp_path: Path) -> None:
+    """GPT-2's split takes the second line feed of a header to the content."""
+    folder = write_foreign(tmp_path / "gpt2", use_regex=True)
+    ours = tokenizer.load(config.Tokenizer(kind="huggingface", path=str(folder)))
+    assert ours.encode("\n\nx") != ours.encode("\n\n") + ours.encode("x")
+    ours.save_hf(tmp_path / "saved")
+    assert "chat_template" not in json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    assert not (tmp_path / "saved" / "chat_template.jinja").exists()
+
+
+@pytest.mark.parametrize("told", [None, {}, {"model_max_length": 7, "bos_token": None}])
+@pytest.mark.torch
+def test_a_foreign_tokenizer_gets_the_template_of_our_tokens(told: dict | None, foreign: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    if told is not None:
+        (foreign / "tokenizer_config.json").write_text(json.dumps(told))
+    ours = tokenizer.load(config.Tokenizer(kind="huggingface", path=str(foreign)))
+    assert isinstance(ours, tokenizer.HuggingFaceTokenizer)
+    ours.save_hf(tmp_path / "saved")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    dialog = [{"role": "user", "content": "Hello, world"}]
+    text = theirs.apply_chat_template(dialog, tokenize=False, add_generation_prompt=True)
+    ids = chat.Format(ours).prompt(chat.read({"messages": dialog}))
+    assert theirs(text, add_special_tokens=False).input_ids == ids and ids[0] == ours.bos_id
+    written = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    assert written["chat_template"] == (tmp_path / "saved" / "chat_template.jinja").read_text() == template.TEMPLATE
+    assert written.get("model_max_length") == (told or {}).get("model_max_length")
+
+
+@pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.jinja"])
+def test_a_template_that_is_there_stays(place: str, foreign: Path, tmp_path: Path) -> None:
+    told = {"chat_template": "mine"} if place == "tokenizer_config.json" else {"model_max_length": 7}
+    (foreign / "tokenizer_config.json").write_text(json.dumps(told))
+    if place == "chat_template.jinja":
+        (foreign / place).write_text("mine")
+    tokenizer.load(config.Tokenizer(kind="huggingface", path=str(foreign))).save_hf(tmp_path / "saved")
+    for path in foreign.iterdir():
+        assert (tmp_path / "saved" / path.name).read_bytes() == path.read_bytes()
+    assert (tmp_path / "saved" / "chat_template.jinja").is_file() == (place == "chat_template.jinja")
 
 
 @pytest.mark.torch

@@ -23,7 +23,8 @@ A preference (`recipes.reward`, `recipes.dpo`; `preferences.encode`):
     the prompt.
 
     MESSAGE: {"role": "system" | "user" | "assistant" | "ipython" (or "tool"), "content": TEXT}; an assistant's may call
-        a function instead: {"role": "assistant", "tool_calls": [{"function": {"name": ..., "arguments": {...}}}]}
+        a function instead: {"role": "assistant", "tool_calls": [{"function": {"name": ..., "arguments": {...}}}]};
+        TEXT may be a list of {"type": "text", "text": TEXT}, arguments may be JSON text; null counts as not there
 
 A record that is none ends the command with file, line and what is wrong. What teaches nothing is left out and counted:
 dialogs without a target; preferences with an empty answer, with answers that hardly differ, or edited into the worse.

@@ -8,13 +8,13 @@
     <|start_header_id|>assistant<|end_header_id|>\\n\\n ... <|eot_id|>
 
 The lesson of this file: format is ids, text is text. Special ids are put between texts that were encoded apart, so
-nothing that a user writes can become one. `TEMPLATE` says the same in Jinja for transformers and vLLM; there all is one
-text, so it breaks the names of special tokens that it finds in messages.
+nothing that a user writes can become one. `template` says the same in Jinja for transformers and vLLM.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -25,9 +25,21 @@ from numpy.typing import NDArray
 ROLES = {"system": "system", "user": "user", "assistant": "assistant", "ipython": "ipython", "tool": "ipython"}
 SEARCHES = ("brave_search", "wolfram_alpha")
 BUILTIN = (*SEARCHES, "code_interpreter")
+NEEDED = {"code_interpreter": "code"} | dict.fromkeys(SEARCHES, "query")  # the argument that a built-in tool takes
+LOST = (
+    "function_call",
+    "function_calls",
+    "tool_call",
+    "calls",
+    "call",
+)  # keys of other formats, each of which is a call
+SHOWN_CHARS = 60
 PROMPT, HEADER, BODY, END = range(4)  # parts: not the assistant's; its header, what it says, its termination token
 CUTOFF = "December 2023"
-_CALLING = (
+END_OF_TEXT, EOM, EOT, TAG = "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>"
+TOKENS = ("<|start_header_id|>", "<|end_header_id|>", EOM, EOT, TAG)  # of which dialogs consist
+_SEARCH = re.compile(rf'({"|".join(SEARCHES)})\.call\(query="([^"]*)"\)')  # as llama-models finds one
+CALLING = (
     "These functions can be called. A call is one JSON object and nothing else: "
     '{"type": "function", "name": NAME, "parameters": {ARGUMENT: VALUE}}.'
 )
@@ -41,6 +53,8 @@ class Words(Protocol):
     special: dict[str, int]
 
     def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -103,51 +117,80 @@ def read(record: Mapping[str, Any]) -> list[Message]:
     if not isinstance(given, list) or not given:
         raise ValueError('messages: a dialog is {"messages": [{"role": ..., "content": ...}, ...]}, with at least one')
     messages = [message(one, place) for place, one in enumerate(given)]
-    tools, builtin, date = record.get("tools") or [], record.get("builtin_tools"), record.get("date") or ""
+    for place, one in enumerate(messages):
+        if one.role == "assistant" and not one.call and not one.content:
+            raise ValueError(f"messages[{place}]: empty, and no call: there is nothing to learn; leave it out")
+    told = {key: record[key] for key in ("tools", "builtin_tools", "date") if record.get(key) is not None}
+    tools, builtin, date = told.get("tools", []), told.get("builtin_tools"), told.get("date", "")
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise ValueError("tools: give a list of JSON objects")
-    if not isinstance(builtin, list | None):
-        raise ValueError(f"builtin_tools: give a list of {', '.join(BUILTIN)}")
+        raise ValueError(f"tools: give a list of JSON objects; it is {_shown(tools)}")
+    if not isinstance(builtin, list | None) or not all(isinstance(name, str) for name in builtin or ()):
+        raise ValueError(f"builtin_tools: give a list of {', '.join(BUILTIN)}; it is {_shown(builtin)}")
     if not isinstance(date, str):
-        raise ValueError("date: give a text")
+        raise ValueError(f"date: give a text; it is {_shown(date)}")
     return introduced(messages, tools, builtin, date)
 
 
 def message(given: Any, place: int = 0) -> Message:
-    """One message of a record, which stands at `place`. Raises ValueError."""
+    """One message of a record, which stands at `place`; keys that are null count as not there. Raises ValueError.
+
+    An assistant may say the empty text here, for the worse of two answers may; in a dialog (`read`) it may not.
+    """
     where = f"messages[{place}]"
-    if not isinstance(given, Mapping) or given.get("role") not in ROLES:
-        raise ValueError(f"{where}: give an object whose role is one of {', '.join(ROLES)}")
-    content = given.get("content")
-    if not isinstance(content, str | None):
-        raise ValueError(f"{where}.content: give a text")
-    role, call = ROLES[given["role"]], _call(given.get("tool_calls"), where)
-    text = (content or "").strip()
+    role = given.get("role") if isinstance(given, Mapping) else None
+    if not isinstance(role, str) or role not in ROLES:
+        said = f"role is {_shown(role)}" if isinstance(given, Mapping) else f"it is {_shown(given)}"
+        raise ValueError(f"{where}: give an object whose role is one of {', '.join(ROLES)}; {said}")
+    if lost := [key for key in LOST if given.get(key)]:
+        raise ValueError(f"{where}.{lost[0]}: this call would be lost; give it as tool_calls")
+    role, content, call = ROLES[role], given.get("content"), _call(given.get("tool_calls"), where)
+    text = _text(content, where).strip()
     if call and (role != "assistant" or text):
         raise ValueError(f"{where}.tool_calls: only an assistant calls, in a message without content")
-    awaits = given.get("awaits", call is not None and call.name in BUILTIN)
-    if awaits and role != "assistant":
-        raise ValueError(f"{where}.awaits: only an assistant's message awaits a tool")
-    return Message(role, text, call, bool(awaits))
+    if role == "assistant" and content is None and call is None:
+        raise ValueError(f"{where}: neither content nor tool_calls; give what the assistant says, or leave it out")
+    awaits = _awaits(call) if (told := given.get("awaits")) is None else told
+    if not isinstance(awaits, bool) or (awaits and role != "assistant"):
+        raise ValueError(
+            f"{where}.awaits: give true or false, and true to an assistant's alone; it is {_shown(awaits)}"
+        )
+    return Message(role, text, call, awaits)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "..."
+
+
+def _text(given: Any, where: str) -> str:
+    """The text of a content, whose parts (OpenAI's) follow on each other as in llama-models."""
+    for part in given if isinstance(given, list) else ():
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, Mapping) else part
+            raise ValueError(f'{where}.content: a part of type {_shown(kind)}; give {{"type": "text", "text": TEXT}}')
+    if not isinstance(given, str | list | None):
+        raise ValueError(f"{where}.content: give a text, or a list of texts' parts; it is {_shown(given)}")
+    return "".join(part["text"] for part in given) if isinstance(given, list) else given or ""
 
 
 def _call(given: Any, where: str) -> Call | None:
-    if not given:
+    if given is None or given == []:
         return None
     if not isinstance(given, list) or len(given) != 1:
         raise ValueError(f"{where}.tool_calls: Llama 3.1 makes one call per message; split the message")
-    told = given[0].get("function", given[0]) if isinstance(given[0], Mapping) else {}
+    told = given[0].get("function", given[0]) if isinstance(given[0], Mapping) else None
+    told = told if isinstance(told, Mapping) else {}
     name, arguments = told.get("name"), told.get("arguments", told.get("parameters", {}))
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{where}.tool_calls: the arguments are no JSON ({error})") from error
     if not isinstance(name, str) or not isinstance(arguments, Mapping):
-        raise ValueError(f'{where}.tool_calls: give [{{"function": {{"name": ..., "arguments": {{...}}}}}}]')
-    needed = {"code_interpreter": "code"} | dict.fromkeys(SEARCHES, "query")
-    if name in needed and not isinstance(arguments.get(needed[name]), str):
-        raise ValueError(f"{where}.tool_calls: {name} takes the text {needed[name]!r}")
+        said = f"it is {_shown(given[0])}"
+        raise ValueError(f'{where}.tool_calls: give [{{"function": {{"name": ..., "arguments": {{...}}}}}}]; {said}')
+    if (needed := NEEDED.get(name)) and not isinstance(arguments.get(needed), str):
+        raise ValueError(f"{where}.tool_calls: {name} takes the text {needed!r}")
     return Call(name, arguments)
 
 
@@ -172,7 +215,7 @@ def introduced(
         beginning += f"Cutting Knowledge Date: {CUTOFF}\nToday Date: {date}\n\n"
     if tools:
         listed = "".join(f"{json.dumps(tool, ensure_ascii=False)}\n" for tool in tools)
-        beginning += f"{_CALLING}\n{listed}\n"
+        beginning += f"{CALLING}\n{listed}\n"
     if not beginning:
         return list(messages)
     first = messages[0] if messages and messages[0].role == "system" else Message("system")
@@ -180,16 +223,95 @@ def introduced(
     return [replace(first, content=(beginning + first.content).strip()), *rest]
 
 
+def record(one: Message) -> dict[str, Any]:
+    """A message as `message` reads it: message(record(one)) == one."""
+    told: dict[str, Any] = {"role": one.role}
+    if one.call:
+        told["tool_calls"] = [
+            {"type": "function", "function": {"name": one.call.name, "arguments": dict(one.call.arguments)}}
+        ]
+    else:
+        told["content"] = one.content
+    return told | ({"awaits": one.awaits} if one.awaits != _awaits(one.call) else {})
+
+
+def openai(messages: Sequence[Message]) -> tuple[dict[str, Any], ...]:
+    """Messages as OpenAI's API takes them: arguments are JSON text, and a result names the call that it answers.
+
+    `awaits` has no place there: a server ends the messages of the history by its own template.
+    """
+    told, last = [], None
+    for place, one in enumerate(messages):
+        given = record(one)
+        given.pop("awaits", None)
+        if one.call:
+            last = f"call_{place}"
+            written = {"name": one.call.name, "arguments": json.dumps(dict(one.call.arguments), ensure_ascii=False)}
+            given |= {"content": None, "tool_calls": [{"id": last, "type": "function", "function": written}]}
+        if one.role == "ipython":
+            given |= {"role": "tool"} | ({"tool_call_id": last} if last else {})
+        told.append(given)
+    return tuple(told)
+
+
+def message_of(said: str | Mapping[str, Any], ending: str | None = None) -> dict[str, Any]:
+    """What a model said as a message of a record: {"role": "assistant", "content": TEXT}, or with `tool_calls`.
+
+    `said` is the text without its ending, or an OpenAI response's message (arguments as JSON text). `ending` is the
+    name of the token that ended it: <|eom_id|> awaits a tool, all others end the turn; None where it was not told:
+    then built-in tools are awaited, as everywhere.
+
+    Encoded again, the message is what was said (white space around plain content apart, which `read` strips): what
+    only looks like a call and would be written otherwise stays content. After <|python_tag|> all is code, a search too,
+    for Llama's own formatter writes the tag before nothing else. Raises ValueError for what no message can say: several
+    calls, or a call beside content.
+    """
+    if isinstance(said, Mapping) and (said.get("tool_calls") or said.get("function_call")):
+        return record(_ended(message({**said, "role": "assistant"}), ending))
+    text = said.get("content") if isinstance(said, Mapping) else said
+    if not isinstance(text, str):
+        raise ValueError("message: neither content nor tool_calls; a model has to say one of them")
+    return record(_spoken(text.removeprefix(TAG), text.startswith(TAG), ending))
+
+
+def _spoken(text: str, tagged: bool, ending: str | None) -> Message:
+    call = Call("code_interpreter", {"code": text}) if tagged else _written(text.strip())
+    return _ended(Message("assistant", "" if call else text.strip(), call, _awaits(call)), ending)
+
+
+def _ended(one: Message, ending: str | None) -> Message:
+    return one if ending is None else replace(one, awaits=ending == EOM)
+
+
+def _awaits(call: Call | None) -> bool:
+    return call is not None and call.name in BUILTIN
+
+
+def _written(text: str) -> Call | None:
+    """The call that is written as `text`, letter by letter, and that JSON in UTF-8 can hold."""
+    if found := _SEARCH.fullmatch(text):
+        return Call(found[1], {"query": found[2]})
+    try:
+        told = json.loads(text)
+        json.dumps(told, ensure_ascii=False, allow_nan=False).encode()  # lone surrogates, NaN
+    except (ValueError, RecursionError):
+        return None
+    name, given = (told.get("name"), told.get("parameters")) if isinstance(told, dict) else (None, None)
+    if not isinstance(name, str) or name in BUILTIN or not isinstance(given, dict):
+        return None
+    call = Call(name, given)
+    return call if call.text() == text else None
+
+
 class Format:
     """Dialogs -> ids with one tokenizer. Raises ValueError (key `tokenizer.path`) where it lacks Llama 3's tokens."""
 
     def __init__(self, words: Words) -> None:
-        names = ("<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>")
-        missing = [name for name in names if name not in words.special]
+        missing = [name for name in TOKENS if name not in words.special]
         if missing:
             raise ValueError(f"tokenizer.path: no {', '.join(missing)}; dialogs need the special tokens of Llama 3")
         self._words = words
-        self._begin, self._end, self._eom, self._eot, self._python = (words.special[name] for name in names)
+        self._begin, self._end, self._eom, self._eot, self._python = (words.special[name] for name in TOKENS)
         self._headers = {role: self._header(role) for role in dict.fromkeys(ROLES.values())}
 
     def _header(self, role: str) -> list[int]:
@@ -213,72 +335,18 @@ class Format:
         """Ids of a dialog that the assistant has to go on with."""
         return [*self.encode(messages).tokens.tolist(), *self._headers["assistant"]]
 
+    def parse(self, ids: Sequence[int]) -> dict[str, Any]:
+        """What a model said after `prompt`, its ending included where it came to one, as a message of a record.
 
-_NAMES = (
-    *("begin_of_text", "end_of_text", "finetune_right_pad_id", "start_header_id", "end_header_id"),
-    *("eom_id", "eot_id", "python_tag"),
-)
-
-# Variables besides transformers' own (messages, tools, add_generation_prompt): builtin_tools, date_string.
-TEMPLATE = (
-    r"""{%- macro plain(text) -%}
-{%- set kept = namespace(text=text) -%}
-{%- for name in NAMES -%}
-{%- set kept.text = kept.text|replace('<|' ~ name ~ '|>', '< |' ~ name ~ '|>') -%}
-{%- endfor -%}
-{{- kept.text|replace('<|reserved_special_token_', '< |reserved_special_token_') -}}
-{%- endmacro -%}
-{%- macro header(role) -%}
-{{- '<|start_header_id|>' ~ role ~ '<|end_header_id|>\n\n' -}}
-{%- endmacro -%}
-{%- set found = namespace(text='', rest=messages) -%}
-{%- if builtin_tools is defined and builtin_tools is not none -%}
-{%- set searches = builtin_tools|reject('equalto', 'code_interpreter')|join(', ') -%}
-{%- set found.text = 'Environment: ipython\n' ~ ('Tools: ' ~ searches ~ '\n' if searches else '') ~ '\n' -%}
-{%- endif -%}
-{%- if date_string is defined and date_string -%}
-{%- set found.text = found.text ~ 'Cutting Knowledge Date: CUTOFF\nToday Date: ' ~ date_string ~ '\n\n' -%}
-{%- endif -%}
-{%- if tools is defined and tools -%}
-{%- set found.text = found.text ~ CALLING ~ '\n' -%}
-{%- for tool in tools -%}
-{%- set found.text = found.text ~ (tool|tojson) ~ '\n' -%}
-{%- endfor -%}
-{%- set found.text = found.text ~ '\n' -%}
-{%- endif -%}
-{{- bos_token -}}
-{%- if found.text -%}
-{%- if messages[0].role == 'system' -%}
-{%- set found.text = found.text ~ (messages[0].content|trim) -%}
-{%- set found.rest = messages[1:] -%}
-{%- endif -%}
-{{- header('system') ~ plain(found.text|trim) ~ '<|eot_id|>' -}}
-{%- endif -%}
-{%- for message in found.rest -%}
-{{- header('ipython' if message.role == 'tool' else message.role) -}}
-{%- set last = namespace(end='<|eom_id|>' if message.awaits else '<|eot_id|>') -%}
-{%- if message.tool_calls -%}
-{%- if message.tool_calls|length != 1 -%}{{- raise_exception('Llama 3.1 makes one call per message') -}}{%- endif -%}
-{%- set call = message.tool_calls[0].function or message.tool_calls[0] -%}
-{%- if call.name in BUILTIN and message.awaits is not defined -%}{%- set last.end = '<|eom_id|>' -%}{%- endif -%}
-{%- if call.name == 'code_interpreter' -%}
-{{- '<|python_tag|>' ~ plain(call.arguments.code) -}}
-{%- elif call.name in BUILTIN -%}
-{{- plain(call.name ~ '.call(query="' ~ call.arguments.query ~ '")') -}}
-{%- else -%}
-{%- set given = call.arguments -%}
-{%- if given is not string -%}{%- set given = given|tojson(ensure_ascii=true) -%}{%- endif -%}
-{%- set name = call.name|tojson(ensure_ascii=true) -%}
-{{- plain('{"type": "function", "name": ' ~ name ~ ', "parameters": ' ~ given ~ '}') -}}
-{%- endif -%}
-{%- elif message.content -%}
-{{- plain(message.content|trim) -}}
-{%- endif -%}
-{{- last.end -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- header('assistant') -}}{%- endif -%}
-""".replace("NAMES", repr(list(_NAMES)))
-    .replace("BUILTIN", repr(list(BUILTIN)))
-    .replace("CUTOFF", CUTOFF)
-    .replace("CALLING", repr(_CALLING))
-)
+        The reverse of `encode`: see `message_of`, from whose texts a tag that was only spelled cannot be told; here it
+        stays text. Raises ValueError where a special token stands within, which no message can say.
+        """
+        special = {number: name for name, number in self._words.special.items()}
+        body, ending = list(ids), None
+        if body and special.get(body[-1]) in (EOM, EOT, END_OF_TEXT):
+            ending = special[body.pop()]
+        tagged = body[:1] == [self._python]
+        body = body[1:] if tagged else body
+        if within := [special[one] for one in body if one in special]:
+            raise ValueError(f"{within[0]} stands within what was said; no message can say that")
+        return record(_spoken(self._words.decode(body), tagged, ending))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from llama31 import config, tokenizer
 from llama31.align import chat
@@ -16,12 +19,30 @@ CODE = {"function": {"name": "code_interpreter", "arguments": {"code": "  print(
 CUSTOM = {
     "function": {"name": "träger", "arguments": {"where": "Zürich", "n": 3, "deep": {"a": 1, "b": None, "c": True}}}
 }
+BARE = {"name": "f", "parameters": {"a": 1}}
 TOOL = {"type": "function", "function": {"name": "träger", "description": "<b>it's</b>", "parameters": {}}}
 USER, ANSWER = {"role": "user", "content": " Hello!\n"}, {"role": "assistant", "content": "  Hi. \n\n"}
 DIALOGS: dict[str, dict[str, Any]] = {
     "plain": {"messages": [USER, ANSWER, {"role": "user", "content": "Grüße, 日本語, 👍🏽?"}]},
     "system": {"messages": [{"role": "system", "content": "Be brief."}, USER, ANSWER]},
-    "empty": {"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": None}]},
+    "empty": {"messages": [{"role": "system", "content": None}, {"role": "user", "content": ""}, {"role": "tool"}]},
+    "empty system": {"messages": [{"role": "system", "content": None}, USER], "date": "23 July 2024"},
+    "parts": {
+        "messages": [
+            {"role": "system", "content": [{"type": "text", "text": " Be"}, {"type": "text", "text": " brief. "}]},
+            {"role": "user", "content": []},
+            {"role": "assistant", "content": [{"type": "text", "text": "Hi"}]},
+        ],
+        "builtin_tools": [],
+    },
+    "bare call": {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [BARE]}]},
+    "nulls": {
+        "messages": [{**USER, "tool_calls": None, "awaits": None, "function_call": None, "name": None}, ANSWER],
+        "tools": None,
+        "builtin_tools": None,
+        "date": None,
+    },
+    "no arguments": {"messages": [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}]},
     "search": {"messages": [USER, {"role": "assistant", "tool_calls": [SEARCH]}, {"role": "tool", "content": "rain"}]},
     "code": {
         "messages": [USER, {"role": "assistant", "tool_calls": [CODE]}, {"role": "ipython", "content": "2"}, ANSWER]
@@ -89,20 +110,23 @@ def test_equals_metas_chat_format(name: str, meta: Any, words: tokenizer.Tokeniz
     assert chat.Format(words).prompt(messages) == theirs
 
 
+def by_template(exported: Any, given: dict[str, Any], prompt: bool = False) -> list[int]:
+    told = {"date_string": given.get("date")}
+    if "builtin_tools" in given:
+        told["builtin_tools"] = given["builtin_tools"]
+    text = exported.apply_chat_template(
+        given.get("messages", []), tools=given.get("tools"), tokenize=False, add_generation_prompt=prompt, **told
+    )
+    return exported(text, add_special_tokens=False).input_ids
+
+
 @pytest.mark.parametrize("name", DIALOGS)
 @pytest.mark.torch
 def test_equals_the_exported_template(name: str, words: tokenizer.Tokenizer, exported: Any) -> None:
     given = DIALOGS[name]
-    told = {"date_string": given.get("date")}
-    if "builtin_tools" in given:
-        told["builtin_tools"] = given["builtin_tools"]
-    for prompt in (False, True):
-        text = exported.apply_chat_template(
-            given["messages"], tools=given.get("tools"), tokenize=False, add_generation_prompt=prompt, **told
-        )
-        theirs = exported(text, add_special_tokens=False).input_ids
-        form, messages = chat.Format(words), chat.read(given)
-        assert (form.prompt(messages) if prompt else form.encode(messages).tokens.tolist()) == theirs
+    form, messages = chat.Format(words), chat.read(given)
+    assert form.encode(messages).tokens.tolist() == by_template(exported, given)
+    assert form.prompt(messages) == by_template(exported, given, prompt=True)
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -149,24 +173,160 @@ def test_targets(words: tokenizer.Tokenizer) -> None:
     assert not chat.Format(words).encode(chat.read({"messages": [USER]})).targets("last").any()
 
 
-@pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        ({}, "at least one"),
-        ({"messages": [{"role": "boss", "content": ""}]}, r"messages\[0\]: give an object whose role"),
-        ({"messages": [{"role": "user", "content": 3}]}, "content: give a text"),
-        ({"messages": [{"role": "user", "tool_calls": [CODE]}]}, "only an assistant calls"),
-        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [CODE]}]}, "without content"),
-        ({"messages": [{"role": "assistant", "tool_calls": [CODE, CODE]}]}, "one call per message"),
-        ({"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}]}, "no JSON"),
-        ({"messages": [{"role": "assistant", "tool_calls": [{"name": "brave_search"}]}]}, "takes the text 'query'"),
-        ({"messages": [USER], "builtin_tools": ["photogen"]}, "photogen unknown"),
-        ({"messages": [{**USER, "awaits": True}]}, "awaits"),
-    ],
-)
+def calling(*calls: Any, **more: Any) -> dict[str, Any]:
+    return {"messages": [USER, {"role": "assistant", "tool_calls": list(calls), **more}]}
+
+
+NO_DIALOG: list[tuple[dict[str, Any], str]] = [
+    ({}, "at least one"),
+    ({"messages": ["hi"]}, r'messages\[0\]: give an object whose role.*; it is "hi"'),
+    ({"messages": [{"role": "boss", "content": ""}]}, r'messages\[0\]: give an object whose role.*; role is "boss"'),
+    ({"messages": [{"role": ["user"], "content": ""}]}, r'messages\[0\]: give an object whose role.*; role is \["user'),
+    ({"messages": [{"content": "x"}]}, "role is null"),
+    ({"messages": [{"role": "user", "content": 3}]}, "content: give a text.*it is 3"),
+    ({"messages": [{"role": "user", "content": {"type": "text", "text": "x"}}]}, "content: give a text"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        'of type "image_url"; give',
+    ),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}]}, 'of type "text"; give'),
+    ({"messages": [{"role": "user", "content": ["x"]}]}, 'of type "x"; give'),
+    ({"messages": [{"role": "user", "tool_calls": [CODE]}]}, "only an assistant calls"),
+    (calling(CODE, content="x"), "without content"),
+    (calling(CODE, content=[{"type": "text", "text": "x"}]), "without content"),
+    (calling(CODE, CODE), "one call per message"),
+    ({"messages": [USER, {"role": "assistant", "tool_calls": {"name": "f"}}]}, "one call per message"),
+    ({"messages": [USER, {"role": "assistant", "tool_calls": "f"}]}, "one call per message"),
+    (calling({"name": "f", "arguments": "{"}), "no JSON"),
+    (calling({"name": "f", "arguments": "9" * 5000}), "no JSON"),
+    (calling({"name": "f", "arguments": "[" * 200_000}), "no JSON"),
+    (calling({"name": "f", "arguments": "[1]"}), "give .*arguments"),
+    (calling({"name": "f", "arguments": [1]}), "give .*arguments"),
+    (calling({"name": "f", "arguments": None}), "give .*arguments"),
+    (calling({"name": ["f"], "arguments": {}}), "give .*arguments"),
+    (calling({"function": None}), r'tool_calls: give .*; it is {"function": null}'),
+    (calling({"function": "f"}), 'tool_calls: give .*; it is {"function": "f"}'),
+    (calling("f"), 'tool_calls: give .*; it is "f"'),
+    (calling({"name": "brave_search"}), "takes the text 'query'"),
+    (calling({"name": "wolfram_alpha", "arguments": {"query": 3}}), "takes the text 'query'"),
+    (calling({"name": "code_interpreter", "arguments": {"query": "x"}}), "takes the text 'code'"),
+    (calling(CODE, awaits="false"), r'messages\[1\].awaits: give true or false.*; it is "false"'),
+    (calling(CODE, awaits=0), "awaits: give true or false.*; it is 0"),
+    ({"messages": [{**USER, "awaits": True}]}, "awaits: .*true to an assistant's alone; it is true"),
+    (calling(content=None, function_call={"name": "f", "arguments": "{}"}), "function_call: this call would be lost"),
+    (calling(content="Yes", tool_call={"name": "f"}), "tool_call: this call would be lost"),
+    (calling(), "neither content nor tool_calls"),
+    (calling(content=" \n"), r"messages\[1\]: empty, and no call"),
+    (calling(content=[]), r"messages\[1\]: empty, and no call"),
+    ({"messages": [USER], "builtin_tools": ["photogen"]}, "photogen unknown"),
+    (
+        {"messages": [USER], "builtin_tools": [["x"]]},
+        r'builtin_tools: give a list of brave_search.*; it is \[\["x"\]\]',
+    ),
+    ({"messages": [USER], "builtin_tools": "brave_search"}, 'builtin_tools: give a list.*; it is "brave_search"'),
+    ({"messages": [USER], "builtin_tools": 3}, "builtin_tools: give a list.*; it is 3"),
+    ({"messages": [USER], "tools": ["f"]}, r'tools: give a list of JSON objects; it is \["f"\]'),
+    ({"messages": [USER], "tools": {"name": "f"}}, "tools: give a list of JSON objects; it is {"),
+    ({"messages": [USER], "date": 2024}, "date: give a text; it is 2024"),
+]
+
+
+@pytest.mark.parametrize(("record", "message"), NO_DIALOG)
 def test_what_is_no_dialog_is_refused(record: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         chat.read(record)
+
+
+def rendered(exported: Any, record: dict[str, Any]) -> str:
+    """The template alone: transformers has errors of its own for what is far from a dialog."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    given = {"date_string" if key == "date" else key: value for key, value in record.items()}
+    return _compile_jinja_template(exported.chat_template).render(bos_token=exported.bos_token, **given)
+
+
+@pytest.mark.parametrize(("record", "message"), NO_DIALOG)
+@pytest.mark.torch
+def test_the_exported_template_refuses_what_is_no_dialog(record: dict[str, Any], message: str, exported: Any) -> None:
+    from jinja2 import TemplateError
+
+    with pytest.raises(ValueError) as ours:
+        chat.read(record)
+    with pytest.raises(TemplateError) as theirs:
+        rendered(exported, record)
+    keys = [str(caught.value).split(":")[0].replace("date_string", "date") for caught in (ours, theirs)]
+    assert keys[0] == keys[1]
+
+
+@pytest.mark.parametrize("call", [SEARCH, CODE, CUSTOM])
+@pytest.mark.torch
+def test_arguments_that_are_json_text_are_read_here_and_refused_by_the_template(
+    call: dict[str, Any], words: tokenizer.Tokenizer, exported: Any
+) -> None:
+    from jinja2 import TemplateError
+
+    function = call["function"]
+    record = calling({"function": {**function, "arguments": json.dumps(function["arguments"])}})
+    assert chat.read(record) == chat.read(calling(call))
+    with pytest.raises(TemplateError, match=r"messages\[1\].tool_calls: .*JSON text what json.loads gives"):
+        by_template(exported, record)
+
+
+PLAIN = st.sampled_from(["", " ", "x", " y\n", "<|eot", "é", '"', "brave_search", "text", "user", "\u2028"])
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2) | PLAIN,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(PLAIN, inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def mostly(good: Any) -> Any:
+    """Good ones, and one in 20 anything."""
+    return st.integers(0, 19).flatmap(lambda drawn: ANY if drawn == 13 else good)
+
+
+PART = st.fixed_dictionaries({"type": mostly(st.just("text")), "text": mostly(PLAIN)})
+CONTENT = mostly(PLAIN | st.lists(PART, max_size=2))
+ARGUMENTS = mostly(st.fixed_dictionaries({"query": mostly(PLAIN), "code": mostly(PLAIN), "a": ANY}))
+FUNCTION = st.fixed_dictionaries(
+    {"name": mostly(st.sampled_from(["f", *chat.BUILTIN])), "arguments": ARGUMENTS}, optional={"parameters": ARGUMENTS}
+)
+CALLS = st.lists(mostly(FUNCTION | st.fixed_dictionaries({"function": mostly(FUNCTION)})), min_size=1, max_size=1)
+CALLING = st.fixed_dictionaries(
+    {"role": st.just("assistant"), "tool_calls": mostly(CALLS)}, optional={"awaits": mostly(st.booleans())}
+)
+SAYING = st.fixed_dictionaries(
+    {"role": mostly(st.sampled_from(list(chat.ROLES))), "content": CONTENT},
+    optional={"tool_calls": mostly(st.none()), "awaits": mostly(st.just(False)), "function_call": mostly(st.none())},
+)
+RECORD = st.fixed_dictionaries(
+    {"messages": st.lists(mostly(CALLING | SAYING), min_size=1, max_size=3)},
+    optional={
+        "tools": mostly(st.none() | st.lists(st.dictionaries(PLAIN, ANY, max_size=2), max_size=2)),
+        "builtin_tools": mostly(st.lists(mostly(st.sampled_from(chat.BUILTIN)), max_size=2)),
+        "date": mostly(PLAIN),
+    },
+)
+
+
+@pytest.mark.torch
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@given(record=RECORD)
+def test_the_template_agrees_on_what_a_dialog_is(
+    record: dict[str, Any], words: tokenizer.Tokenizer, exported: Any
+) -> None:
+    from jinja2 import TemplateError
+
+    try:
+        ours = chat.Format(words).encode(chat.read(record)).tokens.tolist()
+    except ValueError as error:
+        ours = str(error)
+    try:
+        theirs = exported(rendered(exported, record), add_special_tokens=False).input_ids
+    except TemplateError as error:
+        theirs = str(error)
+    assert isinstance(ours, str) == isinstance(theirs, str), (ours, theirs)
+    assert isinstance(ours, str) or ours == theirs
 
 
 def test_a_tokenizer_without_llamas_tokens_is_refused(words: tokenizer.Tokenizer) -> None:

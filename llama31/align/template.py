@@ -1,0 +1,160 @@
+"""Llama 3.1's dialog format in Jinja, for the chat template of an exported tokenizer: transformers, vLLM.
+
+It gives the tokens of `chat.read` and `Format.encode`, and refuses what they refuse. Two things differ: a template's
+output is one text, so names of special tokens that stand in messages are broken (`<|` becomes `< |`); and Jinja cannot
+read JSON, so arguments that are JSON text are refused. vLLM reads them before.
+
+Variables besides transformers' own (messages, tools, add_generation_prompt): builtin_tools, date_string.
+"""
+
+from __future__ import annotations
+
+from llama31.align import chat
+
+_NAMES = (
+    *("begin_of_text", "end_of_text", "finetune_right_pad_id", "start_header_id", "end_header_id"),
+    *("eom_id", "eot_id", "python_tag"),
+)
+
+_MACROS = r"""{%- macro plain(text) -%}
+{%- set kept = namespace(text=text) -%}
+{%- for name in NAMES -%}
+{%- set kept.text = kept.text|replace('<|' ~ name ~ '|>', '< |' ~ name ~ '|>') -%}
+{%- endfor -%}
+{{- kept.text|replace('<|reserved_special_token_', '< |reserved_special_token_') -}}
+{%- endmacro -%}
+{%- macro header(role) -%}
+{{- '<|start_header_id|>' ~ role ~ '<|end_header_id|>\n\n' -}}
+{%- endmacro -%}
+{%- macro text(given, where) -%}
+{%- if given is string -%}
+{{- given -}}
+{%- elif given is mapping or given is defined and given is not none and given is not iterable -%}
+{{- raise_exception(where ~ '.content: give a text, or a list of texts\' parts') -}}
+{%- elif given is defined and given is not none -%}
+{%- for part in given -%}
+{%- if part is not mapping or part.type != 'text' or part.text is not string -%}
+{{- raise_exception(where ~ '.content: a part that is no text; give {"type": "text", "text": TEXT}') -}}
+{%- endif -%}
+{{- part.text -}}
+{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- macro called(call, where) -%}
+{%- if call is not mapping or call.name is not string -%}
+{{- raise_exception(where ~ '.tool_calls: give [{"function": {"name": ..., "arguments": {...}}}]') -}}
+{%- endif -%}
+{%- set given = {} -%}
+{%- if call.arguments is defined -%}
+{%- set given = call.arguments -%}
+{%- elif call.parameters is defined -%}
+{%- set given = call.parameters -%}
+{%- endif -%}
+{%- if given is not mapping -%}
+{{- raise_exception(where ~ '.tool_calls: give arguments as an object, and of JSON text what json.loads gives') -}}
+{%- endif -%}
+{%- if call.name in NEEDED and given[NEEDED[call.name]] is not string -%}
+{{- raise_exception(where ~ '.tool_calls: ' ~ call.name ~ ' takes the text ' ~ NEEDED[call.name]) -}}
+{%- endif -%}
+{%- if call.name == 'code_interpreter' -%}
+{{- '<|python_tag|>' ~ plain(given['code']) -}}
+{%- elif call.name in BUILTIN -%}
+{{- plain(call.name ~ '.call(query="' ~ given['query'] ~ '")') -}}
+{%- else -%}
+{%- set name = call.name|tojson(ensure_ascii=true) -%}
+{{- plain('{"type": "function", "name": ' ~ name ~ ', "parameters": ' ~ given|tojson(ensure_ascii=true) ~ '}') -}}
+{%- endif -%}
+{%- endmacro -%}
+"""
+_BEGINNING = r"""{%- if not messages or messages is string or messages is mapping -%}
+{{- raise_exception('messages: a dialog has at least one message') -}}
+{%- endif -%}
+{%- set found = namespace(text='') -%}
+{%- if builtin_tools is defined and builtin_tools is not none -%}
+{%- if builtin_tools is string or builtin_tools is mapping or builtin_tools is not iterable -%}
+{{- raise_exception('builtin_tools: give a list of ' ~ BUILTIN|join(', ')) -}}
+{%- endif -%}
+{%- for name in builtin_tools -%}
+{%- if name not in BUILTIN -%}
+{{- raise_exception('builtin_tools: ' ~ name ~ ' unknown; Llama 3.1 has ' ~ BUILTIN|join(', ')) -}}
+{%- endif -%}
+{%- endfor -%}
+{%- set searches = builtin_tools|reject('equalto', 'code_interpreter')|join(', ') -%}
+{%- set found.text = 'Environment: ipython\n' ~ ('Tools: ' ~ searches ~ '\n' if searches else '') ~ '\n' -%}
+{%- endif -%}
+{%- if date_string is defined and date_string is not none -%}
+{%- if date_string is not string -%}{{- raise_exception('date_string: give a text') -}}{%- endif -%}
+{%- if date_string -%}
+{%- set found.text = found.text ~ 'Cutting Knowledge Date: CUTOFF\nToday Date: ' ~ date_string ~ '\n\n' -%}
+{%- endif -%}
+{%- endif -%}
+{%- if tools is defined and tools -%}
+{%- set found.text = found.text ~ CALLING ~ '\n' -%}
+{%- for tool in tools -%}
+{%- if tool is not mapping -%}{{- raise_exception('tools: give a list of JSON objects') -}}{%- endif -%}
+{%- set found.text = found.text ~ (tool|tojson) ~ '\n' -%}
+{%- endfor -%}
+{%- set found.text = found.text ~ '\n' -%}
+{%- endif -%}
+{{- bos_token -}}
+{%- if found.text and messages[0].role != 'system' -%}
+{{- header('system') ~ plain(found.text|trim) ~ '<|eot_id|>' -}}
+{%- endif -%}
+"""
+_MESSAGES = r"""{%- for message in messages -%}
+{%- set where = 'messages[' ~ loop.index0 ~ ']' -%}
+{%- if message is not mapping or message.role not in ROLES -%}
+{{- raise_exception(where ~ ': give an object whose role is one of ' ~ ROLES|join(', ')) -}}
+{%- endif -%}
+{%- for key in LOST -%}
+{%- if message[key] -%}
+{{- raise_exception(where ~ '.' ~ key ~ ': this call would be lost; give it as tool_calls') -}}
+{%- endif -%}
+{%- endfor -%}
+{%- set said = text(message.content, where)|trim -%}
+{%- set calls = [] -%}
+{%- if message.tool_calls is defined and message.tool_calls is not none -%}
+{%- set calls = message.tool_calls -%}
+{%- endif -%}
+{%- if calls is string or calls is mapping or calls is not iterable or calls|length > 1 -%}
+{{- raise_exception(where ~ '.tool_calls: Llama 3.1 makes one call per message; split the message') -}}
+{%- endif -%}
+{%- if calls and (message.role != 'assistant' or said) -%}
+{{- raise_exception(where ~ '.tool_calls: only an assistant calls, in a message without content') -}}
+{%- endif -%}
+{%- if message.role == 'assistant' and not calls and not said -%}
+{{- raise_exception(where ~ ': an assistant says nothing and calls nothing; leave it out') -}}
+{%- endif -%}
+{%- set told = namespace(text=said, awaits=false) -%}
+{%- if calls -%}
+{%- set call = calls[0] -%}
+{%- if call is mapping and call.function is defined -%}{%- set call = call.function -%}{%- endif -%}
+{%- set told.text = called(call, where) -%}
+{%- set told.awaits = call.name in BUILTIN -%}
+{%- elif loop.first and message.role == 'system' -%}
+{%- set told.text = plain((found.text ~ said)|trim) -%}
+{%- else -%}
+{%- set told.text = plain(said) -%}
+{%- endif -%}
+{%- if message.awaits is defined and message.awaits is not none -%}
+{%- set told.awaits = message.awaits -%}
+{%- endif -%}
+{%- if told.awaits is not boolean or told.awaits and message.role != 'assistant' -%}
+{{- raise_exception(where ~ '.awaits: give true or false, and true to an assistant\'s alone') -}}
+{%- endif -%}
+{{- header('ipython' if message.role == 'tool' else message.role) ~ told.text -}}
+{{- '<|eom_id|>' if told.awaits else '<|eot_id|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- header('assistant') -}}{%- endif -%}
+"""
+
+
+def _filled(text: str) -> str:
+    values: dict[str, object] = {"NAMES": list(_NAMES), "ROLES": list(chat.ROLES), "LOST": list(chat.LOST)}
+    values |= {"BUILTIN": list(chat.BUILTIN), "NEEDED": chat.NEEDED, "CALLING": chat.CALLING}
+    for name, value in values.items():
+        text = text.replace(name, repr(value))
+    return text.replace("CUTOFF", chat.CUTOFF)
+
+
+TEMPLATE = _filled(_MACROS + _BEGINNING + _MESSAGES)
