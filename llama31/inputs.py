@@ -26,6 +26,7 @@ from llama31.config import (
     Pretrain,
     Probe,
     Sample,
+    Score,
     Task,
     Tokenizer,
     Training,
@@ -54,6 +55,8 @@ def check(run: Any) -> None:
     elif isinstance(run, Sample):
         found += _weights("policy", run.policy) + ([] if run.reward is None else _checkpoint("reward", run.reward))
         found += _lines("prompts", run.prompts) + (_tokenizer(run.tokenizer) if run.tokenizer.path else [])
+    elif isinstance(run, Score):
+        found += _lines("input", run.input) + _checkpoint("reward", run.reward)
     elif isinstance(run, Judge):
         found += _answers("answers", run.answers) + ([] if run.previous is None else _answers("previous", run.previous))
     elif isinstance(run, Average):

@@ -21,6 +21,7 @@ RECIPES = {
     "reward": config.Reward,
     "dpo": config.Dpo,
     "sample": config.Sample,
+    "score": config.Score,
     "judge": config.Judge,
     "post_train": config.PostTrain,
     "convert": config.Convert,

@@ -30,6 +30,7 @@ TORCH_FREE += (
     "align.calibration",
     "probe",
     "align.checks",
+    "align.scored",
     "align.embedded",
     "align.filters",
     "align.judge",

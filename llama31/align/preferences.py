@@ -38,21 +38,14 @@ def encode(
     Answers are near-equal, and no pair, where `alike`. An empty edited answer is none. `default` is the strength of a
     record that states none. Raises ValueError.
     """
-    record = _apart(record)
-    prompt = chat.read({**record, "messages": _prompt(record)})
-    if prompt[-1].role == "assistant":
-        raise ValueError("messages: the last one is an assistant's, and what answers it would be two in a row")
+    found = read(record)
     strength = default if record.get("strength") is None else record["strength"]
     if strength not in STRENGTHS:
         remedy = "" if strength else ", or data.sources.NAME.strength for records that state none"
         raise ValueError(f"strength: {strength!r}; give one of {', '.join(STRENGTHS)}{remedy}")
-    missing = [rank for rank in RANKS[1:] if record.get(rank) is None]
-    if missing:
-        raise ValueError(f"{missing[0]}: missing; a preference has an answer 'chosen' and an answer 'rejected'")
-    if any(_says_nothing(record[rank]) for rank in RANKS[1:]):
-        return EMPTY
-    ranks = RANKS[1:] if _says_nothing(record.get("edited")) else RANKS
-    given = [_answer(record[rank], rank) for rank in ranks]
+    if isinstance(found, str):
+        return found
+    prompt, (ranks, given) = found[0], map(list, zip(*found[1].items(), strict=True))
     answers = [form.encode(messages, bos=False) for messages in given]
     every = list(combinations(range(len(given)), 2))
     equal = [(i, j) for i, j in every if alike(given[i], given[j], answers[i], answers[j], similarity)]
@@ -65,6 +58,21 @@ def encode(
     first = form.encode(prompt)
     silent = np.zeros(len(first.tokens), np.int8)  # whatever assistants said before is prompt
     return Example([(first.tokens, silent), *((one.tokens, one.parts) for one in answers)], pairs)
+
+
+def read(record: Mapping[str, Any]) -> tuple[list[chat.Message], dict[str, list[chat.Message]]] | str:
+    """The prompt and its answers by rank, the best first; or why there is nothing to compare. Raises ValueError."""
+    record = _apart(record)
+    prompt = chat.read({**record, "messages": _prompt(record)})
+    if prompt[-1].role == "assistant":
+        raise ValueError("messages: the last one is an assistant's, and what answers it would be two in a row")
+    missing = [rank for rank in RANKS[1:] if record.get(rank) is None]
+    if missing:
+        raise ValueError(f"{missing[0]}: missing; a preference has an answer 'chosen' and an answer 'rejected'")
+    if any(_says_nothing(record[rank]) for rank in RANKS[1:]):
+        return EMPTY
+    ranks = RANKS[1:] if _says_nothing(record.get("edited")) else RANKS
+    return prompt, {rank: _answer(record[rank], rank) for rank in ranks}
 
 
 def _apart(record: Mapping[str, Any]) -> Mapping[str, Any]:

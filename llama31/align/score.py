@@ -78,6 +78,13 @@ class Judge:
             found[[int(i) for place in places for i in dealt[place]]] = told
         return _together(found, self.grid)
 
+    def readable(self, dialogs: Sequence[Sequence[chat.Message]], limit: int) -> list[float | None]:
+        """Rewards of the dialogs of at most `limit` tokens and the model's positions; None for longer ones."""
+        limit = min(limit, self.shape.max_positions)
+        fits = [i for i, dialog in enumerate(dialogs) if len(self.format.encode(dialog).tokens) <= limit]
+        given = dict(zip(fits, self.score([dialogs[i] for i in fits]).tolist() if fits else []))
+        return [given.get(i) for i in range(len(dialogs))]
+
 
 def margins(forward: Forward, feed: Feed, length: int, size: int) -> tuple[Rewards, NDArray[np.int64]]:
     """Of every pair of the held-out examples: reward of the better minus that of the worse, and its kind.

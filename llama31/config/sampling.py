@@ -100,6 +100,20 @@ class Sample:
 
 
 @dataclass
+class Score:
+    """Keys of `recipes.score`: the rewards of answers that a file holds."""
+
+    input: str = key(MISSING, "JSONL files of dialogs or preferences, folders or globs, comma-separated")
+    output: str = key(MISSING, "JSONL file to write: the records with `reward`, of preferences `rewards` by rank")
+    reward: str = key(MISSING, "reward model: checkpoint or run folder")
+    score_tokens: int = key(8192, "longest dialog that the reward model reads; longer ones have no reward", low=2)
+    chunk: int = key(1024, "answers between two moves of the progress bar; they are packed together", low=1)
+    parallel: Parallel = field(default_factory=Parallel)
+    precision: Precision = field(default_factory=Precision)
+    cluster: Cluster = field(default_factory=Cluster)
+
+
+@dataclass
 class Judge:
     """Keys of `recipes.judge`: what one round has gained, as numbers and one HTML page. No torch."""
 

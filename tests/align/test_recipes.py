@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from llama31 import checkpoint, config, mesh, metrics, model, reference, shards
-from llama31.align import chat
+from llama31.align import chat, scored
 from llama31.align.score import Judge
 from recipes import dpo, reward, sft
+from recipes import score as score_recipe
 from tests.align.conftest import dialog, preference
 from tests.data.conftest import bpe  # noqa: F401 - a fixture
 
@@ -163,6 +164,34 @@ def test_a_reward_model_ranks_and_judges(room: Path, bpe: config.Tokenizer) -> N
     with pytest.raises(ValueError, match=r"dialogs\[1\] has \d+ tokens, more than the 12 of a row"):
         judge.score([dialogs[0][:1], dialogs[1] * 4], length=12)
     mesh.close()
+    scores_of_a_file(room, rewards)
+
+
+def scores_of_a_file(room: Path, rewards: np.ndarray) -> None:
+    """The same answers, from a file."""
+    given: list[dict[str, Any]] = [
+        {**preference(prompt, "number more", "number auch", strength), "from": number}
+        for number, (prompt, strength) in enumerate(zip(WORDS, [*[None] * 2, *["better"] * len(WORDS)]))
+    ]
+    given += [dialog(WORDS[0], "number more"), dialog(WORDS[0], "number more " * 40), preference(WORDS[0], "", "auch")]
+    (room / "given.jsonl").write_text("".join(json.dumps(one) + "\n" for one in given))
+    run = config.Score(
+        input=str(room / "given.jsonl"), output=str(room / "scored.jsonl"), reward=str(room / "reward"),
+        score_tokens=40, chunk=3, precision=config.Precision(params="fp32"),
+    )  # fmt: skip
+    score_recipe.main(run)
+    told = [json.loads(line) for line in (room / "scored.jsonl").read_text().splitlines()]
+    *pairs, short, long, empty = told
+    assert [{key: one[key] for key in one if key not in ("reward", "rewards")} for one in told] == given
+    found = [one["rewards"][rank] for one in pairs for rank in ("chosen", "rejected")]
+    np.testing.assert_allclose(found, rewards, rtol=1e-5, atol=1e-5)
+    assert short["reward"] == pytest.approx(float(rewards[0]), rel=1e-5) and long["reward"] is None
+    assert empty["rewards"] == {}
+    entries = scored.read(run.input)
+    table = scored.agreement(entries, [one.get("rewards", {}) for one in told])
+    assert {name: (one["pairs"], one["accuracy"]) for name, one in table.items()} == {
+        "not stated": (2, 1.0), "better": (len(WORDS) - 2, 1.0), "all": (len(WORDS), 1.0)
+    }  # fmt: skip
 
 
 def test_a_reward_model_that_nothing_was_held_out_for_says_so(
