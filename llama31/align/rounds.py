@@ -110,7 +110,7 @@ class _Round:
         earlier = [str(here.parent / f"round-{k:02d}" / "judge" / judge.NAME) for k in range(1, self.number)]
         arguments = (
             f"folder={here / 'judge'}", f"title={run.name}, round {self.number}", f"answers={here / 'answers'}",
-            f"previous={self.previous}", f"candidate={here / 'dpo'}", f"incumbent={self.policy}",
+            f"previous={self.previous}", f"reward={reward}", f"candidate={here / 'dpo'}", f"incumbent={self.policy}",
             f"runs={_listed(runs)}", f"earlier={_listed(earlier)}",
         )  # fmt: skip
         after = (self._of("answers"), self._of("previous"))
@@ -237,9 +237,18 @@ def record_file(run: config.PostTrain, stage: Stage) -> Path:
 
 
 def check(run: config.PostTrain, found: Sequence[Stage]) -> None:
-    """Compose every command's config before any is run. Raises SystemExit as `config.load` does."""
+    """Compose every command's config before any is run. Raises SystemExit as `config.load` does.
+
+    Raises ValueError for addresses of servers, since each stage samples from another model.
+    """
     for stage in found:
-        compose(stage, run.job if run.submit else None)
+        told = compose(stage, run.job if run.submit else None)
+        if isinstance(told, config.Sample) and told.server.urls:
+            raise ValueError(
+                f"server.urls={','.join(told.server.urls)}: {stage.name} and the others sample from a model each, and "
+                "these servers have one; leave it out: our own decoder answers, or slurm/sample.sh starts servers of "
+                "the stage's model (submit=true, VLLM_PYTHON)"
+            )
 
 
 def compose(stage: Stage, job: config.Job | None = None) -> Any:

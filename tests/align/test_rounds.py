@@ -64,6 +64,7 @@ def test_what_feeds_what() -> None:
     assert argument(found["round-02/previous"], "part") == "rank"
     assert argument(found["round-02/previous"], "reward") == argument(found["round-02/answers"], "reward")
     assert not any(text.startswith("part=") for text in found["round-01/previous"].arguments)
+    assert argument(found["round-01/judge"], "reward") == "runs/r/round-01/reward"
 
 
 def test_every_stage_comes_after_what_it_needs() -> None:
@@ -102,6 +103,13 @@ def test_the_judge_asks_as_it_is_told() -> None:
     for stage in (found["round-01/answers"], found["round-01/previous"]):
         assert argument(stage, "sampling.answers") == "1" and argument(stage, "sampling.temperature") == "0.7"
         assert argument(stage, "server.urls") == "[http://a:1]" and "filters.min_tokens=9" not in stage.arguments
+
+
+def test_servers_of_one_model_are_refused() -> None:
+    """Policy, previous model and the round's own would all be what the server serves, and win against themselves."""
+    run = planned("runs/r", 'sample.set=["server.urls=[http://node1:8000/v1]"]')
+    with pytest.raises(ValueError, match=r"server.urls=http://node1:8000/v1: round-01/sample and the others"):
+        rounds.check(run, [stage for stage in rounds.stages(run) if stage.recipe in ("sample", "judge")])
 
 
 def test_commands_are_those_that_a_user_types(command: Command, tmp_path: Path) -> None:
