@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama31 import config
-from llama31.align import chat, embedded, prompts, sampling, servers
+from llama31.align import chat, dialects, embedded, prompts, ranking, sampling, servers
 from llama31.align.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _servers(session: Session, tasks: Sequence[sampling.Task]) -> sampling.Sourc
     run, (prompt, _) = session.run, tasks[0]
     drawn = run.sampling
     example = servers.Request(prompt.ids, prompt.openai(), drawn.temperature, drawn.top_p, drawn.max_new_tokens, 1)
-    found = servers.connect(run.server, session.words, embedded.stops(session.words), example)
+    found = dialects.connect(run.server, session.words, embedded.stops(session.words), example)
     for server in found:
         session.say(server.facts.told() if server.facts else server.url)
     return sampling.Http(found, run.server, session.policy, drawn)
@@ -128,8 +128,8 @@ def rank(session: Session) -> None:
     dist.barrier()  # all answers are in the file
     judge = score.Judge(run.reward, run.parallel, run.precision, grid)
     model = sampling.Policy(str(judge.folder), sampling.fingerprint(judge.folder))
-    found = sampling.candidates(folder, session.prompts, run.sampling.answers)
-    known = sampling.rewards(folder, model.fingerprint)
+    found = ranking.candidates(folder, session.prompts, run.sampling.answers)
+    known = ranking.rewards(folder, model.fingerprint)
     dist.barrier()  # all know what has a score before anything is added to it
     limit = min(run.score_tokens, judge.shape.max_positions)
 
@@ -139,7 +139,7 @@ def rank(session: Session) -> None:
         given = dict(zip(fits, judge.score([dialogs[i] for i in fits]).tolist() if fits else []))
         return [given.get(i) for i in range(len(dialogs))]
 
-    scores = sampling.score(folder, session.prompts, found, known, model, scorer, writes=session.first)
+    scores = ranking.score(folder, session.prompts, found, known, model, scorer, writes=session.first)
     if session.first:
         publish(session, found, scores, model)
     dist.barrier()
@@ -150,7 +150,7 @@ def publish(session: Session, found: Any, scores: Any, model: sampling.Policy) -
     from llama31 import plots
 
     further = {"policy": {"name": session.policy.name, "fingerprint": session.policy.fingerprint}}
-    told = sampling.publish(session.folder, session.prompts, found, scores, model, session.run, further)
+    told = ranking.publish(session.folder, session.prompts, found, scores, model, session.run, further)
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in Counter(told["dropped"]).most_common()) or "nothing"
     session.say(f"{told['answers']:,} answers to {told['prompts']:,} prompts; dropped: {dropped}")
     if told["kept"]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llama31 import config
-from llama31.align import chat, prompts, sampling, servers
+from llama31.align import chat, dialects, prompts, ranking, sampling, servers
 from llama31.align.prompts import Prompt
 from tests.align.scripted import Bytes, Script, serving
 
@@ -36,7 +36,7 @@ def request(prompt: Prompt | None = None, **changes: Any) -> servers.Request:
 
 
 def connected(urls: Sequence[str], **changes: Any) -> list[servers.Server]:
-    return servers.connect(replace(QUICK, urls=list(urls), **changes), WORDS, STOPS, request())
+    return dialects.connect(replace(QUICK, urls=list(urls), **changes), WORDS, STOPS, request())
 
 
 def http(found: Sequence[servers.Server], run: config.Sampling = RUN) -> sampling.Http:
@@ -79,7 +79,7 @@ def test_a_server_that_ignores_the_temperature_is_refused() -> None:
         with pytest.raises(ValueError, match="five seeds at temperature 2 give one answer"):
             connected([url])
         server = servers.Server(url, QUICK, WORDS, STOPS)
-        assert server.probe(request(temperature=0.0)).greedy  # which is what greedy answers need
+        assert dialects.probe(server, request(temperature=0.0)).greedy  # which is what greedy answers need
 
 
 def test_a_server_that_does_not_say_what_it_read_is_told() -> None:
@@ -282,14 +282,12 @@ def by_length(pairs: Sequence[tuple[Prompt, str]]) -> list[float | None]:
     return [float(len(text)) for _, text in pairs]
 
 
-def ranked(
-    folder: Path, asked: Sequence[Prompt], scorer: sampling.Scorer = by_length, **changes: Any
-) -> dict[str, Any]:
-    found = sampling.candidates(folder, asked, 3)
-    known = sampling.rewards(folder, REWARD.fingerprint)
-    known = sampling.score(folder, asked, found, known, REWARD, scorer, chunk=5)
+def ranked(folder: Path, asked: Sequence[Prompt], scorer: ranking.Scorer = by_length, **changes: Any) -> dict[str, Any]:
+    found = ranking.candidates(folder, asked, 3)
+    known = ranking.rewards(folder, REWARD.fingerprint)
+    known = ranking.score(folder, asked, found, known, REWARD, scorer, chunk=5)
     run = config.Sample(folder=str(folder), prompts="", policy="", **changes)
-    return sampling.publish(folder, asked, found, known, REWARD, run, {})
+    return ranking.publish(folder, asked, found, known, REWARD, run, {})
 
 
 def test_the_best_answer_becomes_a_dialog_and_a_pair(tmp_path: Path) -> None:
