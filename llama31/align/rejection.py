@@ -55,8 +55,10 @@ def open_session(run: config.Sample) -> Session:
     policy = sampling.Policy(str(weights.folder), sampling.fingerprint(weights.folder))
     session = Session(run, Path(run.folder), found, repeated, weights, words, policy)
     if session.first:
-        further = {"tokenizer": words.fingerprint, "api": run.server.api if run.server.urls else "embedded"}
-        sampling.settle(session.folder, policy, run.sampling, further, found)
+        further, draws = {"tokenizer": words.fingerprint}, run.part != "rank"
+        if draws:
+            further["api"] = run.server.api if run.server.urls else "embedded"
+        sampling.settle(session.folder, policy, run.sampling if draws else None, further, found)
     twice = f" ({repeated:,} records repeat one of them)" if repeated else ""
     session.say(f"{len(found):,} prompts{twice}, {run.sampling.answers} answers each, of {weights.folder}")
     return session

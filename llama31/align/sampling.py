@@ -139,22 +139,25 @@ def seed_of(seed: int, *what: object) -> int:
 
 
 def settle(
-    folder: Path, policy: Policy, sampling: config.Sampling, further: Mapping[str, Any], prompts: Sequence[Prompt] = ()
-) -> None:
+    folder: Path, policy: Policy, sampling: config.Sampling | None, further: Mapping[str, Any],
+    prompts: Sequence[Prompt] = (),
+) -> None:  # fmt: skip
     """State in the folder what its answers are drawn with, and for what. K may grow, and so may the prompts.
 
-    Raises ValueError where the folder holds answers of another kind.
+    `sampling`: None where nothing is drawn, but what was drawn is ranked: how it was does not matter, and `further`
+    has only what does. Raises ValueError where the folder holds answers of another kind.
     """
     told = {"policy": policy.name, "fingerprint": policy.fingerprint, **further}
-    told |= {name: getattr(sampling, name) for name in ("temperature", "top_p", "max_new_tokens", "seed")}
+    if sampling is not None:
+        told |= {name: getattr(sampling, name) for name in ("temperature", "top_p", "max_new_tokens", "seed")}
     path = folder / SETTINGS
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         other = [f"{key}={before.get(key)}" for key in told if key != "policy" and before.get(key) != told[key]]
         if other:
             raise ValueError(f"folder={folder}: it holds answers drawn with {', '.join(other)}; give another folder")
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if sampling is not None and not path.is_file():
         files.write_whole(path, json.dumps(told, indent=1) + "\n")
     records = ({**prompt.record, "id": prompt.id} for prompt in prompts)
     files.write_whole(folder / PROMPTS, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))

@@ -29,7 +29,7 @@ class Bytes:
 
     def decode(self, ids: Sequence[int]) -> str:
         names = {number: name.encode() for name, number in self.special.items()}
-        return b"".join(names.get(i) or bytes([i]) for i in ids).decode(errors="replace")
+        return b"".join(names.get(i) or bytes([i % 256]) for i in ids).decode(errors="replace")
 
     def read(self, text: str) -> int:
         """Tokens of a text in which special tokens may be spelled, as a server reads it."""

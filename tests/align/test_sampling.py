@@ -259,6 +259,9 @@ def test_a_folder_holds_answers_of_one_kind(tmp_path: Path) -> None:
     sampling.settle(tmp_path, replace(POLICY, name="moved"), replace(RUN, answers=30), {"tokenizer": "t"})
     with pytest.raises(ValueError, match="answers drawn with fingerprint=abc, temperature=0.8; give another folder"):
         sampling.settle(tmp_path, sampling.Policy("x", "other"), replace(RUN, temperature=1), {"tokenizer": "t"})
+    sampling.settle(tmp_path, POLICY, None, {"tokenizer": "t"})  # to be ranked
+    with pytest.raises(ValueError, match="answers drawn with tokenizer=t; give another folder"):
+        sampling.settle(tmp_path, POLICY, None, {"tokenizer": "another"})
 
 
 @pytest.mark.parametrize(
