@@ -84,15 +84,27 @@ def draw(session: Session) -> None:
             bar.update(done - bar.n)
 
         sampling.draw(folder, tasks, source, said, session.first)
+    if session.first:
+        _tell_refused(session)
     if not run.server.urls:
         from llama31 import mesh
 
         mesh.release()  # the reward model gets groups of its own
 
 
+def _tell_refused(session: Session) -> None:
+    path = session.folder / sampling.CANDIDATES
+    refused = [line for line in sampling.read_lines(path) if "refused" in line]
+    if refused:
+        session.say(
+            f"{len(refused):,} answers, to {len({line['prompt'] for line in refused}):,} prompts, were refused, the "
+            f"last since: {refused[-1]['refused']}; remove their lines from {path} to try them again"
+        )
+
+
 def _servers(session: Session, tasks: Sequence[sampling.Task]) -> sampling.Source:
-    run, (prompt, _) = session.run, tasks[0]
-    drawn = run.sampling
+    run, drawn = session.run, session.run.sampling
+    prompt = min((prompt for prompt, _ in tasks), key=lambda prompt: len(prompt.ids))  # a long one may not fit
     example = servers.Request(prompt.ids, prompt.openai(), drawn.temperature, drawn.top_p, drawn.max_new_tokens, 1)
     found = dialects.connect(run.server, session.words, embedded.stops(session.words), example)
     for server in found:

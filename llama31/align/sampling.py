@@ -33,7 +33,7 @@ from llama31.align.prompts import Prompt
 
 CANDIDATES, SCORES, SETTINGS, SUMMARY = "candidates.jsonl", "scores.jsonl", "sampling.json", "summary.json"
 PROMPTS, BEST, PAIRS, PICTURE = "prompts.jsonl", "best.jsonl", "pairs.jsonl", "rewards.png"
-MOST_REFUSED, JUDGED = 0.5, 20  # share of refused answers, out of at least so many, that ends a run
+MOST_REFUSED, JUDGED = 0.5, 20  # share of refused prompts, out of at least so many, that ends a run
 Task = tuple[Prompt, int]  # a prompt and which of its K answers
 
 
@@ -175,20 +175,22 @@ def draw(
     """Draw the tasks and append what comes in; returns how many were drawn. `said` hears (done, all).
 
     Where several processes draw together, all call this with the same tasks and one `writes`. Raises RunError where
-    more than half of the answers are refused: what has come in is safe all the same.
+    more than half of many prompts get no answer and others are waiting: what has come in is safe all the same.
     """
+    done, answered, silent = 0, set[str](), set[str]()
     with Ledger(folder / CANDIDATES) if writes else contextlib.nullcontext() as ledger:
-        done = refused = 0
         for lines in source.draw(tasks):
             if ledger:
                 ledger.append(lines)
             done += len(lines)
-            bad = [line for line in lines if "refused" in line]
-            refused += len(bad)
+            answered |= {line["prompt"] for line in lines if "refused" not in line}
+            silent = (silent | {line["prompt"] for line in lines}) - answered
             said(done, len(tasks))
-            if bad and refused > MOST_REFUSED * done and done >= min(JUDGED, len(tasks)):
+            heard = len(answered) + len(silent)
+            last = lines[-1].get("refused") if lines else None
+            if last and done < len(tasks) and heard >= JUDGED and len(silent) > MOST_REFUSED * heard:
                 raise config.RunError(
-                    f"{refused} of {done} answers were refused, the last since: {bad[-1]['refused']}. Nothing is lost: "
+                    f"{len(silent)} of {heard} prompts got no answer, the last since: {last}. Nothing is lost: "
                     f"{folder / CANDIDATES} holds the others; remove its refused lines to try them again"
                 )
     return done

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llama31 import config
-from llama31.align import chat, dialects, prompts, ranking, sampling, servers
+from llama31.align import chat, dialects, prompts, ranking, rejection, sampling, servers
 from llama31.align.prompts import Prompt
 from tests.align.scripted import Bytes, Script, serving
 
@@ -220,9 +220,9 @@ def test_some_garbage_is_asked_again_and_much_of_it_ends_the_run(tmp_path: Path)
         drawn(tmp_path / "some", http(found), given())
         script.garbage = "always"
         with pytest.raises(
-            config.RunError, match=r"answers were refused, the last since: (no JSON|no choices|a choice)"
+            config.RunError, match=r"2\d of 2\d prompts got no answer, the last since: (no JSON|no choices|a choice)"
         ):
-            drawn(tmp_path / "much", http(connected_as(found)), given(10))
+            drawn(tmp_path / "much", http(connected_as(found)), given(40))
     assert len(lines(tmp_path / "some")) == 12 and all("text" in line for line in lines(tmp_path / "some"))
     assert all("refused" in line for line in lines(tmp_path / "much"))
 
@@ -238,6 +238,39 @@ def test_one_prompt_does_not_end_the_run(tmp_path: Path) -> None:
     refused = [line for line in lines(tmp_path) if "refused" in line]
     assert {line["prompt"] for line in refused} == {given(6)[3].id} and len(refused) == 3
     assert "HTTP 500: out of memory (after 3 attempts)" in refused[0]["refused"]
+
+
+@pytest.mark.parametrize("honours", [True, False])
+def test_few_prompts_do_not_end_the_run(honours: bool, tmp_path: Path) -> None:
+    """With 30 answers each: what is counted are prompts, whose refusals come together."""
+    with serving(Script(n=honours, poison="number 0")) as url:
+        found = dialects.connect(replace(QUICK, urls=[url], attempts=1), WORDS, STOPS, request(given(2)[1]))
+        assert drawn(tmp_path / "first", http(found), given(6), answers=30) == 180
+        assert drawn(tmp_path / "alone", http(connected_as(found)), given(1), answers=30) == 30
+    refused = [line for line in lines(tmp_path / "first") if "refused" in line]
+    assert {line["prompt"] for line in refused} == {given(1)[0].id} and len(refused) == 30
+    assert all("refused" in line for line in lines(tmp_path / "alone"))
+
+
+def test_the_probe_asks_the_shortest_prompt(tmp_path: Path) -> None:
+    """The first may be the one that is too long, of which others know nothing."""
+    asked = [prompts._prompt({"prompt": text}, FORM) for text in ("too long " * 40, "Name a river", "Name many rivers")]
+    script = Script(poison="too long")
+    with serving(script) as url:
+        run = config.Sample(sampling=RUN, server=replace(QUICK, urls=[url]))
+        session: Any = rejection.Session(run, tmp_path, asked, 0, None, WORDS, POLICY)  # type: ignore[arg-type]
+        assert drawn(tmp_path, rejection._servers(session, sampling.missing(asked, 3, ())), asked) == 9
+    assert script.asked[0]["prompt"] == list(asked[1].ids)
+
+
+def test_a_source_that_refuses_the_rest_has_done_it(tmp_path: Path) -> None:
+    """Twenty prompts that are too long are what a run before has left."""
+
+    class Refusing:
+        def draw(self, tasks: Sequence[sampling.Task]) -> Iterator[list[dict[str, Any]]]:
+            yield [sampling.line_of(task, POLICY, RUN, 1, refused="too long") for task in tasks]
+
+    assert drawn(tmp_path, Refusing(), given(20)) == 60
 
 
 def test_a_torn_line_is_cut_and_one_process_writes(tmp_path: Path) -> None:
