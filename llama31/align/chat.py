@@ -15,6 +15,7 @@ text, so it breaks the names of special tokens that it finds in messages.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -27,6 +28,8 @@ SEARCHES = ("brave_search", "wolfram_alpha")
 BUILTIN = (*SEARCHES, "code_interpreter")
 PROMPT, HEADER, BODY, END = range(4)  # parts: not the assistant's; its header, what it says, its termination token
 CUTOFF = "December 2023"
+END_OF_TEXT, EOM, EOT, TAG = "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>"
+_SEARCH = re.compile(rf'({"|".join(SEARCHES)})\.call\(query="([^"]*)"\)')  # as llama-models finds one
 _CALLING = (
     "These functions can be called. A call is one JSON object and nothing else: "
     '{"type": "function", "name": NAME, "parameters": {ARGUMENT: VALUE}}.'
@@ -41,6 +44,8 @@ class Words(Protocol):
     special: dict[str, int]
 
     def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ def message(given: Any, place: int = 0) -> Message:
     text = (content or "").strip()
     if call and (role != "assistant" or text):
         raise ValueError(f"{where}.tool_calls: only an assistant calls, in a message without content")
-    awaits = given.get("awaits", call is not None and call.name in BUILTIN)
+    awaits = given.get("awaits", _awaits(call))
     if awaits and role != "assistant":
         raise ValueError(f"{where}.awaits: only an assistant's message awaits a tool")
     return Message(role, text, call, bool(awaits))
@@ -180,11 +185,91 @@ def introduced(
     return [replace(first, content=(beginning + first.content).strip()), *rest]
 
 
+def record(one: Message) -> dict[str, Any]:
+    """A message as `message` reads it: message(record(one)) == one."""
+    told: dict[str, Any] = {"role": one.role}
+    if one.call:
+        told["tool_calls"] = [
+            {"type": "function", "function": {"name": one.call.name, "arguments": dict(one.call.arguments)}}
+        ]
+    else:
+        told["content"] = one.content
+    return told | ({"awaits": one.awaits} if one.awaits != _awaits(one.call) else {})
+
+
+def openai(messages: Sequence[Message]) -> tuple[dict[str, Any], ...]:
+    """Messages as OpenAI's API takes them: arguments are JSON text, and a result names the call that it answers.
+
+    `awaits` has no place there: a server ends the messages of the history by its own template.
+    """
+    told, last = [], None
+    for place, one in enumerate(messages):
+        given = record(one)
+        given.pop("awaits", None)
+        if one.call:
+            last = f"call_{place}"
+            written = {"name": one.call.name, "arguments": json.dumps(dict(one.call.arguments), ensure_ascii=False)}
+            given |= {"content": None, "tool_calls": [{"id": last, "type": "function", "function": written}]}
+        if one.role == "ipython":
+            given |= {"role": "tool"} | ({"tool_call_id": last} if last else {})
+        told.append(given)
+    return tuple(told)
+
+
+def message_of(said: str | Mapping[str, Any], ending: str | None = None) -> dict[str, Any]:
+    """What a model said as a message of a record: {"role": "assistant", "content": TEXT}, or with `tool_calls`.
+
+    `said` is the text without its ending, or an OpenAI response's message (arguments as JSON text). `ending` is the
+    name of the token that ended it: <|eom_id|> awaits a tool, all others end the turn; None where it was not told:
+    then built-in tools are awaited, as everywhere.
+
+    Encoded again, the message is what was said (white space around plain content apart, which `read` strips): what
+    only looks like a call and would be written otherwise stays content. After <|python_tag|> all is code, a search too,
+    for Llama's own formatter writes the tag before nothing else. Raises ValueError for what no message can say: several
+    calls, or a call beside content.
+    """
+    if isinstance(said, Mapping) and (said.get("tool_calls") or said.get("function_call")):
+        return record(_ended(message({**said, "role": "assistant"}), ending))
+    text = said.get("content") if isinstance(said, Mapping) else said
+    if not isinstance(text, str):
+        raise ValueError("message: neither content nor tool_calls; a model has to say one of them")
+    return record(_spoken(text.removeprefix(TAG), text.startswith(TAG), ending))
+
+
+def _spoken(text: str, tagged: bool, ending: str | None) -> Message:
+    call = Call("code_interpreter", {"code": text}) if tagged else _written(text.strip())
+    return _ended(Message("assistant", "" if call else text.strip(), call, _awaits(call)), ending)
+
+
+def _ended(one: Message, ending: str | None) -> Message:
+    return one if ending is None else replace(one, awaits=ending == EOM)
+
+
+def _awaits(call: Call | None) -> bool:
+    return call is not None and call.name in BUILTIN
+
+
+def _written(text: str) -> Call | None:
+    """The call that is written as `text`, letter by letter, and that JSON in UTF-8 can hold."""
+    if found := _SEARCH.fullmatch(text):
+        return Call(found[1], {"query": found[2]})
+    try:
+        told = json.loads(text)
+        json.dumps(told, ensure_ascii=False, allow_nan=False).encode()  # lone surrogates, NaN
+    except (ValueError, RecursionError):
+        return None
+    name, given = (told.get("name"), told.get("parameters")) if isinstance(told, dict) else (None, None)
+    if not isinstance(name, str) or name in BUILTIN or not isinstance(given, dict):
+        return None
+    call = Call(name, given)
+    return call if call.text() == text else None
+
+
 class Format:
     """Dialogs -> ids with one tokenizer. Raises ValueError (key `tokenizer.path`) where it lacks Llama 3's tokens."""
 
     def __init__(self, words: Words) -> None:
-        names = ("<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>")
+        names = ("<|start_header_id|>", "<|end_header_id|>", EOM, EOT, TAG)
         missing = [name for name in names if name not in words.special]
         if missing:
             raise ValueError(f"tokenizer.path: no {', '.join(missing)}; dialogs need the special tokens of Llama 3")
@@ -212,6 +297,22 @@ class Format:
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a dialog that the assistant has to go on with."""
         return [*self.encode(messages).tokens.tolist(), *self._headers["assistant"]]
+
+    def parse(self, ids: Sequence[int]) -> dict[str, Any]:
+        """What a model said after `prompt`, its ending included where it came to one, as a message of a record.
+
+        The reverse of `encode`: see `message_of`, from whose texts a tag that was only spelled cannot be told; here it
+        stays text. Raises ValueError where a special token stands within, which no message can say.
+        """
+        special = {number: name for name, number in self._words.special.items()}
+        body, ending = list(ids), None
+        if body and special.get(body[-1]) in (EOM, EOT, END_OF_TEXT):
+            ending = special[body.pop()]
+        tagged = body[:1] == [self._python]
+        body = body[1:] if tagged else body
+        if within := [special[one] for one in body if one in special]:
+            raise ValueError(f"{within[0]} stands within what was said; no message can say that")
+        return record(_spoken(self._words.decode(body), tagged, ending))
 
 
 _NAMES = (

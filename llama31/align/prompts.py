@@ -30,11 +30,19 @@ class Prompt:
         """What the last message says."""
         return self.messages[-1].text()
 
-    def openai(self) -> tuple[dict[str, str], ...]:
-        """The messages as OpenAI's API takes them."""
-        return tuple(
-            {"role": "tool" if one.role == "ipython" else one.role, "content": one.text()} for one in self.messages
-        )
+    def openai(self) -> tuple[dict[str, Any], ...]:
+        """The messages as OpenAI's API takes them, calls and results included. What `tools` offers is not told twice.
+
+        Environment and date stand in the system message, where any server reads them.
+        """
+        return chat.openai(chat.read({**self.record, "tools": None}))
+
+    @property
+    def tools(self) -> list[dict[str, Any]]:
+        """The functions as the key `tools` of OpenAI's API takes them; empty where none are offered."""
+        given = self.record.get("tools") or []
+        bare = ({key: value for key, value in one.items() if key != "type"} for one in given)
+        return [{"type": "function", "function": one.get("function", one)} for one in bare]
 
 
 def identity(record: Mapping[str, Any]) -> str:
