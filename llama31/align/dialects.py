@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from llama31 import config
-from llama31.align.servers import FORMS, STOPS, Again, Dead, Facts, Refused, Request, Server, Words
+from llama31.align.servers import FORMS, STOPS, UNKNOWN, Again, Dead, Facts, Refused, Request, Server, Words
 
 HOT = 2.0  # temperature of the probe, the highest that OpenAI's API knows: any model varies
 PROBE_TOKENS = 24
@@ -23,10 +23,17 @@ def connect(settings: config.Server, words: Words, stops: Mapping[str, int], exa
     """All servers of `settings`, awaited and probed. Raises ValueError, and RunError where one does not come up."""
     found = [Server(url, settings, words, stops) for url in settings.urls]
     until = time.monotonic() + settings.wait_s
-    while sick := [server.url for server in found if not server.healthy()]:
+    while sick := [server for server in found if not server.healthy()]:
+        for server in sick:
+            if isinstance(server.ill, Refused) and server.ill.code == UNKNOWN:
+                raise ValueError(
+                    f"server.key_variable={settings.key_variable or 'null'}: {server.url} takes no request with this "
+                    f"key, {server.ill}; name the environment variable that has its key"
+                )
         if time.monotonic() >= until:
             waited = f" within {settings.wait_s:g} s" if settings.wait_s else ""
-            raise config.RunError(f"no answer{waited} from {', '.join(sick)}; start it, or give server.wait_s time")
+            told = "; ".join(f"{server.url} ({server.ill})" for server in sick)
+            raise config.RunError(f"no answer{waited} from {told}; start it, or give server.wait_s time")
         time.sleep(min(1.0, max(0.05, until - time.monotonic())))
     for server in found:
         probe(server, example)
@@ -89,7 +96,7 @@ def _dialect(server: Server, example: Request) -> Facts:
     for model, form, stops in itertools.product(models, forms, STOPS):
         facts = Facts(server.url, model, form, stops, checked=form != "chat")
         try:
-            given = server.post(facts.endpoint, server.body(example, facts))
+            given = server.unhurried(facts.endpoint, server.body(example, facts))
             server.read(given, example, facts)
         except (Refused, Again) as error:
             refusals.append(f"{form} with {stops}: {error}")

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import os
 import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -19,9 +21,12 @@ from llama31 import config
 
 LONGEST_PAUSE_S = 60.0
 QUICK_S = 10.0  # for what a server knows without its model
+PATIENT_S = 60.0  # the same, of a server that may be hard at work
 FORMS = ("ids", "text", "text_with_bos")
 STOPS = ("stop_token_ids", "generation_config", "stop")
-BUSY = (408, 425, 429, 500, 502, 503, 504)
+BUSY = (425, 429, 503)
+UNKNOWN = 401  # it wants a key
+SILENT = (408, 502, 504)  # words of somebody before the server: it says nothing
 
 
 class Words(Protocol):
@@ -86,17 +91,28 @@ class Facts:
 class Refused(Exception):
     """A server answered, and with nothing that can be used: this request has failed, others need not."""
 
+    def __init__(self, why: str, code: int = 0) -> None:
+        super().__init__(why)
+        self.code = code  # of HTTP
+
 
 class Dead(Exception):
     """A server does not answer any more."""
 
 
 class Again(Exception):
-    """Worth another attempt, after so many seconds if the server said so. `garbage`: it lives and answers nonsense."""
+    """Worth another attempt, after so many seconds if the server said so.
 
-    def __init__(self, why: str, garbage: bool = False, after_s: float | None = None) -> None:
+    `what` it did: garbage (it lives, and answers nonsense), busy (it lives, and says so), or silent.
+    """
+
+    def __init__(self, why: str, what: str = "silent", after_s: float | None = None) -> None:
         super().__init__(why)
-        self.garbage, self.after_s = garbage, after_s
+        self.what, self.after_s = what, after_s
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)
 
 
 @dataclass
@@ -109,9 +125,13 @@ class Server:
     stops: Mapping[str, int]  # names and ids of the tokens that end an answer
     facts: Facts | None = None
     closed: threading.Event = field(default_factory=threading.Event)
+    ill: Refused | Again | None = None  # what it said when it was last asked whether it is well, and was not
+    say: Callable[[str], None] = _print
 
     def __post_init__(self) -> None:
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._answered_s = self._told_s = -math.inf
+        self._lock = threading.Lock()
 
     def ask(self, request: Request) -> list[Answer]:
         """Answers to one request, at most `request.n`; they may be fewer. Raises Refused and Dead."""
@@ -143,20 +163,53 @@ class Server:
         return body
 
     def _patiently(self, endpoint: str, body: dict[str, Any], request: Request, facts: Facts) -> list[Answer]:
-        last, pause = Again("never asked"), self.settings.backoff_s
-        for attempt in range(self.settings.attempts):
-            if attempt and self.closed.wait(min(last.after_s or pause, LONGEST_PAUSE_S)):
-                break
-            pause = 2 * pause if attempt else pause
+        began_s, pause = time.monotonic(), self.settings.backoff_s
+        for attempt in range(1, self.settings.attempts + 1):
             try:
-                return self.read(self.post(endpoint, body), request, facts)
+                answers = self.read(self.unhurried(endpoint, body), request, facts)
             except Again as error:
                 last = error
-        tried = f"{last} (after {self.settings.attempts} attempts)"
-        raise Refused(tried) if last.garbage else Dead(f"{self.url}: {tried}")
+            else:
+                self._answered_s = time.monotonic()
+                return answers
+            if last.what == "busy" or attempt == self.settings.attempts or self.closed.wait(pause):
+                break
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+        tried = f"{last} (after {attempt} attempts)" if last.what != "busy" else f"{last}, for too long"
+        if last.what == "garbage" or (last.what == "busy" and self._answered_s > began_s) or self.closed.is_set():
+            raise Refused(tried)
+        if last.what == "silent" and self.healthy(PATIENT_S):
+            raise Refused(f"{tried}; the server is well, so it is this prompt")
+        raise Dead(f"{self.url}: {tried}")
 
-    def post(self, endpoint: str, body: Mapping[str, Any] | None) -> Any:
-        """The JSON that the server answers; a GET without `body`. Raises Refused where it says no."""
+    def unhurried(self, endpoint: str, body: Mapping[str, Any]) -> Any:
+        """What `post` gives, asked again as long as the server says that it is busy: for `timeout_s` at most."""
+        until_s, pause = time.monotonic() + self.settings.timeout_s, self.settings.backoff_s
+        while True:
+            try:
+                return self.post(endpoint, body)
+            except Again as error:
+                if error.what != "busy" or time.monotonic() >= until_s:
+                    raise
+                self._tell_busy(error)
+                if self.closed.wait(min(error.after_s or pause, LONGEST_PAUSE_S)):
+                    raise
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _tell_busy(self, error: Again) -> None:
+        """Once in a while, however many requests wait."""
+        with self._lock:
+            told_s, now_s = self._told_s, time.monotonic()
+            if now_s - told_s < LONGEST_PAUSE_S:
+                return
+            self._told_s = now_s
+        self.say(f"{self.url} is busy ({error}): waiting, {self.settings.timeout_s:g} s at most")
+
+    def post(self, endpoint: str, body: Mapping[str, Any] | None, quick_s: float = QUICK_S) -> Any:
+        """The JSON that the server answers; without `body` a GET, for which `quick_s` are enough.
+
+        Raises Refused where it says no, and Again.
+        """
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         if token := os.environ.get(self.settings.key_variable or ""):
@@ -164,28 +217,23 @@ class Server:
         address = f"{self.url.rstrip('/')}/{endpoint}".replace("/v1/../", "/")
         asked = urllib.request.Request(address, data, headers)
         try:
-            wait_s = self.settings.timeout_s if data else min(self.settings.timeout_s, QUICK_S)
+            wait_s = self.settings.timeout_s if data else min(self.settings.timeout_s, quick_s)
             with self._opener.open(asked, timeout=wait_s) as response:
                 text = response.read()
         except urllib.error.HTTPError as error:
-            said = f"HTTP {error.code}: {error.read()[:300].decode(errors='replace')}"
-            if error.code in BUSY:
-                # an error of its own may be this prompt's fault, and no reason to give the server up
-                after_s = _seconds(error.headers.get("Retry-After"))
-                raise Again(said, garbage=error.code == 500, after_s=after_s) from error
-            raise Refused(said) from error
+            raise _status(error) from error
         except (OSError, http.client.HTTPException) as error:
             raise Again(str(getattr(error, "reason", error)) or repr(error)) from error
         try:
             return json.loads(text)
         except ValueError as error:
-            raise Again(f"no JSON but {text[:80]!r}", garbage=True) from error
+            raise Again(f"no JSON but {text[:80]!r}", "garbage") from error
 
     def read(self, given: Any, request: Request, facts: Facts) -> list[Answer]:
         """The answers in what came back. Raises Again for nonsense, Refused where it is another prompt's."""
         choices = given.get("choices") if isinstance(given, dict) else None
         if not isinstance(choices, list) or not choices:
-            raise Again(f"no choices in {json.dumps(given)[:120]}", garbage=True)
+            raise Again(f"no choices in {json.dumps(given)[:120]}", "garbage")
         usage = given.get("usage") if isinstance(given.get("usage"), dict) else {}
         read = usage.get("prompt_tokens")
         if facts.checked and isinstance(read, int) and read != len(request.ids):
@@ -193,19 +241,37 @@ class Server:
         count = usage.get("completion_tokens") if len(choices) == 1 else None
         return [_answer(choice, count if isinstance(count, int) else None) for choice in choices[: request.n]]
 
-    def healthy(self) -> bool:
-        """Whether it lists its models now, or says that it is well."""
+    def healthy(self, quick_s: float = QUICK_S) -> bool:
+        """Whether it lists its models now, or says that it is well; otherwise `ill` has the reason."""
         for endpoint in ("models", "../health"):
             try:
-                self.post(endpoint, None)
+                self.post(endpoint, None, quick_s)
             except Again as error:
-                if error.garbage and endpoint != "models":  # vLLM is well without a word
+                if error.what == "garbage" and endpoint != "models":  # vLLM is well without a word
                     return True
-            except Refused:
-                continue
+                self.ill = error
+            except Refused as error:
+                self.ill = error
+                if error.code == UNKNOWN:  # who may not ask for its models may ask for nothing
+                    return False
             else:
                 return True
         return False
+
+
+def _status(error: urllib.error.HTTPError) -> Refused | Again:
+    """What an answer that is not 200 means."""
+    try:
+        text = error.read()[:300].decode(errors="replace")
+    except (OSError, http.client.HTTPException) as cut:
+        text = f"(its text is cut off: {cut!r})"
+    said = f"HTTP {error.code}: {text}"
+    if error.code in BUSY:
+        return Again(said, "busy", _seconds(error.headers.get("Retry-After")))
+    if error.code in SILENT:
+        return Again(said)
+    # an error of its own may be this prompt's fault, and no reason to give the server up
+    return Again(said, "garbage") if error.code == 500 else Refused(said, error.code)
 
 
 def _answer(choice: Any, tokens: int | None) -> Answer:
@@ -214,7 +280,7 @@ def _answer(choice: Any, tokens: int | None) -> Answer:
     text = message.get("content") if isinstance(message, dict) else told.get("text")
     finish = told.get("finish_reason")
     if not isinstance(text, str) or not isinstance(finish, str):
-        raise Again(f"a choice without text or finish_reason: {json.dumps(choice)[:120]}", garbage=True)
+        raise Again(f"a choice without text or finish_reason: {json.dumps(choice)[:120]}", "garbage")
     return Answer(text, finish, tokens)
 
 

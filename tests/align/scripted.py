@@ -40,8 +40,8 @@ class Bytes:
 
 @dataclass
 class Script:
-    """What the server does. `die_after`: it hangs up on every request after so many; `garbage`: to the first of equal
-    requests, or always."""
+    """What the server does. `die_after`: it hangs up on every request after so many, and on whoever asks whether it is
+    well; `garbage`: to the first of equal requests, or always."""
 
     n: bool = True
     seeds: bool = True
@@ -56,6 +56,10 @@ class Script:
     busy: int = 0  # first requests that it is too busy for
     says: str | None = None  # always this
     poison: str = "\0"  # a prompt with this makes it fail
+    hangs: str = "\0"  # with this it says nothing, and hangs up
+    cut: int = 0  # first requests that it is too busy for, of whose answer the end is missing
+    key: str | None = None  # whoever does not give it may ask for nothing
+    dead: bool = False
     model: str = "tiny"  # that it serves
     listed: list[str] | None = field(default_factory=lambda: ["tiny"])  # that it says to serve; None: an error
     counter: Iterator[int] = field(default_factory=itertools.count)
@@ -64,13 +68,12 @@ class Script:
 
     def answer(self, number: int, body: Mapping[str, Any]) -> tuple[int, bytes]:
         """Status and body for the `number`-th request."""
-        if self.busy > number:
+        if max(self.busy, self.cut) > number:
             return 503, b"busy"
         prompt = body.get("prompt", body.get("messages"))
         if body.get("model", self.model) != self.model:
             return 400, f"pinned to {self.model}".encode()
-        read = prompt if isinstance(prompt, str) else Bytes().decode(prompt) if "prompt" in body else ""
-        if self.poison in read:
+        if self.poison in self.read(body):
             return 500, b"out of memory"
         unknown = {"stop_token_ids", "generation_config"} & set(body) - set(self.fields)
         if unknown or (isinstance(prompt, list) and "prompt" in body and not self.ids):
@@ -90,6 +93,12 @@ class Script:
             told["usage"] = {"prompt_tokens": read, "completion_tokens": 5}
         return 200, json.dumps(told).encode()
 
+    @staticmethod
+    def read(body: Mapping[str, Any]) -> str:
+        """The prompt, as text."""
+        prompt = body.get("prompt", "")
+        return prompt if isinstance(prompt, str) else Bytes().decode(prompt)
+
     def text(self, number: int, prompt: Any, body: Mapping[str, Any], choice: int) -> str:
         """Five words that follow from prompt, seed and choice, or from the number of the request."""
         if self.says is not None:
@@ -106,8 +115,12 @@ def serving(script: Script) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            if self.path == "/health":
+            if script.dead and script.die_after is not None:
+                self.connection.close()
+            elif self.path == "/health":
                 self._send(200, b"")
+            elif script.key and self.headers["Authorization"] != f"Bearer {script.key}":
+                self._send(401, b"who are you?")
             elif script.listed is None:
                 self._send(500, b"no cache")
             else:
@@ -116,18 +129,20 @@ def serving(script: Script) -> Iterator[str]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             number = next(script.counter)
-            if script.die_after is not None and number >= script.die_after:
+            script.dead = script.die_after is not None and number >= script.die_after
+            if script.dead or (script.hangs != "\0" and script.hangs in script.read(body)):
                 self.connection.close()
                 return
             script.asked.append(body)
             script.keys.append(self.headers["Authorization"])
-            self._send(*script.answer(number, body))
+            self._send(*script.answer(number, body), more=100 if script.cut > number else 0)
 
-        def _send(self, status: int, data: bytes) -> None:
+        def _send(self, status: int, data: bytes, more: int = 0) -> None:
             self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Content-Length", str(len(data) + more))
             self.end_headers()
             self.wfile.write(data)
+            self.close_connection = True
 
         def log_message(self, format: str, *args: Any) -> None:
             """Nothing: tests read what was asked."""

@@ -119,7 +119,9 @@ def test_a_key_is_sent_when_it_is_named_alone(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_no_server_and_no_such_model() -> None:
-    with pytest.raises(config.RunError, match="no answer within 0.1 s from http://127.0.0.1:9/v1"):
+    with pytest.raises(
+        config.RunError, match=r"no answer within 0.1 s from http://127.0.0.1:9/v1 \(.*refused\); start"
+    ):
         connected(["http://127.0.0.1:9/v1"], wait_s=0.1)
     with serving(Script()) as url, pytest.raises(ValueError, match=r"it lists tiny \(server.model=large\):"):
         connected([url], model="large")
@@ -210,6 +212,49 @@ def test_busy_servers_are_asked_again(tmp_path: Path) -> None:
         script.busy = len(script.asked) + 3
         assert drawn(tmp_path, http(found), given(2)) == 6
     assert not any("refused" in line for line in lines(tmp_path))
+
+
+def test_a_prompt_that_is_not_answered_takes_no_server_along(tmp_path: Path) -> None:
+    """Of a slow one nothing comes in time, and each server would be given up for it, one after the other."""
+    with serving(Script(n=False, hangs="number 2")) as one, serving(Script(n=False, hangs="number 2")) as other:
+        assert drawn(tmp_path, http(connected([one, other])), given()) == 12
+    refused = [line for line in lines(tmp_path) if "refused" in line]
+    assert {line["prompt"] for line in refused} == {given()[2].id} and len(refused) == 3
+    assert "(after 3 attempts); the server is well, so it is this prompt" in refused[0]["refused"]
+
+
+def test_a_busy_server_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Longer than all attempts, but not for ever."""
+    script = Script(n=False)
+    with serving(script) as url:
+        found = connected([url], attempts=1, backoff_s=0.0)
+        script.busy = len(script.asked) + 20
+        assert drawn(tmp_path, http(found), given(2)) == 6
+        assert capsys.readouterr().out == f"{url} is busy (HTTP 503: busy): waiting, 10 s at most\n"
+        for server in found:
+            server.settings = replace(server.settings, timeout_s=0.05)
+            server.closed.clear()
+        script.busy = 10**9
+        with pytest.raises(config.RunError, match="no server answers any more: .*HTTP 503: busy, for too long"):
+            drawn(tmp_path, http(found), given(4))
+    assert len(lines(tmp_path)) == 6 and not any("refused" in line for line in lines(tmp_path))
+
+
+def test_an_error_may_be_cut_off(tmp_path: Path) -> None:
+    script = Script(n=False)
+    with serving(script) as url:
+        found = connected([url])
+        script.cut = len(script.asked) + 4
+        assert drawn(tmp_path, http(found), given(2)) == 6
+    assert not any("refused" in line for line in lines(tmp_path))
+
+
+def test_a_key_that_is_missing_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(Script(key="mine")) as url:
+        with pytest.raises(ValueError, match="server.key_variable=null: .* HTTP 401: who are you?"):
+            connected([url], wait_s=1000)
+        monkeypatch.setenv("MINE", "mine")
+        assert connected([url], key_variable="MINE")[0].facts is not None
 
 
 def test_some_garbage_is_asked_again_and_much_of_it_ends_the_run(tmp_path: Path) -> None:
