@@ -13,7 +13,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from llama31 import config
-from llama31.align.servers import FORMS, STOPS, UNKNOWN, Again, Dead, Facts, Refused, Request, Server, Words
+from llama31.align.servers import (
+    FORMS,
+    STOPS,
+    UNKNOWN,
+    Again,
+    Dead,
+    Facts,
+    Refused,
+    Request,
+    Server,
+    Words,
+    read_tokens,
+)
 
 HOT = 2.0  # temperature of the probe, the highest that OpenAI's API knows: any model varies
 PROBE_TOKENS = 24
@@ -59,8 +71,8 @@ def probe(server: Server, example: Request) -> Facts:
             f"server.urls={server.url}: five seeds at temperature {HOT:g} give one answer, {first[:40]!r}; "
             "it ignores the temperature (or the model says one thing only): nothing can be sampled from it"
         )
-    several = server.ask(replace(hot, n=2))
-    n = len(several) == 2 and (several[0].text != several[1].text or len(varied) == 1)
+    several = _two(server, hot)
+    n = len(several) == 2 and (several[0] != several[1] or len(varied) == 1)
     server.facts = replace(
         server.facts, n=n, seeds=first == again and len({first, *others}) > 1, greedy=len(greedy) == 1
     )
@@ -71,6 +83,16 @@ def _one(server: Server, request: Request) -> str:
     try:
         return server.ask(request)[0].text
     except (Refused, Dead) as error:
+        raise ValueError(f"server.urls={server.url}: the first requests fail: {error}; look at its log") from error
+
+
+def _two(server: Server, request: Request) -> list[str]:
+    """Answers of one request for two; none where the server takes no such request."""
+    try:
+        return [answer.text for answer in server.ask(replace(request, n=2))]
+    except Refused:
+        return []
+    except Dead as error:
         raise ValueError(f"server.urls={server.url}: the first requests fail: {error}; look at its log") from error
 
 
@@ -89,21 +111,30 @@ def _models(server: Server) -> tuple[list[str], list[str]]:
 
 
 def _dialect(server: Server, example: Request) -> Facts:
-    """The first way of asking that the server takes, and by which it reads as many tokens as the prompt has."""
+    """The first way of asking that the server takes, and by which it reads as many tokens as the prompt has.
+
+    Ids are what they are, so whoever takes them need not tell what it read. Text has to be counted. A chat server's
+    template may say more, such as a date: who asks for server.api=chat has chosen that, and is told.
+    """
     models, listed = _models(server)
     forms = ("chat",) if server.settings.api == "chat" else FORMS
     trusted, refusals = None, []
     for model, form, stops in itertools.product(models, forms, STOPS):
-        facts = Facts(server.url, model, form, stops, checked=form != "chat")
+        facts = Facts(server.url, model, form, stops, checked=False)
         try:
             given = server.unhurried(facts.endpoint, server.body(example, facts))
             server.read(given, example, facts)
         except (Refused, Again) as error:
             refusals.append(f"{form} with {stops}: {error}")
             continue
-        if form == "chat" or isinstance((given.get("usage") or {}).get("prompt_tokens"), int):
-            return facts
-        trusted = trusted or replace(facts, checked=False)
+        read = read_tokens(given)
+        if read == len(example.ids) or (form == "chat" and read is not None):
+            return replace(facts, checked=read == len(example.ids), extra=read - len(example.ids))
+        if read is None and form in ("ids", "chat"):
+            trusted = trusted or facts
+        else:
+            how_many = "it does not tell how many tokens it" if read is None else f"{read} tokens were"
+            refusals.append(f"{form} with {stops}: {how_many} read, and the prompt has {len(example.ids)}")
     if trusted:
         return trusted
     said, names = "\n  ".join(refusals), ", ".join(listed) or "nothing"

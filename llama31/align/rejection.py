@@ -104,7 +104,9 @@ def _tell_refused(session: Session) -> None:
 
 def _servers(session: Session, tasks: Sequence[sampling.Task]) -> sampling.Source:
     run, drawn = session.run, session.run.sampling
-    prompt = min((prompt for prompt, _ in tasks), key=lambda prompt: len(prompt.ids))  # a long one may not fit
+    # a long one may not fit, and one that spells a special token is refused by some
+    asked = {task[0].id: task[0] for task in tasks}.values()
+    prompt = min(asked, key=lambda one: (servers.spelled(one.ids, session.words) is not None, len(one.ids)))
     example = servers.Request(prompt.ids, prompt.openai(), drawn.temperature, drawn.top_p, drawn.max_new_tokens, 1)
     found = dialects.connect(run.server, session.words, embedded.stops(session.words), example)
     for server in found:

@@ -13,6 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -33,6 +34,7 @@ class Words(Protocol):
     """What is needed of a tokenizer."""
 
     bos_id: int
+    special: dict[str, int]
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -67,7 +69,8 @@ class Facts:
     model: str
     form: str  # how it takes a prompt: one of FORMS, or chat
     stops: str  # how it learns where to stop: one of STOPS
-    checked: bool  # whether it told how many tokens it read
+    checked: bool  # whether it tells how many tokens it reads, and these are the prompt's
+    extra: int = 0  # tokens that its own template read beyond the prompt's, of the prompt that it was tried with
     n: bool = False
     seeds: bool = False
     greedy: bool = False
@@ -83,6 +86,8 @@ class Facts:
         ]
         said = f"does not honour {', '.join(ignored)}" if ignored else "honours n, seeds and temperature 0"
         read = "" if self.checked else "; it does not tell what it read, so prompts are taken on trust"
+        if self.extra:
+            read = f"; its template makes another prompt of them, {self.extra:+} tokens: it answers that one"
         return (
             f"{self.url}: {self.model or 'its own model'}, prompts as {self.form}, ends by {self.stops}; {said}{read}"
         )
@@ -137,6 +142,8 @@ class Server:
         """Answers to one request, at most `request.n`; they may be fewer. Raises Refused and Dead."""
         facts = self.facts
         assert facts is not None, "the probe comes first"
+        if facts.form != "ids" and (name := spelled(request.ids, self.words)):
+            raise Refused(f"the prompt's text spells {name}, which would become a token: this server takes no ids")
         return self._patiently(facts.endpoint, self.body(request, facts), request, facts)
 
     def body(self, request: Request, facts: Facts) -> dict[str, Any]:
@@ -234,12 +241,13 @@ class Server:
         choices = given.get("choices") if isinstance(given, dict) else None
         if not isinstance(choices, list) or not choices:
             raise Again(f"no choices in {json.dumps(given)[:120]}", "garbage")
-        usage = given.get("usage") if isinstance(given.get("usage"), dict) else {}
-        read = usage.get("prompt_tokens")
-        if facts.checked and isinstance(read, int) and read != len(request.ids):
+        count, read = _usage(given, "completion_tokens") if len(choices) == 1 else None, read_tokens(given)
+        answers = [_answer(choice, count) for choice in choices[: request.n]]
+        if facts.checked and read is None:
+            raise Again("it does not tell any more how many tokens it read", "garbage")
+        if facts.checked and read != len(request.ids):
             raise Refused(f"the server read {read} tokens where the prompt has {len(request.ids)}")
-        count = usage.get("completion_tokens") if len(choices) == 1 else None
-        return [_answer(choice, count if isinstance(count, int) else None) for choice in choices[: request.n]]
+        return answers
 
     def healthy(self, quick_s: float = QUICK_S) -> bool:
         """Whether it lists its models now, or says that it is well; otherwise `ill` has the reason."""
@@ -257,6 +265,17 @@ class Server:
             else:
                 return True
         return False
+
+
+def _usage(given: Any, name: str) -> int | None:
+    usage = given.get("usage") if isinstance(given, dict) else None
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if isinstance(count, int) else None
+
+
+def read_tokens(given: Any) -> int | None:
+    """Tokens of the prompt as the server that answered this read it; None where it does not tell."""
+    return _usage(given, "prompt_tokens")
 
 
 def _status(error: urllib.error.HTTPError) -> Refused | Again:
@@ -281,7 +300,18 @@ def _answer(choice: Any, tokens: int | None) -> Answer:
     finish = told.get("finish_reason")
     if not isinstance(text, str) or not isinstance(finish, str):
         raise Again(f"a choice without text or finish_reason: {json.dumps(choice)[:120]}", "garbage")
-    return Answer(text, finish, tokens)
+    return Answer(_valid(text), _valid(finish), tokens)
+
+
+def _valid(text: str) -> str:
+    """Without lone surrogates, which JSON can say and no file can hold: U+FFFD, by which filters know garbage."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def spelled(ids: Sequence[int], words: Words) -> str | None:
+    """A special token's name that stands as text among the ids of a prompt; None without one."""
+    meant, text = Counter(ids), words.decode(ids)
+    return next((name for name, number in words.special.items() if text.count(name) > meant[number]), None)
 
 
 def _seconds(given: str | None) -> float | None:

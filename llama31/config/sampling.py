@@ -18,7 +18,7 @@ class Server:
     api: str = key(
         "completions",
         "completions: the prompt as token ids (or as text, where the server takes no ids); chat: messages, which the "
-        "server puts into its own template",
+        "server puts into its own template, which may say more",
         choices=("completions", "chat"),
     )
     concurrency: int = key(16, "requests under way at each server", low=1)

@@ -43,13 +43,14 @@ class Script:
     """What the server does. `die_after`: it hangs up on every request after so many, and on whoever asks whether it is
     well; `garbage`: to the first of equal requests, or always."""
 
-    n: bool = True
+    n: bool | None = True  # None: it refuses to give several answers
     seeds: bool = True
     temperature: bool = True
     ids: bool = True
     usage: bool = True
     fields: tuple[str, ...] = ("stop_token_ids", "stop", "generation_config")  # that it knows
     adds_bos: bool = True
+    template: int = 0  # tokens that its chat template adds
     die_after: int | None = None
     garbage: str = ""
     seen: set[str] = field(default_factory=set)
@@ -78,6 +79,8 @@ class Script:
         unknown = {"stop_token_ids", "generation_config"} & set(body) - set(self.fields)
         if unknown or (isinstance(prompt, list) and "prompt" in body and not self.ids):
             return 422, f"unexpected {sorted(unknown) or 'list'}".encode()
+        if self.n is None and body.get("n", 1) > 1:
+            return 400, b"n must be 1"
         again = repr(body) in self.seen
         self.seen.add(repr(body))
         if self.garbage == "always" or (self.garbage == "first" and not again):
@@ -89,7 +92,13 @@ class Script:
             choices = [{**one, "message": {"role": "assistant", "content": one.pop("text")}} for one in choices]
         told: dict[str, Any] = {"choices": choices}
         if self.usage:
-            read = len(prompt) if isinstance(prompt, list) else Bytes().read(prompt) + self.adds_bos
+            if "messages" in body:
+                text = "".join(
+                    f"<|start_header_id|>{m['role']}<|end_header_id|>\n\n{m['content']}<|eot_id|>" for m in prompt
+                )
+                read = Bytes().read(f"{text}<|start_header_id|>assistant<|end_header_id|>\n\n") + 1 + self.template
+            else:
+                read = len(prompt) if isinstance(prompt, list) else Bytes().read(prompt) + self.adds_bos
             told["usage"] = {"prompt_tokens": read, "completion_tokens": 5}
         return 200, json.dumps(told).encode()
 
