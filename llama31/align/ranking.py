@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import math
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -16,51 +19,80 @@ from llama31.align.filters import Candidate, Selection
 from llama31.align.prompts import Prompt
 from llama31.align.sampling import Policy
 
+Scores = Mapping[tuple[str, int], float | None]  # by prompt and k
 Scorer = Callable[[Sequence[tuple[Prompt, str]]], Sequence[float | None]]
 
 
 def candidates(folder: Path, prompts: Sequence[Prompt], answers: int) -> dict[str, list[Candidate]]:
     """Answers that were drawn for `prompts`, the first `answers` of each; refused ones are left out."""
-    known = {prompt.id for prompt in prompts}
     found: dict[str, dict[int, Candidate]] = {prompt.id: {} for prompt in prompts}
-    for line in sampling.read_lines(folder / sampling.CANDIDATES):
-        if line["prompt"] in known and line["k"] < answers and "refused" not in line:
+    known = {prompt.id: sampling.asked(prompt) for prompt in prompts}
+    for line in sampling.current(known, sampling.read_lines(folder / sampling.CANDIDATES)):
+        if line["k"] < answers and "refused" not in line:
             one = Candidate(line["prompt"], line["k"], line["text"], line["finish"], line.get("tokens"), line)
             found[one.prompt].setdefault(one.k, one)
     return {prompt: list(by_k.values()) for prompt, by_k in found.items()}
 
 
-def rewards(folder: Path, model: str) -> dict[tuple[str, int], float | None]:
-    """Rewards by (prompt, k) that the model with this fingerprint gave; None where it could not read the answer."""
-    lines = sampling.read_lines(folder / sampling.SCORES)
-    return {(line["prompt"], line["k"]): line["reward"] for line in lines if line["model"] == model}
+def judged(line: Mapping[str, Any]) -> str:
+    """What tells whether a score is that of a line of candidates.jsonl: a hash of prompt and answer."""
+    told = (line.get("asked"), line["text"])
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
+def rewards(folder: Path, model: str, found: Mapping[str, Sequence[Candidate]], limit: int) -> Scores:
+    """Rewards by (prompt, k) that the model with this fingerprint gave to the answers that were found.
+
+    None: it could not judge the answer, which was too long for `limit` tokens or more, or gave no number.
+    """
+    lines = {(one.prompt, one.k): judged(one.record) for answers in found.values() for one in answers}
+    scores: dict[tuple[str, int], float | None] = {}
+    for line in sampling.read_lines(folder / sampling.SCORES):
+        key, reward = (line["prompt"], line["k"]), line["reward"]
+        if line["model"] != model or key not in lines or line.get("judged", lines[key]) != lines[key]:
+            continue
+        if reward is None and line.get("limit", 0) < limit:
+            continue  # it may be read now
+        scores[key] = reward if reward is not None and math.isfinite(reward) else None
+    return scores
+
+
+def unscored(found: Mapping[str, Sequence[Candidate]], known: Scores) -> list[Candidate]:
+    """Answers that still need a reward."""
+    return [one for answers in found.values() for one in answers if (one.prompt, one.k) not in known]
 
 
 def score(
-    folder: Path, prompts: Sequence[Prompt], found: Mapping[str, Sequence[Candidate]],
-    known: Mapping[tuple[str, int], float | None], model: Policy, scorer: Scorer, chunk: int = 256, writes: bool = True,
-) -> dict[tuple[str, int], float | None]:  # fmt: skip
-    """The rewards of all answers; those that are not `known` are asked of `scorer`, and kept chunk by chunk.
+    folder: Path, prompts: Sequence[Prompt], todo: Sequence[Candidate], model: Policy, scorer: Scorer, limit: int,
+    chunk: int = 256, writes: bool = True,
+) -> Scores:  # fmt: skip
+    """Rewards of the answers `todo`, by (prompt, k), asked of `scorer` and kept chunk by chunk.
 
-    Where several processes score together, all call this with the same arguments and one `writes`.
+    `limit`: tokens beyond which `scorer` gives None. A reward that is no number is None too, at whatever limit. Where
+    several processes score together, all call this with the same arguments and one `writes`.
     """
-    by_id, scores = {prompt.id: prompt for prompt in prompts}, dict(known)
-    todo = [one for answers in found.values() for one in answers if (one.prompt, one.k) not in known]
+    by_id, scores = {prompt.id: prompt for prompt in prompts}, dict[tuple[str, int], float | None]()
     with sampling.Ledger(folder / sampling.SCORES) if writes else contextlib.nullcontext() as ledger:
         for begin in range(0, len(todo), chunk):
-            part = todo[begin : begin + chunk]
+            part, lines = todo[begin : begin + chunk], []
             given = scorer([(by_id[one.prompt], one.text.strip()) for one in part])
-            keys = [(one.prompt, one.k) for one in part]
-            scores.update(zip(keys, given, strict=True))
-            told = {"model": model.fingerprint, "name": model.name}
+            for one, reward in zip(part, given, strict=True):
+                known = reward if reward is not None and math.isfinite(reward) else None
+                scores[one.prompt, one.k] = known
+                line = {"prompt": one.prompt, "k": one.k, "reward": known, "judged": judged(one.record)}
+                if reward is None:
+                    line["limit"] = limit
+                elif known is None:
+                    line |= {"limit": sys.maxsize, "said": str(reward)}
+                lines.append({**line, "model": model.fingerprint, "name": model.name})
             if ledger:
-                ledger.append({"prompt": p, "k": k, "reward": r, **told} for (p, k), r in zip(keys, given))
+                ledger.append(lines)
     return scores
 
 
 def publish(
     folder: Path, prompts: Sequence[Prompt], found: Mapping[str, Sequence[Candidate]],
-    known: Mapping[tuple[str, int], float | None], model: Policy, run: config.Sample, further: Mapping[str, Any],
+    known: Scores, model: Policy, run: config.Sample, further: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Write best.jsonl, pairs.jsonl and summary.json, and return the summary."""
     by_id = {prompt.id: prompt for prompt in prompts}
@@ -78,7 +110,7 @@ def publish(
     path = folder / sampling.SUMMARY
     before = json.loads(path.read_text(encoding="utf-8"))["ranked_by"] if path.is_file() else []
     told["ranked_by"] = [*(name for name in before if name != model.name), model.name]
-    files.write_whole(folder / sampling.SUMMARY, json.dumps(told, indent=1) + "\n")
+    files.write_whole(folder / sampling.SUMMARY, json.dumps(told, indent=1, allow_nan=False) + "\n")
     return told
 
 
@@ -102,9 +134,7 @@ def _pair(prompt: Prompt, ranked: filters.Ranked, model: Policy, wanted: config.
     return {**prompt.record, "id": prompt.id, **answers, "provenance": told}
 
 
-def _summary(
-    kept: Selection, found: Mapping[str, Sequence[Candidate]], known: Mapping[tuple[str, int], float | None]
-) -> dict[str, Any]:
+def _summary(kept: Selection, found: Mapping[str, Sequence[Candidate]], known: Scores) -> dict[str, Any]:
     given: defaultdict[str, list[float]] = defaultdict(list)
     for prompt, answers in found.items():
         given[prompt] += [r for one in answers if (r := known.get((prompt, one.k))) is not None]
@@ -113,6 +143,7 @@ def _summary(
     return {
         "prompts": len(found),
         "answers": sum(map(len, found.values())),
+        "without a reward": sum(reward is None for reward in known.values()),
         "kept": len(best),
         "dropped": dict(kept.dropped),
         "reward_mean": sum(means.values()) / len(means) if means else None,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama31 import config
 from llama31.align import chat, dialects, embedded, prompts, ranking, sampling, servers
+from llama31.align.filters import Candidate
 from llama31.align.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -131,23 +132,43 @@ def _embedded(session: Session) -> sampling.Source:
 
 
 def rank(session: Session) -> None:
-    """Score what has no score yet, and write the best answers and pairs (the first process)."""
+    """Score what has no score yet, and write the best answers and pairs (the first process).
+
+    Where nothing is to be scored, the reward model is not built, and no GPU needed.
+    """
+    import torch.distributed as dist
+
+    from llama31 import pretrained
+
+    run, folder = session.run, session.folder
+    assert run.reward is not None, "checked before"
+    weights = pretrained.find(run.reward)
+    model = sampling.Policy(str(weights.folder), sampling.fingerprint(weights.folder))
+    limit = min(run.score_tokens, weights.shape.max_positions)
+    if dist.is_initialized():
+        dist.barrier()  # all answers are in the file
+    found = ranking.candidates(folder, session.prompts, run.sampling.answers)
+    known = ranking.rewards(folder, model.fingerprint, found, limit)
+    if todo := ranking.unscored(found, known):
+        known = {**known, **_score(session, todo, model, limit)}
+    if session.first:
+        publish(session, found, known, model)
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _score(session: Session, todo: Sequence[Candidate], model: sampling.Policy, limit: int) -> ranking.Scores:
     import torch.distributed as dist
 
     from llama31 import mesh
     from llama31.align import score
 
-    run, folder = session.run, session.folder
+    run = session.run
     assert run.reward is not None, "checked before"
     gc.collect()  # the policy is done
     grid = mesh.create(run.parallel, run.cluster.timeout_s)
-    dist.barrier()  # all answers are in the file
     judge = score.Judge(run.reward, run.parallel, run.precision, grid)
-    model = sampling.Policy(str(judge.folder), sampling.fingerprint(judge.folder))
-    found = ranking.candidates(folder, session.prompts, run.sampling.answers)
-    known = ranking.rewards(folder, model.fingerprint)
     dist.barrier()  # all know what has a score before anything is added to it
-    limit = min(run.score_tokens, judge.shape.max_positions)
 
     def scorer(pairs: Sequence[tuple[Prompt, str]]) -> list[float | None]:
         dialogs = [[*prompt.messages, chat.Message("assistant", text)] for prompt, text in pairs]
@@ -155,10 +176,7 @@ def rank(session: Session) -> None:
         given = dict(zip(fits, judge.score([dialogs[i] for i in fits]).tolist() if fits else []))
         return [given.get(i) for i in range(len(dialogs))]
 
-    scores = ranking.score(folder, session.prompts, found, known, model, scorer, writes=session.first)
-    if session.first:
-        publish(session, found, scores, model)
-    dist.barrier()
+    return ranking.score(session.folder, session.prompts, todo, model, scorer, limit, writes=session.first)
 
 
 def publish(session: Session, found: Any, scores: Any, model: sampling.Policy) -> None:

@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import time
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -159,13 +160,28 @@ def settle(
     folder.mkdir(parents=True, exist_ok=True)
     if sampling is not None and not path.is_file():
         files.write_whole(path, json.dumps(told, indent=1) + "\n")
-    records = ({**prompt.record, "id": prompt.id} for prompt in prompts)
+    records = ({**prompt.record, "id": prompt.id, "asked": asked(prompt)} for prompt in prompts)
     files.write_whole(folder / PROMPTS, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def asked(prompt: Prompt) -> str:
+    """What tells one prompt's content from another's under the same id: a hash of its token ids."""
+    return hashlib.sha256(array("q", prompt.ids).tobytes()).hexdigest()[:16]
+
+
+def current(known: Mapping[str, str | None], lines: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The lines of candidates.jsonl that answer the prompts `known`, id -> `asked`, as they are now.
+
+    What does not tell, as of before there was `asked`, is believed.
+    """
+    for line in lines:
+        if line["prompt"] in known and len({line.get("asked"), known[line["prompt"]]} - {None}) < 2:
+            yield line
 
 
 def missing(prompts: Sequence[Prompt], answers: int, lines: Iterable[Mapping[str, Any]]) -> list[Task]:
     """What is still to be drawn, prompt by prompt."""
-    there = {(line["prompt"], line["k"]) for line in lines}
+    there = {(line["prompt"], line["k"]) for line in current({one.id: asked(one) for one in prompts}, lines)}
     return [(prompt, k) for prompt in prompts for k in range(answers) if (prompt.id, k) not in there]
 
 
@@ -199,7 +215,7 @@ def draw(
 def line_of(task: Task, policy: Policy, sampling: config.Sampling, seed: int, **told: Any) -> dict[str, Any]:
     """A line of candidates.jsonl."""
     prompt, k = task
-    drawn = {"seed": seed, "temperature": sampling.temperature, "top_p": sampling.top_p}
+    drawn = {"asked": asked(prompt), "seed": seed, "temperature": sampling.temperature, "top_p": sampling.top_p}
     return {"prompt": prompt.id, "k": k, **told, **drawn, "policy": asdict(policy), "time_s": round(time.time(), 3)}
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -407,10 +409,13 @@ def by_length(pairs: Sequence[tuple[Prompt, str]]) -> list[float | None]:
     return [float(len(text)) for _, text in pairs]
 
 
-def ranked(folder: Path, asked: Sequence[Prompt], scorer: ranking.Scorer = by_length, **changes: Any) -> dict[str, Any]:
+def ranked(
+    folder: Path, asked: Sequence[Prompt], scorer: ranking.Scorer = by_length, limit: int = 100, **changes: Any
+) -> dict[str, Any]:
     found = ranking.candidates(folder, asked, 3)
-    known = ranking.rewards(folder, REWARD.fingerprint)
-    known = ranking.score(folder, asked, found, known, REWARD, scorer, chunk=5)
+    known = ranking.rewards(folder, REWARD.fingerprint, found, limit)
+    todo = ranking.unscored(found, known)
+    known = {**known, **ranking.score(folder, asked, todo, REWARD, scorer, limit, chunk=5)}
     run = config.Sample(folder=str(folder), prompts="", policy="", **changes)
     return ranking.publish(folder, asked, found, known, REWARD, run, {})
 
@@ -448,6 +453,68 @@ def test_scores_are_asked_for_once(tmp_path: Path) -> None:
 
     assert ranked(tmp_path, given(), counting) == ranked(tmp_path, given(), counting)
     assert calls == [5, 5, 2]
+
+
+def test_another_prompt_of_the_same_id_is_answered_anew(tmp_path: Path) -> None:
+    """And its answers are scored anew, though prompt and k are the same; lines of before say nothing, and count."""
+    old, new = (prompts._prompt({"id": "1", "prompt": text}, FORM) for text in ("Name a river", "Name a bird"))
+    script = Script()
+    with serving(script) as url:
+        assert drawn(tmp_path, http(connected([url])), [old]) == 3
+        ranked(tmp_path, [old])
+        script.says = "Sparrow and what else there is to be said about it."
+        assert drawn(tmp_path, http(connected_anew(url)), [new]) == 3
+    told = ranked(tmp_path, [new])
+    assert told["answers"] == 3 and told["reward_best"] == len(script.says)
+    assert not sampling.missing([new], 3, lines(tmp_path)) and not sampling.missing([old], 3, lines(tmp_path))
+    silent = [{key: value for key, value in line.items() if key != "asked"} for line in lines(tmp_path)[:3]]
+    assert not sampling.missing([new], 3, silent) and len(sampling.missing([new], 3, lines(tmp_path)[:3])) == 3
+
+
+def connected_anew(url: str) -> list[servers.Server]:
+    facts = servers.Facts(url, "tiny", "ids", "stop_token_ids", True, n=True, seeds=True, greedy=True)
+    return [servers.Server(url, QUICK, WORDS, STOPS, facts)]
+
+
+def test_a_score_is_that_of_what_was_judged(tmp_path: Path) -> None:
+    """Not of an answer that was removed and drawn again, nor that of a limit which has grown."""
+    with serving(Script()) as url:
+        drawn(tmp_path, http(connected([url])), given(2))
+    calls: list[int] = []
+
+    def short(pairs: Sequence[tuple[Prompt, str]]) -> list[float | None]:
+        calls.append(len(pairs))
+        return [None if prompt.id == given(2)[1].id else 1.0 for prompt, _ in pairs]
+
+    told = ranked(tmp_path, given(2), short)
+    assert (told["kept"], told["without a reward"], sum(calls)) == (1, 3, 6)
+    for limit, more in ((100, 0), (101, 3), (100, 0), (50, 0)):
+        calls.clear()
+        assert ranked(tmp_path, given(2), short, limit)["kept"] == 1 and sum(calls) == more
+    assert ranked(tmp_path, given(2), by_length, 200)["kept"] == 2
+    path, calls = tmp_path / sampling.CANDIDATES, []
+    path.write_text(path.read_text().replace('"text": "', '"text": "Well, ', 1))
+    ranked(tmp_path, given(2), short, 200)
+    assert calls == [1]
+
+
+def test_rewards_that_are_no_numbers_are_counted(tmp_path: Path) -> None:
+    with serving(Script()) as url:
+        drawn(tmp_path, http(connected([url])), given(3))
+    wrong = iter([math.nan, math.inf, -math.inf])
+
+    def odd(pairs: Sequence[tuple[Prompt, str]]) -> list[float | None]:
+        return [next(wrong, 2.0) for _ in pairs]
+
+    told = ranked(tmp_path, given(3), odd)
+    assert (told["without a reward"], told["kept"], told["reward_mean"]) == (3, 2, 2.0)
+    for name in (sampling.SUMMARY, sampling.SCORES):
+        assert not {"NaN", "Infinity"} & set(re.findall(r"[:\[] (\w+)", (tmp_path / name).read_text()))
+    assert ranked(tmp_path, given(3), odd, 10**6) == told, "and they are not asked for again"
+    old = {"prompt": given(3)[1].id, "k": 0, "reward": math.nan, "model": REWARD.fingerprint, "name": REWARD.name}
+    with (tmp_path / sampling.SCORES).open("a") as file:
+        file.write(json.dumps(old) + "\n")
+    assert ranked(tmp_path, given(3))["without a reward"] == 4
 
 
 def test_repeated_answers_count_once(tmp_path: Path) -> None:

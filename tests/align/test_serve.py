@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from llama31 import config, tokenizer
-from llama31.align import rejection, sampling
+from llama31.align import ranking, rejection, sampling
 from tests.align import scripted
 from tests.conftest import ROOT
 from tests.test_plain_trainer import transformers_llama
@@ -128,3 +128,20 @@ def test_what_servers_drew_is_ranked_without_them(exported: Path, tmp_path: Path
     assert (tmp_path / "drawn" / sampling.SETTINGS).read_text() == settings
     with pytest.raises(ValueError, match="it holds answers drawn with api=completions"):
         session(exported, tmp_path, port, 2, server=config.Server())
+
+
+def test_best_answers_are_made_anew_without_a_reward_model(exported: Path, tmp_path: Path) -> None:
+    """Nothing is to be scored, so nothing is built: what stands in for the reward model here could not be."""
+    with scripted.serving(scripted.Script()) as url:
+        port = int(url.split(":")[-1].split("/")[0])
+        rejection.draw(session(exported, tmp_path, port, 2))
+    opened = session(
+        exported, tmp_path, port, 2, part="rank", reward=str(exported), filters=config.Filters(min_tokens=1)
+    )
+    found = ranking.candidates(opened.folder, opened.prompts, 2)
+    model = sampling.Policy("reward", sampling.fingerprint(exported))
+    todo = ranking.unscored(found, {})
+    ranking.score(opened.folder, opened.prompts, todo, model, lambda pairs: [float(len(text)) for _, text in pairs], 99)
+    rejection.rank(opened)
+    assert not torch.distributed.is_initialized()
+    assert len(sampling.read_lines(opened.folder / sampling.BEST)) == 2 == len(found)
