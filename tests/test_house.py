@@ -26,6 +26,7 @@ TORCH_FREE += (
     "scorecard",
     "align.chat",
     "align.feed",
+    "align.answers",
     "align.calibration",
     "probe",
     "align.checks",

@@ -59,7 +59,7 @@ def probe(server: Server, example: Request) -> Facts:
     the seed at a high temperature.
     """
     short = replace(example, max_new_tokens=min(example.max_new_tokens, PROBE_TOKENS), temperature=0.0, n=1)
-    server.facts = _dialect(server, short)
+    server.facts = _keeping(server, short, _dialect(server, short))
     greedy = {_one(server, replace(short, seed=seed)) for seed in (1, 2)}
     # at once, as the run will ask: a server may honour seeds of requests that come one by one
     hot = replace(short, temperature=HOT, top_p=1.0)
@@ -108,6 +108,16 @@ def _models(server: Server) -> tuple[list[str], list[str]]:
     if server.settings.model:
         return [server.settings.model], listed
     return [*(listed if len(listed) == 1 else []), ""], listed
+
+
+def _keeping(server: Server, example: Request, facts: Facts) -> Facts:
+    """`facts`, with the wish that special tokens be kept if the server takes it (vLLM, which drops them otherwise)."""
+    keeping = replace(facts, keeps=True)
+    try:
+        server.read(server.unhurried(keeping.endpoint, server.body(example, keeping)), example, keeping)
+    except (Refused, Again):
+        return facts
+    return keeping
 
 
 def _dialect(server: Server, example: Request) -> Facts:

@@ -8,7 +8,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from llama31 import config
-from llama31.align.servers import Answer, Dead, Facts, Refused, Request, Server
+from llama31.align.answers import Answer
+from llama31.align.servers import Dead, Facts, Refused, Request, Server
 
 
 class Pool:

@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from llama31 import config, files
-from llama31.align import filters, sampling
+from llama31.align import answers, chat, filters, sampling
 from llama31.align.filters import Candidate, Selection
 from llama31.align.prompts import Prompt
 from llama31.align.sampling import Policy
 
 Scores = Mapping[tuple[str, int], float | None]  # by prompt and k
-Scorer = Callable[[Sequence[tuple[Prompt, str]]], Sequence[float | None]]
+Scorer = Callable[[Sequence[tuple[Prompt, chat.Message]]], Sequence[float | None]]
 
 
-def candidates(folder: Path, prompts: Sequence[Prompt], answers: int) -> dict[str, list[Candidate]]:
-    """Answers that were drawn for `prompts`, the first `answers` of each; refused ones are left out."""
+def candidates(folder: Path, prompts: Sequence[Prompt], count: int) -> dict[str, list[Candidate]]:
+    """Answers that were drawn for `prompts`, the first `count` of each; refused ones are left out."""
     found: dict[str, dict[int, Candidate]] = {prompt.id: {} for prompt in prompts}
     known = {prompt.id: sampling.asked(prompt) for prompt in prompts}
     for line in sampling.current(known, sampling.read_lines(folder / sampling.CANDIDATES)):
-        if line["k"] < answers and "refused" not in line:
+        if line["k"] < count and "refused" not in line:
             one = Candidate(line["prompt"], line["k"], line["text"], line["finish"], line.get("tokens"), line)
             found[one.prompt].setdefault(one.k, one)
     return {prompt: list(by_k.values()) for prompt, by_k in found.items()}
@@ -36,7 +36,7 @@ def candidates(folder: Path, prompts: Sequence[Prompt], answers: int) -> dict[st
 
 def judged(line: Mapping[str, Any]) -> str:
     """What tells whether a score is that of a line of candidates.jsonl: a hash of prompt and answer."""
-    told = (line.get("asked"), line["text"])
+    told = (line.get("asked"), answers.message(line))
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
@@ -45,7 +45,7 @@ def rewards(folder: Path, model: str, found: Mapping[str, Sequence[Candidate]], 
 
     None: it could not judge the answer, which was too long for `limit` tokens or more, or gave no number.
     """
-    lines = {(one.prompt, one.k): judged(one.record) for answers in found.values() for one in answers}
+    lines = {(one.prompt, one.k): judged(one.record) for several in found.values() for one in several}
     scores: dict[tuple[str, int], float | None] = {}
     for line in sampling.read_lines(folder / sampling.SCORES):
         key, reward = (line["prompt"], line["k"]), line["reward"]
@@ -59,7 +59,7 @@ def rewards(folder: Path, model: str, found: Mapping[str, Sequence[Candidate]], 
 
 def unscored(found: Mapping[str, Sequence[Candidate]], known: Scores) -> list[Candidate]:
     """Answers that still need a reward."""
-    return [one for answers in found.values() for one in answers if (one.prompt, one.k) not in known]
+    return [one for several in found.values() for one in several if (one.prompt, one.k) not in known]
 
 
 def score(
@@ -75,7 +75,7 @@ def score(
     with sampling.Ledger(folder / sampling.SCORES) if writes else contextlib.nullcontext() as ledger:
         for begin in range(0, len(todo), chunk):
             part, lines = todo[begin : begin + chunk], []
-            given = scorer([(by_id[one.prompt], one.text.strip()) for one in part])
+            given = scorer([(by_id[one.prompt], chat.message(answers.message(one.record))) for one in part])
             for one, reward in zip(part, given, strict=True):
                 known = reward if reward is not None and math.isfinite(reward) else None
                 scores[one.prompt, one.k] = known
@@ -115,12 +115,12 @@ def publish(
 
 
 def _provenance(one: Candidate, reward: float, model: Policy) -> dict[str, Any]:
-    told = {key: value for key, value in one.record.items() if key not in ("prompt", "text")}
+    told = {key: value for key, value in one.record.items() if key not in ("prompt", "text", "message")}
     return {**told, "reward": reward, "reward_model": asdict(model)}
 
 
 def _dialog(prompt: Prompt, one: Candidate, reward: float, model: Policy) -> dict[str, Any]:
-    messages = [*prompt.record["messages"], {"role": "assistant", "content": one.text.strip()}]
+    messages = [*prompt.record["messages"], answers.message(one.record)]
     return {**prompt.record, "id": prompt.id, "messages": messages, "provenance": _provenance(one, reward, model)}
 
 
@@ -130,14 +130,19 @@ def _pair(prompt: Prompt, ranked: filters.Ranked, model: Policy, wanted: config.
         return None
     strength = "significantly_better" if high - low >= wanted.strong else "better"
     told = {"chosen": _provenance(best, high, model), "rejected": _provenance(worst, low, model)}
-    answers = {"chosen": best.text.strip(), "rejected": worst.text.strip(), "strength": strength}
-    return {**prompt.record, "id": prompt.id, **answers, "provenance": told}
+    said = {"chosen": _said(best), "rejected": _said(worst), "strength": strength}
+    return {**prompt.record, "id": prompt.id, **said, "provenance": told}
+
+
+def _said(one: Candidate) -> Any:
+    """As preferences have it: the text alone where that is all."""
+    return one.record.get("message") or one.text.strip()
 
 
 def _summary(kept: Selection, found: Mapping[str, Sequence[Candidate]], known: Scores) -> dict[str, Any]:
     given: defaultdict[str, list[float]] = defaultdict(list)
-    for prompt, answers in found.items():
-        given[prompt] += [r for one in answers if (r := known.get((prompt, one.k))) is not None]
+    for prompt, several in found.items():
+        given[prompt] += [r for one in several if (r := known.get((prompt, one.k))) is not None]
     means = {prompt: sum(values) / len(values) for prompt, values in given.items() if values}
     best = {one.prompt: one.answers[0][1] for one in kept.best}
     return {

@@ -104,15 +104,15 @@ def _tell_refused(session: Session) -> None:
 
 
 def _servers(session: Session, tasks: Sequence[sampling.Task]) -> sampling.Source:
-    run, drawn = session.run, session.run.sampling
+    run = session.run
     # a long one may not fit, and one that spells a special token is refused by some
     asked = {task[0].id: task[0] for task in tasks}.values()
     prompt = min(asked, key=lambda one: (servers.spelled(one.ids, session.words) is not None, len(one.ids)))
-    example = servers.Request(prompt.ids, prompt.openai(), drawn.temperature, drawn.top_p, drawn.max_new_tokens, 1)
+    example = sampling.request_of(prompt, run.sampling)
     found = dialects.connect(run.server, session.words, embedded.stops(session.words), example)
     for server in found:
         session.say(server.facts.told() if server.facts else server.url)
-    return sampling.Http(found, run.server, session.policy, drawn)
+    return sampling.Http(found, run.server, session.policy, run.sampling)
 
 
 def _embedded(session: Session) -> sampling.Source:
@@ -170,8 +170,8 @@ def _score(session: Session, todo: Sequence[Candidate], model: sampling.Policy, 
     judge = score.Judge(run.reward, run.parallel, run.precision, grid)
     dist.barrier()  # all know what has a score before anything is added to it
 
-    def scorer(pairs: Sequence[tuple[Prompt, str]]) -> list[float | None]:
-        dialogs = [[*prompt.messages, chat.Message("assistant", text)] for prompt, text in pairs]
+    def scorer(pairs: Sequence[tuple[Prompt, chat.Message]]) -> list[float | None]:
+        dialogs = [[*prompt.messages, message] for prompt, message in pairs]
         fits = [i for i, dialog in enumerate(dialogs) if len(judge.format.encode(dialog).tokens) <= limit]
         given = dict(zip(fits, judge.score([dialogs[i] for i in fits]).tolist() if fits else []))
         return [given.get(i) for i in range(len(dialogs))]

@@ -2,8 +2,9 @@
 
     <folder>/sampling.json      what all answers were drawn with: policy, temperature ...
     <folder>/prompts.jsonl      the prompts, each once, with their ids
-    <folder>/candidates.jsonl   every answer, appended as it comes in: prompt, k, text, finish, tokens, provenance
-    <folder>/scores.jsonl       prompt, k, reward, and the fingerprint of the reward model
+    <folder>/candidates.jsonl   every answer, appended as it comes in: prompt, k, text (message, if it is more),
+                                finish, tokens, what was `asked`, provenance; or why it was `refused`
+    <folder>/scores.jsonl       prompt, k, reward, what was `judged`, and the fingerprint of the reward model
     <folder>/best.jsonl         dialogs for SFT      <folder>/pairs.jsonl   preferences, best against worst
     <folder>/summary.json       counts and means     <folder>/rewards.png   best of K against the mean
 
@@ -29,6 +30,7 @@ from typing import Any, Protocol
 
 from llama31 import config, files
 from llama31.align import servers
+from llama31.align.answers import Answer
 from llama31.align.pool import Pool
 from llama31.align.prompts import Prompt
 
@@ -219,6 +221,12 @@ def line_of(task: Task, policy: Policy, sampling: config.Sampling, seed: int, **
     return {"prompt": prompt.id, "k": k, **told, **drawn, "policy": asdict(policy), "time_s": round(time.time(), 3)}
 
 
+def request_of(prompt: Prompt, run: config.Sampling, seed: int = 1, n: int = 1) -> servers.Request:
+    """A prompt as a request to a server."""
+    drawn = (run.temperature, run.top_p, run.max_new_tokens)
+    return servers.Request(prompt.ids, prompt.openai(), *drawn, seed, n, tuple(prompt.tools))
+
+
 class Http:
     """Answers of servers: one request for all of a prompt's answers where they honour `n`, or one for each."""
 
@@ -243,18 +251,16 @@ class Http:
     def _request(self, group: Sequence[Task]) -> servers.Request:
         prompt, run = group[0][0], self.sampling
         seed = seed_of(run.seed, prompt.id, group[0][1])
-        return servers.Request(
-            prompt.ids, prompt.openai(), run.temperature, run.top_p, run.max_new_tokens, seed, len(group)
-        )
+        return request_of(prompt, run, seed, len(group))
 
     def _lines(
-        self, group: Sequence[Task], answers: list[servers.Answer] | servers.Refused, facts: servers.Facts
+        self, group: Sequence[Task], answers: list[Answer] | servers.Refused, facts: servers.Facts
     ) -> list[dict[str, Any]]:
         seed, server = self._request(group).seed, servers.provenance(facts)
         if isinstance(answers, servers.Refused):
             told = {"refused": str(answers), "server": server}
             return [line_of(task, self.policy, self.sampling, seed, **told) for task in group]
         return [
-            line_of(task, self.policy, self.sampling, seed, **asdict(answer), choice=number, server=server)
+            line_of(task, self.policy, self.sampling, seed, **answer.told(), choice=number, server=server)
             for number, (task, answer) in enumerate(zip(group, answers))
         ]

@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from llama31 import config
+from llama31.align import answers
+from llama31.align.answers import Answer
 
 LONGEST_PAUSE_S = 60.0
 QUICK_S = 10.0  # for what a server knows without its model
@@ -50,15 +52,7 @@ class Request:
     max_new_tokens: int
     seed: int
     n: int = 1
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What was said, why it ended (stop, length or another word of the server's), and its tokens where told."""
-
-    text: str
-    finish: str
-    tokens: int | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()  # for chat; the ids have them
 
 
 @dataclass(frozen=True)
@@ -71,6 +65,7 @@ class Facts:
     stops: str  # how it learns where to stop: one of STOPS
     checked: bool  # whether it tells how many tokens it reads, and these are the prompt's
     extra: int = 0  # tokens that its own template read beyond the prompt's, of the prompt that it was tried with
+    keeps: bool = False  # whether it takes the wish that <|python_tag|> be kept in its text
     n: bool = False
     seeds: bool = False
     greedy: bool = False
@@ -155,10 +150,13 @@ class Server:
             body["n"] = request.n
         if facts.form == "chat":
             body["messages"] = list(request.messages)
+            body |= {"tools": list(request.tools)} if request.tools else {}
         elif facts.form == "ids":
             body["prompt"] = list(request.ids)
         else:
             body["prompt"] = self.words.decode(request.ids[1:] if facts.form == "text" else request.ids)
+        if facts.keeps:
+            body["skip_special_tokens"] = False
         ids = sorted(self.stops.values())
         if facts.stops == "stop_token_ids":
             body["stop_token_ids"] = ids
@@ -173,12 +171,12 @@ class Server:
         began_s, pause = time.monotonic(), self.settings.backoff_s
         for attempt in range(1, self.settings.attempts + 1):
             try:
-                answers = self.read(self.unhurried(endpoint, body), request, facts)
+                found = self.read(self.unhurried(endpoint, body), request, facts)
             except Again as error:
                 last = error
             else:
                 self._answered_s = time.monotonic()
-                return answers
+                return found
             if last.what == "busy" or attempt == self.settings.attempts or self.closed.wait(pause):
                 break
             pause = min(2 * pause, LONGEST_PAUSE_S)
@@ -242,12 +240,23 @@ class Server:
         if not isinstance(choices, list) or not choices:
             raise Again(f"no choices in {json.dumps(given)[:120]}", "garbage")
         count, read = _usage(given, "completion_tokens") if len(choices) == 1 else None, read_tokens(given)
-        answers = [_answer(choice, count) for choice in choices[: request.n]]
+        found = [self._answer(choice, count) for choice in choices[: request.n]]
         if facts.checked and read is None:
             raise Again("it does not tell any more how many tokens it read", "garbage")
         if facts.checked and read != len(request.ids):
             raise Refused(f"the server read {read} tokens where the prompt has {len(request.ids)}")
-        return answers
+        return found
+
+    def _answer(self, choice: Any, tokens: int | None) -> Answer:
+        told = choice if isinstance(choice, dict) else {}
+        message, finish, why = told.get("message"), told.get("finish_reason"), told.get("stop_reason")
+        said = told.get("text")
+        if isinstance(message, dict):
+            said = message if message.get("tool_calls") else message.get("content")
+        if not isinstance(said, str | dict) or not isinstance(finish, str):
+            raise Again(f"a choice without text or finish_reason: {json.dumps(choice)[:120]}", "garbage")
+        end = next((name for name, number in self.stops.items() if why in (name, number)), None)  # as vLLM tells
+        return answers.of_server(said, answers.valid(finish), tokens, end)
 
     def healthy(self, quick_s: float = QUICK_S) -> bool:
         """Whether it lists its models now, or says that it is well; otherwise `ill` has the reason."""
@@ -291,21 +300,6 @@ def _status(error: urllib.error.HTTPError) -> Refused | Again:
         return Again(said)
     # an error of its own may be this prompt's fault, and no reason to give the server up
     return Again(said, "garbage") if error.code == 500 else Refused(said, error.code)
-
-
-def _answer(choice: Any, tokens: int | None) -> Answer:
-    told = choice if isinstance(choice, dict) else {}
-    message = told.get("message")
-    text = message.get("content") if isinstance(message, dict) else told.get("text")
-    finish = told.get("finish_reason")
-    if not isinstance(text, str) or not isinstance(finish, str):
-        raise Again(f"a choice without text or finish_reason: {json.dumps(choice)[:120]}", "garbage")
-    return Answer(_valid(text), _valid(finish), tokens)
-
-
-def _valid(text: str) -> str:
-    """Without lone surrogates, which JSON can say and no file can hold: U+FFFD, by which filters know garbage."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def spelled(ids: Sequence[int], words: Words) -> str | None:

@@ -48,7 +48,7 @@ class Script:
     temperature: bool = True
     ids: bool = True
     usage: bool = True
-    fields: tuple[str, ...] = ("stop_token_ids", "stop", "generation_config")  # that it knows
+    fields: tuple[str, ...] = ("stop_token_ids", "stop", "generation_config", "skip_special_tokens")  # that it knows
     adds_bos: bool = True
     template: int = 0  # tokens that its chat template adds
     die_after: int | None = None
@@ -56,6 +56,8 @@ class Script:
     seen: set[str] = field(default_factory=set)
     busy: int = 0  # first requests that it is too busy for
     says: str | None = None  # always this
+    ends: str | None = None  # the special token that it says to have ended with, as vLLM does
+    calls: list[dict[str, Any]] | None = None  # as chat servers tell them that read them out of the text
     poison: str = "\0"  # a prompt with this makes it fail
     hangs: str = "\0"  # with this it says nothing, and hangs up
     cut: int = 0  # first requests that it is too busy for, of whose answer the end is missing
@@ -76,7 +78,7 @@ class Script:
             return 400, f"pinned to {self.model}".encode()
         if self.poison in self.read(body):
             return 500, b"out of memory"
-        unknown = {"stop_token_ids", "generation_config"} & set(body) - set(self.fields)
+        unknown = {"stop_token_ids", "generation_config", "skip_special_tokens"} & set(body) - set(self.fields)
         if unknown or (isinstance(prompt, list) and "prompt" in body and not self.ids):
             return 422, f"unexpected {sorted(unknown) or 'list'}".encode()
         if self.n is None and body.get("n", 1) > 1:
@@ -88,8 +90,13 @@ class Script:
         count = body.get("n", 1) if self.n else 1
         texts = [self.text(number, prompt, body, choice) for choice in range(count)]
         choices = [{"index": i, "text": t, "finish_reason": "stop"} for i, t in enumerate(texts)]
+        if self.ends:
+            choices = [{**one, "stop_reason": Bytes().special[self.ends]} for one in choices]
         if "messages" in body:
             choices = [{**one, "message": {"role": "assistant", "content": one.pop("text")}} for one in choices]
+        if self.calls and "messages" in body:
+            message = {"role": "assistant", "content": None, "tool_calls": self.calls}
+            choices = [{**one, "message": message, "finish_reason": "tool_calls"} for one in choices]
         told: dict[str, Any] = {"choices": choices}
         if self.usage:
             if "messages" in body:
@@ -111,7 +118,8 @@ class Script:
     def text(self, number: int, prompt: Any, body: Mapping[str, Any], choice: int) -> str:
         """Five words that follow from prompt, seed and choice, or from the number of the request."""
         if self.says is not None:
-            return self.says
+            keeps = not body.get("skip_special_tokens", True)
+            return self.says if keeps else self.says.replace("<|python_tag|>", "")
         hot = body.get("temperature", 1) > 0 and self.temperature
         chance = (body.get("seed") if self.seeds else number, choice) if hot else ()
         digest = hashlib.sha256(repr((prompt, chance)).encode()).digest()

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from llama31 import config
-from llama31.align import chat, dialects, prompts, ranking, rejection, sampling, servers
+from llama31.align import chat, dialects, prompts, rejection, sampling, servers
 from llama31.align.prompts import Prompt
 from tests.align.scripted import Bytes, Script, serving
 
 WORDS = Bytes()
 FORM = chat.Format(WORDS)
 POLICY = sampling.Policy("runs/policy", "abc")
-REWARD = sampling.Policy("runs/reward", "def")
 STOPS = {name: WORDS.special[name] for name in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")}
 RUN = config.Sampling(answers=3, temperature=0.8, max_new_tokens=32)
 QUICK = config.Server(attempts=3, backoff_s=0.005, timeout_s=10, concurrency=4)
@@ -34,7 +33,7 @@ def given(count: int = 4) -> list[Prompt]:
 
 def request(prompt: Prompt | None = None, **changes: Any) -> servers.Request:
     prompt = prompt or given(1)[0]
-    return replace(servers.Request(prompt.ids, prompt.openai(), 0.8, 1.0, 32, 7), **changes)
+    return replace(sampling.request_of(prompt, RUN, 7), **changes)
 
 
 def connected(urls: Sequence[str], **changes: Any) -> list[servers.Server]:
@@ -269,7 +268,9 @@ def test_a_prompt_that_is_not_answered_takes_no_server_along(tmp_path: Path) -> 
     assert "(after 3 attempts); the server is well, so it is this prompt" in refused[0]["refused"]
 
 
-def test_a_busy_server_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_busy_server_is_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Longer than all attempts, but not for ever."""
     script = Script(n=False)
     with serving(script) as url:
@@ -277,9 +278,8 @@ def test_a_busy_server_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixtu
         script.busy = len(script.asked) + 20
         assert drawn(tmp_path, http(found), given(2)) == 6
         assert capsys.readouterr().out == f"{url} is busy (HTTP 503: busy): waiting, 10 s at most\n"
-        for server in found:
-            server.settings = replace(server.settings, timeout_s=0.05)
-            server.closed.clear()
+        seconds = itertools.count(10**9)  # later than all that was
+        monkeypatch.setattr(servers, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
         script.busy = 10**9
         with pytest.raises(config.RunError, match="no server answers any more: .*HTTP 503: busy, for too long"):
             drawn(tmp_path, http(found), given(4))
@@ -400,131 +400,6 @@ def test_what_cannot_be_asked_together(changes: dict[str, Any], world: int, said
     with pytest.raises(ValueError) as caught:
         sampling.check(config.Sample(**changes), world)
     assert str(caught.value).startswith(said)
-
-
-# --- ranking ---
-
-
-def by_length(pairs: Sequence[tuple[Prompt, str]]) -> list[float | None]:
-    return [float(len(text)) for _, text in pairs]
-
-
-def ranked(
-    folder: Path, asked: Sequence[Prompt], scorer: ranking.Scorer = by_length, limit: int = 100, **changes: Any
-) -> dict[str, Any]:
-    found = ranking.candidates(folder, asked, 3)
-    known = ranking.rewards(folder, REWARD.fingerprint, found, limit)
-    todo = ranking.unscored(found, known)
-    known = {**known, **ranking.score(folder, asked, todo, REWARD, scorer, limit, chunk=5)}
-    run = config.Sample(folder=str(folder), prompts="", policy="", **changes)
-    return ranking.publish(folder, asked, found, known, REWARD, run, {})
-
-
-def test_the_best_answer_becomes_a_dialog_and_a_pair(tmp_path: Path) -> None:
-    with serving(Script()) as url:
-        drawn(tmp_path, http(connected([url])), given())
-    told = ranked(tmp_path, given(), pairs=config.Pairs(margin=1, strong=1000))
-    by_prompt: dict[str, list[str]] = {}
-    for line in lines(tmp_path):
-        by_prompt.setdefault(line["prompt"], []).append(line["text"])
-    best = sampling.read_lines(tmp_path / sampling.BEST)
-    assert len(best) == told["kept"] == 4
-    for record in best:
-        chat.read(record)
-        user, answer = record["messages"]
-        assert user["role"] == "user" and len(answer["content"]) == max(map(len, by_prompt[record["id"]]))
-        assert record["provenance"]["reward"] == len(answer["content"])
-        assert record["provenance"]["reward_model"]["fingerprint"] == "def" and "seed" in record["provenance"]
-    for record in sampling.read_lines(tmp_path / sampling.PAIRS):
-        chosen, rejected = len(record["chosen"]), len(record["rejected"])
-        sizes = sorted(map(len, by_prompt[record["id"]]))
-        assert (rejected, chosen) == (sizes[0], sizes[-1]) and record["strength"] == "better"
-    assert told["reward_best"] > told["reward_mean"] and told["refused"] == 0
-
-
-def test_scores_are_asked_for_once(tmp_path: Path) -> None:
-    with serving(Script()) as url:
-        drawn(tmp_path, http(connected([url])), given())
-    calls: list[int] = []
-
-    def counting(pairs: Sequence[tuple[Prompt, str]]) -> list[float | None]:
-        calls.append(len(pairs))
-        return by_length(pairs)
-
-    assert ranked(tmp_path, given(), counting) == ranked(tmp_path, given(), counting)
-    assert calls == [5, 5, 2]
-
-
-def test_another_prompt_of_the_same_id_is_answered_anew(tmp_path: Path) -> None:
-    """And its answers are scored anew, though prompt and k are the same; lines of before say nothing, and count."""
-    old, new = (prompts._prompt({"id": "1", "prompt": text}, FORM) for text in ("Name a river", "Name a bird"))
-    script = Script()
-    with serving(script) as url:
-        assert drawn(tmp_path, http(connected([url])), [old]) == 3
-        ranked(tmp_path, [old])
-        script.says = "Sparrow and what else there is to be said about it."
-        assert drawn(tmp_path, http(connected_anew(url)), [new]) == 3
-    told = ranked(tmp_path, [new])
-    assert told["answers"] == 3 and told["reward_best"] == len(script.says)
-    assert not sampling.missing([new], 3, lines(tmp_path)) and not sampling.missing([old], 3, lines(tmp_path))
-    silent = [{key: value for key, value in line.items() if key != "asked"} for line in lines(tmp_path)[:3]]
-    assert not sampling.missing([new], 3, silent) and len(sampling.missing([new], 3, lines(tmp_path)[:3])) == 3
-
-
-def connected_anew(url: str) -> list[servers.Server]:
-    facts = servers.Facts(url, "tiny", "ids", "stop_token_ids", True, n=True, seeds=True, greedy=True)
-    return [servers.Server(url, QUICK, WORDS, STOPS, facts)]
-
-
-def test_a_score_is_that_of_what_was_judged(tmp_path: Path) -> None:
-    """Not of an answer that was removed and drawn again, nor that of a limit which has grown."""
-    with serving(Script()) as url:
-        drawn(tmp_path, http(connected([url])), given(2))
-    calls: list[int] = []
-
-    def short(pairs: Sequence[tuple[Prompt, str]]) -> list[float | None]:
-        calls.append(len(pairs))
-        return [None if prompt.id == given(2)[1].id else 1.0 for prompt, _ in pairs]
-
-    told = ranked(tmp_path, given(2), short)
-    assert (told["kept"], told["without a reward"], sum(calls)) == (1, 3, 6)
-    for limit, more in ((100, 0), (101, 3), (100, 0), (50, 0)):
-        calls.clear()
-        assert ranked(tmp_path, given(2), short, limit)["kept"] == 1 and sum(calls) == more
-    assert ranked(tmp_path, given(2), by_length, 200)["kept"] == 2
-    path, calls = tmp_path / sampling.CANDIDATES, []
-    path.write_text(path.read_text().replace('"text": "', '"text": "Well, ', 1))
-    ranked(tmp_path, given(2), short, 200)
-    assert calls == [1]
-
-
-def test_rewards_that_are_no_numbers_are_counted(tmp_path: Path) -> None:
-    with serving(Script()) as url:
-        drawn(tmp_path, http(connected([url])), given(3))
-    wrong = iter([math.nan, math.inf, -math.inf])
-
-    def odd(pairs: Sequence[tuple[Prompt, str]]) -> list[float | None]:
-        return [next(wrong, 2.0) for _ in pairs]
-
-    told = ranked(tmp_path, given(3), odd)
-    assert (told["without a reward"], told["kept"], told["reward_mean"]) == (3, 2, 2.0)
-    for name in (sampling.SUMMARY, sampling.SCORES):
-        assert not {"NaN", "Infinity"} & set(re.findall(r"[:\[] (\w+)", (tmp_path / name).read_text()))
-    assert ranked(tmp_path, given(3), odd, 10**6) == told, "and they are not asked for again"
-    old = {"prompt": given(3)[1].id, "k": 0, "reward": math.nan, "model": REWARD.fingerprint, "name": REWARD.name}
-    with (tmp_path / sampling.SCORES).open("a") as file:
-        file.write(json.dumps(old) + "\n")
-    assert ranked(tmp_path, given(3))["without a reward"] == 4
-
-
-def test_repeated_answers_count_once(tmp_path: Path) -> None:
-    script = Script()
-    with serving(script) as url:
-        found = connected([url])
-        script.says = "The same again."
-        drawn(tmp_path, http(found), given())
-    told = ranked(tmp_path, given())
-    assert told["dropped"] == {"duplicate": 8} and told["kept"] == 4 and told["pairs"] == 0
 
 
 # --- prompts ---

@@ -141,7 +141,9 @@ def test_best_answers_are_made_anew_without_a_reward_model(exported: Path, tmp_p
     found = ranking.candidates(opened.folder, opened.prompts, 2)
     model = sampling.Policy("reward", sampling.fingerprint(exported))
     todo = ranking.unscored(found, {})
-    ranking.score(opened.folder, opened.prompts, todo, model, lambda pairs: [float(len(text)) for _, text in pairs], 99)
+    ranking.score(
+        opened.folder, opened.prompts, todo, model, lambda pairs: [float(len(one.text())) for _, one in pairs], 99
+    )
     rejection.rank(opened)
     assert not torch.distributed.is_initialized()
     assert len(sampling.read_lines(opened.folder / sampling.BEST)) == 2 == len(found)
