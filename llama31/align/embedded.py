@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llama31 import config
+from llama31.align import answers, chat
 from llama31.align.sampling import Policy, Task, line_of, seed_of
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Embedded:
     def __init__(
         self, chunks: list[Llama], grid: Grid, words: Tokenizer, policy: Policy, sampling: config.Sampling
     ) -> None:
-        self.chunks, self.grid, self.words = chunks, grid, words
+        self.chunks, self.grid, self.words, self.form = chunks, grid, words, chat.Format(words)
         self.policy, self.sampling = policy, sampling
 
     def draw(self, tasks: Sequence[Task]) -> Iterator[list[dict[str, Any]]]:
@@ -50,16 +51,12 @@ class Embedded:
                 run.top_p, seed, self.words.vocab_size,
             )  # fmt: skip
             told = dict(zip((number for number, _ in fits), enumerate(new)))
-            yield [self._line(task, seed, told.get(number), ends, room) for number, task in enumerate(batch)]
+            yield [self._line(task, seed, told.get(number), room) for number, task in enumerate(batch)]
 
-    def _line(
-        self, task: Task, seed: int, given: tuple[int, list[int]] | None, ends: set[int], room: int
-    ) -> dict[str, Any]:
+    def _line(self, task: Task, seed: int, given: tuple[int, list[int]] | None, room: int) -> dict[str, Any]:
         if given is None:
             why = f"the prompt has {len(task[0].ids)} tokens, and there is room for {room}"
             return line_of(task, self.policy, self.sampling, seed, refused=why, server="embedded")
-        choice, tokens = given
-        finished = bool(tokens) and tokens[-1] in ends
-        said = tokens[:-1] if finished else tokens
-        told = {"text": self.words.decode(said), "finish": "stop" if finished else "length", "tokens": len(tokens)}
+        choice, ids = given
+        told = answers.of_ids(ids, self.form, self.words, stops(self.words)).told()
         return line_of(task, self.policy, self.sampling, seed, **told, choice=choice, server="embedded")

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama31 import config
-from llama31.align import chat, embedded, prompts, sampling, servers
+from llama31.align import chat, dialects, embedded, prompts, ranking, sampling, servers
+from llama31.align.filters import Candidate
 from llama31.align.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -55,8 +56,10 @@ def open_session(run: config.Sample) -> Session:
     policy = sampling.Policy(str(weights.folder), sampling.fingerprint(weights.folder))
     session = Session(run, Path(run.folder), found, repeated, weights, words, policy)
     if session.first:
-        further = {"tokenizer": words.fingerprint, "api": run.server.api if run.server.urls else "embedded"}
-        sampling.settle(session.folder, policy, run.sampling, further, found)
+        further, draws = {"tokenizer": words.fingerprint}, run.part != "rank"
+        if draws:
+            further["api"] = run.server.api if run.server.urls else "embedded"
+        sampling.settle(session.folder, policy, run.sampling if draws else None, further, found)
     twice = f" ({repeated:,} records repeat one of them)" if repeated else ""
     session.say(f"{len(found):,} prompts{twice}, {run.sampling.answers} answers each, of {weights.folder}")
     return session
@@ -82,20 +85,34 @@ def draw(session: Session) -> None:
             bar.update(done - bar.n)
 
         sampling.draw(folder, tasks, source, said, session.first)
+    if session.first:
+        _tell_refused(session)
     if not run.server.urls:
         from llama31 import mesh
 
         mesh.release()  # the reward model gets groups of its own
 
 
+def _tell_refused(session: Session) -> None:
+    path = session.folder / sampling.CANDIDATES
+    refused = [line for line in sampling.read_lines(path) if "refused" in line]
+    if refused:
+        session.say(
+            f"{len(refused):,} answers, to {len({line['prompt'] for line in refused}):,} prompts, were refused, the "
+            f"last since: {refused[-1]['refused']}; remove their lines from {path} to try them again"
+        )
+
+
 def _servers(session: Session, tasks: Sequence[sampling.Task]) -> sampling.Source:
-    run, (prompt, _) = session.run, tasks[0]
-    drawn = run.sampling
-    example = servers.Request(prompt.ids, prompt.openai(), drawn.temperature, drawn.top_p, drawn.max_new_tokens, 1)
-    found = servers.connect(run.server, session.words, embedded.stops(session.words), example)
+    run = session.run
+    # a long one may not fit, and one that spells a special token is refused by some
+    asked = {task[0].id: task[0] for task in tasks}.values()
+    prompt = min(asked, key=lambda one: (servers.spelled(one.ids, session.words) is not None, len(one.ids)))
+    example = sampling.request_of(prompt, run.sampling)
+    found = dialects.connect(run.server, session.words, embedded.stops(session.words), example)
     for server in found:
         session.say(server.facts.told() if server.facts else server.url)
-    return sampling.Http(found, run.server, session.policy, drawn)
+    return sampling.Http(found, run.server, session.policy, run.sampling)
 
 
 def _embedded(session: Session) -> sampling.Source:
@@ -115,34 +132,51 @@ def _embedded(session: Session) -> sampling.Source:
 
 
 def rank(session: Session) -> None:
-    """Score what has no score yet, and write the best answers and pairs (the first process)."""
+    """Score what has no score yet, and write the best answers and pairs (the first process).
+
+    Where nothing is to be scored, the reward model is not built, and no GPU needed.
+    """
+    import torch.distributed as dist
+
+    from llama31 import pretrained
+
+    run, folder = session.run, session.folder
+    assert run.reward is not None, "checked before"
+    weights = pretrained.find(run.reward)
+    model = sampling.Policy(str(weights.folder), sampling.fingerprint(weights.folder))
+    limit = min(run.score_tokens, weights.shape.max_positions)
+    if dist.is_initialized():
+        dist.barrier()  # all answers are in the file
+    found = ranking.candidates(folder, session.prompts, run.sampling.answers)
+    known = ranking.rewards(folder, model.fingerprint, found, limit)
+    if todo := ranking.unscored(found, known):
+        known = {**known, **_score(session, todo, model, limit)}
+    if session.first:
+        publish(session, found, known, model)
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _score(session: Session, todo: Sequence[Candidate], model: sampling.Policy, limit: int) -> ranking.Scores:
     import torch.distributed as dist
 
     from llama31 import mesh
     from llama31.align import score
 
-    run, folder = session.run, session.folder
+    run = session.run
     assert run.reward is not None, "checked before"
     gc.collect()  # the policy is done
     grid = mesh.create(run.parallel, run.cluster.timeout_s)
-    dist.barrier()  # all answers are in the file
     judge = score.Judge(run.reward, run.parallel, run.precision, grid)
-    model = sampling.Policy(str(judge.folder), sampling.fingerprint(judge.folder))
-    found = sampling.candidates(folder, session.prompts, run.sampling.answers)
-    known = sampling.rewards(folder, model.fingerprint)
     dist.barrier()  # all know what has a score before anything is added to it
-    limit = min(run.score_tokens, judge.shape.max_positions)
 
-    def scorer(pairs: Sequence[tuple[Prompt, str]]) -> list[float | None]:
-        dialogs = [[*prompt.messages, chat.Message("assistant", text)] for prompt, text in pairs]
+    def scorer(pairs: Sequence[tuple[Prompt, chat.Message]]) -> list[float | None]:
+        dialogs = [[*prompt.messages, message] for prompt, message in pairs]
         fits = [i for i, dialog in enumerate(dialogs) if len(judge.format.encode(dialog).tokens) <= limit]
         given = dict(zip(fits, judge.score([dialogs[i] for i in fits]).tolist() if fits else []))
         return [given.get(i) for i in range(len(dialogs))]
 
-    scores = sampling.score(folder, session.prompts, found, known, model, scorer, writes=session.first)
-    if session.first:
-        publish(session, found, scores, model)
-    dist.barrier()
+    return ranking.score(session.folder, session.prompts, todo, model, scorer, limit, writes=session.first)
 
 
 def publish(session: Session, found: Any, scores: Any, model: sampling.Policy) -> None:
@@ -150,7 +184,7 @@ def publish(session: Session, found: Any, scores: Any, model: sampling.Policy) -
     from llama31 import plots
 
     further = {"policy": {"name": session.policy.name, "fingerprint": session.policy.fingerprint}}
-    told = sampling.publish(session.folder, session.prompts, found, scores, model, session.run, further)
+    told = ranking.publish(session.folder, session.prompts, found, scores, model, session.run, further)
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in Counter(told["dropped"]).most_common()) or "nothing"
     session.say(f"{told['answers']:,} answers to {told['prompts']:,} prompts; dropped: {dropped}")
     if told["kept"]:

@@ -1,9 +1,10 @@
-"""Rejection sampling (report, section 4.2.3): K answers per prompt, ranked by the reward model, the best kept.
+"""Rejection sampling (report, section 4.2.3): K answers per prompt are drawn here; `ranking` keeps the best.
 
     <folder>/sampling.json      what all answers were drawn with: policy, temperature ...
     <folder>/prompts.jsonl      the prompts, each once, with their ids
-    <folder>/candidates.jsonl   every answer, appended as it comes in: prompt, k, text, finish, tokens, provenance
-    <folder>/scores.jsonl       prompt, k, reward, and the fingerprint of the reward model
+    <folder>/candidates.jsonl   every answer, appended as it comes in: prompt, k, text (message, if it is more),
+                                finish, tokens, what was `asked`, provenance; or why it was `refused`
+    <folder>/scores.jsonl       prompt, k, reward, what was `judged`, and the fingerprint of the reward model
     <folder>/best.jsonl         dialogs for SFT      <folder>/pairs.jsonl   preferences, best against worst
     <folder>/summary.json       counts and means     <folder>/rewards.png   best of K against the mean
 
@@ -20,7 +21,7 @@ import itertools
 import json
 import os
 import time
-from collections import defaultdict
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,15 +29,15 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from llama31 import config, files
-from llama31.align import filters, servers
-from llama31.align.filters import Candidate, Selection
+from llama31.align import servers
+from llama31.align.answers import Answer
+from llama31.align.pool import Pool
 from llama31.align.prompts import Prompt
 
 CANDIDATES, SCORES, SETTINGS, SUMMARY = "candidates.jsonl", "scores.jsonl", "sampling.json", "summary.json"
 PROMPTS, BEST, PAIRS, PICTURE = "prompts.jsonl", "best.jsonl", "pairs.jsonl", "rewards.png"
-MOST_REFUSED, JUDGED = 0.5, 20  # share of refused answers, out of at least so many, that ends a run
+MOST_REFUSED, JUDGED = 0.5, 20  # share of refused prompts, out of at least so many, that ends a run
 Task = tuple[Prompt, int]  # a prompt and which of its K answers
-Scorer = Callable[[Sequence[tuple[Prompt, str]]], Sequence[float | None]]
 
 
 @dataclass(frozen=True)
@@ -141,30 +142,48 @@ def seed_of(seed: int, *what: object) -> int:
 
 
 def settle(
-    folder: Path, policy: Policy, sampling: config.Sampling, further: Mapping[str, Any], prompts: Sequence[Prompt] = ()
-) -> None:
+    folder: Path, policy: Policy, sampling: config.Sampling | None, further: Mapping[str, Any],
+    prompts: Sequence[Prompt] = (),
+) -> None:  # fmt: skip
     """State in the folder what its answers are drawn with, and for what. K may grow, and so may the prompts.
 
-    Raises ValueError where the folder holds answers of another kind.
+    `sampling`: None where nothing is drawn, but what was drawn is ranked: how it was does not matter, and `further`
+    has only what does. Raises ValueError where the folder holds answers of another kind.
     """
     told = {"policy": policy.name, "fingerprint": policy.fingerprint, **further}
-    told |= {name: getattr(sampling, name) for name in ("temperature", "top_p", "max_new_tokens", "seed")}
+    if sampling is not None:
+        told |= {name: getattr(sampling, name) for name in ("temperature", "top_p", "max_new_tokens", "seed")}
     path = folder / SETTINGS
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         other = [f"{key}={before.get(key)}" for key in told if key != "policy" and before.get(key) != told[key]]
         if other:
             raise ValueError(f"folder={folder}: it holds answers drawn with {', '.join(other)}; give another folder")
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if sampling is not None and not path.is_file():
         files.write_whole(path, json.dumps(told, indent=1) + "\n")
-    records = ({**prompt.record, "id": prompt.id} for prompt in prompts)
+    records = ({**prompt.record, "id": prompt.id, "asked": asked(prompt)} for prompt in prompts)
     files.write_whole(folder / PROMPTS, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def asked(prompt: Prompt) -> str:
+    """What tells one prompt's content from another's under the same id: a hash of its token ids."""
+    return hashlib.sha256(array("q", prompt.ids).tobytes()).hexdigest()[:16]
+
+
+def current(known: Mapping[str, str | None], lines: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The lines of candidates.jsonl that answer the prompts `known`, id -> `asked`, as they are now.
+
+    What does not tell, as of before there was `asked`, is believed.
+    """
+    for line in lines:
+        if line["prompt"] in known and len({line.get("asked"), known[line["prompt"]]} - {None}) < 2:
+            yield line
 
 
 def missing(prompts: Sequence[Prompt], answers: int, lines: Iterable[Mapping[str, Any]]) -> list[Task]:
     """What is still to be drawn, prompt by prompt."""
-    there = {(line["prompt"], line["k"]) for line in lines}
+    there = {(line["prompt"], line["k"]) for line in current({one.id: asked(one) for one in prompts}, lines)}
     return [(prompt, k) for prompt in prompts for k in range(answers) if (prompt.id, k) not in there]
 
 
@@ -174,20 +193,22 @@ def draw(
     """Draw the tasks and append what comes in; returns how many were drawn. `said` hears (done, all).
 
     Where several processes draw together, all call this with the same tasks and one `writes`. Raises RunError where
-    more than half of the answers are refused: what has come in is safe all the same.
+    more than half of many prompts get no answer and others are waiting: what has come in is safe all the same.
     """
+    done, answered, silent = 0, set[str](), set[str]()
     with Ledger(folder / CANDIDATES) if writes else contextlib.nullcontext() as ledger:
-        done = refused = 0
         for lines in source.draw(tasks):
             if ledger:
                 ledger.append(lines)
             done += len(lines)
-            bad = [line for line in lines if "refused" in line]
-            refused += len(bad)
+            answered |= {line["prompt"] for line in lines if "refused" not in line}
+            silent = (silent | {line["prompt"] for line in lines}) - answered
             said(done, len(tasks))
-            if bad and refused > MOST_REFUSED * done and done >= min(JUDGED, len(tasks)):
+            heard = len(answered) + len(silent)
+            last = lines[-1].get("refused") if lines else None
+            if last and done < len(tasks) and heard >= JUDGED and len(silent) > MOST_REFUSED * heard:
                 raise config.RunError(
-                    f"{refused} of {done} answers were refused, the last since: {bad[-1]['refused']}. Nothing is lost: "
+                    f"{len(silent)} of {heard} prompts got no answer, the last since: {last}. Nothing is lost: "
                     f"{folder / CANDIDATES} holds the others; remove its refused lines to try them again"
                 )
     return done
@@ -196,15 +217,21 @@ def draw(
 def line_of(task: Task, policy: Policy, sampling: config.Sampling, seed: int, **told: Any) -> dict[str, Any]:
     """A line of candidates.jsonl."""
     prompt, k = task
-    drawn = {"seed": seed, "temperature": sampling.temperature, "top_p": sampling.top_p}
+    drawn = {"asked": asked(prompt), "seed": seed, "temperature": sampling.temperature, "top_p": sampling.top_p}
     return {"prompt": prompt.id, "k": k, **told, **drawn, "policy": asdict(policy), "time_s": round(time.time(), 3)}
+
+
+def request_of(prompt: Prompt, run: config.Sampling, seed: int = 1, n: int = 1) -> servers.Request:
+    """A prompt as a request to a server."""
+    drawn = (run.temperature, run.top_p, run.max_new_tokens)
+    return servers.Request(prompt.ids, prompt.openai(), *drawn, seed, n, tuple(prompt.tools))
 
 
 class Http:
     """Answers of servers: one request for all of a prompt's answers where they honour `n`, or one for each."""
 
     def __init__(self, found: Sequence[servers.Server], settings: config.Server, policy: Policy, run: config.Sampling):
-        self.pool = servers.Pool(found, settings.concurrency)
+        self.pool = Pool(found, settings.concurrency)
         self.policy, self.sampling = policy, run
         self.several = all(server.facts is not None and server.facts.n for server in found)
 
@@ -224,123 +251,16 @@ class Http:
     def _request(self, group: Sequence[Task]) -> servers.Request:
         prompt, run = group[0][0], self.sampling
         seed = seed_of(run.seed, prompt.id, group[0][1])
-        return servers.Request(
-            prompt.ids, prompt.openai(), run.temperature, run.top_p, run.max_new_tokens, seed, len(group)
-        )
+        return request_of(prompt, run, seed, len(group))
 
     def _lines(
-        self, group: Sequence[Task], answers: list[servers.Answer] | servers.Refused, facts: servers.Facts
+        self, group: Sequence[Task], answers: list[Answer] | servers.Refused, facts: servers.Facts
     ) -> list[dict[str, Any]]:
         seed, server = self._request(group).seed, servers.provenance(facts)
         if isinstance(answers, servers.Refused):
             told = {"refused": str(answers), "server": server}
             return [line_of(task, self.policy, self.sampling, seed, **told) for task in group]
         return [
-            line_of(task, self.policy, self.sampling, seed, **asdict(answer), choice=number, server=server)
+            line_of(task, self.policy, self.sampling, seed, **answer.told(), choice=number, server=server)
             for number, (task, answer) in enumerate(zip(group, answers))
         ]
-
-
-# --- ranking ---
-
-
-def candidates(folder: Path, prompts: Sequence[Prompt], answers: int) -> dict[str, list[Candidate]]:
-    """Answers that were drawn for `prompts`, the first `answers` of each; refused ones are left out."""
-    known = {prompt.id for prompt in prompts}
-    found: dict[str, dict[int, Candidate]] = {prompt.id: {} for prompt in prompts}
-    for line in read_lines(folder / CANDIDATES):
-        if line["prompt"] in known and line["k"] < answers and "refused" not in line:
-            one = Candidate(line["prompt"], line["k"], line["text"], line["finish"], line.get("tokens"), line)
-            found[one.prompt].setdefault(one.k, one)
-    return {prompt: list(by_k.values()) for prompt, by_k in found.items()}
-
-
-def rewards(folder: Path, model: str) -> dict[tuple[str, int], float | None]:
-    """Rewards by (prompt, k) that the model with this fingerprint gave; None where it could not read the answer."""
-    lines = read_lines(folder / SCORES)
-    return {(line["prompt"], line["k"]): line["reward"] for line in lines if line["model"] == model}
-
-
-def score(
-    folder: Path, prompts: Sequence[Prompt], found: Mapping[str, Sequence[Candidate]],
-    known: Mapping[tuple[str, int], float | None], model: Policy, scorer: Scorer, chunk: int = 256, writes: bool = True,
-) -> dict[tuple[str, int], float | None]:  # fmt: skip
-    """The rewards of all answers; those that are not `known` are asked of `scorer`, and kept chunk by chunk.
-
-    Where several processes score together, all call this with the same arguments and one `writes`.
-    """
-    by_id, scores = {prompt.id: prompt for prompt in prompts}, dict(known)
-    todo = [one for answers in found.values() for one in answers if (one.prompt, one.k) not in known]
-    with Ledger(folder / SCORES) if writes else contextlib.nullcontext() as ledger:
-        for begin in range(0, len(todo), chunk):
-            part = todo[begin : begin + chunk]
-            given = scorer([(by_id[one.prompt], one.text.strip()) for one in part])
-            keys = [(one.prompt, one.k) for one in part]
-            scores.update(zip(keys, given, strict=True))
-            told = {"model": model.fingerprint, "name": model.name}
-            if ledger:
-                ledger.append({"prompt": p, "k": k, "reward": r, **told} for (p, k), r in zip(keys, given))
-    return scores
-
-
-def publish(
-    folder: Path, prompts: Sequence[Prompt], found: Mapping[str, Sequence[Candidate]],
-    known: Mapping[tuple[str, int], float | None], model: Policy, run: config.Sample, further: Mapping[str, Any],
-) -> dict[str, Any]:  # fmt: skip
-    """Write best.jsonl, pairs.jsonl and summary.json, and return the summary."""
-    by_id = {prompt.id: prompt for prompt in prompts}
-    asked = {prompt.id: prompt.asked for prompt in prompts}
-    wanted = {prompt.id: prompt.checks for prompt in prompts}
-    kept = filters.select(found, known, asked, wanted, run.filters)
-    best = [_dialog(by_id[one.prompt], *one.answers[0], model) for one in kept.best]
-    pairs = [pair for one in kept.best if (pair := _pair(by_id[one.prompt], one, model, run.pairs))]
-    for name, records in ((BEST, best), (PAIRS, pairs)):
-        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        files.write_whole(folder / name, text)
-    refused = sum("refused" in line for line in read_lines(folder / CANDIDATES))
-    told = {**further, **_summary(kept, found, known), "refused": refused, "pairs": len(pairs)}
-    told["reward_model"] = asdict(model)
-    path = folder / SUMMARY
-    before = json.loads(path.read_text(encoding="utf-8"))["ranked_by"] if path.is_file() else []
-    told["ranked_by"] = [*(name for name in before if name != model.name), model.name]
-    files.write_whole(folder / SUMMARY, json.dumps(told, indent=1) + "\n")
-    return told
-
-
-def _provenance(one: Candidate, reward: float, model: Policy) -> dict[str, Any]:
-    told = {key: value for key, value in one.record.items() if key not in ("prompt", "text")}
-    return {**told, "reward": reward, "reward_model": asdict(model)}
-
-
-def _dialog(prompt: Prompt, one: Candidate, reward: float, model: Policy) -> dict[str, Any]:
-    messages = [*prompt.record["messages"], {"role": "assistant", "content": one.text.strip()}]
-    return {**prompt.record, "id": prompt.id, "messages": messages, "provenance": _provenance(one, reward, model)}
-
-
-def _pair(prompt: Prompt, ranked: filters.Ranked, model: Policy, wanted: config.Pairs) -> dict[str, Any] | None:
-    (best, high), (worst, low) = ranked.answers[0], ranked.answers[-1]
-    if len(ranked.answers) < 2 or high - low < wanted.margin:
-        return None
-    strength = "significantly_better" if high - low >= wanted.strong else "better"
-    told = {"chosen": _provenance(best, high, model), "rejected": _provenance(worst, low, model)}
-    answers = {"chosen": best.text.strip(), "rejected": worst.text.strip(), "strength": strength}
-    return {**prompt.record, "id": prompt.id, **answers, "provenance": told}
-
-
-def _summary(
-    kept: Selection, found: Mapping[str, Sequence[Candidate]], known: Mapping[tuple[str, int], float | None]
-) -> dict[str, Any]:
-    given: defaultdict[str, list[float]] = defaultdict(list)
-    for prompt, answers in found.items():
-        given[prompt] += [r for one in answers if (r := known.get((prompt, one.k))) is not None]
-    means = {prompt: sum(values) / len(values) for prompt, values in given.items() if values}
-    best = {one.prompt: one.answers[0][1] for one in kept.best}
-    return {
-        "prompts": len(found),
-        "answers": sum(map(len, found.values())),
-        "kept": len(best),
-        "dropped": dict(kept.dropped),
-        "reward_mean": sum(means.values()) / len(means) if means else None,
-        "reward_best": sum(best.values()) / len(best) if best else None,
-        "rewards": {"mean of K": sorted(means.values()), "best of K": sorted(best.values())},
-    }

@@ -1,40 +1,42 @@
-"""Servers with OpenAI's API: asked for answers, and asked first whether they do what they are asked.
+"""Servers with OpenAI's API: one request to one of them. `dialects` says how to ask it, `pool` asks several at once.
 
-Servers accept `n`, `seed` and `temperature` and ignore them in silence, take text for ids, or put a second
-<|begin_of_text|> in front. So each is probed at the start (`probe`): what it honours is a fact of the record, and what
-it does not is worked around or refused. No library but Python's own, and no proxies: nodes of a cluster are near.
+No library but Python's own, and no proxies: nodes of a cluster are near.
 """
 
 from __future__ import annotations
 
 import http.client
-import itertools
 import json
+import math
 import os
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from llama31 import config
+from llama31.align import answers
+from llama31.align.answers import Answer
 
 LONGEST_PAUSE_S = 60.0
 QUICK_S = 10.0  # for what a server knows without its model
-HOT = 2.0  # temperature of the probe, the highest that OpenAI's API knows: any model varies
-PROBE_TOKENS = 24
+PATIENT_S = 60.0  # the same, of a server that may be hard at work
 FORMS = ("ids", "text", "text_with_bos")
 STOPS = ("stop_token_ids", "generation_config", "stop")
-BUSY = (408, 425, 429, 500, 502, 503, 504)
+BUSY = (425, 429, 503)
+UNKNOWN = 401  # it wants a key
+SILENT = (408, 502, 504)  # words of somebody before the server: it says nothing
 
 
 class Words(Protocol):
     """What is needed of a tokenizer."""
 
     bos_id: int
+    special: dict[str, int]
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -50,15 +52,7 @@ class Request:
     max_new_tokens: int
     seed: int
     n: int = 1
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What was said, why it ended (stop, length or another word of the server's), and its tokens where told."""
-
-    text: str
-    finish: str
-    tokens: int | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()  # for chat; the ids have them
 
 
 @dataclass(frozen=True)
@@ -69,10 +63,16 @@ class Facts:
     model: str
     form: str  # how it takes a prompt: one of FORMS, or chat
     stops: str  # how it learns where to stop: one of STOPS
-    checked: bool  # whether it told how many tokens it read
+    checked: bool  # whether it tells how many tokens it reads, and these are the prompt's
+    extra: int = 0  # tokens that its own template read beyond the prompt's, of the prompt that it was tried with
+    keeps: bool = False  # whether it takes the wish that <|python_tag|> be kept in its text
     n: bool = False
     seeds: bool = False
     greedy: bool = False
+
+    @property
+    def endpoint(self) -> str:
+        return "chat/completions" if self.form == "chat" else "completions"
 
     def told(self) -> str:
         """One line on what it honours and what not."""
@@ -81,6 +81,8 @@ class Facts:
         ]
         said = f"does not honour {', '.join(ignored)}" if ignored else "honours n, seeds and temperature 0"
         read = "" if self.checked else "; it does not tell what it read, so prompts are taken on trust"
+        if self.extra:
+            read = f"; its template makes another prompt of them, {self.extra:+} tokens: it answers that one"
         return (
             f"{self.url}: {self.model or 'its own model'}, prompts as {self.form}, ends by {self.stops}; {said}{read}"
         )
@@ -89,17 +91,28 @@ class Facts:
 class Refused(Exception):
     """A server answered, and with nothing that can be used: this request has failed, others need not."""
 
+    def __init__(self, why: str, code: int = 0) -> None:
+        super().__init__(why)
+        self.code = code  # of HTTP
+
 
 class Dead(Exception):
     """A server does not answer any more."""
 
 
-class _Again(Exception):
-    """Worth another attempt, after so many seconds if the server said so. `garbage`: it lives and answers nonsense."""
+class Again(Exception):
+    """Worth another attempt, after so many seconds if the server said so.
 
-    def __init__(self, why: str, garbage: bool = False, after_s: float | None = None) -> None:
+    `what` it did: garbage (it lives, and answers nonsense), busy (it lives, and says so), or silent.
+    """
+
+    def __init__(self, why: str, what: str = "silent", after_s: float | None = None) -> None:
         super().__init__(why)
-        self.garbage, self.after_s = garbage, after_s
+        self.what, self.after_s = what, after_s
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)
 
 
 @dataclass
@@ -112,20 +125,24 @@ class Server:
     stops: Mapping[str, int]  # names and ids of the tokens that end an answer
     facts: Facts | None = None
     closed: threading.Event = field(default_factory=threading.Event)
+    ill: Refused | Again | None = None  # what it said when it was last asked whether it is well, and was not
+    say: Callable[[str], None] = _print
 
     def __post_init__(self) -> None:
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-    # --- one request ---
+        self._answered_s = self._told_s = -math.inf
+        self._lock = threading.Lock()
 
     def ask(self, request: Request) -> list[Answer]:
         """Answers to one request, at most `request.n`; they may be fewer. Raises Refused and Dead."""
         facts = self.facts
-        assert facts is not None, "probe comes first"
-        endpoint = "chat/completions" if facts.form == "chat" else "completions"
-        return self._patiently(endpoint, self._body(request, facts), request, facts)
+        assert facts is not None, "the probe comes first"
+        if facts.form != "ids" and (name := spelled(request.ids, self.words)):
+            raise Refused(f"the prompt's text spells {name}, which would become a token: this server takes no ids")
+        return self._patiently(facts.endpoint, self.body(request, facts), request, facts)
 
-    def _body(self, request: Request, facts: Facts) -> dict[str, Any]:
+    def body(self, request: Request, facts: Facts) -> dict[str, Any]:
+        """What is sent, in the way that `facts` say."""
         body: dict[str, Any] = {"max_tokens": request.max_new_tokens, "seed": request.seed}
         body |= {"model": facts.model} if facts.model else {}
         body |= {"temperature": request.temperature, "top_p": request.top_p}
@@ -133,10 +150,13 @@ class Server:
             body["n"] = request.n
         if facts.form == "chat":
             body["messages"] = list(request.messages)
+            body |= {"tools": list(request.tools)} if request.tools else {}
         elif facts.form == "ids":
             body["prompt"] = list(request.ids)
         else:
             body["prompt"] = self.words.decode(request.ids[1:] if facts.form == "text" else request.ids)
+        if facts.keeps:
+            body["skip_special_tokens"] = False
         ids = sorted(self.stops.values())
         if facts.stops == "stop_token_ids":
             body["stop_token_ids"] = ids
@@ -148,20 +168,53 @@ class Server:
         return body
 
     def _patiently(self, endpoint: str, body: dict[str, Any], request: Request, facts: Facts) -> list[Answer]:
-        last, pause = _Again("never asked"), self.settings.backoff_s
-        for attempt in range(self.settings.attempts):
-            if attempt and self.closed.wait(min(last.after_s or pause, LONGEST_PAUSE_S)):
-                break
-            pause = 2 * pause if attempt else pause
+        began_s, pause = time.monotonic(), self.settings.backoff_s
+        for attempt in range(1, self.settings.attempts + 1):
             try:
-                return self._read(self._post(endpoint, body), request, facts)
-            except _Again as error:
+                found = self.read(self.unhurried(endpoint, body), request, facts)
+            except Again as error:
                 last = error
-        tried = f"{last} (after {self.settings.attempts} attempts)"
-        raise Refused(tried) if last.garbage else Dead(f"{self.url}: {tried}")
+            else:
+                self._answered_s = time.monotonic()
+                return found
+            if last.what == "busy" or attempt == self.settings.attempts or self.closed.wait(pause):
+                break
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+        tried = f"{last} (after {attempt} attempts)" if last.what != "busy" else f"{last}, for too long"
+        if last.what == "garbage" or (last.what == "busy" and self._answered_s > began_s) or self.closed.is_set():
+            raise Refused(tried)
+        if last.what == "silent" and self.healthy(PATIENT_S):
+            raise Refused(f"{tried}; the server is well, so it is this prompt")
+        raise Dead(f"{self.url}: {tried}")
 
-    def _post(self, endpoint: str, body: Mapping[str, Any] | None) -> Any:
-        """The JSON that the server answers; a GET without `body`. Raises Refused where it says no."""
+    def unhurried(self, endpoint: str, body: Mapping[str, Any]) -> Any:
+        """What `post` gives, asked again as long as the server says that it is busy: for `timeout_s` at most."""
+        until_s, pause = time.monotonic() + self.settings.timeout_s, self.settings.backoff_s
+        while True:
+            try:
+                return self.post(endpoint, body)
+            except Again as error:
+                if error.what != "busy" or time.monotonic() >= until_s:
+                    raise
+                self._tell_busy(error)
+                if self.closed.wait(min(error.after_s or pause, LONGEST_PAUSE_S)):
+                    raise
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _tell_busy(self, error: Again) -> None:
+        """Once in a while, however many requests wait."""
+        with self._lock:
+            told_s, now_s = self._told_s, time.monotonic()
+            if now_s - told_s < LONGEST_PAUSE_S:
+                return
+            self._told_s = now_s
+        self.say(f"{self.url} is busy ({error}): waiting, {self.settings.timeout_s:g} s at most")
+
+    def post(self, endpoint: str, body: Mapping[str, Any] | None, quick_s: float = QUICK_S) -> Any:
+        """The JSON that the server answers; without `body` a GET, for which `quick_s` are enough.
+
+        Raises Refused where it says no, and Again.
+        """
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         if token := os.environ.get(self.settings.key_variable or ""):
@@ -169,129 +222,90 @@ class Server:
         address = f"{self.url.rstrip('/')}/{endpoint}".replace("/v1/../", "/")
         asked = urllib.request.Request(address, data, headers)
         try:
-            wait_s = self.settings.timeout_s if data else min(self.settings.timeout_s, QUICK_S)
+            wait_s = self.settings.timeout_s if data else min(self.settings.timeout_s, quick_s)
             with self._opener.open(asked, timeout=wait_s) as response:
                 text = response.read()
         except urllib.error.HTTPError as error:
-            said = f"HTTP {error.code}: {error.read()[:300].decode(errors='replace')}"
-            if error.code in BUSY:
-                # an error of its own may be this prompt's fault, and no reason to give the server up
-                after_s = _seconds(error.headers.get("Retry-After"))
-                raise _Again(said, garbage=error.code == 500, after_s=after_s) from error
-            raise Refused(said) from error
+            raise _status(error) from error
         except (OSError, http.client.HTTPException) as error:
-            raise _Again(str(getattr(error, "reason", error)) or repr(error)) from error
+            raise Again(str(getattr(error, "reason", error)) or repr(error)) from error
         try:
             return json.loads(text)
         except ValueError as error:
-            raise _Again(f"no JSON but {text[:80]!r}", garbage=True) from error
+            raise Again(f"no JSON but {text[:80]!r}", "garbage") from error
 
-    def _read(self, given: Any, request: Request, facts: Facts) -> list[Answer]:
+    def read(self, given: Any, request: Request, facts: Facts) -> list[Answer]:
+        """The answers in what came back. Raises Again for nonsense, Refused where it is another prompt's."""
         choices = given.get("choices") if isinstance(given, dict) else None
         if not isinstance(choices, list) or not choices:
-            raise _Again(f"no choices in {json.dumps(given)[:120]}", garbage=True)
-        usage = given.get("usage") if isinstance(given.get("usage"), dict) else {}
-        read = usage.get("prompt_tokens")
-        if facts.checked and isinstance(read, int) and read != len(request.ids):
+            raise Again(f"no choices in {json.dumps(given)[:120]}", "garbage")
+        count, read = _usage(given, "completion_tokens") if len(choices) == 1 else None, read_tokens(given)
+        found = [self._answer(choice, count) for choice in choices[: request.n]]
+        if facts.checked and read is None:
+            raise Again("it does not tell any more how many tokens it read", "garbage")
+        if facts.checked and read != len(request.ids):
             raise Refused(f"the server read {read} tokens where the prompt has {len(request.ids)}")
-        count = usage.get("completion_tokens") if len(choices) == 1 else None
-        return [_answer(choice, count if isinstance(count, int) else None) for choice in choices[: request.n]]
+        return found
 
-    # --- what it does ---
+    def _answer(self, choice: Any, tokens: int | None) -> Answer:
+        told = choice if isinstance(choice, dict) else {}
+        message, finish, why = told.get("message"), told.get("finish_reason"), told.get("stop_reason")
+        said = told.get("text")
+        if isinstance(message, dict):
+            said = message if message.get("tool_calls") else message.get("content")
+        if not isinstance(said, str | dict) or not isinstance(finish, str):
+            raise Again(f"a choice without text or finish_reason: {json.dumps(choice)[:120]}", "garbage")
+        end = next((name for name, number in self.stops.items() if why in (name, number)), None)  # as vLLM tells
+        return answers.of_server(said, answers.valid(finish), tokens, end)
 
-    def healthy(self) -> bool:
-        """Whether it lists its models now, or says that it is well."""
+    def healthy(self, quick_s: float = QUICK_S) -> bool:
+        """Whether it lists its models now, or says that it is well; otherwise `ill` has the reason."""
         for endpoint in ("models", "../health"):
             try:
-                self._post(endpoint, None)
-            except _Again as error:
-                if error.garbage and endpoint != "models":  # vLLM is well without a word
+                self.post(endpoint, None, quick_s)
+            except Again as error:
+                if error.what == "garbage" and endpoint != "models":  # vLLM is well without a word
                     return True
-            except Refused:
-                continue
+                self.ill = error
+            except Refused as error:
+                self.ill = error
+                if error.code == UNKNOWN:  # who may not ask for its models may ask for nothing
+                    return False
             else:
                 return True
         return False
 
-    def probe(self, example: Request) -> Facts:
-        """Find out what this server takes and honours, with a prompt of the run. `facts` says so from now on.
 
-        Raises ValueError (key `server.urls`) where it cannot be sampled from: it answers nothing, or the same whatever
-        the seed at a high temperature.
-        """
-        short = replace(example, max_new_tokens=min(example.max_new_tokens, PROBE_TOKENS), temperature=0.0, n=1)
-        self.facts = self._dialect(short)
-        greedy = {self._one(replace(short, seed=seed)) for seed in (1, 2)}
-        # at once, as the run will ask: a server may honour seeds of requests that come one by one
-        hot = replace(short, temperature=HOT, top_p=1.0)
-        with ThreadPoolExecutor(4) as pool:
-            first, again, *others = pool.map(lambda seed: self._one(replace(hot, seed=seed)), (1, 1, 2, 3, 4))
-        varied = {first, *others} if first == again else {first, again, *others}
-        if len(varied) == 1 and example.temperature > 0:
-            raise ValueError(
-                f"server.urls={self.url}: five seeds at temperature {HOT:g} give one answer, {first[:40]!r}; "
-                "it ignores the temperature (or the model says one thing only): nothing can be sampled from it"
-            )
-        several = self.ask(replace(hot, n=2))
-        n = len(several) == 2 and (several[0].text != several[1].text or len(varied) == 1)
-        self.facts = replace(
-            self.facts, n=n, seeds=first == again and len({first, *others}) > 1, greedy=len(greedy) == 1
-        )
-        return self.facts
-
-    def _one(self, request: Request) -> str:
-        try:
-            return self.ask(request)[0].text
-        except (Refused, Dead) as error:
-            raise ValueError(f"server.urls={self.url}: the first requests fail: {error}; look at its log") from error
-
-    def _models(self) -> tuple[list[str], list[str]]:
-        """Names to ask for, in this order ("": none, so that the server takes its own), and those that it lists.
-
-        The list decides nothing: transformers lists its cache instead of what it serves.
-        """
-        try:
-            listed = [str(one["id"]) for one in self._post("models", None)["data"]]
-        except (Refused, _Again, KeyError, TypeError):
-            listed = []
-        if self.settings.model:
-            return [self.settings.model], listed
-        return [*(listed if len(listed) == 1 else []), ""], listed
-
-    def _dialect(self, example: Request) -> Facts:
-        """The first way of asking that the server takes, and by which it reads as many tokens as the prompt has."""
-        models, listed = self._models()
-        forms = ("chat",) if self.settings.api == "chat" else FORMS
-        trusted, refusals = None, []
-        for model, form, stops in itertools.product(models, forms, STOPS):
-            facts = Facts(self.url, model, form, stops, checked=form != "chat")
-            endpoint = "chat/completions" if form == "chat" else "completions"
-            try:
-                given = self._post(endpoint, self._body(example, facts))
-                self._read(given, example, facts)
-            except (Refused, _Again) as error:
-                refusals.append(f"{form} with {stops}: {error}")
-                continue
-            if form == "chat" or isinstance((given.get("usage") or {}).get("prompt_tokens"), int):
-                return facts
-            trusted = trusted or replace(facts, checked=False)
-        if trusted:
-            return trusted
-        said, names = "\n  ".join(refusals), ", ".join(listed) or "nothing"
-        raise ValueError(
-            f"server.urls={self.url}: it takes a prompt in no way that we know; it lists {names} (server.model="
-            f"{self.settings.model or 'null'}):\n  {said}"
-        )
+def _usage(given: Any, name: str) -> int | None:
+    usage = given.get("usage") if isinstance(given, dict) else None
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if isinstance(count, int) else None
 
 
-def _answer(choice: Any, tokens: int | None) -> Answer:
-    told = choice if isinstance(choice, dict) else {}
-    message = told.get("message")
-    text = message.get("content") if isinstance(message, dict) else told.get("text")
-    finish = told.get("finish_reason")
-    if not isinstance(text, str) or not isinstance(finish, str):
-        raise _Again(f"a choice without text or finish_reason: {json.dumps(choice)[:120]}", garbage=True)
-    return Answer(text, finish, tokens)
+def read_tokens(given: Any) -> int | None:
+    """Tokens of the prompt as the server that answered this read it; None where it does not tell."""
+    return _usage(given, "prompt_tokens")
+
+
+def _status(error: urllib.error.HTTPError) -> Refused | Again:
+    """What an answer that is not 200 means."""
+    try:
+        text = error.read()[:300].decode(errors="replace")
+    except (OSError, http.client.HTTPException) as cut:
+        text = f"(its text is cut off: {cut!r})"
+    said = f"HTTP {error.code}: {text}"
+    if error.code in BUSY:
+        return Again(said, "busy", _seconds(error.headers.get("Retry-After")))
+    if error.code in SILENT:
+        return Again(said)
+    # an error of its own may be this prompt's fault, and no reason to give the server up
+    return Again(said, "garbage") if error.code == 500 else Refused(said, error.code)
+
+
+def spelled(ids: Sequence[int], words: Words) -> str | None:
+    """A special token's name that stands as text among the ids of a prompt; None without one."""
+    meant, text = Counter(ids), words.decode(ids)
+    return next((name for name, number in words.special.items() if text.count(name) > meant[number]), None)
 
 
 def _seconds(given: str | None) -> float | None:
@@ -299,85 +313,6 @@ def _seconds(given: str | None) -> float | None:
         return None if given is None else max(0.0, float(given))
     except ValueError:
         return None  # a date, which our own back-off serves as well as
-
-
-def connect(settings: config.Server, words: Words, stops: Mapping[str, int], example: Request) -> list[Server]:
-    """All servers of `settings`, awaited and probed. Raises ValueError, and RunError where one does not come up."""
-    found = [Server(url, settings, words, stops) for url in settings.urls]
-    until = time.monotonic() + settings.wait_s
-    while sick := [server.url for server in found if not server.healthy()]:
-        if time.monotonic() >= until:
-            waited = f" within {settings.wait_s:g} s" if settings.wait_s else ""
-            raise config.RunError(f"no answer{waited} from {', '.join(sick)}; start it, or give server.wait_s time")
-        time.sleep(min(1.0, max(0.05, until - time.monotonic())))
-    for server in found:
-        server.probe(example)
-    return found
-
-
-class Pool:
-    """Several servers at work: each request goes to the one with least to do, and to another when that one dies."""
-
-    def __init__(self, servers: Sequence[Server], concurrency: int) -> None:
-        self.servers, self._room = list(servers), concurrency * len(servers)
-        self._busy = {server.url: 0 for server in servers}
-        self._dead: dict[str, str] = {}
-        self._lock = threading.Lock()
-
-    def run(self, requests: Iterable[tuple[Any, Request]]) -> Iterator[tuple[Any, list[Answer] | Refused, Facts]]:
-        """(key, request) -> (key, answers or why there are none, who answered), as they come in.
-
-        Raises RunError when no server is left, after everything that was under way has been given back.
-        """
-        waiting, under_way = iter(requests), set[Future[tuple[Any, list[Answer] | Refused, Facts]]]()
-        executor, more, ended = ThreadPoolExecutor(self._room), True, False
-        try:
-            while more or under_way:
-                while more and len(under_way) < self._room and len(self._dead) < len(self.servers):
-                    item = next(waiting, None)
-                    more = item is not None
-                    if item is not None:
-                        under_way.add(executor.submit(self._ask, *item))
-                if not under_way:
-                    break
-                done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
-                for future in done:
-                    if (error := future.exception()) is None:
-                        yield future.result()
-                    elif not isinstance(error, Dead):
-                        raise error
-            if len(self._dead) == len(self.servers):
-                raise config.RunError("no server answers any more: " + "; ".join(self._dead.values()))
-            ended = True
-        finally:
-            if not ended:  # nobody waits for another attempt any more
-                for server in self.servers:
-                    server.closed.set()
-            executor.shutdown(cancel_futures=True)
-
-    def _ask(self, key: Any, request: Request) -> tuple[Any, list[Answer] | Refused, Facts]:
-        while True:
-            server = self._choose()
-            assert server.facts is not None
-            try:
-                return key, server.ask(request), server.facts
-            except Refused as error:
-                return key, error, server.facts
-            except Dead as error:
-                with self._lock:
-                    self._dead[server.url] = str(error)
-            finally:
-                with self._lock:
-                    self._busy[server.url] -= 1
-
-    def _choose(self) -> Server:
-        with self._lock:
-            alive = [server for server in self.servers if server.url not in self._dead]
-            if not alive:
-                raise Dead("none is left")
-            chosen = min(alive, key=lambda server: self._busy[server.url])
-            self._busy[chosen.url] += 1
-            return chosen
 
 
 def provenance(facts: Facts) -> dict[str, Any]:

@@ -18,13 +18,13 @@ class Server:
     api: str = key(
         "completions",
         "completions: the prompt as token ids (or as text, where the server takes no ids); chat: messages, which the "
-        "server puts into its own template",
+        "server puts into its own template, which may say more",
         choices=("completions", "chat"),
     )
     concurrency: int = key(16, "requests under way at each server", low=1)
     attempts: int = key(5, "times that a request is sent before it has failed", low=1)
     backoff_s: float = key(1.0, "pause after a failed request, doubled each time, at most a minute", low=0)
-    timeout_s: float = key(600.0, "seconds until a request has failed", above=0)
+    timeout_s: float = key(600.0, "seconds until a request has failed, and that a server may be too busy", above=0)
     wait_s: float = key(0.0, "seconds to wait at the start until all servers are healthy", low=0)
     key_variable: str | None = key(None, "environment variable with a key that is sent to the servers; null: none is")
 

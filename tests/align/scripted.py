@@ -29,7 +29,7 @@ class Bytes:
 
     def decode(self, ids: Sequence[int]) -> str:
         names = {number: name.encode() for name, number in self.special.items()}
-        return b"".join(names.get(i) or bytes([i]) for i in ids).decode(errors="replace")
+        return b"".join(names.get(i) or bytes([i % 256]) for i in ids).decode(errors="replace")
 
     def read(self, text: str) -> int:
         """Tokens of a text in which special tokens may be spelled, as a server reads it."""
@@ -40,22 +40,29 @@ class Bytes:
 
 @dataclass
 class Script:
-    """What the server does. `die_after`: it hangs up on every request after so many; `garbage`: to the first of equal
-    requests, or always."""
+    """What the server does. `die_after`: it hangs up on every request after so many, and on whoever asks whether it is
+    well; `garbage`: to the first of equal requests, or always."""
 
-    n: bool = True
+    n: bool | None = True  # None: it refuses to give several answers
     seeds: bool = True
     temperature: bool = True
     ids: bool = True
     usage: bool = True
-    fields: tuple[str, ...] = ("stop_token_ids", "stop", "generation_config")  # that it knows
+    fields: tuple[str, ...] = ("stop_token_ids", "stop", "generation_config", "skip_special_tokens")  # that it knows
     adds_bos: bool = True
+    template: int = 0  # tokens that its chat template adds
     die_after: int | None = None
     garbage: str = ""
     seen: set[str] = field(default_factory=set)
     busy: int = 0  # first requests that it is too busy for
     says: str | None = None  # always this
+    ends: str | None = None  # the special token that it says to have ended with, as vLLM does
+    calls: list[dict[str, Any]] | None = None  # as chat servers tell them that read them out of the text
     poison: str = "\0"  # a prompt with this makes it fail
+    hangs: str = "\0"  # with this it says nothing, and hangs up
+    cut: int = 0  # first requests that it is too busy for, of whose answer the end is missing
+    key: str | None = None  # whoever does not give it may ask for nothing
+    dead: bool = False
     model: str = "tiny"  # that it serves
     listed: list[str] | None = field(default_factory=lambda: ["tiny"])  # that it says to serve; None: an error
     counter: Iterator[int] = field(default_factory=itertools.count)
@@ -64,17 +71,18 @@ class Script:
 
     def answer(self, number: int, body: Mapping[str, Any]) -> tuple[int, bytes]:
         """Status and body for the `number`-th request."""
-        if self.busy > number:
+        if max(self.busy, self.cut) > number:
             return 503, b"busy"
         prompt = body.get("prompt", body.get("messages"))
         if body.get("model", self.model) != self.model:
             return 400, f"pinned to {self.model}".encode()
-        read = prompt if isinstance(prompt, str) else Bytes().decode(prompt) if "prompt" in body else ""
-        if self.poison in read:
+        if self.poison in self.read(body):
             return 500, b"out of memory"
-        unknown = {"stop_token_ids", "generation_config"} & set(body) - set(self.fields)
+        unknown = {"stop_token_ids", "generation_config", "skip_special_tokens"} & set(body) - set(self.fields)
         if unknown or (isinstance(prompt, list) and "prompt" in body and not self.ids):
             return 422, f"unexpected {sorted(unknown) or 'list'}".encode()
+        if self.n is None and body.get("n", 1) > 1:
+            return 400, b"n must be 1"
         again = repr(body) in self.seen
         self.seen.add(repr(body))
         if self.garbage == "always" or (self.garbage == "first" and not again):
@@ -82,18 +90,36 @@ class Script:
         count = body.get("n", 1) if self.n else 1
         texts = [self.text(number, prompt, body, choice) for choice in range(count)]
         choices = [{"index": i, "text": t, "finish_reason": "stop"} for i, t in enumerate(texts)]
+        if self.ends:
+            choices = [{**one, "stop_reason": Bytes().special[self.ends]} for one in choices]
         if "messages" in body:
             choices = [{**one, "message": {"role": "assistant", "content": one.pop("text")}} for one in choices]
+        if self.calls and "messages" in body:
+            message = {"role": "assistant", "content": None, "tool_calls": self.calls}
+            choices = [{**one, "message": message, "finish_reason": "tool_calls"} for one in choices]
         told: dict[str, Any] = {"choices": choices}
         if self.usage:
-            read = len(prompt) if isinstance(prompt, list) else Bytes().read(prompt) + self.adds_bos
+            if "messages" in body:
+                text = "".join(
+                    f"<|start_header_id|>{m['role']}<|end_header_id|>\n\n{m['content']}<|eot_id|>" for m in prompt
+                )
+                read = Bytes().read(f"{text}<|start_header_id|>assistant<|end_header_id|>\n\n") + 1 + self.template
+            else:
+                read = len(prompt) if isinstance(prompt, list) else Bytes().read(prompt) + self.adds_bos
             told["usage"] = {"prompt_tokens": read, "completion_tokens": 5}
         return 200, json.dumps(told).encode()
+
+    @staticmethod
+    def read(body: Mapping[str, Any]) -> str:
+        """The prompt, as text."""
+        prompt = body.get("prompt", "")
+        return prompt if isinstance(prompt, str) else Bytes().decode(prompt)
 
     def text(self, number: int, prompt: Any, body: Mapping[str, Any], choice: int) -> str:
         """Five words that follow from prompt, seed and choice, or from the number of the request."""
         if self.says is not None:
-            return self.says
+            keeps = not body.get("skip_special_tokens", True)
+            return self.says if keeps else self.says.replace("<|python_tag|>", "")
         hot = body.get("temperature", 1) > 0 and self.temperature
         chance = (body.get("seed") if self.seeds else number, choice) if hot else ()
         digest = hashlib.sha256(repr((prompt, chance)).encode()).digest()
@@ -106,8 +132,12 @@ def serving(script: Script) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            if self.path == "/health":
+            if script.dead and script.die_after is not None:
+                self.connection.close()
+            elif self.path == "/health":
                 self._send(200, b"")
+            elif script.key and self.headers["Authorization"] != f"Bearer {script.key}":
+                self._send(401, b"who are you?")
             elif script.listed is None:
                 self._send(500, b"no cache")
             else:
@@ -116,18 +146,20 @@ def serving(script: Script) -> Iterator[str]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             number = next(script.counter)
-            if script.die_after is not None and number >= script.die_after:
+            script.dead = script.die_after is not None and number >= script.die_after
+            if script.dead or (script.hangs != "\0" and script.hangs in script.read(body)):
                 self.connection.close()
                 return
             script.asked.append(body)
             script.keys.append(self.headers["Authorization"])
-            self._send(*script.answer(number, body))
+            self._send(*script.answer(number, body), more=100 if script.cut > number else 0)
 
-        def _send(self, status: int, data: bytes) -> None:
+        def _send(self, status: int, data: bytes, more: int = 0) -> None:
             self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Content-Length", str(len(data) + more))
             self.end_headers()
             self.wfile.write(data)
+            self.close_connection = True
 
         def log_message(self, format: str, *args: Any) -> None:
             """Nothing: tests read what was asked."""

@@ -11,13 +11,16 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from llama31 import config, tokenizer
-from llama31.align import rejection, sampling
+from llama31.align import ranking, rejection, sampling
+from tests.align import scripted
 from tests.conftest import ROOT
 from tests.test_plain_trainer import transformers_llama
 
@@ -69,7 +72,7 @@ def serving(model: Path, port: int, log: Path) -> Iterator[subprocess.Popen[byte
         child.wait()
 
 
-def session(model: Path, folder: Path, port: int, answers: int) -> rejection.Session:
+def session(model: Path, folder: Path, port: int, answers: int, **changes: Any) -> rejection.Session:
     prompts = folder / "prompts.jsonl"
     folder.mkdir(exist_ok=True)
     prompts.write_text('{"prompt": "Name some birds."}\n{"prompt": "What is a river?"}\n')
@@ -80,7 +83,7 @@ def session(model: Path, folder: Path, port: int, answers: int) -> rejection.Ses
         folder=str(folder / "drawn"), prompts=str(prompts), policy=str(model), part="draw", server=server,
         sampling=config.Sampling(answers=answers, max_new_tokens=12), tokenizer=config.Tokenizer("huggingface", ""),
     )  # fmt: skip
-    return rejection.open_session(run)
+    return rejection.open_session(replace(run, **changes))
 
 
 def test_a_real_server_drives_sampling_and_dies_midway(
@@ -111,3 +114,36 @@ def test_a_real_server_drives_sampling_and_dies_midway(
     assert lines[: len(kept)] == kept and len(lines) == len({(line["prompt"], line["k"]) for line in lines}) == 10
     assert len({line["text"] for line in lines}) > 5 and all(0 < line["tokens"] <= 12 for line in lines)
     assert all(line["server"]["checked"] and not line["server"]["n"] for line in lines)
+
+
+def test_what_servers_drew_is_ranked_without_them(exported: Path, tmp_path: Path) -> None:
+    """As slurm/sample.sh does: the addresses are known to the part that draws alone."""
+    with scripted.serving(scripted.Script()) as url:
+        port = int(url.split(":")[-1].split("/")[0])
+        rejection.draw(session(exported, tmp_path, port, 2))
+    settings = (tmp_path / "drawn" / sampling.SETTINGS).read_text()
+    later: dict[str, Any] = {"part": "rank", "reward": "unread", "server": config.Server()}
+    again = session(exported, tmp_path, port, 2, **later)
+    assert not sampling.missing(again.prompts, 2, sampling.read_lines(again.folder / sampling.CANDIDATES))
+    assert (tmp_path / "drawn" / sampling.SETTINGS).read_text() == settings
+    with pytest.raises(ValueError, match="it holds answers drawn with api=completions"):
+        session(exported, tmp_path, port, 2, server=config.Server())
+
+
+def test_best_answers_are_made_anew_without_a_reward_model(exported: Path, tmp_path: Path) -> None:
+    """Nothing is to be scored, so nothing is built: what stands in for the reward model here could not be."""
+    with scripted.serving(scripted.Script()) as url:
+        port = int(url.split(":")[-1].split("/")[0])
+        rejection.draw(session(exported, tmp_path, port, 2))
+    opened = session(
+        exported, tmp_path, port, 2, part="rank", reward=str(exported), filters=config.Filters(min_tokens=1)
+    )
+    found = ranking.candidates(opened.folder, opened.prompts, 2)
+    model = sampling.Policy("reward", sampling.fingerprint(exported))
+    todo = ranking.unscored(found, {})
+    ranking.score(
+        opened.folder, opened.prompts, todo, model, lambda pairs: [float(len(one.text())) for _, one in pairs], 99
+    )
+    rejection.rank(opened)
+    assert not torch.distributed.is_initialized()
+    assert len(sampling.read_lines(opened.folder / sampling.BEST)) == 2 == len(found)

@@ -1,0 +1,154 @@
+"""How a server is asked, and whether it does what it is asked: found out at the start, with a prompt of the run.
+
+Servers accept `n`, `seed` and `temperature` and ignore them in silence, take text for ids, or put a second
+<|begin_of_text|> in front. What a server honours is a fact of the record; what it does not is worked around or refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from llama31 import config
+from llama31.align.servers import (
+    FORMS,
+    STOPS,
+    UNKNOWN,
+    Again,
+    Dead,
+    Facts,
+    Refused,
+    Request,
+    Server,
+    Words,
+    read_tokens,
+)
+
+HOT = 2.0  # temperature of the probe, the highest that OpenAI's API knows: any model varies
+PROBE_TOKENS = 24
+
+
+def connect(settings: config.Server, words: Words, stops: Mapping[str, int], example: Request) -> list[Server]:
+    """All servers of `settings`, awaited and probed. Raises ValueError, and RunError where one does not come up."""
+    found = [Server(url, settings, words, stops) for url in settings.urls]
+    until = time.monotonic() + settings.wait_s
+    while sick := [server for server in found if not server.healthy()]:
+        for server in sick:
+            if isinstance(server.ill, Refused) and server.ill.code == UNKNOWN:
+                raise ValueError(
+                    f"server.key_variable={settings.key_variable or 'null'}: {server.url} takes no request with this "
+                    f"key, {server.ill}; name the environment variable that has its key"
+                )
+        if time.monotonic() >= until:
+            waited = f" within {settings.wait_s:g} s" if settings.wait_s else ""
+            told = "; ".join(f"{server.url} ({server.ill})" for server in sick)
+            raise config.RunError(f"no answer{waited} from {told}; start it, or give server.wait_s time")
+        time.sleep(min(1.0, max(0.05, until - time.monotonic())))
+    for server in found:
+        probe(server, example)
+    return found
+
+
+def probe(server: Server, example: Request) -> Facts:
+    """Find out what a server takes and honours. `server.facts` says so from now on.
+
+    Raises ValueError (key `server.urls`) where it cannot be sampled from: it answers nothing, or the same whatever
+    the seed at a high temperature.
+    """
+    short = replace(example, max_new_tokens=min(example.max_new_tokens, PROBE_TOKENS), temperature=0.0, n=1)
+    server.facts = _keeping(server, short, _dialect(server, short))
+    greedy = {_one(server, replace(short, seed=seed)) for seed in (1, 2)}
+    # at once, as the run will ask: a server may honour seeds of requests that come one by one
+    hot = replace(short, temperature=HOT, top_p=1.0)
+    with ThreadPoolExecutor(4) as pool:
+        first, again, *others = pool.map(lambda seed: _one(server, replace(hot, seed=seed)), (1, 1, 2, 3, 4))
+    varied = {first, *others} if first == again else {first, again, *others}
+    if len(varied) == 1 and example.temperature > 0:
+        raise ValueError(
+            f"server.urls={server.url}: five seeds at temperature {HOT:g} give one answer, {first[:40]!r}; "
+            "it ignores the temperature (or the model says one thing only): nothing can be sampled from it"
+        )
+    several = _two(server, hot)
+    n = len(several) == 2 and (several[0] != several[1] or len(varied) == 1)
+    server.facts = replace(
+        server.facts, n=n, seeds=first == again and len({first, *others}) > 1, greedy=len(greedy) == 1
+    )
+    return server.facts
+
+
+def _one(server: Server, request: Request) -> str:
+    try:
+        return server.ask(request)[0].text
+    except (Refused, Dead) as error:
+        raise ValueError(f"server.urls={server.url}: the first requests fail: {error}; look at its log") from error
+
+
+def _two(server: Server, request: Request) -> list[str]:
+    """Answers of one request for two; none where the server takes no such request."""
+    try:
+        return [answer.text for answer in server.ask(replace(request, n=2))]
+    except Refused:
+        return []
+    except Dead as error:
+        raise ValueError(f"server.urls={server.url}: the first requests fail: {error}; look at its log") from error
+
+
+def _models(server: Server) -> tuple[list[str], list[str]]:
+    """Names to ask for, in this order ("": none, so that the server takes its own), and those that it lists.
+
+    The list decides nothing: transformers lists its cache instead of what it serves.
+    """
+    try:
+        listed = [str(one["id"]) for one in server.post("models", None)["data"]]
+    except (Refused, Again, KeyError, TypeError):
+        listed = []
+    if server.settings.model:
+        return [server.settings.model], listed
+    return [*(listed if len(listed) == 1 else []), ""], listed
+
+
+def _keeping(server: Server, example: Request, facts: Facts) -> Facts:
+    """`facts`, with the wish that special tokens be kept if the server takes it (vLLM, which drops them otherwise)."""
+    keeping = replace(facts, keeps=True)
+    try:
+        server.read(server.unhurried(keeping.endpoint, server.body(example, keeping)), example, keeping)
+    except (Refused, Again):
+        return facts
+    return keeping
+
+
+def _dialect(server: Server, example: Request) -> Facts:
+    """The first way of asking that the server takes, and by which it reads as many tokens as the prompt has.
+
+    Ids are what they are, so whoever takes them need not tell what it read. Text has to be counted. A chat server's
+    template may say more, such as a date: who asks for server.api=chat has chosen that, and is told.
+    """
+    models, listed = _models(server)
+    forms = ("chat",) if server.settings.api == "chat" else FORMS
+    trusted, refusals = None, []
+    for model, form, stops in itertools.product(models, forms, STOPS):
+        facts = Facts(server.url, model, form, stops, checked=False)
+        try:
+            given = server.unhurried(facts.endpoint, server.body(example, facts))
+            server.read(given, example, facts)
+        except (Refused, Again) as error:
+            refusals.append(f"{form} with {stops}: {error}")
+            continue
+        read = read_tokens(given)
+        if read == len(example.ids) or (form == "chat" and read is not None):
+            return replace(facts, checked=read == len(example.ids), extra=read - len(example.ids))
+        if read is None and form in ("ids", "chat"):
+            trusted = trusted or facts
+        else:
+            how_many = "it does not tell how many tokens it" if read is None else f"{read} tokens were"
+            refusals.append(f"{form} with {stops}: {how_many} read, and the prompt has {len(example.ids)}")
+    if trusted:
+        return trusted
+    said, names = "\n  ".join(refusals), ", ".join(listed) or "nothing"
+    raise ValueError(
+        f"server.urls={server.url}: it takes a prompt in no way that we know; it lists {names} (server.model="
+        f"{server.settings.model or 'null'}):\n  {said}"
+    )
