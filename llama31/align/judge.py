@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from llama31 import confidence, config, files, metrics
-from llama31.align import checks, prompts, sampling
+from llama31.align import checks, prompts, refusals, sampling
 from llama31.confidence import Score
 
+Patterns = Sequence[re.Pattern[str]]
 NAME, PAGE = "judge.json", "judge.html"
 
 
@@ -114,11 +116,11 @@ def obedience(found: Mapping[str, Answered]) -> dict[str, Score]:
     return scores | {f"  {kind}": confidence.proportion(outcomes) for kind, outcomes in sorted(by_kind.items())}
 
 
-def refusals(found: Mapping[str, Answered]) -> dict[str, Score]:
+def refused(found: Mapping[str, Answered], patterns: Patterns = refusals.PATTERNS) -> dict[str, Score]:
     """Share of answers that refuse, by what their prompt is: harmful, borderline or neither."""
     by_kind: defaultdict[str, list[bool]] = defaultdict(list)
     for one in found.values():
-        by_kind[one.record.get("safety") or "other"] += [checks.refuses(text) for text in one.texts]
+        by_kind[one.record.get("safety") or "other"] += [checks.refuses(text, patterns) for text in one.texts]
     order = (*prompts.SAFETY, "other")
     return {kind: confidence.proportion(by_kind[kind]) for kind in order if by_kind[kind]}
 
@@ -158,7 +160,8 @@ def judge(run: config.Judge) -> dict[str, Any]:
     """All figures of a round, ready for JSON. Raises ValueError where files are missing or do not fit."""
     mine, model = answered(Path(run.answers), reward=run.reward)
     told: dict[str, Any] = {"title": run.title or Path(run.folder).name, "reward_model": model, "prompts": len(mine)}
-    told["answers"] = _account(mine)
+    patterns = refusals.read(run.refusals)
+    told["answers"] = _account(mine, patterns)
     if run.previous is not None:
         others, _ = answered(Path(run.previous), model)
         outcomes = wins(mine, others, run.unanswered == "lose")
@@ -168,7 +171,7 @@ def judge(run: config.Judge) -> dict[str, Any]:
             )
         told["win_rate"] = confidence.proportion(outcomes).json()
         told["unanswered"] = run.unanswered
-        told["previous"] = _account(others)
+        told["previous"] = _account(others, patterns)
         told["examples"] = _examples(mine, others, run.examples)
     told["heldout"] = {Path(folder).name: heldout(Path(folder)) for folder in run.runs}
     return told
@@ -179,8 +182,8 @@ def better(told: Mapping[str, Any]) -> bool:
     return "win_rate" not in told or told["win_rate"]["score"] >= 0.5
 
 
-def _account(found: Mapping[str, Answered]) -> dict[str, Any]:
-    return {"obeyed": _json(obedience(found)), "refused": _json(refusals(found)), "lengths": lengths(found)}
+def _account(found: Mapping[str, Answered], patterns: Patterns) -> dict[str, Any]:
+    return {"obeyed": _json(obedience(found)), "refused": _json(refused(found, patterns)), "lengths": lengths(found)}
 
 
 def _json(scores: Mapping[str, Score]) -> dict[str, dict[str, float | int]]:

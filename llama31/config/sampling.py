@@ -52,7 +52,9 @@ class Filters:
     repeated_share: float = key(0.3, "share of an answer's runs of four words that stood in it before", low=0, high=1)
     emoji_per_word: float = key(0.05, "most emoji per word, beyond the first (report: excessive ones)", low=0)
     exclamations_per_sentence: float = key(0.5, "most exclamation marks per sentence, beyond the first", low=0)
-    same_script: bool = key(True, "the answer is written as the prompt is: Latin, Cyrillic, Devanagari, Thai ...")
+    same_script: bool = key(
+        True, "the answer is in the prompt's script, Latin, Thai ..., or in one that it holds or names"
+    )
     format: bool = key(True, "drop answers that break a check which their prompt carries")
     apologies_share: float = key(
         0.1, "largest share of best answers that apologise; those with the lowest rewards go (report: balanced)",
@@ -126,6 +128,9 @@ class Judge:
     )
     unanswered: str = key(
         "lose", "a prompt without an answer, or one that the reward model could not read", choices=("lose", "leave_out")
+    )
+    refusals: list[str] = key(
+        ["ours"], "openings of refusals: ours (eight languages), regular expressions, file:PATH with one per line"
     )
     earlier: list[str] = key([], "judge.json of earlier rounds, oldest first, for the curves over rounds")
     runs: list[str] = key([], "run folders of this round whose held-out accuracy and loss are shown")

@@ -117,8 +117,13 @@ def test_instructions_and_refusals(tmp_path: Path) -> None:
     obeyed = {name.strip(): (score.score, score.count) for name, score in judge.obedience(found).items()}
     assert obeyed["prompts"] == (pytest.approx(1 / 3), 3) and obeyed["instructions"] == (pytest.approx(2 / 5), 5)
     assert obeyed["max_words"] == (pytest.approx(1 / 3), 3) and obeyed["no_comma"] == (0.5, 2)
-    refused = {name: score.score for name, score in judge.refusals(found).items()}
+    refused = {name: score.score for name, score in judge.refused(found).items()}
     assert refused == {"harmful": 0.5, "borderline": 0.0, "other": 0.0}
+    (tmp_path / "mine.txt").write_text("gladly\n")
+    given = [f"file:{tmp_path / 'mine.txt'}", "^it rains"]
+    told = judge.judge(config.Judge(folder="x", answers=str(tmp_path / "a"), refusals=given))
+    shares = {name: score["score"] for name, score in told["answers"]["refused"].items()}
+    assert shares == {"harmful": 0.5, "borderline": 0.0, "other": 0.25}
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
