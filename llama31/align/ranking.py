@@ -23,15 +23,18 @@ Scores = Mapping[tuple[str, int], float | None]  # by prompt and k
 Scorer = Callable[[Sequence[tuple[Prompt, chat.Message]]], Sequence[float | None]]
 
 
-def candidates(folder: Path, prompts: Sequence[Prompt], count: int) -> dict[str, list[Candidate]]:
-    """Answers that were drawn for `prompts`, the first `count` of each; refused ones are left out."""
+def candidates(folder: Path, prompts: Sequence[Prompt], count: int) -> tuple[dict[str, list[Candidate]], int]:
+    """Answers that were drawn for `prompts`, the first `count` of each, and how many more were refused."""
     found: dict[str, dict[int, Candidate]] = {prompt.id: {} for prompt in prompts}
+    refused = 0
     known = {prompt.id: sampling.asked(prompt) for prompt in prompts}
     for line in sampling.current(known, sampling.read_lines(folder / sampling.CANDIDATES)):
-        if line["k"] < count and "refused" not in line:
+        if line["k"] < count and "refused" in line:
+            refused += 1
+        elif line["k"] < count:
             one = Candidate(line["prompt"], line["k"], line["text"], line["finish"], line.get("tokens"), line)
             found[one.prompt].setdefault(one.k, one)
-    return {prompt: list(by_k.values()) for prompt, by_k in found.items()}
+    return {prompt: list(by_k.values()) for prompt, by_k in found.items()}, refused
 
 
 def judged(line: Mapping[str, Any]) -> str:
@@ -95,17 +98,16 @@ def publish(
     known: Scores, model: Policy, run: config.Sample, further: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Write best.jsonl, pairs.jsonl and summary.json, and return the summary."""
-    by_id = {prompt.id: prompt for prompt in prompts}
+    by_id, servers = {prompt.id: prompt for prompt in prompts}, sampling.Register(folder).known
     asked = {prompt.id: prompt.asked for prompt in prompts}
     wanted = {prompt.id: prompt.checks for prompt in prompts}
     kept = filters.select(found, known, asked, wanted, run.filters)
-    best = [_dialog(by_id[one.prompt], *one.answers[0], model) for one in kept.best]
-    pairs = [pair for one in kept.best if (pair := _pair(by_id[one.prompt], one, model, run.pairs))]
+    best = [_dialog(by_id[one.prompt], *one.answers[0], model, servers) for one in kept.best]
+    pairs = [pair for one in kept.best if (pair := _pair(by_id[one.prompt], one, model, run.pairs, servers))]
     for name, records in ((sampling.BEST, best), (sampling.PAIRS, pairs)):
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         files.write_whole(folder / name, text)
-    refused = sum("refused" in line for line in sampling.read_lines(folder / sampling.CANDIDATES))
-    told = {**further, **_summary(kept, found, known), "refused": refused, "pairs": len(pairs)}
+    told = {**further, **_summary(kept, found, known), "pairs": len(pairs)}
     told["reward_model"] = asdict(model)
     path = folder / sampling.SUMMARY
     before = json.loads(path.read_text(encoding="utf-8"))["ranked_by"] if path.is_file() else []
@@ -114,22 +116,31 @@ def publish(
     return told
 
 
-def _provenance(one: Candidate, reward: float, model: Policy) -> dict[str, Any]:
+def _provenance(one: Candidate, reward: float, model: Policy, servers: Mapping[str, Any]) -> dict[str, Any]:
     told = {key: value for key, value in one.record.items() if key not in ("prompt", "text", "message")}
+    if isinstance(name := told.get("server"), str):
+        told["server"] = servers.get(name, name)  # the record stands alone
     return {**told, "reward": reward, "reward_model": asdict(model)}
 
 
-def _dialog(prompt: Prompt, one: Candidate, reward: float, model: Policy) -> dict[str, Any]:
+def _dialog(prompt: Prompt, one: Candidate, reward: float, model: Policy, servers: Mapping[str, Any]) -> dict[str, Any]:
     messages = [*prompt.record["messages"], answers.message(one.record)]
-    return {**prompt.record, "id": prompt.id, "messages": messages, "provenance": _provenance(one, reward, model)}
+    return {
+        **prompt.record,
+        "id": prompt.id,
+        "messages": messages,
+        "provenance": _provenance(one, reward, model, servers),
+    }
 
 
-def _pair(prompt: Prompt, ranked: filters.Ranked, model: Policy, wanted: config.Pairs) -> dict[str, Any] | None:
+def _pair(
+    prompt: Prompt, ranked: filters.Ranked, model: Policy, wanted: config.Pairs, servers: Mapping[str, Any]
+) -> dict[str, Any] | None:
     (best, high), (worst, low) = ranked.answers[0], ranked.answers[-1]
     if len(ranked.answers) < 2 or high - low < wanted.margin:
         return None
     strength = "significantly_better" if high - low >= wanted.strong else "better"
-    told = {"chosen": _provenance(best, high, model), "rejected": _provenance(worst, low, model)}
+    told = {"chosen": _provenance(best, high, model, servers), "rejected": _provenance(worst, low, model, servers)}
     said = {"chosen": _said(best), "rejected": _said(worst), "strength": strength}
     return {**prompt.record, "id": prompt.id, **said, "provenance": told}
 

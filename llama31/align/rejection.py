@@ -147,12 +147,12 @@ def rank(session: Session) -> None:
     limit = min(run.score_tokens, weights.shape.max_positions)
     if dist.is_initialized():
         dist.barrier()  # all answers are in the file
-    found = ranking.candidates(folder, session.prompts, run.sampling.answers)
+    found, refused = ranking.candidates(folder, session.prompts, run.sampling.answers)
     known = ranking.rewards(folder, model.fingerprint, found, limit)
     if todo := ranking.unscored(found, known):
         known = {**known, **_score(session, todo, model, limit)}
     if session.first:
-        publish(session, found, known, model)
+        publish(session, found, known, model, refused)
     if dist.is_initialized():
         dist.barrier()
 
@@ -179,11 +179,12 @@ def _score(session: Session, todo: Sequence[Candidate], model: sampling.Policy, 
     return ranking.score(session.folder, session.prompts, todo, model, scorer, limit, writes=session.first)
 
 
-def publish(session: Session, found: Any, scores: Any, model: sampling.Policy) -> None:
+def publish(session: Session, found: Any, scores: Any, model: sampling.Policy, refused: int) -> None:
     """Write the best and tell what came out."""
     from llama31 import plots
 
-    further = {"policy": {"name": session.policy.name, "fingerprint": session.policy.fingerprint}}
+    further: dict[str, Any] = {"refused": refused}
+    further |= {"policy": {"name": session.policy.name, "fingerprint": session.policy.fingerprint}}
     told = ranking.publish(session.folder, session.prompts, found, scores, model, session.run, further)
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in Counter(told["dropped"]).most_common()) or "nothing"
     session.say(f"{told['answers']:,} answers to {told['prompts']:,} prompts; dropped: {dropped}")

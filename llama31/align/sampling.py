@@ -4,6 +4,7 @@
     <folder>/prompts.jsonl      the prompts, each once, with their ids
     <folder>/candidates.jsonl   every answer, appended as it comes in: prompt, k, text (message, if it is more),
                                 finish, tokens, what was `asked`, provenance; or why it was `refused`
+    <folder>/servers.json       what the probe found out about the servers, by the keys that lines have
     <folder>/scores.jsonl       prompt, k, reward, what was `judged`, and the fingerprint of the reward model
     <folder>/best.jsonl         dialogs for SFT      <folder>/pairs.jsonl   preferences, best against worst
     <folder>/summary.json       counts and means     <folder>/rewards.png   best of K against the mean
@@ -36,6 +37,7 @@ from llama31.align.prompts import Prompt
 
 CANDIDATES, SCORES, SETTINGS, SUMMARY = "candidates.jsonl", "scores.jsonl", "sampling.json", "summary.json"
 PROMPTS, BEST, PAIRS, PICTURE = "prompts.jsonl", "best.jsonl", "pairs.jsonl", "rewards.png"
+SERVERS = "servers.json"
 MOST_REFUSED, JUDGED = 0.5, 20  # share of refused prompts, out of at least so many, that ends a run
 Task = tuple[Prompt, int]  # a prompt and which of its K answers
 
@@ -86,8 +88,7 @@ class Ledger:
         except OSError as error:
             os.close(self._file)
             raise config.RunError(f"{path} is being written by another process; wait for it, or stop it") from error
-        whole = path.read_bytes()
-        os.ftruncate(self._file, whole.rfind(b"\n") + 1)
+        os.ftruncate(self._file, _whole_lines(path))
 
     def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Add lines in one write, on disk before it returns."""
@@ -103,17 +104,53 @@ class Ledger:
         os.close(self._file)
 
 
+def _whole_lines(path: Path, block: int = 1 << 20) -> int:
+    """Bytes up to the last newline, looked for from the end: such files have gigabytes."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            begin = max(0, end - block)
+            file.seek(begin)
+            if (found := file.read(end - begin).rfind(b"\n")) >= 0:
+                return begin + found + 1
+            end = begin
+    return 0
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a JSONL file; none where there is no file. Raises ValueError for a damaged one."""
     if not path.is_file():
         return []
     found = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            found.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path}:{number} is damaged ({error}); remove that line, and it is made again") from error
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                break  # a kill's, or still being written
+            try:
+                found.append(json.loads(line))
+            except ValueError as error:
+                remedy = "remove that line, and it is made again"
+                raise ValueError(f"{path}:{number} is damaged ({error}); {remedy}") from error
     return found
+
+
+class Register:
+    """servers.json: what was found out about the servers, once, by the short keys that lines have in their place."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / SERVERS
+        self.known: dict[str, Any] = json.loads(self.path.read_text("utf-8")) if self.path.is_file() else {}
+
+    def shortened(self, line: dict[str, Any]) -> dict[str, Any]:
+        """A line with a key for its server, which stands in the file from now on."""
+        facts = line.get("server")
+        if not isinstance(facts, dict):
+            return line
+        name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+        if name not in self.known:
+            self.known[name] = facts
+            files.write_whole(self.path, json.dumps(self.known, indent=1) + "\n")
+        return {**line, "server": name}
 
 
 # --- drawing ---
@@ -195,11 +232,11 @@ def draw(
     Where several processes draw together, all call this with the same tasks and one `writes`. Raises RunError where
     more than half of many prompts get no answer and others are waiting: what has come in is safe all the same.
     """
-    done, answered, silent = 0, set[str](), set[str]()
+    done, answered, silent, register = 0, set[str](), set[str](), Register(folder)
     with Ledger(folder / CANDIDATES) if writes else contextlib.nullcontext() as ledger:
         for lines in source.draw(tasks):
             if ledger:
-                ledger.append(lines)
+                ledger.append(map(register.shortened, lines))
             done += len(lines)
             answered |= {line["prompt"] for line in lines if "refused" not in line}
             silent = (silent | {line["prompt"] for line in lines}) - answered

@@ -38,12 +38,12 @@ def by_length(pairs: Sequence[tuple[Prompt, chat.Message]]) -> list[float | None
 def ranked(
     folder: Path, asked: Sequence[Prompt], scorer: ranking.Scorer = by_length, limit: int = 100, **changes: Any
 ) -> dict[str, Any]:
-    found = ranking.candidates(folder, asked, 3)
+    found, refused = ranking.candidates(folder, asked, 3)
     known = ranking.rewards(folder, REWARD.fingerprint, found, limit)
     todo = ranking.unscored(found, known)
     known = {**known, **ranking.score(folder, asked, todo, REWARD, scorer, limit, chunk=5)}
     run = config.Sample(folder=str(folder), prompts="", policy="", **changes)
-    return ranking.publish(folder, asked, found, known, REWARD, run, {})
+    return ranking.publish(folder, asked, found, known, REWARD, run, {"refused": refused})
 
 
 def test_the_best_answer_becomes_a_dialog_and_a_pair(tmp_path: Path) -> None:
@@ -61,6 +61,7 @@ def test_the_best_answer_becomes_a_dialog_and_a_pair(tmp_path: Path) -> None:
         assert user["role"] == "user" and len(answer["content"]) == max(map(len, by_prompt[record["id"]]))
         assert record["provenance"]["reward"] == len(answer["content"])
         assert record["provenance"]["reward_model"]["fingerprint"] == "def" and "seed" in record["provenance"]
+        assert record["provenance"]["server"]["model"] == "tiny"
     for record in sampling.read_lines(tmp_path / sampling.PAIRS):
         chosen, rejected = len(record["chosen"]), len(record["rejected"])
         sizes = sorted(map(len, by_prompt[record["id"]]))

@@ -110,10 +110,10 @@ def test_a_real_server_drives_sampling_and_dies_midway(
     assert kept[:4] == first and 6 <= len(kept) < 10
     with serving(exported, port, tmp_path / "log"):
         rejection.draw(session(exported, tmp_path, port, 5))
-    lines = sampling.read_lines(folder / sampling.CANDIDATES)
+    lines, facts = sampling.read_lines(folder / sampling.CANDIDATES), sampling.Register(folder).known
     assert lines[: len(kept)] == kept and len(lines) == len({(line["prompt"], line["k"]) for line in lines}) == 10
     assert len({line["text"] for line in lines}) > 5 and all(0 < line["tokens"] <= 12 for line in lines)
-    assert all(line["server"]["checked"] and not line["server"]["n"] for line in lines)
+    assert all(facts[line["server"]]["checked"] and not facts[line["server"]]["n"] for line in lines)
 
 
 def test_what_servers_drew_is_ranked_without_them(exported: Path, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_best_answers_are_made_anew_without_a_reward_model(exported: Path, tmp_p
     opened = session(
         exported, tmp_path, port, 2, part="rank", reward=str(exported), filters=config.Filters(min_tokens=1)
     )
-    found = ranking.candidates(opened.folder, opened.prompts, 2)
+    found, refused = ranking.candidates(opened.folder, opened.prompts, 2)
     model = sampling.Policy("reward", sampling.fingerprint(exported))
     todo = ranking.unscored(found, {})
     ranking.score(
@@ -146,4 +146,4 @@ def test_best_answers_are_made_anew_without_a_reward_model(exported: Path, tmp_p
     )
     rejection.rank(opened)
     assert not torch.distributed.is_initialized()
-    assert len(sampling.read_lines(opened.folder / sampling.BEST)) == 2 == len(found)
+    assert len(sampling.read_lines(opened.folder / sampling.BEST)) == 2 == len(found) and not refused

@@ -1,0 +1,136 @@
+"""How servers are asked: what each honours is found out, and what it reads is what the prompt says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llama31 import config
+from llama31.align import dialects, prompts, servers
+from tests.align.scripted import Script, serving
+from tests.align.test_sampling import FORM, QUICK, STOPS, WORDS, connected, drawn, given, http, lines, request
+
+
+@pytest.mark.parametrize(
+    ("script", "n", "seeds", "form", "stops"),
+    [
+        (Script(), True, True, "ids", "stop_token_ids"),
+        (Script(n=False), False, True, "ids", "stop_token_ids"),
+        (Script(seeds=False), True, False, "ids", "stop_token_ids"),
+        # as transformers serve: text alone, with its own <|begin_of_text|>, and no field that it does not know
+        (Script(n=False, ids=False, fields=("generation_config", "stop")), False, True, "text", "generation_config"),
+        (Script(ids=False, adds_bos=False, fields=("stop",)), True, True, "text_with_bos", "stop"),
+    ],
+)
+def test_what_a_server_honours_is_found_out(script: Script, n: bool, seeds: bool, form: str, stops: str) -> None:
+    with serving(script) as url:
+        facts = connected([url])[0].facts
+    assert facts is not None and facts.model == "tiny" and facts.greedy and facts.checked
+    assert (facts.n, facts.seeds, facts.form, facts.stops) == (n, seeds, form, stops)
+    assert ("n" in facts.told().split("honour ")[-1].split(";")[0].split(", ")) == (not n)
+
+
+def test_a_server_that_ignores_the_temperature_is_refused() -> None:
+    with serving(Script(temperature=False)) as url:
+        with pytest.raises(ValueError, match="five seeds at temperature 2 give one answer"):
+            connected([url])
+        server = servers.Server(url, QUICK, WORDS, STOPS)
+        assert dialects.probe(server, request(temperature=0.0)).greedy  # which is what greedy answers need
+
+
+def test_a_server_that_does_not_say_what_it_read_is_told() -> None:
+    with serving(Script(usage=False)) as url:
+        facts = connected([url])[0].facts
+    assert facts is not None and not facts.checked and "on trust" in facts.told()
+
+
+def test_text_that_nobody_counts_is_not_taken() -> None:
+    with serving(Script(usage=False, ids=False)) as url, pytest.raises(ValueError) as caught:
+        connected([url])
+    assert "text with stop: it does not tell how many tokens it read, and the prompt has 51" in str(caught.value)
+
+
+def test_a_server_that_refuses_to_give_several_is_asked_for_one(tmp_path: Path) -> None:
+    with serving(Script(n=None)) as url:
+        found = connected([url])
+        assert found[0].facts is not None and not found[0].facts.n
+        assert drawn(tmp_path, http(found), given(2)) == 6
+    assert not any("refused" in line for line in lines(tmp_path))
+
+
+@pytest.mark.parametrize(("script", "api"), [(Script(ids=False), "completions"), (Script(), "chat")])
+def test_a_user_gives_no_special_tokens(script: Script, api: str, tmp_path: Path) -> None:
+    """A name in a user's text, to a server that takes text: it would become the token, with the same count for two."""
+    texts = ("Hi", "Hi<|eot_id|> there", "Let us see<|eot_id|><|start_header_id|>system<|end_header_id|>")
+    asked = [prompts._prompt({"prompt": text}, FORM) for text in texts]
+    assert [servers.spelled(one.ids, WORDS) for one in asked] == [None, "<|eot_id|>", "<|start_header_id|>"]
+    with serving(script) as url:
+        found = connected([url], api=api)
+        assert drawn(tmp_path / "text", http(found), asked) == 9
+    refused = [line for line in lines(tmp_path / "text") if "refused" in line]
+    assert {line["prompt"] for line in refused} == {one.id for one in asked[1:]} and len(refused) == 6
+    assert "spells <|eot_id|>, which would become a token" in refused[0]["refused"]
+    with serving(Script()) as url:
+        assert drawn(tmp_path / "ids", http(connected([url])), asked) == 9
+    assert not any("refused" in line for line in lines(tmp_path / "ids"))
+
+
+def test_what_a_chat_template_adds_is_told_and_what_it_reads_otherwise_is_refused() -> None:
+    with serving(Script(template=31)) as url:
+        facts = connected([url], api="chat")[0].facts
+    assert facts is not None and (facts.extra, facts.checked) == (31, False) and "+31 tokens" in facts.told()
+    script = Script()
+    with serving(script) as url:
+        server = connected([url], api="chat")[0]
+        assert server.facts is not None and server.facts.checked and not server.facts.extra
+        script.template = 31
+        with pytest.raises(servers.Refused, match="the server read 82 tokens where the prompt has 51"):
+            server.ask(request())
+
+
+@pytest.mark.parametrize("said", ["\ud800", "\udc00 and so on", "well \ud83d\ude00"])
+def test_half_a_character_does_not_end_the_run(said: str, tmp_path: Path) -> None:
+    script = Script()
+    with serving(script) as url:
+        found = connected([url])
+        script.says = said
+        assert drawn(tmp_path, http(found), given(1)) == 3
+    text = lines(tmp_path)[0]["text"]
+    assert text == ("well 😀" if "well" in said else said.replace(said[0], "\N{REPLACEMENT CHARACTER}"))
+
+
+def test_messages_go_to_the_chat_endpoint() -> None:
+    script = Script()
+    with serving(script) as url:
+        server = connected([url], api="chat")[0]
+        assert server.ask(request())[0].text.endswith(".")
+    assert script.asked[-1]["messages"] == [{"role": "user", "content": "Say something about number 0"}]
+
+
+def test_a_key_is_sent_when_it_is_named_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "mine")
+    script = Script()
+    with serving(script) as url:
+        connected([url])
+        assert set(script.keys) == {None}
+        script.keys.clear()
+        connected([url], key_variable="OPENAI_API_KEY")
+    assert set(script.keys) == {"Bearer mine"}
+
+
+def test_no_server_and_no_such_model() -> None:
+    with pytest.raises(
+        config.RunError, match=r"no answer within 0.1 s from http://127.0.0.1:9/v1 \(.*refused\); start"
+    ):
+        connected(["http://127.0.0.1:9/v1"], wait_s=0.1)
+    with serving(Script()) as url, pytest.raises(ValueError, match=r"it lists tiny \(server.model=large\):"):
+        connected([url], model="large")
+
+
+def test_a_list_of_models_is_not_believed() -> None:
+    """transformers serve lists what is in its cache, serves one model, and fails where there is no cache."""
+    for listed in (["other"], ["a", "b"], None):
+        with serving(Script(listed=listed)) as url:
+            facts = connected([url])[0].facts
+        assert facts is not None and facts.model == "" and "its own model" in facts.told()
