@@ -173,4 +173,5 @@ def main(output: str) -> None:
 
 def alone(name: str, tied: bool) -> dict[str, Any]:
     """The same in this process."""
-    return run(replace(LAYOUTS[0], tied=tied), name, mesh.create(LAYOUTS[0].parallel()))
+    case = Case("alone", tied=tied)
+    return run(case, name, mesh.create(case.parallel()))

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,10 +26,11 @@ def torchrun(processes: int, module: str, *arguments: str, timeout_s: float = 12
     return _output(words, f"{module} in {processes} processes", timeout_s, check)
 
 
-def forked(processes: int, module: str, *arguments: str, timeout_s: float = 120) -> str:
-    """The same by `main(*arguments)` of `module` in forks of one process, which hosts the store for them."""
-    words = ["tests.parallel.launch", str(processes), module, *arguments]
-    return _output(words, f"{module} in {processes} forks", timeout_s, check=True)
+def forked(processes: int | Iterable[int], module: str, *arguments: str, timeout_s: float = 120) -> str:
+    """The same by `main(*arguments)` of `module` in forks of one process; of several numbers, one after the other."""
+    counts = ",".join(map(str, [processes] if isinstance(processes, int) else processes))
+    words = ["tests.parallel.launch", counts, module, *arguments]
+    return _output(words, f"{module} in {counts} forks", timeout_s, check=True)
 
 
 def _output(words: list[str], what: str, timeout_s: float, check: bool) -> str:
@@ -67,13 +69,12 @@ def _be_rank(rank: int, module: str, arguments: tuple[str, ...]) -> int:
     return 0
 
 
-def main(count: str, module: str, *arguments: str) -> int:
-    """Import, fork, host the store, and wait; the first fork that fails takes the others with it."""
-    importlib.import_module(module)
+def _all_ranks(count: str, module: str, arguments: tuple[str, ...]) -> int:
+    """Fork, host the store, and wait; the first that fails takes the others with it."""
+    from torch.distributed import TCPStore
+
     threads = len(list(Path("/proc/self/task").iterdir()))
-    assert threads == 1, f"a fork loses threads, and {module} starts {threads - 1} when imported"
-    gc.collect()
-    gc.freeze()  # each collection of a fork would go through all that was imported
+    assert threads == 1, f"a fork would lose threads, and here are {threads}"
     listening = socket.create_server(("127.0.0.1", 0))
     os.environ |= {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(listening.getsockname()[1])}
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # as under torchrun: rank 0 hosts none
@@ -84,8 +85,6 @@ def main(count: str, module: str, *arguments: str) -> int:
             listening.close()
             os._exit(_be_rank(rank, module, arguments))
         children.add(child)
-    from torch.distributed import TCPStore
-
     _store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
     while children:
         child, status = os.wait()
@@ -96,6 +95,14 @@ def main(count: str, module: str, *arguments: str) -> int:
                 os.kill(other, signal.SIGKILL)
             return 1
     return 0
+
+
+def main(counts: str, module: str, *arguments: str) -> int:
+    """Import once, then run each number of processes."""
+    importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # each collection of a fork would go through all that was imported
+    return 1 if any(_all_ranks(count, module, arguments) for count in counts.split(",")) else 0
 
 
 if __name__ == "__main__":
