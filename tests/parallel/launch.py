@@ -74,7 +74,7 @@ def _all_ranks(count: str, module: str, arguments: tuple[str, ...]) -> int:
     from torch.distributed import TCPStore
 
     threads = len(list(Path("/proc/self/task").iterdir()))
-    assert threads == 1, f"a fork would lose threads, and here are {threads}"
+    assert threads == 1, f"a fork would lose threads, and here are {threads}; is OMP_NUM_THREADS 1?"
     listening = socket.create_server(("127.0.0.1", 0))
     os.environ |= {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(listening.getsockname()[1])}
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # as under torchrun: rank 0 hosts none
