@@ -1,4 +1,4 @@
-"""Objectives of post-training on one layout after the other: `torchrun ... -m tests.parallel.aligning OUTPUT`.
+"""Objectives of post-training on one layout of eight processes after the other; `main(OUTPUT)` is what each runs.
 
 All objectives of a layout share its groups, and no layout leaves any behind.
 """
@@ -6,7 +6,6 @@ All objectives of a layout share its groups, and no layout leaves any behind.
 from __future__ import annotations
 
 import json
-import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -26,13 +25,13 @@ from llama31.mesh import Grid
 from llama31.objectives import MicroBatch, Objective, next_token
 from tests.align import pieces
 
-PROCESSES, ROWS, LENGTH, STEPS = 4, 8, 96, 2
+PROCESSES, ROWS, LENGTH, STEPS = 8, 8, 96, 2
 FP32 = config.Precision(params="fp32")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A layout of four processes; data parallelism takes what is left."""
+    """A layout of eight processes; data parallelism takes what is left."""
 
     name: str
     layout: dict[str, Any] = field(default_factory=dict)
@@ -43,18 +42,22 @@ class Case:
 
 
 LAYOUTS = [
-    Case("dp4"),
-    Case("tp2", {"tp": 2}),
-    Case("tp2-without-sp", {"tp": 2, "sequence_parallel": False}),
-    Case("pp2", {"pp": 2}),
-    Case("pp2-vpp2", {"pp": 2, "vpp": 2}),
-    Case("cp2", {"cp": 2}),
-    Case("cp2-wide-micro-batch", {"cp": 2, "micro_batch": 2}),
-    Case("zero2", {"cp": 2, "zero": 2}),
-    Case("zero3", {"tp": 2, "zero": 3}),
-    Case("tied", {"pp": 2, "tp": 2}, tied=True),
-    Case("tp2-cp2", {"tp": 2, "cp": 2}),
-    Case("pp2-cp2", {"pp": 2, "cp": 2}),
+    Case("dp8"),
+    Case("tp2-dp4", {"tp": 2}),
+    Case("tp2-dp4-without-sp", {"tp": 2, "sequence_parallel": False}),
+    Case("pp2-dp4", {"pp": 2}),
+    Case("pp2-vpp2-dp4", {"pp": 2, "vpp": 2}),
+    Case("cp2-dp4", {"cp": 2}),
+    Case("tp2-cp2-dp2", {"tp": 2, "cp": 2, "micro_batch": 2}),
+    Case("tp2-pp2-dp2", {"tp": 2, "pp": 2, "micro_batch": 2}),
+    Case("tp2-pp2-dp2-tied", {"tp": 2, "pp": 2, "micro_batch": 2}, tied=True),
+    Case("pp2-cp2-dp2", {"pp": 2, "cp": 2}),
+    Case("tp2-pp2-cp2", {"tp": 2, "pp": 2, "cp": 2, "micro_batch": 2}),
+    Case("tp2-pp2-vpp2-cp2", {"tp": 2, "pp": 2, "vpp": 2, "cp": 2, "micro_batch": 2}),
+    Case("tp2-pp2-cp2-zero2", {"tp": 2, "pp": 2, "cp": 2, "micro_batch": 2, "zero": 2}),
+    Case("pp2-cp2-dp2-zero2", {"pp": 2, "cp": 2, "zero": 2}),
+    Case("tp2-cp2-dp2-zero2", {"tp": 2, "cp": 2, "micro_batch": 2, "zero": 2}),
+    Case("tp2-cp2-dp2-zero3", {"tp": 2, "cp": 2, "micro_batch": 2, "zero": 3}),
 ]
 
 
@@ -90,11 +93,9 @@ OBJECTIVES: dict[str, tuple[Objective, list[rows.Piece]]] = {
 
 
 def asked(case: Case) -> list[str]:
-    """Objectives that a layout is held to: the variants of DPO and reward only where two kinds of splitting meet."""
-    every = list(OBJECTIVES)
-    if case.name in ("tp2-cp2", "pp2-cp2"):
-        return every
-    return ["dpo", "reward-tree"] if case.name.startswith("zero") else ["sft", "dpo", "reward-tree"]
+    """Objectives that a layout is held to: the variants of DPO and reward only where kinds of splitting meet."""
+    every = case.name in ("tp2-cp2-dp2", "pp2-cp2-dp2", "tp2-pp2-cp2")
+    return list(OBJECTIVES) if every else ["sft", "dpo", "reward-tree"]
 
 
 def rows_of(name: str) -> list[list[rows.Piece]]:
@@ -172,8 +173,5 @@ def main(output: str) -> None:
 
 def alone(name: str, tied: bool) -> dict[str, Any]:
     """The same in this process."""
-    return run(replace(LAYOUTS[0], tied=tied), name, mesh.create(LAYOUTS[0].parallel()))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    case = Case("alone", tied=tied)
+    return run(case, name, mesh.create(case.parallel()))

@@ -1,9 +1,8 @@
-"""Decodes and evaluates on one layout after the other: `torchrun ... -m tests.parallel.decoding OUTPUT`."""
+"""Decodes and evaluates on one layout after the other; `main(OUTPUT)` is what each process runs."""
 
 from __future__ import annotations
 
 import json
-import sys
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,10 +130,7 @@ def main(output: str) -> None:
             results[case.name] = run(case)
         except Exception:  # noqa: BLE001 - told by the test
             results[case.name] = {"error": traceback.format_exc()}
+        mesh.release()
     if dist.get_rank() == 0:
         Path(output).write_text(json.dumps(results))
     mesh.close()  # a process that leaves while gloo's threads run may abort
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

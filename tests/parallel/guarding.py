@@ -1,4 +1,4 @@
-"""Guard and preflight on four processes, case after case: `torchrun ... -m tests.parallel.guarding OUTPUT`.
+"""Guard and preflight on four processes, case after case; `main(OUTPUT)` is what each of them runs.
 
 OUTPUT gets, for each case, what every rank found: a list by rank.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -203,10 +202,7 @@ def main(output: str) -> None:
         found: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(found, mine)
         results[name] = found
+        mesh.release()
     if dist.get_rank() == 0:
         Path(output).write_text(json.dumps(results))
     mesh.close()  # a process that leaves while gloo's threads run may abort
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -1,4 +1,4 @@
-"""Long rows of many documents under context parallelism: `torchrun ... -m tests.parallel.length OUTPUT`.
+"""Long rows of many documents under context parallelism; `main(OUTPUT)` is what each process runs.
 
 Four processes hold every layout. One process alone is rank 0 without a reduction: each replica gets the whole batch.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -213,7 +212,3 @@ def main(output: str) -> None:
     if dist.get_rank() == 0:
         Path(output).write_text(json.dumps(everyone))
     mesh.close()  # a process that leaves while gloo's threads run may abort
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

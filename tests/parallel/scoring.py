@@ -1,9 +1,8 @@
-"""Scores a Hugging Face folder on one layout after another: `torchrun ... -m tests.parallel.scoring FOLDER OUTPUT`."""
+"""Scores a Hugging Face folder on one layout after another; `main(FOLDER, HITS, OUTPUT)` is what each process runs."""
 
 from __future__ import annotations
 
 import json
-import sys
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,10 +95,7 @@ def main(folder: str, hits: str, output: str) -> None:
             )
         except Exception:  # noqa: BLE001 - told by the test
             results[name] = {"error": traceback.format_exc()}
+        mesh.release()
     if torch.distributed.get_rank() == 0:
         Path(output).write_text(json.dumps(results))
     mesh.close()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

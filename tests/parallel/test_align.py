@@ -10,7 +10,7 @@ import pytest
 
 from llama31 import mesh
 from tests.parallel import aligning
-from tests.parallel.launch import torchrun
+from tests.parallel.launch import forked
 
 pytestmark = [pytest.mark.torch, pytest.mark.parallel]
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.parallel]
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("aligning") / "out.json"
-    torchrun(aligning.PROCESSES, "tests.parallel.aligning", str(output), timeout_s=400)
+    forked(aligning.PROCESSES, "tests.parallel.aligning", str(output), timeout_s=400)
     return json.loads(output.read_text())
 
 

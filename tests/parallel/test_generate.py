@@ -11,7 +11,7 @@ import torch
 
 from llama31 import mesh
 from tests.parallel.decoding import DECODING, EVALUATION, ISOLATION, NEW_TOKENS, PIECES, PROCESSES, ROW, Built, Case
-from tests.parallel.launch import torchrun
+from tests.parallel.launch import forked
 
 pytestmark = [pytest.mark.torch, pytest.mark.parallel]
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.parallel]
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What every case computed, in one set of processes."""
     output = tmp_path_factory.mktemp("decoding") / "results.json"
-    torchrun(PROCESSES, "tests.parallel.decoding", str(output), timeout_s=240)
+    forked(PROCESSES, "tests.parallel.decoding", str(output), timeout_s=240)
     found: dict[str, Any] = json.loads(output.read_text())
     for name, result in found.items():
         assert "error" not in result, f"{name}: {result['error']}"

@@ -9,7 +9,7 @@ import pytest
 
 from llama31.guard import Control, Verdict
 from tests.parallel.guarding import PROCESSES
-from tests.parallel.launch import torchrun
+from tests.parallel.launch import forked
 
 pytestmark = [pytest.mark.torch, pytest.mark.parallel]
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.parallel]
 def by_rank(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """What every rank found in every case, in one set of processes."""
     output = tmp_path_factory.mktemp("guarding") / "results.json"
-    torchrun(PROCESSES, "tests.parallel.guarding", str(output), timeout_s=240)
+    forked(PROCESSES, "tests.parallel.guarding", str(output), timeout_s=240)
     found: dict[str, list[Any]] = json.loads(output.read_text())
     for name, ranks in found.items():
         for rank, result in enumerate(ranks):

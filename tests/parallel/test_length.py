@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llama31 import metrics
-from tests.parallel.launch import torchrun
+from tests.parallel.launch import forked, torchrun
 from tests.parallel.length import DOCUMENTS, LAYOUTS, PROCESSES, SHAPE
 
 pytestmark = [pytest.mark.torch, pytest.mark.parallel]
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.parallel]
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank saw."""
     output = tmp_path_factory.mktemp("length") / "out.json"
-    torchrun(PROCESSES, "tests.parallel.length", str(output), timeout_s=200)
+    forked(PROCESSES, "tests.parallel.length", str(output), timeout_s=200)
     found: list[dict[str, Any]] = json.loads(output.read_text())
     errors = [rank["error"] for rank in found if "error" in rank]
     assert not errors, errors[0]

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.parallel.cases import CASES, LEARNING_RATES, OPTIMIZER, Case, batches, model
-from tests.parallel.launch import torchrun
+from tests.parallel.launch import forked
 
 pytestmark = [pytest.mark.torch, pytest.mark.parallel]
 
@@ -22,10 +22,9 @@ Result = dict[str, list[float]]
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     """What every case computed; one set of processes per world size serves all its cases."""
     folder = tmp_path_factory.mktemp("parity")
+    forked(sorted({case.processes for case in CASES}), "tests.parallel.worker", str(folder), timeout_s=600)
     found: dict[str, Result] = {}
-    for processes in sorted({case.processes for case in CASES}):
-        output = folder / f"{processes}.json"
-        torchrun(processes, "tests.parallel.worker", str(output), timeout_s=300)
+    for output in folder.iterdir():
         found |= json.loads(output.read_text())
     return found
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from llama31 import mesh
-from tests.parallel.launch import torchrun
+from tests.parallel.launch import forked
 from tests.parallel.scoring import LAYOUTS, PROCESSES, SHAPE, Built
 from tests.test_convert import weights_of, write_hf
 from tests.test_model import logits_of
@@ -40,7 +40,7 @@ def alone(folder: Path) -> Iterator[tuple[list[int], dict[str, Any]]]:
 def results(folder: Path, alone: tuple[list[int], dict[str, Any]]) -> dict[str, Any]:
     """What every layout found, in one set of processes."""
     output = folder.parent / "results.json"
-    torchrun(PROCESSES, "tests.parallel.scoring", str(folder), json.dumps(alone[0]), str(output), timeout_s=240)
+    forked(PROCESSES, "tests.parallel.scoring", str(folder), json.dumps(alone[0]), str(output), timeout_s=240)
     found: dict[str, Any] = json.loads(output.read_text())
     for name, result in found.items():
         assert "error" not in result, f"{name}: {result['error']}"

@@ -1,9 +1,8 @@
-"""Runs the cases of one world size in one set of processes: `torchrun ... -m tests.parallel.worker OUTPUT`."""
+"""Runs the cases of a number of processes; `main(FOLDER)` is what each runs, or with names of cases those alone."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 import traceback
 from pathlib import Path
@@ -47,10 +46,9 @@ def run(case: Case) -> dict[str, list[float]]:
     return {"losses": losses, "norms": norms, "evaluated": evaluated}
 
 
-def main(output: str) -> None:
+def main(folder: str, *names: str) -> None:
     torch.set_num_threads(1)
     mesh.connect(timeout_s=60)
-    names = sys.argv[2:]
     results: dict[str, object] = {}
     for case in CASES:
         if case.processes != dist.get_world_size() or (names and case.name not in names):
@@ -60,12 +58,9 @@ def main(output: str) -> None:
             results[case.name] = run(case)
         except Exception:  # noqa: BLE001 - the test that asks for this case shows it
             results[case.name] = {"error": traceback.format_exc()}
+        mesh.release()
         if dist.get_rank() == 0:
             print(f"{case.name}: {time.perf_counter() - begin:.1f} s", flush=True)
     if dist.get_rank() == 0:
-        Path(output).write_text(json.dumps(results))
+        Path(folder, f"{dist.get_world_size()}.json").write_text(json.dumps(results))
     mesh.close()  # a process that leaves while gloo's threads run may abort
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
