@@ -244,7 +244,8 @@ class Server:
         if facts.checked and read is None:
             raise Again("it does not tell any more how many tokens it read", "garbage")
         if facts.checked and read != len(request.ids):
-            raise Refused(f"the server read {read} tokens where the prompt has {len(request.ids)}")
+            why = "; its chat template makes another prompt of it" if facts.form == "chat" else ""
+            raise Refused(f"the server read {read} tokens where the prompt has {len(request.ids)}{why}")
         return found
 
     def _answer(self, choice: Any, tokens: int | None) -> Answer:

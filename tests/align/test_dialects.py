@@ -85,7 +85,7 @@ def test_what_a_chat_template_adds_is_told_and_what_it_reads_otherwise_is_refuse
         server = connected([url], api="chat")[0]
         assert server.facts is not None and server.facts.checked and not server.facts.extra
         script.template = 31
-        with pytest.raises(servers.Refused, match="the server read 82 tokens where the prompt has 51"):
+        with pytest.raises(servers.Refused, match="the server read 82 tokens where the prompt has 51; its chat"):
             server.ask(request())
 
 
