@@ -41,6 +41,9 @@ ASKS = (
     "I need {n} {kind}.",
     "Please list {n} {kind}.",
     "{n} {kind}, please.",
+    "Tell me {n} {kind}.",
+    "Write down {n} {kind}.",
+    "I want {n} {kind}.",
 )
 CLOSING = "That is all."
 FORMS: tuple[Callable[[Sequence[str], str], str], ...] = (
@@ -59,9 +62,9 @@ class Scale:
     texts: int = 2000
     dialogs: int = 3000
     preferences: int = 600
-    prompts: int = 200
-    judged: int = 96
-    answers: int = 8
+    prompts: int = 108
+    judged: int = 36
+    answers: int = 12
     rounds: int = 2
     layers: int = 2
     hidden_size: int = 96
@@ -74,7 +77,7 @@ class Scale:
 
 
 SMALL = Scale(
-    texts=1200, dialogs=1500, preferences=400, prompts=96, judged=48, rounds=1, layers=2, hidden_size=64,
+    texts=1200, dialogs=1500, preferences=400, prompts=96, judged=36, answers=8, rounds=1, layers=2, hidden_size=64,
     pretrain_tokens=16_384, seed_tokens=163_840, reward_tokens=49_152, sft_tokens=49_152, dpo_tokens=40_960,
     processes=1,
 )  # fmt: skip
@@ -123,16 +126,16 @@ def write_task(folder: Path, scale: Scale, seed: int = 0) -> None:
         other = one.answer(chance.randrange(1, len(FORMS)), chance)
         return {"messages": [user(one)], "chosen": one.answer(0, chance), "rejected": other, "strength": "better"}
 
-    def prompt(number: int, given: Sequence[Ask], **more: Any) -> dict[str, Any]:
-        return {"id": f"{number}", "messages": [user(given[number % len(given)])], **more}
+    def prompt(number: int, one: Ask, **more: Any) -> dict[str, Any]:
+        return {"id": f"{number}", "messages": [user(one)], **more}
 
     texts = (dialog()["messages"] for _ in range(scale.texts))
     _lines(folder / "texts.jsonl", [{"text": "\n".join(message["content"] for message in one)} for one in texts])
     _lines(folder / "dialogs.jsonl", [dialog() for _ in range(scale.dialogs)])
     for number in range(1, scale.rounds + 1):
         _lines(folder / f"preferences-{number:02d}.jsonl", [preference() for _ in range(scale.preferences)])
-        _lines(folder / f"prompts-{number:02d}.jsonl", [prompt(i, known) for i in range(scale.prompts)])
-    judged = [prompt(i, held, checks=held[i % len(held)].checks()) for i in range(scale.judged)]
+        _lines(folder / f"prompts-{number:02d}.jsonl", [prompt(i, one) for i, one in enumerate(known[: scale.prompts])])
+    judged = [prompt(i, one, checks=one.checks()) for i, one in enumerate(held[: scale.judged])]
     _lines(folder / "judge.jsonl", judged)
 
 
