@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llama31 import confidence, config, files, metrics
-from llama31.align import checks, prompts, refusals, sampling
+from llama31.align import checks, prompts, ranking, refusals, sampling
 from llama31.confidence import Score
 
 Patterns = Sequence[re.Pattern[str]]
@@ -55,17 +55,21 @@ def answered(folder: Path, model: str | None = None, reward: str | None = None) 
             raise ValueError(f"reward={reward}: it has ranked nothing in {folder}; run recipes.sample part=rank there")
         model = mine[-1]["model"]
     wanted = str(scores[-1]["model"]) if model is None else model
-    known = {(line["prompt"], line["k"]): line["reward"] for line in scores if line["model"] == wanted}
+    known = {
+        (line["prompt"], line["k"], line.get("judged")): line["reward"] for line in scores if line["model"] == wanted
+    }
     if not known:
         raise ValueError(
             f"{folder}: nothing was ranked by the reward model {wanted}; run recipes.sample part=rank there"
         )
     records = {line["id"]: line for line in sampling.read_lines(folder / sampling.PROMPTS)}
     found: defaultdict[str, dict[int, tuple[str, float | None, str]]] = defaultdict(dict)
-    for line in sampling.read_lines(folder / sampling.CANDIDATES):
-        if "refused" not in line and line["prompt"] in records:
-            given = line["text"].strip(), known.get((line["prompt"], line["k"])), line["finish"]
-            found[line["prompt"]].setdefault(line["k"], given)
+    asked = {prompt: record.get("asked") for prompt, record in records.items()}
+    for line in sampling.current(asked, sampling.read_lines(folder / sampling.CANDIDATES)):
+        if "refused" not in line:
+            place = line["prompt"], line["k"]
+            score = known.get((*place, ranking.judged(line)), known.get((*place, None)))
+            found[line["prompt"]].setdefault(line["k"], (line["text"].strip(), score, line["finish"]))
     ordered = {prompt: [found[prompt][k] for k in sorted(found[prompt])] for prompt in records}
     return {prompt: Answered(records[prompt], *_columns(lines)) for prompt, lines in ordered.items()}, wanted
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from llama31 import config
-from llama31.align import judge, sampling
+from llama31.align import judge, ranking, sampling
 from llama31.report import rounds
 
 MODEL = "reward-1"
@@ -82,6 +82,18 @@ def test_the_reward_model_may_be_named(tmp_path: Path) -> None:
     assert judge.judge(run)["win_rate"]["score"] == 1.0
     with pytest.raises(ValueError, match="reward=runs/reward-3: it has ranked nothing"):
         judge.judge(replace(run, reward="runs/reward-3"))
+
+
+def test_answers_to_a_prompt_as_it_was_before_are_none(tmp_path: Path) -> None:
+    folder = answers(tmp_path / "a", [{"id": "0", "texts": ["now"], "rewards": [1.0], "asked": "new"}])
+    line = {"prompt": "0", "k": 0, "finish": "stop", "asked": "old", "text": "then"}
+    now = {**line, "asked": "new", "text": "now"}
+    (folder / sampling.CANDIDATES).write_text(f"{json.dumps(line)}\n{json.dumps(now)}\n")
+    told = {"prompt": "0", "k": 0, "model": MODEL, "name": "x"}
+    scores = [{**told, "reward": value, "judged": ranking.judged(one)} for one, value in ((now, 3.0), (line, -3.0))]
+    (folder / sampling.SCORES).write_text("".join(json.dumps(score) + "\n" for score in scores))
+    found, _ = judge.answered(folder)
+    assert found["0"].texts == ["now"] and found["0"].rewards == [3.0]
 
 
 def test_several_answers_are_one_outcome(tmp_path: Path) -> None:
