@@ -32,7 +32,11 @@ PROBE_TOKENS = 24
 
 
 def connect(settings: config.Server, words: Words, stops: Mapping[str, int], example: Request) -> list[Server]:
-    """All servers of `settings`, awaited and probed. Raises ValueError, and RunError where one does not come up."""
+    """All servers of `settings`, awaited and probed.
+
+    After a wait, those that came up do the work of the others, which is told. Raises ValueError, and RunError where
+    none came up, or one that should have been there at once did not.
+    """
     found = [Server(url, settings, words, stops) for url in settings.urls]
     until = time.monotonic() + settings.wait_s
     while sick := [server for server in found if not server.healthy()]:
@@ -45,6 +49,10 @@ def connect(settings: config.Server, words: Words, stops: Mapping[str, int], exa
         if time.monotonic() >= until:
             waited = f" within {settings.wait_s:g} s" if settings.wait_s else ""
             told = "; ".join(f"{server.url} ({server.ill})" for server in sick)
+            if settings.wait_s and len(sick) < len(found):
+                sick[0].say(f"no answer{waited} from {told}: going on without")
+                found = [server for server in found if server not in sick]
+                break
             raise config.RunError(f"no answer{waited} from {told}; start it, or give server.wait_s time")
         time.sleep(min(1.0, max(0.05, until - time.monotonic())))
     for server in found:

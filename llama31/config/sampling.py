@@ -25,7 +25,7 @@ class Server:
     attempts: int = key(5, "times that a request is sent before it has failed", low=1)
     backoff_s: float = key(1.0, "pause after a failed request, doubled each time, at most a minute", low=0)
     timeout_s: float = key(600.0, "seconds until a request has failed, and that a server may be too busy", above=0)
-    wait_s: float = key(0.0, "seconds to wait at the start until all servers are healthy", low=0)
+    wait_s: float = key(0.0, "seconds to wait at the start for all servers; then those that are up do the work", low=0)
     key_variable: str | None = key(None, "environment variable with a key that is sent to the servers; null: none is")
 
 

@@ -124,6 +124,11 @@ def test_no_server_and_no_such_model() -> None:
         config.RunError, match=r"no answer within 0.1 s from http://127.0.0.1:9/v1 \(.*refused\); start"
     ):
         connected(["http://127.0.0.1:9/v1"], wait_s=0.1)
+    with serving(Script()) as url:
+        (only,) = connected(["http://127.0.0.1:9/v1", url], wait_s=0.1)
+        assert only.url == url
+        with pytest.raises(config.RunError, match=r"no answer from http://127.0.0.1:9/v1 "):
+            connected(["http://127.0.0.1:9/v1", url])
     with serving(Script()) as url, pytest.raises(ValueError, match=r"it lists tiny \(server.model=large\):"):
         connected([url], model="large")
 

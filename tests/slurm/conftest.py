@@ -60,7 +60,7 @@ class Slurm:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=60,
+            timeout=180,
         )
         assert not check or done.returncode == 0, f"{words} exited with {done.returncode}\n{done.stdout}"
         return done.stdout.strip()

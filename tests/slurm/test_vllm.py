@@ -1,0 +1,71 @@
+"""Rejection sampling by servers of vLLM, as a job; `VLLM_PYTHON` is the Python of an environment in which vLLM runs.
+
+VLLM_PYTHON=/opt/vllm/bin/python make test PYTEST_ARGS='tests/slurm/test_vllm.py'
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llama31 import bench_rounds, config, inputs
+from llama31.align import sampling
+from tests.slurm.conftest import Slurm, submit
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif("VLLM_PYTHON" not in os.environ, reason="VLLM_PYTHON names no Python that has vLLM"),
+]
+
+SCALE = replace(bench_rounds.SMALL, hidden_size=128, reward_tokens=16_384)  # heads of 32, the least that vLLM takes
+SCHEMAS = {"pack": config.Pack, "pretrain": config.Pretrain, "sft": config.Sft, "reward": config.Reward}
+# FP32, as our own decoder is asked for; on a CPU, whose generators cannot be rewound, no prompt may be read in parts.
+OPTIONS = "--dtype float32 --max-model-len 256 --enforce-eager --max-num-batched-tokens 65536"
+
+
+def recipe(name: str, arguments: Sequence[str]) -> None:
+    """Run a recipe in this process: another would have to import torch."""
+    run = config.load({**SCHEMAS, "sample": config.Sample}[name], name, arguments, lambda given: 1)
+    inputs.check(run)
+    importlib.import_module(f"recipes.{name}").main(run)
+
+
+def test_servers_start_answer_as_we_do_and_leave(slurm: Slurm, tmp_path: Path) -> None:
+    bench_rounds.write_task(tmp_path, SCALE)
+    bench_rounds.write_config(tmp_path, SCALE)
+    for name, arguments, _ in bench_rounds.before(tmp_path, SCALE):
+        recipe(name, arguments)
+    own = ["--config-dir", str(tmp_path / "conf")]
+    reward = [*bench_rounds.COMMON, *bench_rounds.schedule(SCALE.reward_tokens, 1e-3, 256, 1024), "name=reward"]
+    reward += [f"folder={tmp_path / 'reward'}", f"init_from={tmp_path / 'seed'}", f"data.folder={tmp_path / 'encoded'}"]
+    recipe("reward", [*own, *reward, f"data.sources.mine.input={tmp_path / 'preferences-01.jsonl'}"])
+
+    asked = [*own, f"prompts={tmp_path / 'judge.jsonl'}", f"policy={tmp_path / 'seed'}", "sampling.max_new_tokens=40"]
+    asked += ["precision=fp32", "sampling.answers=1", "sampling.temperature=0"]
+    (number,) = submit(
+        slurm, tmp_path, "recipe=sample", "submit.nodes=2", *asked, f"folder={tmp_path / 'served'}",
+        f"reward={tmp_path / 'reward'}", "cluster.processes_per_node=1", "parallel.dp=2",
+        VLLM_OPTIONS=os.environ.get("VLLM_OPTIONS", OPTIONS), VLLM_TENSOR_PARALLEL="1", VLLM_CPU_KVCACHE_SPACE="1",
+    )  # fmt: skip
+    slurm.logs = [tmp_path / f"served/logs/{number}.out"]
+    assert slurm.end(number, 900) == "COMPLETED", slurm.logs[0].read_text()[-3000:]
+    log = slurm.logs[0].read_text()
+    assert len(re.findall("prompts as ids, ends by stop_token_ids; honours n, seeds and temperature 0", log)) == 2
+    served = {line["prompt"]: line for line in sampling.read_lines(tmp_path / "served" / sampling.CANDIDATES)}
+    summary = json.loads((tmp_path / "served" / sampling.SUMMARY).read_text())
+    assert summary["answers"] == SCALE.judged and summary["without a reward"] == 0
+    assert len({line["server"] for line in served.values()}) == 2, "both nodes answered"
+
+    recipe("sample", [*asked, f"folder={tmp_path / 'own'}", "part=draw"])
+    ours = {line["prompt"]: line for line in sampling.read_lines(tmp_path / "own" / sampling.CANDIDATES)}
+    said = {name: [(line["text"], line["end"]) for line in lines] for name, lines in (
+        ("vllm", [served[prompt] for prompt in ours]), ("ours", list(ours.values()))
+    )}  # fmt: skip
+    assert said["vllm"] == said["ours"] and len({text for text, _ in said["ours"]}) > 10
