@@ -171,10 +171,7 @@ def _score(session: Session, todo: Sequence[Candidate], model: sampling.Policy, 
     dist.barrier()  # all know what has a score before anything is added to it
 
     def scorer(pairs: Sequence[tuple[Prompt, chat.Message]]) -> list[float | None]:
-        dialogs = [[*prompt.messages, message] for prompt, message in pairs]
-        fits = [i for i, dialog in enumerate(dialogs) if len(judge.format.encode(dialog).tokens) <= limit]
-        given = dict(zip(fits, judge.score([dialogs[i] for i in fits]).tolist() if fits else []))
-        return [given.get(i) for i in range(len(dialogs))]
+        return judge.readable([[*prompt.messages, message] for prompt, message in pairs], limit)
 
     return ranking.score(session.folder, session.prompts, todo, model, scorer, limit, writes=session.first)
 
