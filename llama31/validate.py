@@ -34,6 +34,7 @@ from llama31.config import (
     Probe,
     Ramp,
     Reward,
+    Sample,
     Schedule,
     Tokenizer,
     Training,
@@ -58,6 +59,8 @@ def validate(run: Any, world_size: int | None = None) -> list[str]:
     world_size = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
     found = _sections(run)
     model, parallel = getattr(run, "model", None), getattr(run, "parallel", None)
+    if isinstance(run, Sample) and run.part == "draw" and run.server.urls:
+        parallel = None  # one process asks the servers; the layout is that of those who rank
     stages = _stages(run, found)
     wrong = [] if parallel is None else layout.problems(model, parallel, stages, world_size)
     hint = _hint(model, parallel, stages, world_size) if parallel is not None and wrong else ""

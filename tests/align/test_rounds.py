@@ -112,6 +112,16 @@ def test_servers_of_one_model_are_refused() -> None:
         rounds.check(run, [stage for stage in rounds.stages(run) if stage.recipe in ("sample", "judge")])
 
 
+def test_who_asks_servers_needs_no_layout() -> None:
+    """`slurm/sample.sh` hands the same arguments to the one who asks and to those who rank."""
+    given = ["folder=f", "prompts=p.jsonl", "policy=x", "reward=y", "parallel.tp=8"]
+    asks = [*given, "part=draw", "server.urls=[http://node1:8000/v1]"]
+    assert config.load(config.Sample, "sample", asks, lambda run: 1).parallel.tp == 8
+    for others in ([*given, "part=draw"], [*given, "part=rank"]):
+        with pytest.raises(SystemExit):
+            config.load(config.Sample, "sample", others, lambda run: 1)
+
+
 def test_commands_are_those_that_a_user_types(command: Command, tmp_path: Path) -> None:
     sets = [f"{stage}.set=[{MODEL}]" for stage in ("reward", "sft", "dpo")]
     words = ["name=r", f"folder={tmp_path}", "pretrained=runs/base", "preferences=p.jsonl", "prompts=q.jsonl"]

@@ -63,7 +63,8 @@ def test_servers_start_answer_as_we_do_and_leave(slurm: Slurm, tmp_path: Path) -
     assert summary["answers"] == SCALE.judged and summary["without a reward"] == 0
     assert len({line["server"] for line in served.values()}) == 2, "both nodes answered"
 
-    recipe("sample", [*asked, f"folder={tmp_path / 'own'}", "part=draw"])
+    exported = f"policy={tmp_path / 'served' / 'hf'}"  # in BF16, as the servers read it
+    recipe("sample", [*asked, f"folder={tmp_path / 'own'}", "part=draw", exported])
     ours = {line["prompt"]: line for line in sampling.read_lines(tmp_path / "own" / sampling.CANDIDATES)}
     said = {name: [(line["text"], line["end"]) for line in lines] for name, lines in (
         ("vllm", [served[prompt] for prompt in ours]), ("ours", list(ours.values()))
