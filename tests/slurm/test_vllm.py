@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,12 @@ def recipe(name: str, arguments: Sequence[str]) -> None:
     importlib.import_module(f"recipes.{name}").main(run)
 
 
-def test_servers_start_answer_as_we_do_and_leave(slurm: Slurm, tmp_path: Path) -> None:
+CPU = pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="vLLM 0.32's CPU build fails on pipelines")
+
+
+@pytest.mark.parametrize("per_server", [1, pytest.param(2, marks=CPU)])
+def test_servers_start_answer_as_we_do_and_leave(per_server: int, slurm: Slurm, tmp_path: Path) -> None:
+    """A server on each of two nodes, or one on both, as 405B needs it."""
     bench_rounds.write_task(tmp_path, SCALE)
     bench_rounds.write_config(tmp_path, SCALE)
     for name, arguments, _ in bench_rounds.before(tmp_path, SCALE):
@@ -53,15 +59,19 @@ def test_servers_start_answer_as_we_do_and_leave(slurm: Slurm, tmp_path: Path) -
         slurm, tmp_path, "recipe=sample", "submit.nodes=2", *asked, f"folder={tmp_path / 'served'}",
         f"reward={tmp_path / 'reward'}", "cluster.processes_per_node=1", "parallel.dp=2",
         VLLM_OPTIONS=os.environ.get("VLLM_OPTIONS", OPTIONS), VLLM_TENSOR_PARALLEL="1", VLLM_CPU_KVCACHE_SPACE="1",
+        VLLM_NODES_PER_SERVER=str(per_server),
     )  # fmt: skip
     slurm.logs = [tmp_path / f"served/logs/{number}.out"]
     assert slurm.end(number, 900) == "COMPLETED", slurm.logs[0].read_text()[-3000:]
     log = slurm.logs[0].read_text()
-    assert len(re.findall("prompts as ids, ends by stop_token_ids; honours n, seeds and temperature 0", log)) == 2
+    assert (
+        len(re.findall("prompts as ids, ends by stop_token_ids; honours n, seeds and temperature 0", log))
+        == 2 // per_server
+    )
     served = {line["prompt"]: line for line in sampling.read_lines(tmp_path / "served" / sampling.CANDIDATES)}
     summary = json.loads((tmp_path / "served" / sampling.SUMMARY).read_text())
     assert summary["answers"] == SCALE.judged and summary["without a reward"] == 0
-    assert len({line["server"] for line in served.values()}) == 2, "both nodes answered"
+    assert len({line["server"] for line in served.values()}) == 2 // per_server, "all servers answered"
 
     exported = f"policy={tmp_path / 'served' / 'hf'}"  # in BF16, as the servers read it
     recipe("sample", [*asked, f"folder={tmp_path / 'own'}", "part=draw", exported])
