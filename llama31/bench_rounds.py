@@ -71,7 +71,7 @@ class Scale:
     pretrain_tokens: int = 32_768
     seed_tokens: int = 196_608
     reward_tokens: int = 65_536
-    sft_tokens: int = 81_920
+    sft_tokens: int = 40_960
     dpo_tokens: int = 65_536
     processes: int = 2
 
