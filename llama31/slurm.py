@@ -29,6 +29,7 @@ SCHEMAS: dict[str, type] = {
     "reward": config.Reward,
     "dpo": config.Dpo,
     "sample": config.Sample,
+    "score": config.Score,
     "judge": config.Judge,
     "average": config.Average,
     "evaluate": config.Evaluate,

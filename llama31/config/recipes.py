@@ -281,7 +281,7 @@ class Job:
         "recipe to run; the other arguments are its own",
         choices=(
             *("pretrain", "long_context", "anneal", "probe", "average"),
-            *("sft", "reward", "dpo", "sample", "judge", "evaluate", "convert"),
+            *("sft", "reward", "dpo", "sample", "score", "judge", "evaluate", "convert"),
         ),
     )
     chain: list[str] = key(

@@ -1,0 +1,17 @@
+#!/bin/bash
+# sbatch --nodes=1 slurm/score.sh input=held-out.jsonl output=scored.jsonl reward=runs/reward parallel.tp=8 cluster=h100
+# Rewards of answers that files hold. Arguments are those of `python -m recipes.score`. Nothing is saved on the way.
+#
+# 100,000 answers with their prompts, of 1,000 tokens; loading the weights comes on top.
+# bill: --nodes=1 model=8b tokens=100000000
+#       8 GPUs, 100M tokens, 0.2 h, 1.6 GPU-h at 30% of 989 TFLOPS
+# bill: --nodes=2 model=405b tokens=100000000
+#       16 GPUs, 100M tokens, 4.9 h, 79 GPU-h at 30% of 989 TFLOPS
+#
+#SBATCH --job-name=score
+#SBATCH --nodes=1 --gpus-per-node=8 --exclusive --mem=0
+#SBATCH --time=12:00:00
+#SBATCH --requeue --open-mode=append --output=%x-%j.out
+: "${LLAMA31_HOME:=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/slurm/[a-z_]*\.sh.*|\1|p')}"
+source "$LLAMA31_HOME/slurm/env.sh"
+exec "$LLAMA31_HOME/slurm/launch.sh" score "$@"
