@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,7 +67,7 @@ def read(given: str, form: chat.Format, limit: int | None = None) -> tuple[list[
     found: dict[tuple[int, ...], tuple[str, Prompt]] = {}
     by_id: dict[str, str] = {}
     repeated = 0
-    for place, prompt in _prompts(files, form):
+    for place, _, prompt in store.records(files, "prompts", lambda record: _prompt(record, form)):
         first, known = found.setdefault(prompt.ids, (place, prompt))
         if known is not prompt:
             _agree(first, known, place, prompt)
@@ -82,20 +81,6 @@ def read(given: str, form: chat.Format, limit: int | None = None) -> tuple[list[
     return [prompt for _, prompt in found.values()], repeated
 
 
-def _prompts(files: Sequence[Path], form: chat.Format) -> Iterator[tuple[str, Prompt]]:
-    """Each with its file and line."""
-    for path in files:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    prompt = _prompt(json.loads(line), form)
-                except (ValueError, RecursionError) as error:
-                    raise ValueError(f"prompts: {path}:{number}: {error}") from error
-                yield f"{path}:{number}", prompt
-
-
 def _agree(first: str, one: Prompt, place: str, other: Prompt) -> None:
     for key in ("checks", "safety"):
         told = [list(each.checks) if key == "checks" else each.record.get(key) for each in (one, other)]
@@ -106,9 +91,7 @@ def _agree(first: str, one: Prompt, place: str, other: Prompt) -> None:
             )
 
 
-def _prompt(record: Any, form: chat.Format) -> Prompt:
-    if not isinstance(record, dict):
-        raise ValueError('a record is an object: {"messages": [...]} or {"prompt": TEXT}')
+def _prompt(record: dict[str, Any], form: chat.Format) -> Prompt:
     given = record.get("messages", record.get("prompt"))
     if isinstance(given, str):
         given = [{"role": "user", "content": given}]

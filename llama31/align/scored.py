@@ -36,24 +36,13 @@ def read(given: str) -> list[Entry]:
     paths = store.files(given)
     if not paths:
         raise ValueError(f"input={given}: no such file; give JSONL files, a folder or a glob")
-    found = []
-    for path in paths:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    found.append(_entry(json.loads(line)))
-                except ValueError as error:
-                    raise ValueError(f"input: {path}:{number}: {error}") from error
+    found = [entry for _, _, entry in store.records(paths, "input", _entry)]
     if not found:
         raise ValueError(f"input={given}: no record in it; give dialogs or preferences")
     return found
 
 
-def _entry(record: Any) -> Entry:
-    if not isinstance(record, dict):
-        raise ValueError("a record is an object: a dialog, or a preference (llama31/align/__init__.py)")
+def _entry(record: dict[str, Any]) -> Entry:
     if "chosen" in record or "rejected" in record:
         found = preferences.read(record)
         prompt, answers = ([], {}) if isinstance(found, str) else found

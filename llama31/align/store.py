@@ -25,11 +25,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+T = TypeVar("T")
 VERSION = 2
 Sequence_ = tuple[NDArray[np.int32], NDArray[np.int8]]  # token ids and the part of each
 
@@ -83,6 +84,26 @@ def files(given: str) -> list[Path]:
         else:
             found += [Path(name) for name in sorted(glob.glob(str(path)))]
     return found
+
+
+def records(paths: Sequence[Path], key: str, read: Callable[[dict[str, Any]], T]) -> Iterator[tuple[str, bytes, T]]:
+    """Of every record its file and line, the line itself, and what `read` makes of it.
+
+    Raises ValueError for a line that is none, and where `read` does, with the key of the config, file and line.
+    """
+    for path in paths:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line)
+                    if not isinstance(record, dict):
+                        raise ValueError("no JSON object")
+                    found = read(record)
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(f"{key}: {path}, line {number}: {error}") from error
+                yield f"{path}, line {number}", line, found
 
 
 def prepare(
@@ -141,20 +162,9 @@ def _publish(draft: Path, target: Path, name: str) -> None:
 def _encoded(
     inputs: Sequence[Path], name: str, seed: int, fraction: float, encode: Callable[[dict[str, Any]], Example | str]
 ) -> Iterator[tuple[Example | str, bool]]:
-    for path in inputs:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    record = json.loads(line)
-                    if not isinstance(record, dict):
-                        raise ValueError("no JSON object")
-                    example = encode(record)
-                except ValueError as error:
-                    raise ValueError(f"data.sources.{name}: {path}, line {number}: {error}") from error
-                digest = hashlib.sha256(f"{seed}/".encode() + line.strip()).digest()
-                yield example, int.from_bytes(digest[:8], "little") < fraction * 2**64
+    for _, line, example in records(inputs, f"data.sources.{name}", encode):
+        digest = hashlib.sha256(f"{seed}/".encode() + line.strip()).digest()
+        yield example, int.from_bytes(digest[:8], "little") < fraction * 2**64
 
 
 def _write(folder: Path, examples: Iterator[tuple[Example | str, bool]], told: dict[str, Any]) -> None:

@@ -88,13 +88,18 @@ _BEGINNING = r"""{%- if not messages or messages is string or messages is mappin
 {%- set found.text = found.text ~ 'Cutting Knowledge Date: CUTOFF\nToday Date: ' ~ date_string ~ '\n\n' -%}
 {%- endif -%}
 {%- endif -%}
-{%- if tools is defined and tools -%}
+{%- if tools is defined and tools is not none -%}
+{%- if tools is string or tools is mapping or tools is not iterable -%}
+{{- raise_exception('tools: give a list of JSON objects') -}}
+{%- endif -%}
+{%- if tools -%}
 {%- set found.text = found.text ~ CALLING ~ '\n' -%}
 {%- for tool in tools -%}
 {%- if tool is not mapping -%}{{- raise_exception('tools: give a list of JSON objects') -}}{%- endif -%}
 {%- set found.text = found.text ~ (tool|tojson) ~ '\n' -%}
 {%- endfor -%}
 {%- set found.text = found.text ~ '\n' -%}
+{%- endif -%}
 {%- endif -%}
 {{- bos_token -}}
 {%- if found.text and messages[0].role != 'system' -%}

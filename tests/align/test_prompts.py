@@ -42,9 +42,9 @@ def test_the_same_tokens_are_the_same_prompt(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("one", "other", "said"),
     [
-        ({}, {"checks": SHORT}, r"b.jsonl:1: checks are \[\('max_words', 20\)\], and \[\] .* in .*a.jsonl:2; "),
-        ({"checks": SHORT}, {"checks": [{"kind": "max_words", "value": 3}]}, r"b.jsonl:1: checks are .*a.jsonl:2"),
-        ({"safety": "harmful"}, {}, r"b.jsonl:1: safety are None, and harmful .*a.jsonl:2; .*leave one record out"),
+        ({}, {"checks": SHORT}, r"b.jsonl, line 1: checks are \[\('max_words', 20\)\], and \[\] .* in .*a.jsonl.* 2; "),
+        ({"checks": SHORT}, {"checks": [{"kind": "max_words", "value": 3}]}, r"b.jsonl, line 1: checks are .*a.jsonl"),
+        ({"safety": "harmful"}, {}, r"b.jsonl, line 1: safety are None, and harmful .*a.jsonl.* 2; .*leave one"),
     ],
 )
 def test_one_prompt_has_one_opinion_of_its_answers(
@@ -60,7 +60,7 @@ def test_one_prompt_has_one_opinion_of_its_answers(
 
 def test_two_prompts_under_one_id_are_named_both(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", {"id": 1, "prompt": "x"}, {"id": "1", "prompt": "y"})
-    with pytest.raises(ValueError, match=r"a.jsonl:2: id 1 stands for another prompt already, that of .*a.jsonl:1"):
+    with pytest.raises(ValueError, match=r"a.jsonl, line 2: id 1 stands for another prompt already, that of .*line 1"):
         prompts.read(file, FORM)
 
 
@@ -82,5 +82,5 @@ def test_two_prompts_under_one_id_are_named_both(tmp_path: Path) -> None:
 )
 def test_what_is_no_prompt_is_named(record: Any, said: str, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", {"prompt": "good"}, record)
-    with pytest.raises(ValueError, match=f"a.jsonl:2: .*{said}"):
+    with pytest.raises(ValueError, match=f"a.jsonl, line 2: .*{said}"):
         prompts.read(file, FORM)

@@ -306,7 +306,7 @@ def test_prompts_are_read_once_and_without_their_answers(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("record", "said"),
     [
-        ([], "a.jsonl:1: a record is an object"),
+        ([], "a.jsonl, line 1: no JSON object"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "a dialog is"),
         ({"messages": [{"role": "system", "content": "x"}]}, "a prompt ends with what a user or a tool says"),
         ({"prompt": "x", "safety": "odd"}, "safety=odd: give one of harmful, borderline"),
@@ -323,7 +323,7 @@ def test_what_is_no_prompt_is_named(record: Any, said: str, tmp_path: Path) -> N
 
 def test_one_id_one_prompt(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", [{"id": "1", "prompt": "x"}, {"id": "1", "prompt": "y"}])
-    with pytest.raises(ValueError, match="a.jsonl:2: id 1 stands for another prompt"):
+    with pytest.raises(ValueError, match="a.jsonl, line 2: id 1 stands for another prompt"):
         prompts.read(file, FORM)
     with pytest.raises(ValueError, match="prompts=nowhere: no such file"):
         prompts.read("nowhere", FORM)
