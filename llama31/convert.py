@@ -141,10 +141,9 @@ def to_hf(settings: config.Convert, progress: Progress) -> Path:
         finally:
             writer.close()
         kept = meta.extra.get("generation_config")
-        stated = (
-            {} if kept and not settings.tokenizer else tokens
-        )  # kept ids are those of the tokenizer that came along
-        generation = {**(kept or {"_from_model_config": True}), **stated}
+        generation = dict(kept or {"_from_model_config": True})
+        if not kept or settings.tokenizer:  # or else its ids are those of the tokenizer that came along
+            generation |= tokens
         hf.write_json(temporary / "config.json", hf.config_json(model, dtype, tokens))
         hf.write_json(temporary / "generation_config.json", generation)
         hf.copy_tokenizer(words, temporary)

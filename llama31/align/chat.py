@@ -26,13 +26,7 @@ ROLES = {"system": "system", "user": "user", "assistant": "assistant", "ipython"
 SEARCHES = ("brave_search", "wolfram_alpha")
 BUILTIN = (*SEARCHES, "code_interpreter")
 NEEDED = {"code_interpreter": "code"} | dict.fromkeys(SEARCHES, "query")  # the argument that a built-in tool takes
-LOST = (
-    "function_call",
-    "function_calls",
-    "tool_call",
-    "calls",
-    "call",
-)  # keys of other formats, each of which is a call
+LOST = ("function_call", "function_calls", "tool_call", "calls", "call")  # keys of other formats, each a call
 SHOWN_CHARS = 60
 PROMPT, HEADER, BODY, END = range(4)  # parts: not the assistant's; its header, what it says, its termination token
 CUTOFF = "December 2023"

@@ -91,7 +91,7 @@ def _one(server: Server, request: Request) -> str:
     try:
         return server.ask(request)[0].text
     except (Refused, Dead) as error:
-        raise ValueError(f"server.urls={server.url}: the first requests fail: {error}; look at its log") from error
+        raise _useless(server, error) from error
 
 
 def _two(server: Server, request: Request) -> list[str]:
@@ -101,7 +101,11 @@ def _two(server: Server, request: Request) -> list[str]:
     except Refused:
         return []
     except Dead as error:
-        raise ValueError(f"server.urls={server.url}: the first requests fail: {error}; look at its log") from error
+        raise _useless(server, error) from error
+
+
+def _useless(server: Server, error: Exception) -> ValueError:
+    return ValueError(f"server.urls={server.url}: the first requests fail: {error}; look at its log")
 
 
 def _models(server: Server) -> tuple[list[str], list[str]]:

@@ -30,7 +30,7 @@ class Embedded:
         self, chunks: list[Llama], grid: Grid, words: Tokenizer, policy: Policy, sampling: config.Sampling
     ) -> None:
         self.chunks, self.grid, self.words, self.form = chunks, grid, words, chat.Format(words)
-        self.policy, self.sampling = policy, sampling
+        self.policy, self.sampling, self.ends = policy, sampling, stops(words)
 
     def draw(self, tasks: Sequence[Task]) -> Iterator[list[dict[str, Any]]]:
         """Lines of the tasks, batch by batch, prompts of like length together, equal on all ranks.
@@ -39,7 +39,7 @@ class Embedded:
         """
         from llama31.generate import generate
 
-        run, ends = self.sampling, set(stops(self.words).values())
+        run, ends = self.sampling, set(self.ends.values())
         room = self.chunks[0].max_sequence_length - run.max_new_tokens
         todo = sorted(tasks, key=lambda task: len(task[0].ids))
         for begin in range(0, len(todo), run.batch):
@@ -58,5 +58,5 @@ class Embedded:
             why = f"the prompt has {len(task[0].ids)} tokens, and there is room for {room}"
             return line_of(task, self.policy, self.sampling, seed, refused=why, server="embedded")
         choice, ids = given
-        told = answers.of_ids(ids, self.form, self.words, stops(self.words)).told()
+        told = answers.of_ids(ids, self.form, self.words, self.ends).told()
         return line_of(task, self.policy, self.sampling, seed, **told, choice=choice, server="embedded")

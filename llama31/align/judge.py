@@ -7,7 +7,6 @@ of rewards mean something between answers to one prompt alone, so only wins are 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import statistics
@@ -19,6 +18,7 @@ from typing import Any
 
 from llama31 import confidence, config, files, metrics
 from llama31.align import checks, prompts, ranking, refusals, sampling
+from llama31.align.filters import Candidate
 from llama31.confidence import Score
 
 Patterns = Sequence[re.Pattern[str]]
@@ -36,8 +36,8 @@ class Answered:
 
     @property
     def known(self) -> list[float]:
-        """The rewards that are numbers."""
-        return [reward for reward in self.rewards if reward is not None and math.isfinite(reward)]
+        """The rewards that there are."""
+        return [reward for reward in self.rewards if reward is not None]
 
 
 def answered(folder: Path, model: str | None = None, reward: str | None = None) -> tuple[dict[str, Answered], str]:
@@ -55,27 +55,22 @@ def answered(folder: Path, model: str | None = None, reward: str | None = None) 
             raise ValueError(f"reward={reward}: it has ranked nothing in {folder}; run recipes.sample part=rank there")
         model = mine[-1]["model"]
     wanted = str(scores[-1]["model"]) if model is None else model
-    known = {
-        (line["prompt"], line["k"], line.get("judged")): line["reward"] for line in scores if line["model"] == wanted
-    }
-    if not known:
+    if not any(line["model"] == wanted for line in scores):
         raise ValueError(
             f"{folder}: nothing was ranked by the reward model {wanted}; run recipes.sample part=rank there"
         )
     records = {line["id"]: line for line in sampling.read_lines(folder / sampling.PROMPTS)}
-    found: defaultdict[str, dict[int, tuple[str, float | None, str]]] = defaultdict(dict)
-    asked = {prompt: record.get("asked") for prompt, record in records.items()}
-    for line in sampling.current(asked, sampling.read_lines(folder / sampling.CANDIDATES)):
-        if "refused" not in line:
-            place = line["prompt"], line["k"]
-            score = known.get((*place, ranking.judged(line)), known.get((*place, None)))
-            found[line["prompt"]].setdefault(line["k"], (line["text"].strip(), score, line["finish"]))
-    ordered = {prompt: [found[prompt][k] for k in sorted(found[prompt])] for prompt in records}
-    return {prompt: Answered(records[prompt], *_columns(lines)) for prompt, lines in ordered.items()}, wanted
+    found, _ = ranking.candidates(folder, {prompt: record.get("asked") for prompt, record in records.items()})
+    known = ranking.rewards(scores, wanted, found, limit=0)
+    return {
+        prompt: _answered(records[prompt], sorted(several, key=lambda one: one.k), known)
+        for prompt, several in found.items()
+    }, wanted
 
 
-def _columns(lines: Sequence[tuple[str, float | None, str]]) -> tuple[list[str], list[float | None], list[str]]:
-    return [text for text, _, _ in lines], [reward for _, reward, _ in lines], [finish for _, _, finish in lines]
+def _answered(record: Mapping[str, Any], several: Sequence[Candidate], known: ranking.Scores) -> Answered:
+    rewards = [known.get((one.prompt, one.k)) for one in several]
+    return Answered(record, [one.text.strip() for one in several], rewards, [one.finish for one in several])
 
 
 def wins(mine: Mapping[str, Answered], others: Mapping[str, Answered], lose: bool = True) -> list[float]:

@@ -23,11 +23,15 @@ Scores = Mapping[tuple[str, int], float | None]  # by prompt and k
 Scorer = Callable[[Sequence[tuple[Prompt, chat.Message]]], Sequence[float | None]]
 
 
-def candidates(folder: Path, prompts: Sequence[Prompt], count: int) -> tuple[dict[str, list[Candidate]], int]:
-    """Answers that were drawn for `prompts`, the first `count` of each, and how many more were refused."""
-    found: dict[str, dict[int, Candidate]] = {prompt.id: {} for prompt in prompts}
+def candidates(
+    folder: Path, known: Mapping[str, str | None], count: float = math.inf
+) -> tuple[dict[str, list[Candidate]], int]:
+    """The first `count` answers that were drawn for each of the prompts `known`, and how many more were refused.
+
+    `known` as in `sampling.current`.
+    """
+    found: dict[str, dict[int, Candidate]] = {prompt: {} for prompt in known}
     refused = 0
-    known = {prompt.id: sampling.asked(prompt) for prompt in prompts}
     for line in sampling.current(known, sampling.read_lines(folder / sampling.CANDIDATES)):
         if line["k"] < count and "refused" in line:
             refused += 1
@@ -43,14 +47,17 @@ def judged(line: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
-def rewards(folder: Path, model: str, found: Mapping[str, Sequence[Candidate]], limit: int) -> Scores:
+def rewards(
+    scored: Sequence[Mapping[str, Any]], model: str, found: Mapping[str, Sequence[Candidate]], limit: int
+) -> Scores:
     """Rewards by (prompt, k) that the model with this fingerprint gave to the answers that were found.
 
-    None: it could not judge the answer, which was too long for `limit` tokens or more, or gave no number.
+    `scored`: the lines of scores.jsonl. None: it could not judge the answer, which was too long for `limit` tokens or
+    more, or gave no number.
     """
     lines = {(one.prompt, one.k): judged(one.record) for several in found.values() for one in several}
     scores: dict[tuple[str, int], float | None] = {}
-    for line in sampling.read_lines(folder / sampling.SCORES):
+    for line in scored:
         key, reward = (line["prompt"], line["k"]), line["reward"]
         if line["model"] != model or key not in lines or line.get("judged", lines[key]) != lines[key]:
             continue

@@ -147,8 +147,8 @@ def rank(session: Session) -> None:
     limit = min(run.score_tokens, weights.shape.max_positions)
     if dist.is_initialized():
         dist.barrier()  # all answers are in the file
-    found, refused = ranking.candidates(folder, session.prompts, run.sampling.answers)
-    known = ranking.rewards(folder, model.fingerprint, found, limit)
+    found, refused = ranking.candidates(folder, sampling.known(session.prompts), run.sampling.answers)
+    known = ranking.rewards(sampling.read_lines(folder / sampling.SCORES), model.fingerprint, found, limit)
     if todo := ranking.unscored(found, known):
         known = {**known, **_score(session, todo, model, limit)}
     if session.first:

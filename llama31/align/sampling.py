@@ -208,19 +208,24 @@ def asked(prompt: Prompt) -> str:
     return hashlib.sha256(array("q", prompt.ids).tobytes()).hexdigest()[:16]
 
 
-def current(known: Mapping[str, str | None], lines: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """The lines of candidates.jsonl that answer the prompts `known`, id -> `asked`, as they are now.
+def known(prompts: Iterable[Prompt]) -> dict[str, str | None]:
+    """Prompts as `current` takes them."""
+    return {prompt.id: asked(prompt) for prompt in prompts}
+
+
+def current(wanted: Mapping[str, str | None], lines: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The lines of candidates.jsonl that answer the prompts `wanted`, id -> `asked`, as they are now.
 
     What does not tell, as of before there was `asked`, is believed.
     """
     for line in lines:
-        if line["prompt"] in known and len({line.get("asked"), known[line["prompt"]]} - {None}) < 2:
+        if line["prompt"] in wanted and len({line.get("asked"), wanted[line["prompt"]]} - {None}) < 2:
             yield line
 
 
 def missing(prompts: Sequence[Prompt], answers: int, lines: Iterable[Mapping[str, Any]]) -> list[Task]:
     """What is still to be drawn, prompt by prompt."""
-    there = {(line["prompt"], line["k"]) for line in current({one.id: asked(one) for one in prompts}, lines)}
+    there = {(line["prompt"], line["k"]) for line in current(known(prompts), lines)}
     return [(prompt, k) for prompt in prompts for k in range(answers) if (prompt.id, k) not in there]
 
 
@@ -285,15 +290,17 @@ class Http:
                     short += [[task] for task in group[len(answers) :]]
             waiting = short
 
+    def _seed(self, group: Sequence[Task]) -> int:
+        prompt, k = group[0]
+        return seed_of(self.sampling.seed, prompt.id, k)
+
     def _request(self, group: Sequence[Task]) -> servers.Request:
-        prompt, run = group[0][0], self.sampling
-        seed = seed_of(run.seed, prompt.id, group[0][1])
-        return request_of(prompt, run, seed, len(group))
+        return request_of(group[0][0], self.sampling, self._seed(group), len(group))
 
     def _lines(
         self, group: Sequence[Task], answers: list[Answer] | servers.Refused, facts: servers.Facts
     ) -> list[dict[str, Any]]:
-        seed, server = self._request(group).seed, servers.provenance(facts)
+        seed, server = self._seed(group), servers.provenance(facts)
         if isinstance(answers, servers.Refused):
             told = {"refused": str(answers), "server": server}
             return [line_of(task, self.policy, self.sampling, seed, **told) for task in group]

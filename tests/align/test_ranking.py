@@ -38,8 +38,8 @@ def by_length(pairs: Sequence[tuple[Prompt, chat.Message]]) -> list[float | None
 def ranked(
     folder: Path, asked: Sequence[Prompt], scorer: ranking.Scorer = by_length, limit: int = 100, **changes: Any
 ) -> dict[str, Any]:
-    found, refused = ranking.candidates(folder, asked, 3)
-    known = ranking.rewards(folder, REWARD.fingerprint, found, limit)
+    found, refused = ranking.candidates(folder, sampling.known(asked), 3)
+    known = ranking.rewards(sampling.read_lines(folder / sampling.SCORES), REWARD.fingerprint, found, limit)
     todo = ranking.unscored(found, known)
     known = {**known, **ranking.score(folder, asked, todo, REWARD, scorer, limit, chunk=5)}
     run = config.Sample(folder=str(folder), prompts="", policy="", **changes)

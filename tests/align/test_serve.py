@@ -138,7 +138,7 @@ def test_best_answers_are_made_anew_without_a_reward_model(exported: Path, tmp_p
     opened = session(
         exported, tmp_path, port, 2, part="rank", reward=str(exported), filters=config.Filters(min_tokens=1)
     )
-    found, refused = ranking.candidates(opened.folder, opened.prompts, 2)
+    found, refused = ranking.candidates(opened.folder, sampling.known(opened.prompts), 2)
     model = sampling.Policy("reward", sampling.fingerprint(exported))
     todo = ranking.unscored(found, {})
     ranking.score(
