@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+
+from tests import processes
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "parallel", "slurm", "slow", "gpu")
@@ -50,12 +51,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _has_gpu() -> bool:
     if shutil.which("nvidia-smi") is None:
         return False
-    return subprocess.run(["nvidia-smi", "-L"], check=False, capture_output=True, timeout=60).returncode == 0
+    asked = ["nvidia-smi", "-L"]
+    return subprocess.run(asked, check=False, capture_output=True, timeout=processes.LIMIT_S).returncode == 0
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Command:
-    """Run a command from the repository's root and return its result; it and all it started die at the time limit.
+def command() -> Command:
+    """Run a command from the repository's root and return its result; nothing that it started outlives it.
 
     `command("-m", "recipes.pack", "--help")` runs Python, `command("torchrun", ..., python=False)` a program beside it.
     """
@@ -63,35 +65,17 @@ def command(tmp_path: Path) -> Command:
     def run(
         *arguments: str | Path,
         python: bool = True,
-        timeout_s: float = 120,
         env: Mapping[str, str] | None = None,
         cwd: Path = ROOT,
         check: bool = False,
     ) -> subprocess.CompletedProcess[str]:
         words = [str(word) for word in arguments]
         words = [sys.executable, *words] if python else [str(Path(sys.executable).with_name(words[0])), *words[1:]]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
-        # Files, not pipes: a grandchild that outlives its parent cannot keep us waiting for the end of the output.
-        out, err = tmp_path / "stdout.txt", tmp_path / "stderr.txt"
-        with out.open("w") as stdout, err.open("w") as stderr:
-            child = subprocess.Popen(
-                words,
-                stdout=stdout,
-                stderr=stderr,
-                stdin=subprocess.DEVNULL,
-                cwd=cwd,
-                env=environment,
-                start_new_session=True,
-            )
-            try:
-                code = child.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-                pytest.fail(f"{' '.join(words)} took over {timeout_s} s\n{out.read_text()}\n{err.read_text()}")
-        result = subprocess.CompletedProcess(words, code, out.read_text(), err.read_text())
+        result = processes.run(words, cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})})
         if check:
-            assert code == 0, f"{' '.join(words)} exited with {code}\n{result.stdout}\n{result.stderr}"
+            assert result.returncode == 0, (
+                f"{' '.join(words)} exited with {result.returncode}\n{result.stdout}\n{result.stderr}"
+            )
         return result
 
     return run

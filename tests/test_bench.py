@@ -6,6 +6,7 @@ import pytest
 
 from llama31 import bench, config
 from llama31.peers import Case, Work
+from tests.processes import LIMIT_S
 
 MODEL = config.Model(
     name="t", layers=1, hidden_size=32, ffn_hidden_size=64, heads=2, kv_heads=1, vocab_size=64, max_positions=64
@@ -50,7 +51,7 @@ def test_a_case_that_does_not_exist_is_refused(name: str) -> None:
 @pytest.mark.torch
 @pytest.mark.parametrize("name", ["ours-own-fp32", "loop-eager-mixed", "trainer-sdpa-bf16"])
 def test_a_trainer_does_the_steps_asked_of_it(name: str) -> None:
-    done = bench.run_case(WORK, Case.parse(name), timeout_s=120)
+    done = bench.run_case(WORK, Case.parse(name), timeout_s=LIMIT_S)
     assert done.tokens == 2 * 4 * 16 and done.cpu_s > 0 and done.peak_bytes > 0
     assert 3.5 < done.extra["loss"] < 5  # ln 64 is 4.16
 
@@ -59,4 +60,4 @@ def test_a_trainer_does_the_steps_asked_of_it(name: str) -> None:
 def test_a_trainer_that_fails_says_why() -> None:
     broken = Work(config.Model("t", 1, 30, 64, 4, 2, vocab_size=64), 16, 4, 2, 1, 1)
     with pytest.raises(RuntimeError, match=r"(?s)loop-sdpa-fp32 failed.*hidden"):
-        bench.run_case(broken, Case.parse("loop-sdpa-fp32"), timeout_s=120)
+        bench.run_case(broken, Case.parse("loop-sdpa-fp32"), timeout_s=LIMIT_S)

@@ -8,6 +8,7 @@ import pytest
 
 from llama31 import bench_length, config
 from llama31.bench import Run
+from tests.processes import LIMIT_S
 
 
 def run(tokens_per_s: float, peak_bytes: int = 1_000_000) -> Run:
@@ -55,6 +56,6 @@ def test_every_case_does_the_work_asked_of_it(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(bench_length, "LAYOUTS", {"1": "one", "2-waiting": "two"})
     monkeypatch.setattr(bench_length, "ATTENTIONS", {"ours": "ours"})
     tiny = config.Model("t", layers=1, hidden_size=32, ffn_hidden_size=64, heads=2, kv_heads=1, vocab_size=64)
-    asked = config.Benchmark(attention_lengths=[64], cp_length=64, repeats=1, steps=1, timeout_s=120, model=tiny)
+    asked = config.Benchmark(attention_lengths=[64], cp_length=64, repeats=1, steps=1, timeout_s=LIMIT_S, model=tiny)
     attention, training = bench_length.tables(asked)
     assert attention.splitlines()[2].startswith("| 64 | ours | ") and len(training.splitlines()) == 4

@@ -13,6 +13,7 @@ from llama31 import config, usage
 from llama31.command import _quoted, compose
 from llama31.validate import validate
 from tests.conftest import ROOT, Command
+from tests.processes import LIMIT_S
 
 RECIPES = {
     "pack": config.Pack,
@@ -65,7 +66,7 @@ def test_recipes_answer_help_and_refuse_a_wrong_key(recipe: str, command: Comman
 
 def test_help_into_a_reader_that_leaves() -> None:
     line = f"{sys.executable} -m recipes.pretrain --help | head -n1"
-    result = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=True)
     assert result.stdout.startswith("usage: ") and result.stderr == ""
 
 

@@ -7,48 +7,31 @@ import math
 import os
 import re
 import shutil
-import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from llama31 import command, config, metrics, schedule
+from tests import processes
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.torch, pytest.mark.parallel, pytest.mark.slow]
 
 RUN = ROOT / "runs" / "demo-short"
-TIMEOUT_S = 300
 VOCABULARY = 8192
 
 
 @pytest.fixture(scope="module")
-def printed(tmp_path_factory: pytest.TempPathFactory) -> str:
+def printed() -> str:
     """What `make demo-short` prints, in a fresh run folder; packing is done where it was not before."""
     shutil.rmtree(RUN, ignore_errors=True)
     # torchrun's fixed port may be taken by another run; a make around pytest must not share its settings with this one.
     environment = {
         k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
     }
-    file = tmp_path_factory.mktemp("demo") / "printed.txt"
-    with file.open("w") as out:
-        child = subprocess.Popen(
-            ["make", "demo-short"],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            env={**environment, "PET_STANDALONE": "1"},
-            start_new_session=True,
-        )
-        try:
-            code = child.wait(TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            code = child.wait()
-    assert code == 0, f"make demo-short exited with {code}\n{file.read_text()[-6000:]}"
-    return file.read_text()
+    done = processes.run(["make", "demo-short"], env={**environment, "PET_STANDALONE": "1"}, merged=True)
+    assert done.returncode == 0, f"make demo-short exited with {done.returncode}\n{done.stdout[-6000:]}"
+    return done.stdout
 
 
 def test_it_is_the_demo_at_a_tenth_of_its_steps(printed: str) -> None:

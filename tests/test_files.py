@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llama31 import files
+from tests.processes import LIMIT_S
 
 
 def test_failed_draft_leaves_what_was_there(tmp_path: Path) -> None:
@@ -36,5 +37,5 @@ def test_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
     reader = threading.Thread(target=lambda: read.append(path.read_text()), daemon=True)
     reader.start()
     files.write_whole(path, "told")
-    reader.join(timeout=10)
+    reader.join(timeout=LIMIT_S)
     assert read == ["told"] and path.is_fifo()

@@ -34,6 +34,7 @@ from llama31.guard import (
 )
 from llama31.watchdog import EXIT_CODE, Told, Watchdog, blame
 from tests.conftest import ROOT
+from tests.processes import LIMIT_S
 
 pytestmark = pytest.mark.torch
 NAN, INF = math.nan, math.inf
@@ -558,24 +559,37 @@ def test_nothing_is_watched_without_a_timeout(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-# Four ranks: one waits in what looks like a collective, one hangs on its data, one freezes, one holds the lock.
+# Four ranks: one waits in what looks like a collective, one hangs on its data, one freezes, one holds the lock. They
+# begin to when all are there; their watchdogs count from then, and give the others the grace that they need.
 STALLS = """
 import ctypes, os, signal, sys, time
+from pathlib import Path
 from llama31.watchdog import Watchdog
-folder, rank, how = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-watch = Watchdog(folder, rank, ["n0", "n1", "n2", "n3"], 1.0, grace_s=2.0).start()
+folder, rank, how, ranks, tellers = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
+begun = None
+def clock():
+    return 0.0 if begun is None else time.monotonic() - begun
+def until(count, pattern):
+    while len(list(folder.glob(pattern))) < count:
+        time.sleep(0.01)
+hosts = ["n0", "n1", "n2", "n3"]
+told = lambda grace_s: until(tellers, "rank-*.txt")
+watch = Watchdog(folder, rank, hosts, 3.0, grace_s=2.0, clock=clock, pause=told).start()
 for step in range(1, 4):
     watch.beat(step, "data")
     watch.beat(step, "forward_backward")
     time.sleep(0.05)
+(folder / f"here-{rank}").touch()
+until(ranks, "here-*")
+begun = time.monotonic()
 def hang():
     if how == "freeze":
         os.kill(os.getpid(), signal.SIGSTOP)
     elif how == "lock":
-        ctypes.PyDLL(None).sleep(60)
+        ctypes.PyDLL(None).sleep(9999)
     elif how == "data":
         watch.beat(4, "data")
-        time.sleep(60)
+        time.sleep(9999)
     else:
         watch.beat(4, "forward_backward")
         wait = "import socket; pair = socket.socketpair(); pair[0].recv(1)"
@@ -588,8 +602,9 @@ def stall(folder: Path, *ways: str) -> tuple[list[int | None], list[str]]:
     """Exit codes and errors of processes that stall in the given ways; frozen ones are killed when the others left."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     words = [sys.executable, "-c", STALLS, str(folder)]
+    numbers = [str(len(ways)), str(sum(way in ("wait", "data") for way in ways))]
     children = [
-        subprocess.Popen([*words, str(rank), way], env=environment, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([*words, str(rank), way, *numbers], env=environment, stderr=subprocess.PIPE, text=True)
         for rank, way in enumerate(ways)
     ]
     codes: list[int | None] = []
@@ -598,7 +613,7 @@ def stall(folder: Path, *ways: str) -> tuple[list[int | None], list[str]]:
         for child, way in sorted(zip(children, ways), key=lambda pair: pair[1] == "freeze"):
             if way == "freeze":
                 child.send_signal(signal.SIGKILL)
-            _, error = child.communicate(timeout=60)
+            _, error = child.communicate(timeout=LIMIT_S)
             errors.append(error)
         codes = [child.returncode for child in children]
     finally:

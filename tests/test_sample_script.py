@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.processes import LIMIT_S
 
 SRUN = """#!/bin/bash
 while [[ "$1" == --* ]]; do shift; done
@@ -35,11 +36,11 @@ echo "python $*" >>"$HERE/told"
 case "$*" in
 *recipes.convert*) mkdir -p "$HERE/drawn/hf" && touch "$HERE/drawn/hf/config.json" ;;
 *recipes.sample*)
-    for i in $(seq 100); do
+    for i in $(seq 9999); do
         (exec 3<>/dev/tcp/127.0.0.1/$VLLM_PORT) 2>/dev/null && break
         sleep 0.1
     done
-    [ "$i" = 100 ] && exit 7
+    [ "$i" = 9999 ] && exit 7
     echo "server is up" >>"$HERE/told"
     touch "$HERE/drawing"
     sleep "$DRAWS_S" & wait $!
@@ -49,7 +50,7 @@ esac
 """
 VLLM = """#!/bin/bash
 echo "vllm $* PYTHONPATH=$PYTHONPATH" >>"$HERE/told"
-case "$*" in *--headless*) exec sleep 60 ;; esac
+case "$*" in *--headless*) exec sleep 9999 ;; esac
 if [ "$VLLM_DIES" = 1 ]; then
     "$REAL_PYTHON" -m http.server --bind 127.0.0.1 "$VLLM_PORT" >/dev/null 2>&1 &
     until [ -e "$HERE/drawing" ]; do sleep 0.1; done
@@ -104,7 +105,7 @@ class Job:
 
 def test_servers_are_gone_before_the_ranking(tmp_path: Path) -> None:
     job = Job(tmp_path)
-    assert job.start("reward=runs/r").wait(60) == 0
+    assert job.start("reward=runs/r").wait(LIMIT_S) == 0
     export, draw, up, launch = [line for line in job.lines() if not line.startswith("vllm")]
     (vllm,) = [line for line in job.lines() if line.startswith("vllm")]
     assert "recipes.convert direction=to_hf checkpoint=runs/x" in export
@@ -119,14 +120,14 @@ def test_servers_are_gone_before_the_ranking(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("further", "code"), [((), 0), (("reward=r", "part=draw"), 0), (("reward=r",), 3)])
 def test_nothing_is_ranked_that_need_not_or_cannot(tmp_path: Path, further: tuple[str, ...], code: int) -> None:
     job = Job(tmp_path, code=code)
-    assert job.start(*further).wait(60) == code
+    assert job.start(*further).wait(LIMIT_S) == code
     assert not any(line.startswith("launch") for line in job.lines()) and job.port_is_free()
 
 
 def test_a_server_takes_several_nodes(tmp_path: Path) -> None:
     nodes = {"SLURM_JOB_NUM_NODES": "4", "VLLM_NODES_PER_SERVER": "2"}
     job = Job(tmp_path, **nodes)
-    assert job.start().wait(60) == 0
+    assert job.start().wait(LIMIT_S) == 0
     started = [line for line in job.lines() if line.startswith("vllm")]
     for head, rank in itertools.product((1, 3), (0, 1)):
         given = f"--pipeline-parallel-size 2 --nnodes 2 --node-rank {rank} --master-addr 127.0.0.{head} "
@@ -138,13 +139,13 @@ def test_a_server_takes_several_nodes(tmp_path: Path) -> None:
 
 def test_nodes_that_no_server_would_take_are_refused(tmp_path: Path) -> None:
     job = Job(tmp_path, SLURM_JOB_NUM_NODES="3", VLLM_NODES_PER_SERVER="2")
-    assert job.start().wait(60) == 2
+    assert job.start().wait(LIMIT_S) == 2
     assert job.lines() == []
 
 
 def test_drawing_ends_with_the_last_server(tmp_path: Path) -> None:
     job = Job(tmp_path, draws_s=600, VLLM_DIES="1")
-    assert job.start("reward=r").wait(60) == 143
+    assert job.start("reward=r").wait(LIMIT_S) == 143
     assert not any(line.startswith("launch") for line in job.lines()) and job.port_is_free()
 
 
@@ -152,20 +153,20 @@ def test_ranking_alone_and_our_own_decoder_start_no_server(tmp_path: Path) -> No
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     rank, own = Job(tmp_path / "a"), Job(tmp_path / "b", vllm=False)
-    assert rank.start("part=rank", "reward=r").wait(60) == own.start("reward=r").wait(60) == 0
+    assert rank.start("part=rank", "reward=r").wait(LIMIT_S) == own.start("reward=r").wait(LIMIT_S) == 0
     assert [line.split()[0] for line in rank.lines()] == ["launch"]
     (line,) = own.lines()
     assert line.startswith("launch sample") and "part=rank" not in line
 
 
 def test_a_signal_brings_the_job_back(tmp_path: Path) -> None:
-    job = Job(tmp_path, draws_s=60)
+    job = Job(tmp_path, draws_s=600)
     child = job.start("reward=r")
-    for _ in range(300):
+    for _ in range(10 * LIMIT_S):
         if (tmp_path / "drawing").exists():
             break
         time.sleep(0.1)
     child.send_signal(signal.SIGUSR1)
-    assert child.wait(30) == 0
+    assert child.wait(LIMIT_S) == 0
     assert job.lines()[-1] == "requeued 7" and job.port_is_free()
     assert not any(line.startswith("launch") for line in job.lines())

@@ -17,6 +17,7 @@ from llama31 import checkpoint, config, shards, train
 from llama31.saver import Saver
 from llama31.shards import Block, Shard
 from tests.conftest import ROOT
+from tests.processes import LIMIT_S
 
 pytestmark = pytest.mark.torch
 
@@ -31,7 +32,7 @@ def gated(gate: threading.Event) -> Shard:
     """A tensor that can be copied only when the gate opens."""
 
     def made() -> torch.Tensor:
-        assert gate.wait(60)
+        assert gate.wait(LIMIT_S)
         return torch.ones(2)
 
     return Shard("gated", (2,), [Block((0,), made, (2,), torch.float32)])
@@ -45,7 +46,7 @@ class Slow:
 
     def __call__(self) -> None:
         self.asked += 1
-        assert self.asked == 1 or self.open.wait(60)
+        assert self.asked == 1 or self.open.wait(LIMIT_S)
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
@@ -156,7 +157,7 @@ def test_a_full_file_system_leaves_the_older_checkpoint(tmp_path: Path) -> None:
     """A real one of two megabytes."""
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path)],
-        check=False, capture_output=True, text=True, timeout=30,
+        check=False, capture_output=True, text=True, timeout=LIMIT_S,
     )  # fmt: skip
     if done.returncode:
         pytest.skip(f"no mounts here: {done.stderr.strip()}")
@@ -170,7 +171,7 @@ def test_a_full_file_system_leaves_the_older_checkpoint(tmp_path: Path) -> None:
         assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
         assert checkpoint.newest_intact(tmp_path) == tmp_path / "step-00000001"
     finally:
-        subprocess.run(["umount", str(tmp_path)], check=True, timeout=30)
+        subprocess.run(["umount", str(tmp_path)], check=True, timeout=LIMIT_S)
 
 
 def test_a_failure_in_the_copy_is_a_failure_of_the_save(tmp_path: Path) -> None:
@@ -285,7 +286,7 @@ def test_two_ranks_save_fail_and_verify_together(tmp_path: Path) -> None:
     words = [sys.executable, "-c", RANKS, str(tmp_path / "saved")]
     ranks = [subprocess.Popen([*words, str(rank)], cwd=ROOT, stdout=subprocess.PIPE, text=True) for rank in (0, 1)]
     try:
-        told = "".join(rank.communicate(timeout=120)[0] for rank in ranks)
+        told = "".join(rank.communicate(timeout=LIMIT_S)[0] for rank in ranks)
     finally:
         for rank in ranks:
             rank.kill()

@@ -14,6 +14,7 @@ import pytest
 from llama31 import command, config, shapes, slurm
 from llama31.config import Job
 from tests.conftest import ROOT, Command
+from tests.processes import LIMIT_S
 
 SMALL = ["name=x", "model=tiny", "schedule=demo", "data=demo", "tokenizer=demo"]
 BILL = re.compile(r"^# bill: --nodes=(\d+) (.*)\n#\s+(.*)$", re.MULTILINE)
@@ -284,7 +285,7 @@ def test_what_counts_as_progress(tmp_path: Path) -> None:
 
     def gives_up() -> bool:
         words = ["bash", "-uc", f"{function[0]}\nfruitless"]
-        return subprocess.run(words, env=environment, timeout=30, check=False).returncode == 0
+        return subprocess.run(words, env=environment, timeout=LIMIT_S, check=False).returncode == 0
 
     found = []
     for new in ("nothing", "nothing", "candidates.jsonl", "scores.jsonl", "checkpoints/step-00000001", "nothing"):

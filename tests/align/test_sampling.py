@@ -17,13 +17,14 @@ from llama31 import config
 from llama31.align import chat, dialects, prompts, rejection, sampling, servers
 from llama31.align.prompts import Prompt
 from tests.align.scripted import Bytes, Script, serving
+from tests.processes import LIMIT_S
 
 WORDS = Bytes()
 FORM = chat.Format(WORDS)
 POLICY = sampling.Policy("runs/policy", "abc")
 STOPS = {name: WORDS.special[name] for name in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")}
 RUN = config.Sampling(answers=3, temperature=0.8, max_new_tokens=32)
-QUICK = config.Server(attempts=3, backoff_s=0.005, timeout_s=10, concurrency=4)
+QUICK = config.Server(attempts=3, backoff_s=0.005, timeout_s=LIMIT_S, concurrency=4)
 
 
 def given(count: int = 4) -> list[Prompt]:
@@ -151,10 +152,10 @@ def test_a_busy_server_is_waited_for(
     """Longer than all attempts, but not for ever."""
     script = Script(n=False)
     with serving(script) as url:
-        found = connected([url], attempts=1, backoff_s=0.0)
+        found = connected([url], attempts=1, backoff_s=0.0, timeout_s=300)
         script.busy = len(script.asked) + 20
         assert drawn(tmp_path, http(found), given(2)) == 6
-        assert capsys.readouterr().out == f"{url} is busy (HTTP 503: busy): waiting, 10 s at most\n"
+        assert capsys.readouterr().out == f"{url} is busy (HTTP 503: busy): waiting, 300 s at most\n"
         seconds = itertools.count(10**9)  # later than all that was
         monkeypatch.setattr(servers, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
         script.busy = 10**9

@@ -22,6 +22,7 @@ from llama31 import config, tokenizer
 from llama31.align import ranking, rejection, sampling
 from tests.align import scripted
 from tests.conftest import ROOT
+from tests.processes import LIMIT_S
 from tests.test_plain_trainer import transformers_llama
 
 pytestmark = [pytest.mark.torch, pytest.mark.parallel]
@@ -57,14 +58,14 @@ def serving(model: Path, port: int, log: Path) -> Iterator[subprocess.Popen[byte
     with log.open("wb") as said:
         child = subprocess.Popen(words, stdout=said, stderr=said, cwd=ROOT, start_new_session=True)
     try:
-        for _ in range(600):
+        for _ in range(10 * LIMIT_S):
             assert child.poll() is None, log.read_text()
             with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=LIMIT_S).close()
                 break
             time.sleep(0.1)
         else:
-            pytest.fail(f"no health within a minute\n{log.read_text()}")
+            pytest.fail(f"no health\n{log.read_text()}")
         yield child
     finally:
         if child.poll() is None:
@@ -77,7 +78,7 @@ def session(model: Path, folder: Path, port: int, answers: int, **changes: Any) 
     folder.mkdir(exist_ok=True)
     prompts.write_text('{"prompt": "Name some birds."}\n{"prompt": "What is a river?"}\n')
     server = config.Server(
-        urls=[f"http://127.0.0.1:{port}/v1"], concurrency=2, attempts=2, backoff_s=0.05, timeout_s=60, wait_s=5
+        urls=[f"http://127.0.0.1:{port}/v1"], concurrency=2, attempts=2, backoff_s=0.05, timeout_s=LIMIT_S, wait_s=5
     )
     run = config.Sample(
         folder=str(folder / "drawn"), prompts=str(prompts), policy=str(model), part="draw", server=server,

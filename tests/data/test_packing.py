@@ -17,6 +17,7 @@ from llama31 import config, tokenizer
 from llama31.data import pack, packed, sources
 from llama31.data.indexed import IndexedReader
 from recipes import pack as recipe
+from tests.processes import LIMIT_S
 
 TEXTS = [f"text {i} of some words, Wörter <|end_of_text|> " * (1 + i % 7) for i in range(300)]
 
@@ -165,10 +166,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True, timeout=10).returncode:
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True, timeout=LIMIT_S).returncode:
         pytest.skip("mounting a small disk needs root")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True, timeout=10)
+    subprocess.run(["umount", str(folder)], check=True, timeout=LIMIT_S)
 
 
 @pytest.mark.parametrize("texts", [40, 1000])  # fails on closing, and while writing
@@ -201,7 +202,7 @@ pack.pack(data, "s", config.Tokenizer(kind="bpe", path={bpe.path!r}))
 """
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_S, check=False,
         env=os.environ | {"PYTHONPATH": root},
     )  # fmt: skip
     assert done.returncode == 1 and "ValueError: data.folder=packed: no space left to write packed/s" in done.stderr

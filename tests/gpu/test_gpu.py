@@ -36,7 +36,7 @@ def test_a_gpu_computes_what_a_cpu_computes(name: str, folder: Path, command: Co
     for device, environment in {"cpu": {}, "gpu": ON_GPU}.items():
         output = folder / f"{device}.json"
         if not output.exists():
-            command("-m", "tests.parallel.worker", output, env=environment, timeout_s=300, check=True)
+            command("-m", "tests.parallel.worker", output, env=environment, check=True)
         found[device] = json.loads(output.read_text())[name]
         assert "error" not in found[device], found[device]["error"]
     case = next(case for case in CASES if case.name == name)
@@ -55,7 +55,7 @@ def test_two_steps_of_training(precision: str, tmp_path: Path, command: Command)
     shape = ["model=tiny", f"model.vocab_size={VOCABULARY}"]
     steps = ["schedule=demo", "schedule.batch_tokens=2048", "schedule.warmup_tokens=2048", "stop_after_steps=2"]
     run = ["name=gpu", f"folder={tmp_path}/run", f"precision={precision}", "validation.tokens=256"]
-    command("-m", "recipes.pretrain", *run, *shape, *steps, *data, *words, env=ON_GPU, timeout_s=300, check=True)
+    command("-m", "recipes.pretrain", *run, *shape, *steps, *data, *words, env=ON_GPU, check=True)
     lines = [line for line in metrics.read(tmp_path / "run") if line["kind"] == "train"]
     assert [line["step"] for line in lines] == [1, 2]
     assert lines[0]["loss"] == pytest.approx(math.log(VOCABULARY), abs=0.5)

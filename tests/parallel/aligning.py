@@ -24,6 +24,7 @@ from llama31.engine import Engine
 from llama31.mesh import Grid
 from llama31.objectives import MicroBatch, Objective, next_token
 from tests.align import pieces
+from tests.processes import LIMIT_S
 
 PROCESSES, ROWS, LENGTH, STEPS = 8, 8, 96, 2
 FP32 = config.Precision(params="fp32")
@@ -152,7 +153,7 @@ def run(case: Case, name: str, grid: Grid) -> dict[str, Any]:
 
 def main(output: str) -> None:
     torch.set_num_threads(1)
-    mesh.connect(timeout_s=60)
+    mesh.connect(timeout_s=LIMIT_S)
     results: dict[str, Any] = {}
     for case in LAYOUTS:
         begin = time.perf_counter()

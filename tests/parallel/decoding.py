@@ -14,6 +14,7 @@ import torch.distributed as dist
 from llama31 import config, mesh, model
 from llama31.attention import take_chunks
 from llama31.generate import generate
+from tests.processes import LIMIT_S
 from tests.test_evaluate import planted_losses
 
 PROCESSES = 4
@@ -81,7 +82,7 @@ class Built:
 
     def __post_init__(self) -> None:
         parallel = self.case.parallel(self.layout)
-        self.grid = mesh.create(parallel, timeout_s=120)
+        self.grid = mesh.create(parallel, timeout_s=LIMIT_S)
         numbers = config.Precision(params=self.case.params)
         self.chunks = model.build(self.case.shape(), numbers, parallel, self.grid, seed=11)
 
@@ -123,7 +124,7 @@ def run(case: Case) -> Any:
 
 def main(output: str) -> None:
     torch.set_num_threads(1)
-    mesh.connect(timeout_s=120)
+    mesh.connect(timeout_s=LIMIT_S)
     results: dict[str, Any] = {}
     for case in [*DECODING, *EVALUATION, *ISOLATION]:
         try:

@@ -7,23 +7,29 @@ folder in which one bit is changed before.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from llama31 import config, mesh, runs, train
+from llama31 import config, engine, mesh, runs, train, watch, watchdog
 from llama31.data.batches import Batches
 from llama31.data.mixture import Skip
 from llama31.objectives import MicroBatch, next_token
 from tests.parallel.training import changed, tiny_run
+from tests.processes import LIMIT_S, alive
 
 
 class Planted:
@@ -31,6 +37,8 @@ class Planted:
 
     def __init__(self, run: config.Pretrain, kind: str, step: int) -> None:
         self.run, self.kind, self.done = run, kind, False
+        self.took_s, self.graces = 0.0, 0
+        self.hung_s: float | None = None
         batches = Batches(run.data, run.schedule)
         rows, _ = batches.batch_shape(step)
         self.rows = {row.tobytes() for row in batches.rows(step, np.arange(rows)).tokens}
@@ -75,15 +83,45 @@ class Planted:
             Path(self.run.folder, "attempts/0007").mkdir()
 
     def slow(self, chunk: Any, grid: Any) -> None:
-        """One rank takes long, from here on."""
-        self.done = False
+        """One rank takes long, by its own clock."""
         if grid.rank == 1:
-            time.sleep(0.1)
+            self.took_s += 0.1
 
     def hang(self, chunk: Any, grid: Any) -> None:
-        """One rank does not come back."""
+        """One rank does not come back. The time that its watchdog knows begins here."""
+        self.hung_s = time.monotonic()
         if grid.rank == 1:
-            time.sleep(600)
+            time.sleep(9999)
+
+    def clock(self) -> float:
+        """Of the engine, where a rank is to be slow: no time passes but the planted one."""
+        self.took_s += 0.001
+        return self.took_s
+
+    def since_hang(self) -> float:
+        """Of the watchdog, where a rank hangs: slow steps before are none of its business."""
+        return 0.0 if self.hung_s is None else time.monotonic() - self.hung_s
+
+    def until_told(self, grace_s: float) -> None:
+        """The watchdog's graces, as long as they need: for the others to tell, then for the lowest to end the job."""
+        stalled = Path(self.run.folder, "attempts/0000/stalled")
+        while len(list(stalled.glob("rank-*.txt"))) < dist.get_world_size():
+            time.sleep(0.01)
+        while self.graces and alive(watchdog.read(stalled)[0].pid):
+            time.sleep(0.01)
+        self.graces += 1
+
+
+@contextlib.contextmanager
+def clocks(planted: Planted) -> Iterator[None]:
+    """No fault is found, or missed, because the machine is busy."""
+    dog = functools.partial(watchdog.Watchdog, clock=planted.since_hang, pause=planted.until_told)
+    with contextlib.ExitStack() as patched:
+        if planted.kind == "slow":
+            patched.enter_context(mock.patch.object(engine, "time", SimpleNamespace(perf_counter=planted.clock)))
+        if planted.kind == "hang":
+            patched.enter_context(mock.patch.object(watch, "Watchdog", dog))
+        yield
 
 
 def _damage(checkpoint: Path) -> None:
@@ -96,7 +134,7 @@ def _damage(checkpoint: Path) -> None:
 
 def main(plan: str, output: str) -> None:
     torch.set_num_threads(1)
-    mesh.connect(timeout_s=120)
+    mesh.connect(timeout_s=LIMIT_S)
     results: dict[str, Any] = {}
     decisions_of = runs.decisions_of
     for step in json.loads(Path(plan).read_text()):
@@ -108,9 +146,13 @@ def main(plan: str, output: str) -> None:
         if dist.get_rank() == 0 and "damage" in step:
             _damage(Path(run.folder, "checkpoints", step["damage"]))
         dist.barrier()
-        objective = Planted(run, *step["fault"]) if "fault" in step else next_token
         try:
-            results[step["name"]] = {"checkpoint": str(train.fit(run, objective))}
+            with contextlib.ExitStack() as faulty:
+                objective: Any = next_token
+                if "fault" in step:
+                    objective = Planted(run, *step["fault"])
+                    faulty.enter_context(clocks(objective))
+                results[step["name"]] = {"checkpoint": str(train.fit(run, objective))}
         except (ValueError, config.RunError) as error:
             results[step["name"]] = {"error": str(error)}
     if dist.get_rank() == 0:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from llama31.engine import Engine
 from tests.parallel.cases import OPTIMIZER, batches
 from tests.parallel.cases import model as shape
 from tests.parallel.worker import micro_batches
+from tests.processes import LIMIT_S
 
 PROCESSES = 4
 HOSTS = ["n0", "n1", "n2", "n3"]
@@ -29,7 +29,7 @@ PACKAGES = {"torch": torch.__version__, "numpy": "2.0"}
 
 
 def create(**layout: int) -> mesh.Grid:
-    return mesh.create(config.Parallel(**layout), timeout_s=60)  # type: ignore[arg-type]
+    return mesh.create(config.Parallel(**layout), timeout_s=LIMIT_S)  # type: ignore[arg-type]
 
 
 # --- one control ---
@@ -58,7 +58,7 @@ class Trained:
 
     def __init__(self, zero: int = 1, params: str = "bf16", **layout: int) -> None:
         parallel = config.Parallel(zero=zero, micro_batch=1, **layout)  # type: ignore[arg-type]
-        self.grid = mesh.create(parallel, timeout_s=60)
+        self.grid = mesh.create(parallel, timeout_s=LIMIT_S)
         numbers = config.Precision(params=params)
         self.chunks = model.build(shape(), numbers, parallel, self.grid, seed=3)
         engine = Engine(self.chunks, shape(), OPTIMIZER, numbers, parallel, self.grid)
@@ -123,29 +123,26 @@ def checked(hosts: list[str], plant: Callable[[int, config.Pretrain], None] = la
         grid = create()
         os.environ["SLURMD_NODENAME"] = hosts[grid.rank]
         training = config.Pretrain(name="test", folder="/tmp", model=shape())
-        # Four processes on few cores are not equally fast: what is not planted here must not be found.
-        training.preflight = config.Preflight(matmul_share=0.1, link_share=0.1, link_bytes=2**20, min_scratch_bytes=0)
-        kept = preflight._exchange, preflight._matmul_tflops, preflight._free_bytes
+        training.preflight = config.Preflight(matmul_share=0.7, link_share=0.5, link_bytes=2**20, min_scratch_bytes=0)
+        kept = preflight._seconds, preflight._matmul_tflops, preflight._free_bytes
+        # Processes that share few cores are not equally fast: everything takes a millisecond here, unless planted.
+        preflight._seconds = lambda action, *_: action() or 1e-3
         plant(grid.rank, training)
         versions = PACKAGES | ({"numpy": "1.26"} if "old" in hosts[grid.rank] else {})
         try:
             report = preflight.check(training, grid, versions, "abc")
         finally:
-            preflight._exchange, preflight._matmul_tflops, preflight._free_bytes = kept
+            preflight._seconds, preflight._matmul_tflops, preflight._free_bytes = kept
         return json.loads(report.to_json()) | {"bad": report.bad_nodes(), "hosts": report.hosts}
 
     return run
 
 
 def slow_links(rank: int, run: config.Pretrain) -> None:
-    exchange = preflight._exchange
-
-    def late(*words: Any) -> None:
-        time.sleep(0.2)  # the card of rank 1 takes its time, whichever way
-        exchange(*words)
-
-    if rank == 1:
-        preflight._exchange = late
+    """The card of rank 1 takes its time, whichever way: where it receives, and where rank 2 receives from it."""
+    run.preflight.matmul_share = 0.0
+    if rank in (1, 2):
+        preflight._seconds = lambda action, *_: action() or 0.2
 
 
 def slow_product(rank: int, run: config.Pretrain) -> None:
@@ -192,7 +189,7 @@ CASES: dict[str, Callable[[], Any]] = {
 
 def main(output: str) -> None:
     torch.set_num_threads(1)
-    mesh.connect(timeout_s=60)
+    mesh.connect(timeout_s=LIMIT_S)
     results: dict[str, Any] = {}
     for name, case in CASES.items():
         try:

@@ -1,4 +1,4 @@
-"""Starts a module in several processes, with a time limit that takes all of them.
+"""Starts a module in several processes, none of which outlives the call.
 
 `torchrun` does it as a user would. `forked` reads the module and what it imports once, then splits: eight processes
 that each import torch, Megatron-Core and DeepSpeed spend half a minute of two cores before they compute anything.
@@ -11,48 +11,34 @@ import importlib
 import os
 import signal
 import socket
-import subprocess
 import sys
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests import processes as commands
+from tests.processes import ROOT
 
 
-def torchrun(processes: int, module: str, *arguments: str, timeout_s: float = 120, check: bool = True) -> str:
+def torchrun(processes: int, module: str, *arguments: str, check: bool = True) -> str:
     """Run `module` in that many processes and return what they printed; fails with it where they fail."""
     words = ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "-m", module, *arguments]
-    return _output(words, f"{module} in {processes} processes", timeout_s, check)
+    return _output(words, f"{module} in {processes} processes", check)
 
 
-def forked(processes: int | Iterable[int], module: str, *arguments: str, timeout_s: float = 120) -> str:
+def forked(processes: int | Iterable[int], module: str, *arguments: str) -> str:
     """The same by `main(*arguments)` of `module` in forks of one process; of several numbers, one after the other."""
     counts = ",".join(map(str, [processes] if isinstance(processes, int) else processes))
     words = ["tests.parallel.launch", counts, module, *arguments]
-    return _output(words, f"{module} in {counts} forks", timeout_s, check=True)
+    return _output(words, f"{module} in {counts} forks", check=True)
 
 
-def _output(words: list[str], what: str, timeout_s: float, check: bool) -> str:
+def _output(words: list[str], what: str, check: bool) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    child = subprocess.Popen(
-        [sys.executable, "-m", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-        env=environment,
-        start_new_session=True,
-    )
-    try:
-        output, _ = child.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-        output, _ = child.communicate()
-        raise AssertionError(f"{what} took over {timeout_s} s\n{output[-4000:]}") from None
-    first = max(0, output.find("Traceback"))  # what torchrun says itself comes after the workers' own errors
-    assert child.returncode == 0 or not check, f"{what} failed with {child.returncode}\n{output[first:][:4000]}"
-    return output
+    done = commands.run([sys.executable, "-m", *words], env=environment, merged=True)
+    first = max(0, done.stdout.find("Traceback"))  # what torchrun says itself comes after the workers' own errors
+    assert done.returncode == 0 or not check, f"{what} failed with {done.returncode}\n{done.stdout[first:][:4000]}"
+    return done.stdout
 
 
 def _be_rank(rank: int, module: str, arguments: tuple[str, ...]) -> int:

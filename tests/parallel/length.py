@@ -22,6 +22,7 @@ from llama31 import attention, config, mesh, model
 from llama31.engine import Forward
 from llama31.objectives import MicroBatch, next_token
 from tests.parallel.cases import VOCAB
+from tests.processes import LIMIT_S
 
 PROCESSES, LENGTH = 4, 192
 # Chunks are 48 tokens with CP 2, 24 with CP 4.
@@ -59,7 +60,7 @@ class Built:
 
     def __init__(self, layout: dict[str, Any]) -> None:
         parallel = config.Parallel(micro_batch=2, **layout)
-        self.grid = mesh.create(parallel, timeout_s=60)
+        self.grid = mesh.create(parallel, timeout_s=LIMIT_S)
         self.chunks = model.build(SHAPE, config.Precision(params="fp32"), parallel, self.grid, seed=3)
         self.forward = Forward(self.chunks, self.grid)
 
@@ -202,7 +203,7 @@ def run() -> dict[str, Any]:
 
 def main(output: str) -> None:
     torch.set_num_threads(1)
-    mesh.connect(timeout_s=60)
+    mesh.connect(timeout_s=LIMIT_S)
     try:
         results = run()
     except Exception:  # noqa: BLE001 - the test shows it

@@ -18,6 +18,7 @@ from llama31.engine import Engine
 from llama31.saver import Saver, background_group
 from tests.parallel.cases import LEARNING_RATES, OPTIMIZER, Case, batches
 from tests.parallel.worker import micro_batches
+from tests.processes import LIMIT_S
 
 CASES = [
     Case("dp2", 2, {"dp": 2}),
@@ -66,7 +67,7 @@ def run(case: Case, folder: Path) -> dict[str, list[list[float]]]:
 
 def main(folder: str, output: str) -> None:
     torch.set_num_threads(1)
-    mesh.connect(timeout_s=60)
+    mesh.connect(timeout_s=LIMIT_S)
     results: dict[str, object] = {}
     for case in CASES:
         try:

@@ -17,6 +17,7 @@ from llama31.data.batches import Heldout
 from llama31.engine import Forward
 from llama31.scoring import Request, answers
 from tests.parallel.decoding import on_all_ranks_alike
+from tests.processes import LIMIT_S
 from tests.test_evaluate import SHAPE as PLANTED_SHAPE
 from tests.test_evaluate import Planted
 
@@ -52,7 +53,7 @@ class Built:
             micro_batch=2,
             **self.layout,  # type: ignore[arg-type]
         )
-        self.grid = mesh.create(parallel, timeout_s=120)
+        self.grid = mesh.create(parallel, timeout_s=LIMIT_S)
         found = pretrained.find(self.folder)
         self.chunks = model.build(found.shape, config.Precision(params="fp32"), parallel, self.grid)
         found.load(self.chunks, self.grid)
@@ -86,7 +87,7 @@ class Built:
 
 def main(folder: str, hits: str, output: str) -> None:
     torch.set_num_threads(1)
-    mesh.connect(timeout_s=120)
+    mesh.connect(timeout_s=LIMIT_S)
     results: dict[str, Any] = {}
     for name, layout in LAYOUTS.items():
         try:

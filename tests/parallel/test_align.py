@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.parallel]
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("aligning") / "out.json"
-    forked(aligning.PROCESSES, "tests.parallel.aligning", str(output), timeout_s=400)
+    forked(aligning.PROCESSES, "tests.parallel.aligning", str(output))
     return json.loads(output.read_text())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def ran(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dic
         for name, told in PLAN.items()
     ]
     (root / "plan.json").write_text(json.dumps(plan))
-    torchrun(2, "tests.parallel.faults", str(root / "plan.json"), str(root / "out.json"), timeout_s=300)
+    torchrun(2, "tests.parallel.faults", str(root / "plan.json"), str(root / "out.json"))
     return root, json.loads((root / "out.json").read_text())
 
 
@@ -201,9 +200,8 @@ def test_older_attempt_makes_way(ran: Ran) -> None:
 def test_slow_rank_is_named(ran: Ran) -> None:
     root, _ = ran
     slow = [event for event in events(root / "slow") if event["event"] == "slow_rank"]
-    named = Counter(event["rank"] for event in slow if event["phase"] == "forward_backward_s")
-    # A busy machine may slow the other rank as well, now and then.
-    assert named[1] > named[0] and "times the median" in slow[0]["reason"]
+    (named,) = [event for event in slow if event["phase"] == "forward_backward_s"]  # the others take what they take
+    assert (named["rank"], named["step"]) == (1, 4) and "forward_backward_s is " in named["reason"]
     assert curve(root / "slow") == curve(root / "whole")
 
 
@@ -214,13 +212,13 @@ def test_preflight_was_written(ran: Ran) -> None:
 
 
 def test_hung_rank_is_named_and_ends_the_attempt(data: Path, tmp_path: Path) -> None:
-    keys = EVERY_4 | {"guard.heartbeat_s": 3.0}
+    keys = EVERY_4 | {"guard.heartbeat_s": 5.0}
     plan = [
         {"name": "hang", "folder": str(tmp_path / "hang"), "data": str(data), "overrides": keys, "fault": ["hang", 5]}
     ]
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     arguments = str(tmp_path / "plan.json"), str(tmp_path / "out.json")
-    printed = torchrun(2, "tests.parallel.faults", *arguments, timeout_s=90, check=False)
+    printed = torchrun(2, "tests.parallel.faults", *arguments, check=False)
     told = watchdog.read(tmp_path / "hang/attempts/0000/stalled")
     assert [one.rank for one in told] == [0, 1] and {one.step for one in told} == {5}
     (suspect,) = json.loads((tmp_path / "hang/attempts/0000/stalled/blame.json").read_text())["suspects"]

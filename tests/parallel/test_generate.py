@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.parallel]
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What every case computed, in one set of processes."""
     output = tmp_path_factory.mktemp("decoding") / "results.json"
-    forked(PROCESSES, "tests.parallel.decoding", str(output), timeout_s=240)
+    forked(PROCESSES, "tests.parallel.decoding", str(output))
     found: dict[str, Any] = json.loads(output.read_text())
     for name, result in found.items():
         assert "error" not in result, f"{name}: {result['error']}"

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.parallel]
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank saw."""
     output = tmp_path_factory.mktemp("length") / "out.json"
-    forked(PROCESSES, "tests.parallel.length", str(output), timeout_s=200)
+    forked(PROCESSES, "tests.parallel.length", str(output))
     found: list[dict[str, Any]] = json.loads(output.read_text())
     errors = [rank["error"] for rank in found if "error" in rank]
     assert not errors, errors[0]
@@ -70,7 +70,7 @@ def stage(folder: Path, data: Path, **overrides: Any) -> dict[str, Any]:
 def trained(processes: int, plan: list[dict[str, Any]], folder: Path) -> dict[int, tuple[int, float, float]]:
     """Row length, loss and gradient norm of every step of the runs of `plan`, which share a folder."""
     (folder / "plan.json").write_text(json.dumps(plan))
-    torchrun(processes, "tests.parallel.training", str(folder / "plan.json"), str(folder / "out.json"), timeout_s=120)
+    torchrun(processes, "tests.parallel.training", str(folder / "plan.json"), str(folder / "out.json"))
     for name, result in json.loads((folder / "out.json").read_text()).items():
         assert "error" not in result, (name, result["error"])
     lines = [line for line in metrics.read(folder / "run") if line["kind"] == "train"]

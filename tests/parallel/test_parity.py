@@ -22,7 +22,7 @@ Result = dict[str, list[float]]
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     """What every case computed; one set of processes per world size serves all its cases."""
     folder = tmp_path_factory.mktemp("parity")
-    forked(sorted({case.processes for case in CASES}), "tests.parallel.worker", str(folder), timeout_s=600)
+    forked(sorted({case.processes for case in CASES}), "tests.parallel.worker", str(folder))
     found: dict[str, Result] = {}
     for output in folder.iterdir():
         found |= json.loads(output.read_text())

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.parallel]
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("restored")
-    torchrun(2, "tests.parallel.restoring", str(folder), str(folder / "out.json"), timeout_s=240)
+    torchrun(2, "tests.parallel.restoring", str(folder), str(folder / "out.json"))
     found: dict[str, Any] = json.loads((folder / "out.json").read_text())
     return found
 

@@ -40,7 +40,7 @@ def alone(folder: Path) -> Iterator[tuple[list[int], dict[str, Any]]]:
 def results(folder: Path, alone: tuple[list[int], dict[str, Any]]) -> dict[str, Any]:
     """What every layout found, in one set of processes."""
     output = folder.parent / "results.json"
-    forked(PROCESSES, "tests.parallel.scoring", str(folder), json.dumps(alone[0]), str(output), timeout_s=240)
+    forked(PROCESSES, "tests.parallel.scoring", str(folder), json.dumps(alone[0]), str(output))
     found: dict[str, Any] = json.loads(output.read_text())
     for name, result in found.items():
         assert "error" not in result, f"{name}: {result['error']}"

@@ -79,7 +79,7 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
 
 def _run(plan: Plan, root: Path) -> dict[str, dict[str, str]]:
     (root / "plan.json").write_text(json.dumps(plan))
-    torchrun(2, "tests.parallel.training", str(root / "plan.json"), str(root / "out.json"), timeout_s=300)
+    torchrun(2, "tests.parallel.training", str(root / "plan.json"), str(root / "out.json"))
     found: dict[str, dict[str, str]] = json.loads((root / "out.json").read_text())
     return found
 

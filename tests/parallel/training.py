@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from llama31 import config, mesh, metrics, runs, train
+from tests.processes import LIMIT_S
 
 
 def tiny_run(folder: Path, data: Path) -> config.Pretrain:
@@ -74,7 +75,7 @@ def _load_and_save(run: config.Pretrain) -> Path:
 
 def main(plan: str, output: str) -> None:
     torch.set_num_threads(1)
-    mesh.connect(timeout_s=60)
+    mesh.connect(timeout_s=LIMIT_S)
     results: dict[str, Any] = {}
     for step in json.loads(Path(plan).read_text()):
         run = changed(tiny_run(Path(step["folder"]), Path(step["data"])), step["overrides"])

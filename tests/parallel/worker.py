@@ -14,6 +14,7 @@ from llama31 import config, mesh, model
 from llama31.engine import Engine
 from llama31.objectives import MicroBatch
 from tests.parallel.cases import CASES, LEARNING_RATES, OPTIMIZER, ROWS, Case, Rows, batches
+from tests.processes import LIMIT_S
 
 
 def micro_batches(rows: Rows, grid: mesh.Grid, size: int) -> list[MicroBatch]:
@@ -48,7 +49,7 @@ def run(case: Case) -> dict[str, list[float]]:
 
 def main(folder: str, *names: str) -> None:
     torch.set_num_threads(1)
-    mesh.connect(timeout_s=60)
+    mesh.connect(timeout_s=LIMIT_S)
     results: dict[str, object] = {}
     for case in CASES:
         if case.processes != dist.get_world_size() or (names and case.name not in names):

@@ -17,6 +17,7 @@ from typing import TypeVar
 import pytest
 
 from tests.conftest import ROOT
+from tests.processes import LIMIT_S
 from tests.slurm import cluster
 
 T = TypeVar("T")
@@ -60,7 +61,7 @@ class Slurm:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=180,
+            timeout=LIMIT_S,
         )
         assert not check or done.returncode == 0, f"{words} exited with {done.returncode}\n{done.stdout}"
         return done.stdout.strip()
@@ -113,7 +114,7 @@ def _install() -> None:
             env=env,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=LIMIT_S,
             stdin=subprocess.DEVNULL,
         )
         if done.returncode:
@@ -127,11 +128,11 @@ def slurm_cluster() -> Iterator[Slurm]:
         pytest.skip("no namespaces here (a container without CAP_SYS_ADMIN)")
     folder = Path(tempfile.mkdtemp(prefix="sl.", dir="/tmp"))  # short, for unix sockets
     command = [sys.executable, cluster.__file__]
-    subprocess.run([*command, "start", str(folder), "--owner", str(os.getpid())], check=True, timeout=90)
+    subprocess.run([*command, "start", str(folder), "--owner", str(os.getpid())], check=True, timeout=LIMIT_S)
     try:
         yield Slurm(folder)
     finally:
-        subprocess.run([*command, "stop", str(folder)], check=True, timeout=60)
+        subprocess.run([*command, "stop", str(folder)], check=True, timeout=LIMIT_S)
 
 
 @pytest.fixture

@@ -67,9 +67,9 @@ def log_of(folder: Path, name: str, number: str) -> str:
 
 def test_one_job_that_everything_happens_to(slurm: Slurm, place: Path) -> None:
     """A bad node, USR1, preemption without grace, a controller that dies, a requeue, power loss."""
-    free = int(slurm.run("srun", "-N1", "-w", "n1", "stat", "-f", "-c", "%a", "/dev/shm"))
-    size = int(slurm.run("srun", "-N1", "-w", "n1", "stat", "-f", "-c", "%S", "/dev/shm"))
-    slurm.run("srun", "-N1", "-w", "n1", "fallocate", "-l", str(2**26), "/dev/shm/left-behind")
+    free = int(slurm.run("srun", "--quiet", "-N1", "-w", "n1", "stat", "-f", "-c", "%a", "/dev/shm"))
+    size = int(slurm.run("srun", "--quiet", "-N1", "-w", "n1", "stat", "-f", "-c", "%S", "/dev/shm"))
+    slurm.run("srun", "--quiet", "-N1", "-w", "n1", "fallocate", "-l", str(2**26), "/dev/shm/left-behind")
     asked = f"preflight.min_scratch_bytes={free * size - 2**25}"
     words = ["recipe=pretrain", "submit.nodes=2", *LONG, "name=life", asked]
     (number,) = submit(slurm, place, *words)  # Slurm begins with n1
