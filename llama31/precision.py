@@ -1,7 +1,10 @@
-"""Number formats: BF16 or FP32 parameters, and the names of Megatron's FP8 recipes."""
+"""Number formats: BF16 or FP32 parameters, the names of Megatron's FP8 recipes, and bits that do not vary."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -43,6 +46,38 @@ def have_transformer_engine() -> bool:
     except ImportError:
         return False
     return True
+
+
+# What the libraries ask for beside torch's switch: a workspace for each stream of cuBLAS (its documentation, "results
+# reproducibility"), and of Transformer Engine's attention kernels only those that add in a fixed order.
+DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0"}
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Within it, where `wanted`, torch and the libraries below it choose kernels that give equal bits every time.
+
+    An operation that has none raises RuntimeError. cuBLAS reads its variable at its first use: enter before that.
+    """
+    if not wanted:
+        yield
+        return
+    memory: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
+    given = {name: os.environ.get(name) for name in DETERMINISTIC}
+    os.environ.update(DETERMINISTIC)
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False  # a search for mistakes, which writes everything twice
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        memory.fill_uninitialized_memory = before[1]
+        for name, value in given.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def transformer_config(precision: config.Precision) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from llama31 import (
     metrics,
     model,
     plots,
+    precision,
     profiler,
     runs,
     schedule,
@@ -64,7 +65,8 @@ def fit(
     on: loss or gradients that stay not finite, a disk that stays full, a newer attempt of the same run.
     """
     grid = mesh.create(run.parallel, run.cluster.timeout_s)
-    with runs.Attempt(run) as attempt, Run(run, grid, attempt, objective, data) as this:
+    always_equal = precision.deterministic(run.deterministic)
+    with always_equal, runs.Attempt(run) as attempt, Run(run, grid, attempt, objective, data) as this:
         phases = this.phases
         while not this.done:
             with phases("data"):

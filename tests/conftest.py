@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -44,11 +45,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         key=lambda item: max((HEAVY.index(m.name) + 1 for m in item.iter_markers() if m.name in HEAVY), default=0)
     )
     for item in items:
-        if item.get_closest_marker("gpu") and not _has_gpu():
-            item.add_marker(pytest.mark.skip(reason="no GPU here"))
+        if item.get_closest_marker("gpu") and not has_gpu() and os.environ.get("DEVICE") != "cpu":
+            item.add_marker(pytest.mark.skip(reason="no GPU here (DEVICE=cpu tries it on the CPU)"))
 
 
-def _has_gpu() -> bool:
+@functools.cache
+def has_gpu() -> bool:
+    """Whether this machine has a GPU, hidden from the tests or not."""
     if shutil.which("nvidia-smi") is None:
         return False
     asked = ["nvidia-smi", "-L"]
@@ -71,7 +74,7 @@ def command() -> Command:
     ) -> subprocess.CompletedProcess[str]:
         words = [str(word) for word in arguments]
         words = [sys.executable, *words] if python else [str(Path(sys.executable).with_name(words[0])), *words[1:]]
-        result = processes.run(words, cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})})
+        result = processes.run(words, cwd=cwd, env={**os.environ, "PYTHONPATH": processes.search_path(), **(env or {})})
         if check:
             assert result.returncode == 0, (
                 f"{' '.join(words)} exited with {result.returncode}\n{result.stdout}\n{result.stderr}"

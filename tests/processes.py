@@ -19,6 +19,11 @@ LIMIT_S = 1800  # what takes longer hangs, on any machine
 MARK = "TESTS_COMMAND"  # names the commands that a process descends from
 
 
+def search_path() -> str:
+    """PYTHONPATH of what a test starts: this repository, then the caller's, who may keep packages there."""
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def run(
     words: Sequence[str],
     *,

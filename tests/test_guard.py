@@ -33,8 +33,7 @@ from llama31.guard import (
     minorities,
 )
 from llama31.watchdog import EXIT_CODE, Told, Watchdog, blame
-from tests.conftest import ROOT
-from tests.processes import LIMIT_S
+from tests.processes import LIMIT_S, search_path
 
 pytestmark = pytest.mark.torch
 NAN, INF = math.nan, math.inf
@@ -600,7 +599,7 @@ hang()
 
 def stall(folder: Path, *ways: str) -> tuple[list[int | None], list[str]]:
     """Exit codes and errors of processes that stall in the given ways; frozen ones are killed when the others left."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": search_path()}
     words = [sys.executable, "-c", STALLS, str(folder)]
     numbers = [str(len(ways)), str(sum(way in ("wait", "data") for way in ways))]
     children = [

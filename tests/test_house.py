@@ -189,5 +189,11 @@ def test_no_exception_is_swallowed() -> None:
     )
 
 
+def test_what_a_test_starts_finds_the_callers_packages(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/callers/packages")
+    found = command("-c", "import os, sys; print(sys.path, os.environ['PYTHONPATH'])", check=True).stdout
+    assert "'/callers/packages'" in found and found.split()[-1] == f"{ROOT}:/callers/packages"
+
+
 def test_python_is_one_that_the_pins_support() -> None:
     assert (3, 11) <= sys.version_info[:2] <= (3, 12)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 pytestmark = pytest.mark.torch
@@ -47,3 +49,25 @@ def test_recipes_are_megatrons() -> None:
     from llama31.precision import FP8_CAPABILITY
 
     assert set(FP8_CAPABILITY) <= {recipe.value for recipe in Fp8Recipe}
+
+
+def test_deterministic_is_left_as_it_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from llama31 import precision
+
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "of the caller")
+    monkeypatch.delenv("NVTE_ALLOW_NONDETERMINISTIC_ALGO", raising=False)
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    with pytest.raises(ZeroDivisionError), precision.deterministic(True):
+        assert (
+            torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+        )
+        assert {name: os.environ[name] for name in precision.DETERMINISTIC} == precision.DETERMINISTIC
+        raise ZeroDivisionError
+    with precision.deterministic(False):
+        assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory == fill
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == "of the caller"
+    assert "NVTE_ALLOW_NONDETERMINISTIC_ALGO" not in os.environ

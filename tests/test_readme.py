@@ -17,6 +17,7 @@ import torch
 
 from llama31 import checkpoint, config, metrics, shards
 from tests.conftest import ROOT
+from tests.processes import search_path
 
 pytestmark = [pytest.mark.torch, pytest.mark.parallel]
 
@@ -88,7 +89,7 @@ def run(script: str, folder: Path) -> str:
     """What the commands printed; fails with it where one fails or they take too long."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # torchrun's fixed port may be taken by another run on this machine.
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "PET_STANDALONE": "1"}
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": search_path(), "PET_STANDALONE": "1"}
     with (folder / "printed.txt").open("w+") as printed:
         child = subprocess.Popen(
             ["bash", "-euc", script],

@@ -34,6 +34,11 @@ class Training:
     name: str = key(MISSING, "name of the run")
     folder: str = key("runs/${name}", "run folder: config, metrics, checkpoints")
     seed: int = key(1234, "seed of the initial weights", low=0)
+    deterministic: bool = key(
+        False,
+        "equal bits from every run on equal machines, and after a resume, at the price of speed: on a GPU attention's "
+        "backward pass otherwise adds in any order (CPUs always give equal bits)",
+    )
     resume: str = key("auto", "auto (newest complete checkpoint of the folder), none, or a checkpoint folder")
     init_from: str | None = key(None, "checkpoint folder whose weights start the run, on a schedule from its beginning")
     init_optimizer: bool = key(

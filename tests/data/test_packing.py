@@ -17,7 +17,7 @@ from llama31 import config, tokenizer
 from llama31.data import pack, packed, sources
 from llama31.data.indexed import IndexedReader
 from recipes import pack as recipe
-from tests.processes import LIMIT_S
+from tests.processes import LIMIT_S, search_path
 
 TEXTS = [f"text {i} of some words, Wörter <|end_of_text|> " * (1 + i % 7) for i in range(300)]
 
@@ -200,10 +200,9 @@ data = config.Data(folder="packed", workers=1, sources={{"s": config.Source(inpu
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, {resource.RLIM_INFINITY}))
 pack.pack(data, "s", config.Tokenizer(kind="bpe", path={bpe.path!r}))
 """
-    root = str(Path(__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_S, check=False,
-        env=os.environ | {"PYTHONPATH": root},
+        env=os.environ | {"PYTHONPATH": search_path()},
     )  # fmt: skip
     assert done.returncode == 1 and "ValueError: data.folder=packed: no space left to write packed/s" in done.stderr
     assert list((tmp_path / "packed").iterdir()) == []

@@ -14,8 +14,12 @@ from llama31.data import pack
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two packed sources of words that a model can learn a little of, and their tokenizer."""
-    folder = tmp_path_factory.mktemp("packed")
+    """Two packed sources of words, and their tokenizer."""
+    return packed(tmp_path_factory.mktemp("packed"))
+
+
+def packed(folder: Path) -> Path:
+    """Two packed sources of words that a model can learn a little of, and their tokenizer, in `folder`."""
     random = np.random.default_rng(0)
     words = [f"word{i}" for i in range(60)]
     sources = {}

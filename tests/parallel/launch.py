@@ -17,7 +17,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests import processes as commands
-from tests.processes import ROOT
 
 
 def torchrun(processes: int, module: str, *arguments: str, check: bool = True) -> str:
@@ -34,7 +33,7 @@ def forked(processes: int | Iterable[int], module: str, *arguments: str) -> str:
 
 
 def _output(words: list[str], what: str, check: bool) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": commands.search_path()}
     done = commands.run([sys.executable, "-m", *words], env=environment, merged=True)
     first = max(0, done.stdout.find("Traceback"))  # what torchrun says itself comes after the workers' own errors
     assert done.returncode == 0 or not check, f"{what} failed with {done.returncode}\n{done.stdout[first:][:4000]}"

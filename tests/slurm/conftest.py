@@ -17,7 +17,7 @@ from typing import TypeVar
 import pytest
 
 from tests.conftest import ROOT
-from tests.processes import LIMIT_S
+from tests.processes import LIMIT_S, search_path
 from tests.slurm import cluster
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ class Slurm:
         self.folder = folder
         self.logs: list[Path] = []  # shown where waiting fails
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SRUN"))}
-        self.env = {**clean, **cluster.environment(folder), "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+        self.env = {**clean, **cluster.environment(folder), "PYTHON": sys.executable, "PYTHONPATH": search_path()}
 
     def run(self, *words: str | Path, cwd: Path = ROOT, check: bool = True, **env: str) -> str:
         """Output of a command, errors too, that has to succeed."""
