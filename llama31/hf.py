@@ -177,6 +177,13 @@ class SafetensorsFolder:
         return self._where[name].get_tensor(name)
 
 
+def dtype_of(folder: Path, source: SafetensorsFolder) -> str:
+    """The number format of a folder as transformers takes it: what config.json says, else that of its first tensor."""
+    raw = read_json(folder / "config.json")
+    first = min(source.shapes(), default="")
+    return str(raw.get("dtype") or raw.get("torch_dtype") or source.read(first).dtype).removeprefix("torch.")
+
+
 class SafetensorsWriter:
     """Writes tensors in the order of `shapes` into files of at most `max_bytes` each, holding none of them."""
 

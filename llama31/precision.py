@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +15,9 @@ import torch
 from llama31 import config
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+SLOWER = 1.2  # BF16 that takes so much longer than FP32 is worth a line
+_ORDER = 128  # of the matrices that are multiplied to see
 
 # FP8 recipe -> compute capability from which Transformer Engine offers it (Ada 8.9, Hopper 9.0, Blackwell 10.0)
 FP8_CAPABILITY = {"delayed": (8, 9), "tensorwise": (8, 9), "blockwise": (9, 0), "mxfp8": (10, 0)}
@@ -23,8 +29,13 @@ def dtype(precision: config.Precision) -> torch.dtype:
 
 
 def check(precision: config.Precision, device: torch.device) -> None:
-    """Raise ValueError with the reason where this machine cannot compute in the format asked for."""
+    """Raise ValueError with the reason where this machine cannot compute in the format asked for.
+
+    On a CPU without BF16 products the first process says so once: they are many times slower than those of FP32.
+    """
     if precision.fp8 == "none":
+        if device.type == "cpu" and precision.params == "bf16":
+            _tell_slow_bf16()
         return
     refusal = f"precision.fp8={precision.fp8}: "
     remedy = "; choose precision=bf16, or run where it is available"
@@ -37,6 +48,38 @@ def check(precision: config.Precision, device: torch.device) -> None:
         raise ValueError(refusal + "Transformer Engine is not installed (requirements-gpu.txt)" + remedy)
     if precision.params != "bf16":
         raise ValueError(f"{refusal}goes with precision.params=bf16, not {precision.params}")
+
+
+@functools.cache
+def _tell_slow_bf16() -> None:
+    """One line on standard error where BF16 is slower than FP32, once in a process."""
+    ratio = bf16_ratio()
+    if ratio > SLOWER and os.environ.get("RANK", "0") == "0":
+        print(
+            f"precision.params=bf16: on this CPU a product takes {ratio:.1f} times as long in BF16 as in FP32; "
+            "precision=fp32 computes in FP32",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def bf16_ratio() -> float:
+    """Time of a matrix product on this CPU in BF16, relative to one in FP32; measured in a few milliseconds.
+
+    In seconds that this thread had: how many others share its cores says nothing about its kernels.
+    """
+    seconds = {}
+    for name, kind in DTYPES.items():
+        factor = torch.full((_ORDER, _ORDER), 1 / _ORDER, dtype=kind)
+        factor @ factor  # libraries load
+        seconds[name] = min(_product_s(factor) for _ in range(3))
+    return seconds["bf16"] / max(seconds["fp32"], 1e-9)
+
+
+def _product_s(factor: torch.Tensor) -> float:
+    begin = time.thread_time()
+    factor @ factor
+    return time.thread_time() - begin
 
 
 def have_transformer_engine() -> bool:

@@ -7,6 +7,7 @@ rank, everything else is cut out of the mapped file. That is one tensor's memory
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,14 +19,21 @@ from llama31.mesh import Grid
 from llama31.model import Llama
 from llama31.shards import Shard, on_all_ranks
 
+log = logging.getLogger(__name__)
+PRECISIONS = {"bfloat16": "bf16", "float32": "fp32"}  # by transformers' name
+
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights on disk and what is known of them. `copies` says how often a Hugging Face folder stores each KV head."""
+    """Weights on disk and what is known of them.
+
+    Of a Hugging Face folder, `copies` says how often it stores each KV head, and `dtype` its number format.
+    """
 
     folder: Path
     meta: checkpoint.Meta
     copies: int = 0  # 0: a checkpoint of ours
+    dtype: str = ""
 
     @property
     def shape(self) -> config.Model:
@@ -40,6 +48,19 @@ class Pretrained:
             beside = checkpoint.run_folder(self.folder) / self.meta.tokenizer.get("folder", "tokenizer")
         alone = (beside / "tokenizer.model").is_file() and not (self.copies and (beside / "tokenizer.json").is_file())
         return config.Tokenizer(kind="tiktoken" if alone else "huggingface", path=str(beside))
+
+    def precision(self, given: config.Precision) -> config.Precision:
+        """The number formats that are `given`; with `auto`, those that the weights were trained in, or come in.
+
+        FP8 goes with BF16. Formats that we do not compute in (FP16) are computed with in FP32, which is told.
+        """
+        if given.params != "auto":
+            return given
+        if given.fp8 != "none":
+            return replace(given, params="bf16")
+        if self.dtype and self.dtype not in PRECISIONS:
+            log.warning("%s holds %s: computing in FP32; precision=bf16 takes half the memory", self.folder, self.dtype)
+        return replace(given, params=self.meta.precision)
 
     def load(self, chunks: list[Llama], grid: Grid) -> None:
         """Fill the chunks on any layout. Collective; ValueError on every rank where one cannot."""
@@ -67,7 +88,9 @@ def find(path: str) -> Pretrained:
     convert.check(f"checkpoint={path}", source, shape)
     copies = convert.kv_copies(source, shape)
     shape = replace(shape, kv_heads=shape.kv_heads // copies)
-    return Pretrained(folder, checkpoint.Meta(asdict(shape)), copies)
+    dtype = hf.dtype_of(folder, source)
+    meta = checkpoint.Meta(asdict(shape), precision=PRECISIONS.get(dtype, "fp32"))
+    return Pretrained(folder, meta, copies, dtype)
 
 
 def _copy(stored: Shard, wanted: Shard) -> None:

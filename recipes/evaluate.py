@@ -41,7 +41,7 @@ def main(run: config.Evaluate) -> dict[str, Any]:
     if run.needle.kind != "none":
         hidden = needle.prompts_of(run.needle, run.data, run.split, words, length, longest)
     grid = mesh.create(parallel, run.cluster.timeout_s)
-    chunks = model.build(shape, run.precision, parallel, grid)
+    chunks = model.build(shape, weights.precision(run.precision), parallel, grid)
     weights.load(chunks, grid)
     forward = Forward(chunks, grid)
     result: dict[str, Any] = {"checkpoint": str(weights.folder)}

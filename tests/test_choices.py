@@ -201,7 +201,7 @@ def test_the_recipe_takes_a_hugging_face_folder(folder: Path, tmp_path: Path) ->
 
     mesh.close()
     task = Task(str(folder.parent / "task.jsonl"), fewshot=1)
-    run = config.Evaluate(str(folder), tasks={"mine": task}, prompts=["bada"], max_new_tokens=3, precision=FP32)
+    run = config.Evaluate(str(folder), tasks={"mine": task}, prompts=["bada"], max_new_tokens=3)
     run.data, run.tokenizer = config.Data(folder=""), config.Tokenizer(kind="huggingface", path="")
     run.output = str(tmp_path / "found.json")
     inputs.check(run)

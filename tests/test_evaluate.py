@@ -178,11 +178,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> config.Evaluate:
         shards.Shard(s.name, s.shape, [shards.Block(offset, block) for offset, block in s.blocks(s.parameter.data)])
         for s in model.shards(built, shape, grid)
     ]
-    meta = checkpoint.Meta(asdict(shape), step=3, schedule={"sequence_length": 32}, tokenizer={"folder": "tokenizer"})
+    trained = {"precision": "fp32", "schedule": {"sequence_length": 32}, "tokenizer": {"folder": "tokenizer"}}
+    meta = checkpoint.Meta(asdict(shape), step=3, **trained)
     checkpoint.save(run / "checkpoints", meta, saved)
     mesh.close()
     beside = config.Tokenizer(kind="huggingface", path="")
-    return config.Evaluate(checkpoint=str(run), data=data, tokenizer=beside, precision=FP32, max_new_tokens=5)
+    return config.Evaluate(checkpoint=str(run), data=data, tokenizer=beside, max_new_tokens=5)
 
 
 def test_the_recipe_prints_and_writes_its_figures(

@@ -43,6 +43,42 @@ def test_bf16_and_fp32_go_anywhere() -> None:
         assert precision.transformer_config(chosen)["params_dtype"] == dtype
 
 
+@pytest.mark.parametrize(("ratio", "told"), [(25.4, True), (1.1, False), (0.4, False)])
+def test_slow_bf16_is_told_once(
+    ratio: float, told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from llama31 import config, precision
+
+    monkeypatch.setattr(precision, "bf16_ratio", lambda: ratio)
+    precision._tell_slow_bf16.cache_clear()
+    for _ in range(2):
+        precision.check(config.Precision(), torch.device("cpu"))
+    said = "precision.params=bf16: on this CPU a product takes 25.4 times as long in BF16 as in FP32; precision=fp32 "
+    assert capsys.readouterr().err.startswith(said) if told else capsys.readouterr().err == ""
+    for chosen, device in ((config.Precision(params="fp32"), "cpu"), (config.Precision(), "cuda")):
+        precision._tell_slow_bf16.cache_clear()
+        precision.check(chosen, torch.device(device))
+        assert capsys.readouterr().err == ""
+    precision._tell_slow_bf16.cache_clear()
+    monkeypatch.setenv("RANK", "1")
+    precision.check(config.Precision(), torch.device("cpu"))
+    assert capsys.readouterr().err == ""
+
+
+def test_bf16_is_measured_against_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the time of products alone: here each of BF16 takes three times as long."""
+    import torch
+
+    from llama31 import precision
+
+    assert precision.bf16_ratio() > 0
+    took = {torch.bfloat16: 3e-3, torch.float32: 1e-3}
+    monkeypatch.setattr(precision, "_product_s", lambda factor: took[factor.dtype])
+    assert precision.bf16_ratio() == pytest.approx(3)
+
+
 def test_recipes_are_megatrons() -> None:
     from megatron.core.enums import Fp8Recipe
 

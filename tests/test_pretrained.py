@@ -90,6 +90,35 @@ def test_the_tokenizer_is_the_one_beside_the_weights(tmp_path: Path) -> None:
     assert run.tokenizer(beside).path == str(tmp_path / "run" / "tokenizer")
 
 
+@pytest.mark.parametrize(
+    ("stated", "stored", "params"),
+    [
+        ("bfloat16", torch.bfloat16, "bf16"),
+        ("float32", torch.float32, "fp32"),
+        (None, torch.bfloat16, "bf16"),
+        (None, torch.float32, "fp32"),
+        ("float16", torch.float32, "fp32"),
+    ],
+)
+def test_a_folder_is_computed_with_in_its_format(
+    stated: str | None, stored: torch.dtype, params: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = weights_of(MODEL, stored)
+    told = dict.fromkeys(("dtype", "torch_dtype"), stated or "remove")
+    found = pretrained.find(str(write_hf(tmp_path, MODEL, weights, **told)))
+    assert found.precision(config.TrainedPrecision()).params == params
+    assert ("holds float16: computing in FP32; precision=bf16 takes" in caplog.text) == (stated == "float16")
+    assert found.precision(config.TrainedPrecision(params="bf16")).params == "bf16"
+    assert found.precision(config.TrainedPrecision(fp8="delayed")).params == "bf16"
+
+
+@pytest.mark.parametrize("trained", ["bf16", "fp32"])
+def test_a_checkpoint_is_computed_with_in_what_it_was_trained_in(trained: str) -> None:
+    found = pretrained.Pretrained(Path("x"), checkpoint.Meta({}, precision=trained))
+    assert found.precision(config.TrainedPrecision()) == config.TrainedPrecision(params=trained)
+    assert found.precision(config.TrainedPrecision(params="fp32")).params == "fp32"
+
+
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     weights: dict[str, Any] = weights_of(MODEL)
     name = "model.layers.1.mlp.up_proj.weight"

@@ -125,7 +125,7 @@ def _embedded(session: Session) -> sampling.Source:
     evaluate.check_layout(shape, parallel)
     evaluate.check_vocabulary(session.words.vocab_size, shape)
     grid = mesh.create(parallel, run.cluster.timeout_s)
-    chunks = model.build(shape, run.precision, parallel, grid)
+    chunks = model.build(shape, session.weights.precision(run.precision), parallel, grid)
     session.weights.load(chunks, grid)
     dist.barrier()  # all know what is missing before anything is added to it
     return embedded.Embedded(chunks, grid, session.words, session.policy, run.sampling)

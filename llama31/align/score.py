@@ -50,7 +50,7 @@ class Judge:
         found = tokenizer.load(weights.tokenizer(words or config.Tokenizer(kind="huggingface", path="")))
         evaluate.check_vocabulary(found.vocab_size, shape)
         self.format = chat.Format(found)
-        chunks = model.build(shape, precision, parallel, grid)
+        chunks = model.build(shape, weights.precision(precision), parallel, grid)
         weights.load(chunks, grid)
         self.forward = Forward(chunks, grid)
 

@@ -67,6 +67,7 @@ from llama31.config.sections import (
     Schedule,
     Source,
     Tokenizer,
+    TrainedPrecision,
     Validation,
 )
 
@@ -127,6 +128,7 @@ __all__ = [
     "Submit",
     "Task",
     "Tokenizer",
+    "TrainedPrecision",
     "Training",
     "Validation",
     "Variant",

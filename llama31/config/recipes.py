@@ -23,6 +23,7 @@ from llama31.config.sections import (
     RewardModel,
     Schedule,
     Tokenizer,
+    TrainedPrecision,
     Validation,
 )
 
@@ -191,7 +192,7 @@ class Evaluate:
         None, "file to write the results to as JSON, the needle's heat map beside it; null: printed"
     )
     parallel: Parallel = field(default_factory=Parallel)
-    precision: Precision = field(default_factory=Precision)
+    precision: TrainedPrecision = field(default_factory=TrainedPrecision)
     data: Data = field(default_factory=Data)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     cluster: Cluster = field(default_factory=Cluster)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from llama31.config.keys import MISSING, key
 from llama31.config.recipes import Job
-from llama31.config.sections import Cluster, Parallel, Precision, Tokenizer
+from llama31.config.sections import Cluster, Parallel, Tokenizer, TrainedPrecision
 
 
 @dataclass
@@ -96,7 +96,7 @@ class Sample:
     filters: Filters = field(default_factory=Filters)
     pairs: Pairs = field(default_factory=Pairs)
     parallel: Parallel = field(default_factory=Parallel)
-    precision: Precision = field(default_factory=Precision)
+    precision: TrainedPrecision = field(default_factory=TrainedPrecision)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     cluster: Cluster = field(default_factory=Cluster)
 
@@ -111,7 +111,7 @@ class Score:
     score_tokens: int = key(8192, "longest dialog that the reward model reads; longer ones have no reward", low=2)
     chunk: int = key(1024, "answers between two moves of the progress bar; they are packed together", low=1)
     parallel: Parallel = field(default_factory=Parallel)
-    precision: Precision = field(default_factory=Precision)
+    precision: TrainedPrecision = field(default_factory=TrainedPrecision)
     cluster: Cluster = field(default_factory=Cluster)
 
 

@@ -74,6 +74,17 @@ class Precision:
 
 
 @dataclass
+class TrainedPrecision(Precision):
+    """Number formats of a command that runs weights which are there."""
+
+    params: str = key(
+        "auto",
+        "parameters and activations; auto: as the weights were trained, or a Hugging Face folder's dtype",
+        choices=("auto", "bf16", "fp32"),
+    )
+
+
+@dataclass
 class Ramp:
     """A change of batch or sequence length at a number of tokens seen."""
 

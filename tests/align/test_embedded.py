@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from llama31 import config, mesh, model
-from llama31.align import chat, embedded, prompts, sampling
+from llama31 import checkpoint, config, mesh, model, pretrained
+from llama31.align import chat, embedded, prompts, rejection, sampling
 from llama31.generate import generate
 from llama31.mesh import Grid
 from llama31.model import Llama
@@ -79,3 +81,21 @@ def test_prompts_that_leave_no_room_are_refused_and_the_others_drawn(grid: Grid,
 def test_an_answer_ends_where_llama_ends_it() -> None:
     names = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
     assert embedded.stops(Words()) == {name: Words().special[name] for name in names}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("trained", ["bf16", "fp32"])
+def test_a_policy_answers_in_what_it_was_trained_in(trained: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[config.Precision] = []
+
+    def build(shape: config.Model, precision: config.Precision, *_: Any) -> None:
+        built.append(precision)
+        raise NotImplementedError
+
+    monkeypatch.setattr(model, "build", build)
+    monkeypatch.setattr(mesh, "create", lambda *_: None)
+    weights = pretrained.Pretrained(Path("x"), checkpoint.Meta(asdict(MODEL), precision=trained))
+    run = config.Sample(sampling=RUN)
+    session: Any = SimpleNamespace(run=run, weights=weights, words=Words())
+    with pytest.raises(NotImplementedError):
+        rejection._embedded(session)
+    assert [one.params for one in built] == [trained]

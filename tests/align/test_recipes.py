@@ -177,7 +177,7 @@ def scores_of_a_file(room: Path, rewards: np.ndarray) -> None:
     (room / "given.jsonl").write_text("".join(json.dumps(one) + "\n" for one in given))
     run = config.Score(
         input=str(room / "given.jsonl"), output=str(room / "scored.jsonl"), reward=str(room / "reward"),
-        score_tokens=40, chunk=3, precision=config.Precision(params="fp32"),
+        score_tokens=40, chunk=3,  # and in FP32, as the model was trained
     )  # fmt: skip
     score_recipe.main(run)
     told = [json.loads(line) for line in (room / "scored.jsonl").read_text().splitlines()]
