@@ -27,7 +27,7 @@ Results = dict[str, dict[str, Any]]
 # Relative bounds. Transformer Engine multiplies FP32 matrices in TF32, which has BF16's steps but keeps FP32's range.
 BOUNDS = {"fp32": {"losses": 1e-3, "norms": 1e-2, "evaluated": 1e-3}}
 BOUNDS["bf16"] = {"losses": 5e-3, "norms": 6e-2, "evaluated": 5e-3}
-BOUNDS["recipe"] = {"losses": 2e-2, "norms": 1.5e-1}  # each goes on from what another did on the same device
+BOUNDS["recipe"] = {"losses": 5e-2, "norms": 3e-1}  # each goes on from what another did on the same device
 BOUNDS["fp8"] = {"losses": 2e-2, "norms": 1.5e-1, "evaluated": 2e-2}  # against BF16 on the same device
 GRADIENTS = {"fp32": 2e-2, "bf16": 6e-2, "fp8": 3e-1}
 
@@ -110,7 +110,7 @@ def apart(found: dict[str, Any], expected: dict[str, Any], kind: str) -> list[tu
             pairs = list(zip(found[what], expected[what], strict=True))
             told.append((what, max(abs(a - b) / abs(b) for a, b in pairs) if pairs else 0.0, bound))
     for name, values in expected.get("gradients", {}).items():
-        off = norm([a - b for a, b in zip(found["gradients"][name], values, strict=True)]) / norm(values)
+        off = norm([a - b for a, b in zip(found["gradients"][name], values, strict=True)]) / max(norm(values), 1e-30)
         told.append((f"gradient of {name}", off, GRADIENTS[kind]))
     return told
 
@@ -143,7 +143,8 @@ def test_a_gpu_computes_what_a_cpu_computes(results: dict[str, Results]) -> None
     lines = []
     for name, found, expected, kind in partners(results):
         told = apart(found, expected, kind)
-        print(f"{name} ({kind}): {', '.join(f'{what} {off:.2g}' for what, off, _ in told)}")
+        short = [*told[: len(BOUNDS[kind])], *sorted(told[len(BOUNDS[kind]) :], key=lambda one: -one[1])[:3]]
+        print(f"{name} ({kind}): {', '.join(f'{what} {off:.2g}' for what, off, _ in short)}")
         lines += [
             f"{name}: {what} off by {off:.3g}, at most {bound:.3g}" for what, off, bound in told if not off <= bound
         ]

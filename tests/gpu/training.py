@@ -85,6 +85,8 @@ class Recipes:
         found = [line["loss"], line["grad_norm"]]
         checks = [("not finite, or no gradient", 0.0 if all(map(math.isfinite, found)) and found[1] > 0 else 1.0, 0.0)]
         facts: Facts = {"losses": [line["loss"]], "norms": [line["grad_norm"]], "checks": checks}
+        if "nll" in line:
+            facts["nll"] = line["nll"]
         if self.gpu:
             checks.append(("on a GPU no memory was recorded", float(not line["memory_bytes"]), 0.0))
         return facts
@@ -132,11 +134,9 @@ class Recipes:
         data = [f"data.folder={self.room}/{records}", f"data.sources.mine.input={self.room}/{records}.jsonl"]
         given = [*data, "data.heldout_fraction=0.1", f"init_from={self.room}/annealed", "schedule.final_lr=0"]
         facts = self.train(recipe, schema, recipe, *given)
-        if (
-            recipe != "sft"
-        ):  # ln 2 on average of a random reward model; DPO adds 0.2 of the likelihood of better answers
-            off = abs(facts["losses"][0] - math.log(2)) / (1.0 if recipe == "reward" else 8.0)
-            facts["checks"].append(("loss - ln 2", off, 0.3))
+        if recipe != "sft":  # DPO adds the likelihood of better answers; a reward model is drawn at random
+            added, bound = (facts["nll"], 2e-2 if self.gpu else 1e-4) if recipe == "dpo" else (0.0, 0.3)
+            facts["checks"].append(("loss - ln 2", abs(facts["losses"][0] - added - math.log(2)), bound))
         return facts
 
     def probe(self) -> Facts:

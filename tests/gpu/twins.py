@@ -84,7 +84,8 @@ def attention(
 ) -> Checks:
     """`attend` with (heads, KV heads, width); keys and values are views of one tensor, as they are in the model.
 
-    With cp above 1 the queries are those of each rank in turn, who sees all keys.
+    With cp above 1 the queries are those of each rank in turn, who sees all keys. What stands at positions outside of
+    documents nobody reads, so nothing is asked of it, and no gradient comes from there.
     """
     generator = torch.Generator().manual_seed(length + heads[0])
     rows = 1 + max(one[0] for one in told)
@@ -93,13 +94,19 @@ def attention(
         return torch.randn(size, generator=generator).to(device, DTYPES[dtype])
 
     fused_kv = drawn(length, rows, heads[1], 2 * heads[2]).requires_grad_()
+    read = torch.zeros(length, rows, 1, 1, dtype=torch.bool, device=device)
+    for row, begin, end, *_ in told:
+        read[begin:end, row] = True
     found: Checks = []
     for rank in range(cp):
         spans = chunks_of_rank(length, cp, rank)
         queries = sum(end - begin for begin, end in spans)
         query = drawn(queries, rows, heads[0], heads[2]).requires_grad_()
-        parts, grad = (query, *fused_kv.split(heads[2], -1)), drawn(queries, rows, heads[0], heads[2])
+        mine = torch.cat([read[begin:end] for begin, end in spans])
+        grad = drawn(queries, rows, heads[0], heads[2]) * mine
+        parts = query, *fused_kv.split(heads[2], -1)
         out, expected = attend(*parts, torch.tensor(told, dtype=torch.int32), spans), explicit(*parts, told, spans)
+        out, expected = out * mine, expected * mine
         ours = [out, *torch.autograd.grad(out, (query, fused_kv), grad)]
         twins = [expected, *torch.autograd.grad(expected, (query, fused_kv), grad.double())]
         pairs = [*zip(ours[:2], twins[:2]), *zip(*(x[2].split(heads[2], -1) for x in (ours, twins)))]

@@ -1,7 +1,7 @@
 """Every case on one device, in one process: `python -m tests.gpu.worker cpu|cuda FOLDER DATA [parity] [wide]`.
 
-Prints a line per case, and writes FOLDER/results.json: of each its checks (what, error, largest right one), facts that
-the other device is compared by, seconds, and peak memory; or the error that ended it.
+Prints a line per case, into FOLDER/log.txt too, and writes FOLDER/results.json: of each its checks (what, error,
+largest right one), facts that the other device is compared by, seconds, and peak memory; or the error that ended it.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ def measured(work: Callable[[], Any], device: torch.device) -> dict[str, Any]:
         result["peak GB"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
     gc.unfreeze()  # training freezes what it has built
     gc.collect()
+    if gpu:
+        torch.cuda.empty_cache()
     return result
 
 
@@ -76,16 +78,20 @@ def cases(
 
 def main(kind: str, folder: str, data: str, *extras: str) -> None:
     begin = time.perf_counter()
+    engine = kind == "cuda" and precision.have_transformer_engine()  # imported before anything runs: it brings a cuDNN
     device = mesh.connect(timeout_s=120)
     if device.type != kind:
         sys.exit(f"asked for {kind}, and this process computes on {device}")
     name = torch.cuda.get_device_name(device) if kind == "cuda" else f"{torch.get_num_threads()} threads"
-    engine = precision.have_transformer_engine() if kind == "cuda" else "not asked for"
     print(f"torch {torch.__version__} on {device}: {name}; Transformer Engine: {engine}", flush=True)
+    if kind == "cuda":
+        print(f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}", flush=True)
     results: dict[str, Any] = {}
     for case, work in cases(device, extras, Path(folder), Path(data)):
         results[case] = measured(work, device)
         print(line(case, results[case]), flush=True)
+        with Path(folder, "log.txt").open("a") as log:  # whole up to here, whatever ends this process
+            print(line(case, results[case]), file=log)
     slowest = sorted(results, key=lambda case: -results[case]["seconds"])[:5]
     print(f"{len(results)} cases in {time.perf_counter() - begin:.0f} s; slowest: {', '.join(slowest)}", flush=True)
     Path(folder, "results.json").write_text(json.dumps(results))
