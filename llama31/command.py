@@ -8,6 +8,7 @@ plain result is then filled key by key into a fresh schema, where all problems a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -20,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from llama31 import usage, validate
+from llama31 import incomplete, usage, validate
 from llama31.config import MISSING, ConfigError, Issue
 
 T = TypeVar("T")
@@ -104,17 +105,24 @@ def _checked(run: T | None, found: list[Issue], world_size: Callable[[T], int] |
     if run is None:
         raise ConfigError(found)
     try:
-        # processes follow from keys, which have to be right first
-        processes = world_size(run) if world_size and not found else None
-        warnings = validate.validate(run, processes)
+        warnings = validate.validate(run, _processes(run, found, world_size))
     except ConfigError as error:
         refused = {issue.key for issue in found}  # validation saw their defaults, which nobody gave
         if "prompts" in refused:
             refused.add("data.sources")  # required without prompts alone
-        raise ConfigError([*found, *(new for new in error.issues if new.key not in refused)], error.hint) from None
+        unchosen = tuple(f"{issue.key}." for issue in found if issue.value is MISSING)  # groups, all of their keys
+        new = [issue for issue in error.issues if issue.key not in refused and not issue.key.startswith(unchosen)]
+        raise ConfigError([*found, *new], error.hint) from None
     if found:
         raise ConfigError(found)
     return run, warnings
+
+
+def _processes(run: T, found: list[Issue], world_size: Callable[[T], int] | None) -> int | None:
+    """They follow from keys, which have to be right; those that are missing may be others. None: as started."""
+    if world_size is None or (found and not isinstance(run, incomplete.Incomplete)):
+        return None
+    return next(iter(incomplete.known(lambda: [world_size(run)])), None)
 
 
 def _gather(
@@ -131,21 +139,36 @@ def _gather(
     texts: dict[str, list[str]] = {}
     _fill(node, schema, plain, "", found, texts)
     filled = typing.cast(dict[str, Any], OmegaConf.to_container(node, resolve=False))
-    found += validate.values(schema, filled)
-    missing = _missing(schema, filled, plain, folders)
+    wrong = validate.values(schema, filled)
+    found += wrong
+    missing, refused = _missing(schema, filled, plain, folders), bool(wrong)
     if complete:  # after a wrong choice of a group, its keys are missing for that reason alone
-        wrong = {issue.key for issue in found}
-        found += [issue for issue in missing if issue.key not in wrong]
-    if missing:
-        return None, found
+        named = {issue.key for issue in found}
+        found += [issue for issue in missing if issue.key not in named]
+    if missing and refused:
+        return None, found  # what depends on a value that is out of range is not worked out
     try:
-        run = typing.cast(T, OmegaConf.to_object(node))
+        run = incomplete.build(schema, node, _there) if missing else typing.cast(T, OmegaConf.to_object(node))
     except OmegaConfBaseException as error:
         return None, [*found, _foreign(error)]
     for key, items in texts.items():
         *sections, name = key.split(".")
-        setattr(functools.reduce(_inner, sections, run), name, items)
+        with contextlib.suppress(incomplete.Unknown):
+            setattr(functools.reduce(_inner, sections, run), name, items)
     return run, found
+
+
+def _there(node: Any, name: str) -> Any:
+    """A value, or the node of a section; Unknown where it is missing, or refers to what is."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        value = node[name]
+        section = OmegaConf.is_dict(value) and dataclasses.is_dataclass(OmegaConf.get_type(value))
+        return OmegaConf.to_object(value) if OmegaConf.is_config(value) and not section else value
+    except OmegaConfBaseException:
+        raise incomplete.Unknown from None
 
 
 def _inner(section: Any, name: str) -> Any:

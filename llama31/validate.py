@@ -11,7 +11,7 @@ import math
 import os
 import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from llama31.config import (
     Tokenizer,
     Training,
 )
+from llama31.incomplete import Incomplete, known
 from llama31.schedule import Stage
 
 SOURCE_NAME = "letters, digits, _ and -"  # a name is part of keys and of paths
@@ -51,9 +52,11 @@ def validate(run: Any, world_size: int | None = None) -> list[str]:
 
     `run` is the config of any recipe; `world_size` is the number of processes, by default that of torchrun
     (WORLD_SIZE), or 1. Raises ConfigError with all problems, and with the nearest layout that works where the layout
-    is one of them.
+    is one of them. Where keys are missing, everything is judged that does not depend on them; such a config
+    (`incomplete`) has to have passed `values`.
     """
-    found = values(type(run), dataclasses.asdict(run))
+    complete = not isinstance(run, Incomplete)
+    found = values(type(run), dataclasses.asdict(run)) if complete else []
     if found:
         raise ConfigError(found)  # bounds first: the arithmetic below divides by these numbers
     world_size = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
@@ -61,13 +64,14 @@ def validate(run: Any, world_size: int | None = None) -> list[str]:
     model, parallel = getattr(run, "model", None), getattr(run, "parallel", None)
     if isinstance(run, Sample) and run.part == "draw" and run.server.urls:
         parallel = None  # one process asks the servers; the layout is that of those who rank
-    stages = _stages(run, found)
+    model = model if model is not None and known(dataclasses.asdict, model) else None
+    stages = known(_stages, run, found)
     wrong = [] if parallel is None else layout.problems(model, parallel, stages, world_size)
     hint = _hint(model, parallel, stages, world_size) if parallel is not None and wrong else ""
-    found += _unsupported(run)
+    found += known(_unsupported, run)
     if found or wrong:
         raise ConfigError([*found, *wrong], hint)
-    return [] if parallel is None else _warnings(run, parallel, stages, world_size)
+    return [] if parallel is None or not complete else _warnings(run, parallel, stages, world_size)
 
 
 def values(schema: type, plain: Mapping[str, Any], path: str = "") -> list[Issue]:
@@ -121,20 +125,20 @@ def _bounds(metadata: Mapping[str, Any], value: Any, key: str) -> list[Issue]:
 def _sections(run: Any) -> list[Issue]:
     found = []
     for field in dataclasses.fields(run):
-        section = getattr(run, field.name)
+        section = getattr(run, field.name, None)
         if isinstance(section, Model):
-            found += _model(section)
+            found += known(_model, section)
         elif isinstance(section, Schedule):
-            found += _schedule(section, getattr(run, "model", None))
+            found += known(_schedule, section, getattr(run, "model", None))
         elif isinstance(section, Data):
-            found += _data(section, run)
+            found += known(_data, section, run)
         elif isinstance(section, Dialogs | Preferences):
-            found += _records(section)
+            found += known(_records, section)
         elif isinstance(section, Tokenizer):
-            found += _tokenizer(section, getattr(run, "model", None))
-    found += _empty(run) + _output(run) + _start(run) + _post_training(run)
-    found += probe.problems(run) if isinstance(run, Probe) else []
-    return found + (_average(run) if isinstance(run, Average) else [])
+            found += known(_tokenizer, section, getattr(run, "model", None))
+    for check in (_empty, _output, _start, _post_training, *([probe.problems] if isinstance(run, Probe) else [])):
+        found += known(check, run)
+    return found + (known(_average, run) if isinstance(run, Average) else [])
 
 
 def _model(model: Model) -> list[Issue]:
@@ -149,30 +153,31 @@ def _model(model: Model) -> list[Issue]:
     return found
 
 
-def _schedule(given: Schedule, model: Model | None) -> list[Issue]:
-    found = []
+def _schedule(given: Schedule, model: Model | None) -> Iterator[Issue]:
     starts = [0, *(ramp.from_tokens for ramp in given.ramp)]
     if any(later <= earlier for earlier, later in itertools.pairwise(starts)):
-        found.append(Issue("schedule.ramp", starts[1:], "its from_tokens do not grow from above 0", "put it in order"))
+        yield Issue("schedule.ramp", starts[1:], "its from_tokens do not grow from above 0", "put it in order")
     parts: list[tuple[str, Schedule | Ramp]] = [("schedule", given)]
     parts += [(f"schedule.ramp[{index}]", ramp) for index, ramp in enumerate(given.ramp)]
     for name, stage in parts:
-        length = stage.sequence_length
-        if stage.batch_tokens % length:
-            remedy = f"give a multiple, for example {_up(stage.batch_tokens, length)}"
-            reason = f"not a whole number of sequences of {length} tokens"
-            found.append(Issue(f"{name}.batch_tokens", stage.batch_tokens, reason, remedy))
-        if model is not None and length > model.max_positions:
-            reason = f"longer than model.max_positions={model.max_positions}"
-            found.append(Issue(f"{name}.sequence_length", length, reason, "give a shorter one, or more max_positions"))
+        yield from known(_stage, name, stage, model)
+    if given.decay != "constant" and given.warmup_tokens >= (end := given.decay_tokens or given.total_tokens):
+        reason = f"warm-up would last beyond the end of the decay at {end} tokens"
+        yield Issue("schedule.warmup_tokens", given.warmup_tokens, reason, f"give less than {end}")
     if given.final_lr > given.peak_lr:
         reason = f"above schedule.peak_lr={given.peak_lr}"
-        found.append(Issue("schedule.final_lr", given.final_lr, reason, "give at most peak_lr"))
-    end = given.decay_tokens or given.total_tokens
-    if given.decay != "constant" and given.warmup_tokens >= end:
-        reason = f"warm-up would last beyond the end of the decay at {end} tokens"
-        found.append(Issue("schedule.warmup_tokens", given.warmup_tokens, reason, f"give less than {end}"))
-    return found
+        yield Issue("schedule.final_lr", given.final_lr, reason, "give at most peak_lr")
+
+
+def _stage(name: str, stage: Schedule | Ramp, model: Model | None) -> Iterator[Issue]:
+    length = stage.sequence_length
+    if model is not None and length > model.max_positions:
+        reason = f"longer than model.max_positions={model.max_positions}"
+        yield Issue(f"{name}.sequence_length", length, reason, "give a shorter one, or more max_positions")
+    if stage.batch_tokens % length:
+        remedy = f"give a multiple, for example {_up(stage.batch_tokens, length)}"
+        reason = f"not a whole number of sequences of {length} tokens"
+        yield Issue(f"{name}.batch_tokens", stage.batch_tokens, reason, remedy)
 
 
 def _data(data: Data, run: Any) -> list[Issue]:
@@ -278,24 +283,23 @@ def _records(data: Dialogs | Preferences) -> list[Issue]:
     return found
 
 
-def _post_training(run: Any) -> list[Issue]:
+def _post_training(run: Any) -> Iterator[Issue]:
     """A reward head where rewards are learned and nowhere else; weights to begin with; rows of one length."""
     if not isinstance(run, Training):
-        return []
-    found, wanted = [], "reward" if isinstance(run, Reward) else "tokens"
+        return
+    wanted = "reward" if isinstance(run, Reward) else "tokens"
     if run.model.head != wanted:
         remedy = f"give model.head={wanted}"
-        found.append(Issue("model.head", run.model.head, "not what this recipe trains", remedy))
+        yield Issue("model.head", run.model.head, "not what this recipe trains", remedy)
     if isinstance(run, Pretrain):
-        return found
+        return
     if run.init_from is None:
         remedy = "give a checkpoint or run folder of the model to begin with"
-        found.append(Issue("init_from", None, "post-training begins with a model", remedy))
+        yield Issue("init_from", None, "post-training begins with a model", remedy)
     others = [ramp for ramp in run.schedule.ramp if ramp.sequence_length != run.schedule.sequence_length]
     if others:
         remedy = f"give schedule.sequence_length={run.schedule.sequence_length} throughout"
-        found.append(Issue("schedule.ramp", len(others), "dialogs are packed into rows of one length", remedy))
-    return found
+        yield Issue("schedule.ramp", len(others), "dialogs are packed into rows of one length", remedy)
 
 
 def _tokenizer(tokenizer: Tokenizer, model: Model | None) -> list[Issue]:

@@ -283,6 +283,34 @@ def test_missing_keys_are_named_together() -> None:
         assert key in said
 
 
+def all_said(schema: type, name: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """What is said about each key, and under `hint` the layout that would work."""
+    with pytest.raises(SystemExit):
+        config.load(schema, name, words)
+    *lines, _ = capsys.readouterr().err.splitlines()[1:]
+    found: dict[str, str] = {}
+    for line in lines:
+        key, _, said = line.strip().partition(": ")
+        found[key if said else "hint"] = found.get(key, "") + (said or line.strip())
+    return {("hint" if key.startswith("nearest") else key): said for key, said in found.items()}
+
+
+def test_missing_keys_and_what_is_wrong_beside_them_are_named_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Everything that does not depend on what is missing; of a group that was not chosen, nothing but that."""
+    told = all_said(config.Pretrain, "pretrain", ["model=8b", "parallel.tp=3"], capsys)
+    assert list(told) == ["name", "schedule", "tokenizer", "data", "parallel.tp=3", "hint"]
+    assert "does not divide this model (heads=32" in told["parallel.tp=3"] and "1 process(es)" in told["parallel.tp=3"]
+    assert told["hint"] == "parallel.tp=1 (dp=1)"
+    given = ["parallel.pp=2", "schedule.batch_tokens=1000", "schedule.sequence_length=300", "model.layers=3"]
+    told = all_said(config.Sft, "sft", [*given, "model.max_positions=200", "tokenizer.kind=bpe", "seed=-1x"], capsys)
+    assert {"name", "model.heads", "schedule.total_tokens", "tokenizer.path", "seed=-1x"} < told.keys()
+    assert {"schedule.batch_tokens=1000", "schedule.sequence_length=300", "init_from=null"} < told.keys()
+    assert {"tokenizer.vocab_size=null", "parallel.pp=2"} < told.keys()
+    # what depends on a value that is out of range is not worked out
+    told = all_said(config.Pretrain, "pretrain", ["model=8b", "parallel.tp=0"], capsys)
+    assert "parallel.tp=0" in told and "hint" not in told
+
+
 def test_mistyped_required_key_is_not_called_missing_too() -> None:
     with pytest.raises(ConfigError) as caught:
         command.compose(config.Convert, "convert", ["direction=[1]", "hf=x", "checkpoint=y"])

@@ -12,7 +12,19 @@ import pytest
 from tests.conftest import ROOT, Command
 
 SOURCES = sorted([*ROOT.glob("llama31/**/*.py"), *ROOT.glob("recipes/**/*.py")])
-TORCH_FREE = ("config", "shapes", "schedule", "tokenizer", "files", "metrics", "views", "layout", "validate", "data")
+TORCH_FREE = (
+    "config",
+    "shapes",
+    "schedule",
+    "tokenizer",
+    "files",
+    "metrics",
+    "views",
+    "layout",
+    "validate",
+    "data",
+    "incomplete",
+)
 TORCH_FREE += (
     "simulate",
     "slurm",
