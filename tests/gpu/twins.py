@@ -1,7 +1,7 @@
 """Kernels against the few lines that say what they mean, in FP64 on the same device: outputs and every gradient.
 
-An error is relative: of a whole tensor, its norm over that of the twin's; `worst` is the largest of one position, over
-the mean of all, which a wrong document among two thousand positions cannot hide from.
+An error is relative: of a whole tensor, its norm over that of the twin's; `worst` is that of one position
+(over the size of all, where its own is smaller), which a wrong document among two thousand positions cannot hide from.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ BOUNDS = {"fp32": (1e-4, 1e-3), "bf16": (2e-2, 1e-1)}
 def compared(found: Tensor, expected: Tensor, dtype: str, what: str) -> Checks:
     """Errors of a tensor whose first axis, or first two, are positions."""
     error = (found.double() - expected).flatten(1)
-    each, size = error.norm(dim=1), expected.flatten(1).norm(dim=1).square().mean().sqrt().clamp(min=1e-30)
-    whole = each.square().mean().sqrt() / size
-    told = [(what, whole.item(), BOUNDS[dtype][0]), (f"{what} worst", (each.max() / size).item(), BOUNDS[dtype][1])]
+    each, sizes = error.norm(dim=1), expected.flatten(1).norm(dim=1)
+    size = sizes.square().mean().sqrt().clamp(min=1e-30)
+    whole, worst = each.square().mean().sqrt() / size, (each / sizes.clamp(min=size)).max()
+    told = [(what, whole.item(), BOUNDS[dtype][0]), (f"{what} worst", worst.item(), BOUNDS[dtype][1])]
     return told if bool(torch.isfinite(found).all()) else [(f"{what} is not finite", math.inf, 0.0)]
 
 
