@@ -55,7 +55,7 @@ def gradients(engine: Engine) -> dict[str, list[float]]:
     return found
 
 
-def steps(name: str, numbers: config.Precision, device: torch.device) -> Facts:
+def steps(name: str, numbers: config.Precision, device: torch.device, rates: list[float]) -> Facts:
     """Losses, norms, the loss of the same batch evaluated after the steps, and the gradients of the first."""
     parallel, built = config.Parallel(), shape(name)
     grid = mesh.create(parallel)
@@ -65,7 +65,7 @@ def steps(name: str, numbers: config.Precision, device: torch.device) -> Facts:
     for _ in range(2 if numbers.fp8 != "none" else 0):  # delayed scaling learns its scales from passes before
         facts["passes"].append(engine.accumulate(batch).grad_norm)
         engine.discard()
-    for lr in RATES:
+    for lr in rates:
         result = engine.accumulate(batch)
         engine.apply(lr)
         facts["losses"].append(result.loss)
@@ -88,4 +88,4 @@ def cases(device: torch.device, extras: tuple[str, ...]) -> Iterator[tuple[str, 
             formats |= {f"fp8 {recipe}": config.Precision(fp8=recipe) for recipe in FP8}
     for name in SHAPES if "wide" in extras else ["narrow"]:
         for told, numbers in formats.items():
-            yield f"steps {name} {told}", lambda n=name, p=numbers: steps(n, p, device)
+            yield f"steps {name} {told}", lambda n=name, p=numbers: steps(n, p, device, RATES if extras else RATES[:1])

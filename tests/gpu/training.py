@@ -149,7 +149,8 @@ class Recipes:
 
 
 def run_of(room: Path, data: Path, name: str, numbers: config.Precision, deterministic: bool) -> config.Pretrain:
-    """Four steps of two rows of one document, longer than kernels' tiles."""
+    """Four steps of two rows of one document; in BF16, which is a GPU's, longer than kernels' tiles."""
+    length = 1024 if numbers.params == "bf16" else 128
     return config.Pretrain(
         name=name,
         folder=str(room / name),
@@ -157,7 +158,11 @@ def run_of(room: Path, data: Path, name: str, numbers: config.Precision, determi
         model=config.Model(name="resumed", **MODEL),  # type: ignore[arg-type]
         precision=numbers,
         schedule=config.Schedule(
-            total_tokens=4 * 2048, batch_tokens=2048, sequence_length=1024, peak_lr=2e-4, warmup_tokens=2048
+            total_tokens=8 * length,
+            batch_tokens=2 * length,
+            sequence_length=length,
+            peak_lr=2e-4,
+            warmup_tokens=2 * length,
         ),
         data=config.Data(
             folder=str(data), sources={"a": config.Source(weight=2.0), "b": config.Source()}, document_mask=False

@@ -36,7 +36,7 @@ def line(name: str, result: dict[str, Any]) -> str:
     """What a log should say of a case."""
     if "error" in result:
         return f"{name}: FAILED {result['error'].strip().splitlines()[-1]}"
-    parts = [told(what, value) for what, value in result.items() if what not in ("checks", "gradients")]
+    parts = [told(what, value) for what, value in result.items() if what not in ("checks", "gradients") and value != []]
     checks = result.get("checks", [])
     wrong = [f"{told(what, value)} > {bound:.2g}" for what, value, bound in checks if not value <= bound]
     if checks:
