@@ -17,7 +17,7 @@ from tests.parallel.cases import CASES
 Facts = dict[str, Any]
 
 ROWS, LENGTH, VOCAB = 2, 2048, 1024
-RATES = [5e-5, 5e-5, 2e-5]  # small, so that later steps are still close where the first one is
+RATES = [5e-5, 5e-5, 2e-5]  # at a width of 512; small, so that later steps are still close where the first one is
 KEPT = 512  # numbers of each gradient that are compared
 FP8 = ("delayed", "tensorwise", "blockwise")
 # Heads of width 128, four query heads to a KV head. The wide one is an 8B's attention: 8 KV heads.
@@ -67,7 +67,7 @@ def steps(name: str, numbers: config.Precision, device: torch.device, rates: lis
         engine.discard()
     for lr in rates:
         result = engine.accumulate(batch)
-        engine.apply(lr)
+        engine.apply(lr * 512 / built.hidden_size)
         facts["losses"].append(result.loss)
         facts["norms"].append(result.grad_norm)
         facts.setdefault("gradients", gradients(engine))

@@ -129,7 +129,10 @@ def partners(results: dict[str, Results]) -> list[tuple[str, dict[str, Any], dic
         elif name.startswith("parity"):
             twin, kind = cpu.get(name), "bf16" if "bf16" in name else "fp32"
         elif name.startswith("recipe"):
-            twin, kind = cpu.get(name.removesuffix(" fp32").removesuffix(" fp8")), "recipe"
+            twin, kind = (
+                cpu.get(name.removesuffix(" fp32").removesuffix(" fp8")),
+                "fp32" if name.endswith("fp32") else "recipe",
+            )
         else:
             continue
         if twin is not None and "error" not in result and "error" not in twin:
