@@ -133,6 +133,7 @@ class Recipes:
         records = "dialogs" if recipe == "sft" else "preferences"
         data = [f"data.folder={self.room}/{records}", f"data.sources.mine.input={self.room}/{records}.jsonl"]
         given = [*data, "data.heldout_fraction=0.1", f"init_from={self.room}/annealed", "schedule.final_lr=0"]
+        given += ["deterministic=true"] * (recipe != "sft")  # none of what they compute with is refused by it
         facts = self.train(recipe, schema, recipe, *given)
         if recipe != "sft":  # DPO adds the likelihood of better answers; a reward model is drawn at random
             added, bound = (facts["nll"], 2e-2 if self.gpu else 1e-4) if recipe == "dpo" else (0.0, 0.3)
