@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +12,11 @@ import pytest
 import torch
 
 from llama31 import checkpoint, config, metrics, shards
+from tests import forkserver, processes
 from tests.conftest import ROOT
-from tests.processes import search_path
 
 pytestmark = [pytest.mark.torch, pytest.mark.parallel]
 
-TIMEOUT_S = 240  # of one block; all together take two minutes of CPU time
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TASKS = README.split("\n## Common tasks\n")[1].split("\n## ")[0]
 META = config.Model("meta", layers=2, hidden_size=32, ffn_hidden_size=48, heads=4, kv_heads=2, vocab_size=80)
@@ -86,29 +81,12 @@ def write_meta(folder: Path) -> None:
 
 
 def run(script: str, folder: Path) -> str:
-    """What the commands printed; fails with it where one fails or they take too long."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    """What the commands printed; fails with it where one fails. Their Python has imported already what it needs."""
     # torchrun's fixed port may be taken by another run on this machine.
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": search_path(), "PET_STANDALONE": "1"}
-    with (folder / "printed.txt").open("w+") as printed:
-        child = subprocess.Popen(
-            ["bash", "-euc", script],
-            stdin=subprocess.DEVNULL,
-            stdout=printed,
-            stderr=subprocess.STDOUT,
-            cwd=folder,
-            env=environment,
-            start_new_session=True,
-        )
-        try:
-            code = child.wait(TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            code = child.wait()
-        printed.seek(0)
-        text = printed.read()
-    assert code == 0, f"{script}exited with {code}\n{text[-6000:]}"
-    return text
+    environment = {**forkserver.environment(), "PET_STANDALONE": "1"}
+    done = processes.run(["bash", "-euc", script], cwd=folder, env=environment, merged=True)
+    assert done.returncode == 0, f"{script}exited with {done.returncode}\n{done.stdout[-6000:]}"
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
