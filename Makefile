@@ -41,7 +41,7 @@ data/demo/docs/packed.json: | $(VENV)/.runtime
 
 # The same at a tenth of its steps.
 demo-short:
-	$(MAKE) demo RUN=demo-short DEMO_ARGS='schedule.total_tokens=45_056 schedule.warmup_tokens=2_048'
+	$(MAKE) demo RUN=demo-short DEMO_ARGS='schedule.total_tokens=40_960 schedule.warmup_tokens=12_288'
 
 check: lint
 	$(BIN)/python -m pytest -m 'not torch and not parallel and not slurm and not slow and not gpu' $(PYTEST_ARGS)

@@ -45,7 +45,7 @@ def test_all_that_is_wrong_with_a_mixture_is_named_at_once() -> None:
     found = refused(f"data.mixture=[{','.join(entries)}]")
     assert found == [
         "data.mixture=[1000000000, 50, 50, 0]: its from_tokens do not grow from above 0; put it in order",
-        "data.mixture[0].from_tokens=1000000000: training ends before, at schedule.total_tokens=458752; give less, or "
+        "data.mixture[0].from_tokens=1000000000: training ends before, at schedule.total_tokens=409600; give less, or "
         "leave this entry out",
         "data.mixture[0].weights.web=2.0: no such source; give some of python, docs",
         "data.mixture[1].weights={'docs': 0.0}: nothing would be drawn; give a weight above 0",

@@ -249,7 +249,7 @@ def test_nodes_follow_the_layout(overrides: list[str], job: dict[str, Any], node
 def test_dry_run_prints_all_and_submits_nothing(command: Command) -> None:
     result = command("-m", "recipes.submit", "recipe=pretrain", "dry_run=true", *SMALL, check=True)
     assert "sbatch --parsable --job-name=x --nodes=1 --gpus-per-node=8" in result.stdout
-    assert "# pretrain: 8 GPUs, 459K tokens," in result.stdout
+    assert "# pretrain: 8 GPUs, 410K tokens," in result.stdout
     assert "folder: runs/x\n" in result.stdout and "zero: 1\n" in result.stdout
     assert not (ROOT / "runs/x").exists()
 
