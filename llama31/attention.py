@@ -16,10 +16,12 @@ responses to one prompt, which do not see each other (an empty span: none).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -144,6 +146,43 @@ def _one_document(todo: list[Block], query: Tensor, key: Tensor) -> bool:
     return one and todo[0].causal and not todo[0].merged
 
 
+@functools.lru_cache(maxsize=4)  # of a few micro-batches: all layers ask for the same one
+def _pack(table: bytes, length: int, device: torch.device) -> kernels.Packed:
+    """Cumulative lengths of documents [n, 3], given as int32 bytes, that fill their rows of `length` positions.
+
+    The longest length is rounded up to a power of two: kernels are planned for it, and would be for every batch.
+    """
+    rows, begins, ends = np.frombuffer(table, np.int32).reshape(-1, 3).T
+    longest = int((ends - begins).max())
+    bounds = np.concatenate([[0], rows * length + ends]).astype(np.int32)
+    return kernels.Packed(torch.from_numpy(bounds).to(device), min(length, 1 << (longest - 1).bit_length()))
+
+
+def _one_after_another(x: Tensor) -> Tensor:
+    """[s, b, heads, d] -> [b x s, heads, d]; a view where there is one row."""
+    return x.transpose(0, 1).reshape(-1, *x.shape[2:])
+
+
+class _AttendPacked(torch.autograd.Function):
+    """All documents of whole rows by one call."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, documents: kernels.Packed) -> Tensor:
+        q, k, v = (_one_after_another(x).contiguous() for x in (query, key, value))
+        out, kept = kernels.packed_forward(q, k, v, documents)
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(q, k, v, out, *kept)
+            ctx.documents = documents
+        return out.view(query.size(1), query.size(0), *query.shape[2:]).transpose(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, *kept = ctx.saved_tensors
+        rows, length = grads[0].size(1), grads[0].size(0)
+        found = kernels.packed_backward(_one_after_another(grads[0]), query, key, value, out, ctx.documents, list(kept))
+        return *(x.view(rows, length, *x.shape[1:]).transpose(0, 1) for x in found), None
+
+
 class _Attend(torch.autograd.Function):
     """All blocks of a micro-batch. What is kept for the backward pass has the size of Q, K and V as given."""
 
@@ -221,6 +260,13 @@ def _with_zeros(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows, torch.zeros_like(rows)
 
 
+def _packs(query: Tensor, key: Tensor, documents: Tensor) -> bool:
+    """Whether one call does it all: on a GPU, documents without prefixes that fill whole rows."""
+    if not kernels.packed(query) or query.size(0) != key.size(0) or documents.size(1) != 3 or documents.is_cuda:
+        return False
+    return int((documents[:, 2] - documents[:, 1]).sum()) == key.size(0) * query.size(1)
+
+
 def attend(
     query: Tensor, key: Tensor, value: Tensor, documents: Tensor, spans: list[Span], group: Any = None
 ) -> Tensor:
@@ -231,6 +277,10 @@ def attend(
     documents int [n, 3]: (row, begin, end), disjoint and sorted, the same on all ranks of the group; queries outside
     of any give zeros. Or [n, 5], with the span of a prefix. Returns [sq, b, heads, d].
     """
+    if group is None and _packs(query, key, documents):
+        table = documents.to(torch.int32).numpy().tobytes()
+        packed: Tensor = _AttendPacked.apply(query, key, value, _pack(table, key.size(0), query.device))
+        return packed
     todo = blocks(documents, query.size(1), spans, chunked=group is not None)
     if group is not None:
         cp = dist.get_world_size(group)

@@ -1,4 +1,4 @@
-"""RMSNorm and SwiGLU whose backward pass is written out, so that they keep their inputs and nothing else.
+"""RMSNorm, SwiGLU and the lookup of embeddings, their backward passes written out, so that they keep inputs alone.
 
 As a chain of torch operations each keeps an intermediate or two for autograd; these are the widest activations of a
 layer. What is not kept is computed again in the backward pass, which costs less than writing and reading it did.
@@ -6,6 +6,8 @@ layer. What is not kept is computed again in the backward pass, which costs less
 
 from __future__ import annotations
 
+import functools
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -40,16 +42,35 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return normed
 
 
+@functools.cache
+def _load_transformer_engine() -> ModuleType | None:
+    try:
+        import transformer_engine.pytorch  # noqa: F401 - loads the library that the next one needs
+        import transformer_engine_torch
+    except ImportError:
+        return None
+    return transformer_engine_torch  # type: ignore[no-any-return]
+
+
+def _transformer_engine(x: Tensor) -> ModuleType | None:
+    """Transformer Engine's operations, for a BF16 tensor on a GPU."""
+    return _load_transformer_engine() if x.is_cuda and x.dtype == torch.bfloat16 else None
+
+
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
+        if engine := _transformer_engine(x):
+            return engine.swiglu(x, None)  # type: ignore[no-any-return]
         gate, up = x.chunk(2, -1)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor]:
         (x,) = ctx.saved_tensors
+        if engine := _transformer_engine(x):
+            return (engine.dswiglu(grads[0].contiguous(), x, None),)
         gate, up = x.chunk(2, -1)
         grad = torch.empty_like(x)
         grad_gate, grad_up = grad.chunk(2, -1)
@@ -62,3 +83,30 @@ def swiglu(x: Tensor) -> Tensor:
     """silu(gate) * up for x [..., 2 f] = [gate, up]; returns [..., f]."""
     out: Tensor = _SwiGLU.apply(x)
     return out
+
+
+class _Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.main_grad = weight.main_grad  # type: ignore[attr-defined]
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
+        (ids,) = ctx.saved_tensors
+        rows = grads[0].flatten(0, -2)
+        ctx.main_grad.index_add_(0, ids.flatten(), rows.to(ctx.main_grad.dtype))
+        return None, None
+
+
+def embedding(ids: Tensor, weight: Tensor) -> Tensor:
+    """Rows of weight [v, h] for ids int64 [...]; returns [..., h].
+
+    Where the weight has a `main_grad` [v, h], FP32, its gradient is added to the rows that were looked up, and none of
+    the size of the table is made.
+    """
+    if getattr(weight, "main_grad", None) is None or not (torch.is_grad_enabled() and weight.requires_grad):
+        return F.embedding(ids, weight)
+    found: Tensor = _Lookup.apply(ids, weight)
+    return found

@@ -4,6 +4,10 @@ With 128,256 words the logits of one 8,192-token sequence take 4 GB in FP32, sev
 gradient. The loss is linear in each token's cross entropy, so the gradient of a chunk is known as soon as its logits
 are: `weighted_loss` computes both in the forward pass and keeps only gradients the size of its inputs. Where the loss
 is not linear (DPO), `token_losses` computes the logits once more in the backward pass, of the tokens that count.
+
+The gradient of the weight goes into its `main_grad` (FP32, of ZeRO-1) where there is one: the product adds to it, so
+that no second tensor of that size exists. On a GPU a chunk's cross entropy and gradient are one kernel, in place
+(`loss_kernel`); what stands here is its plain twin.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}  # logits that exist at once, measured best on a CPU's caches
+CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**28}  # logits that exist at once; measured (docs/benchmarks.md)
 
 
 def _chunks(tokens: int, weight: Tensor) -> list[tuple[int, int]]:
@@ -46,14 +50,63 @@ def _grad_logits(logp: Tensor, columns: Tensor, mine: Tensor, weights: Tensor) -
     return grad.scatter_add_(1, columns[:, None], -(weights * mine)[:, None])
 
 
+def _fused(logits: Tensor, labels: Tensor, weights: Tensor | None, group: Any) -> Tensor:
+    """Cross entropy FP32 [n] by the kernel; with weights [n] the logits [n, v / tp] become their gradient."""
+    from llama31 import loss_kernel
+
+    width = logits.size(1)
+    if dist.get_world_size(group) == 1 and weights is not None:
+        return loss_kernel.cross_entropy_(logits, labels, weights, width)
+    first = dist.get_rank(group) * width
+    top, total, of_label = loss_kernel.statistics(logits, labels, first, width)
+    if dist.get_world_size(group) > 1:
+        highest = top.clone()
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
+        sums = torch.stack([total.mul_(top.sub_(highest).exp_()), of_label])
+        dist.all_reduce(sums, group=group)
+        top, total, of_label = highest, sums[0], sums[1]
+    if weights is not None:
+        loss_kernel.gradient_(logits, labels, weights, top, total, first, width)
+    return total.log().add_(top).sub_(of_label)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, group: Any) -> Tensor:
+    """Cross entropy FP32 [n] of logits [n, v / tp]."""
+    if logits.is_cuda:
+        return _fused(logits, labels, None, group)
+    return _log_softmax(logits.float(), labels, group)[1]
+
+
+def _with_gradient(logits: Tensor, labels: Tensor, weights: Tensor, group: Any) -> tuple[Tensor, Tensor]:
+    """Cross entropy FP32 [n], and the gradient of its sum with weights [n] by the logits, in their format."""
+    if logits.is_cuda:
+        return _fused(logits, labels, weights, group), logits
+    logp, losses, columns, mine = _log_softmax(logits.float(), labels, group)
+    return losses, _grad_logits(logp, columns, mine, weights).to(logits.dtype)
+
+
 def _add_product(total: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:
+    """total FP32 [v / tp, h] += grad_logits^T [v / tp, n] hidden [n, h], summed in FP32 inside the product on a GPU."""
     if hidden.dtype == torch.float32:
         total.addmm_(grad_logits.t(), hidden)
+    elif total.is_cuda:
+        torch.addmm(total, grad_logits.t(), hidden, out_dtype=torch.float32, out=total)
     else:
         total.add_(grad_logits.t() @ hidden)
 
 
+def _gradient_of(weight: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Where the weight's gradient is summed, and what autograd gets: nothing, where that is its `main_grad`."""
+    main_grad = getattr(weight, "main_grad", None)
+    if main_grad is not None:
+        return main_grad, None
+    total = torch.zeros_like(weight, dtype=torch.float32)
+    return total, total
+
+
 class _WeightedLoss(torch.autograd.Function):
+    """The backward pass has nothing left to do but to scale; a `main_grad` is complete before, for a scale of 1."""
+
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, group: Any
@@ -61,22 +114,26 @@ class _WeightedLoss(torch.autograd.Function):
         losses = torch.empty_like(weights)
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
+        total, grad_weight = _gradient_of(weight) if needs_grad else (None, None)
         for begin, end in _chunks(hidden.size(0), weight):
-            h, w = hidden[begin:end], weights[begin:end]
-            logp, losses[begin:end], columns, mine = _log_softmax((h @ weight.t()).float(), labels[begin:end], group)
-            if grad_hidden is None or grad_weight is None:
+            h, logits = hidden[begin:end], hidden[begin:end] @ weight.t()
+            if grad_hidden is None or total is None:
+                losses[begin:end] = _cross_entropy(logits, labels[begin:end], group)
                 continue
-            grad_logits = _grad_logits(logp, columns, mine, w).to(weight.dtype)
-            torch.mm(grad_logits, weight, out=grad_hidden[begin:end])
-            _add_product(grad_weight, grad_logits, h)
+            losses[begin:end], grad = _with_gradient(logits, labels[begin:end], weights[begin:end], group)
+            torch.mm(grad, weight, out=grad_hidden[begin:end])
+            _add_product(total, grad, h)
         ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.complete = needs_grad and grad_weight is None
         ctx.mark_non_differentiable(losses)
         return (losses * weights).sum(), losses
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
+        if ctx.complete:
+            torch._assert_async(grads[0] == 1, "the gradient of the head's weight was summed for a factor of 1")
+            return grad_hidden, None, None, None, None
         return grad_hidden.mul_(grads[0].to(grad_hidden.dtype)), grad_weight.mul_(grads[0]), None, None, None
 
 
@@ -97,23 +154,22 @@ class _TokenLosses(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, group: Any) -> Tensor:
         losses = torch.empty(labels.shape, dtype=torch.float32, device=labels.device)
         for begin, end in _chunks(hidden.size(0), weight):
-            logits = (hidden[begin:end] @ weight.t()).float()
-            _, losses[begin:end], _, _ = _log_softmax(logits, labels[begin:end], group)
+            losses[begin:end] = _cross_entropy(hidden[begin:end] @ weight.t(), labels[begin:end], group)
         ctx.save_for_backward(hidden, weight, labels)
         ctx.group = group
         return losses
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         hidden, weight, labels = ctx.saved_tensors
-        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
+        grad_hidden, (total, grad_weight) = torch.empty_like(hidden), _gradient_of(weight)
+        upstream = grads[0].contiguous()
         for begin, end in _chunks(hidden.size(0), weight):
             h = hidden[begin:end]
-            logp, _, columns, mine = _log_softmax((h @ weight.t()).float(), labels[begin:end], ctx.group)
-            grad_logits = _grad_logits(logp, columns, mine, grads[0][begin:end]).to(weight.dtype)
-            torch.mm(grad_logits, weight, out=grad_hidden[begin:end])
-            _add_product(grad_weight, grad_logits, h)
-        return grad_hidden, grad_weight.to(weight.dtype), None, None
+            _, grad = _with_gradient(h @ weight.t(), labels[begin:end], upstream[begin:end], ctx.group)
+            torch.mm(grad, weight, out=grad_hidden[begin:end])
+            _add_product(total, grad, h)
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None
 
 
 def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, group: Any) -> Tensor:
@@ -139,7 +195,7 @@ def scores(hidden: Tensor, weight: Tensor, labels: Tensor, wanted: Tensor, group
     for begin, end in _chunks(places.numel(), weight):
         at = places[begin:end]
         logits = (hidden[at] @ weight.t()).float()
-        losses[at] = _log_softmax(logits, labels[at], group)[1]
+        losses[at] = _cross_entropy(logits, labels[at], group)
         likeliest[at] = _first_maximum(logits, group)
     return losses, likeliest
 

@@ -20,8 +20,11 @@ import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel import (
+    VocabParallelEmbedding,
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
 )
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.mlp import MLP
@@ -67,6 +70,21 @@ class SwiGLU(MLP):
         return out, None
 
 
+class WordEmbedding(VocabParallelEmbedding):
+    """Megatron's embedding, its gradient added straight to the weight's `main_grad` where there is one."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        first, rows = self.vocab_start_index, self.num_embeddings_per_partition
+        elsewhere = (ids < first) | (ids >= first + rows)
+        split = self.tp_group.size() > 1
+        found = fused.embedding((ids - first).masked_fill(elsewhere, 0) if split else ids, self.weight)
+        if split:
+            found = found.masked_fill(elsewhere.unsqueeze(-1), 0.0)
+        if self.reduce_scatter_embeddings:
+            return reduce_scatter_to_sequence_parallel_region(found.transpose(0, 1).contiguous(), group=self.tp_group)
+        return reduce_from_tensor_model_parallel_region(found, group=self.tp_group) if split else found
+
+
 class RewardHead(nn.Module):
     """One number per token. Its weight is a vector, alike on all tensor-parallel ranks as those of norms are."""
 
@@ -82,6 +100,16 @@ class Llama(GPTModel):
     """One pipeline chunk of the model: GPTModel whose loss never builds all logits, or one with a reward head."""
 
     reward_head: RewardHead | None
+
+    def set_is_first_microbatch(self) -> None:
+        """Called by Megatron's schedule before the first forward pass of a step.
+
+        Transformer Engine's layers then overwrite `main_grad` instead of adding to it, and in FP8 cast their weights
+        anew. Megatron's own does it for FP8 alone.
+        """
+        for module in self.modules():
+            if hasattr(module, "is_first_microbatch"):
+                module.is_first_microbatch = True
 
     def _preprocess(self, input_ids: Tensor, position_ids: Tensor | None, *args: Any, **kwargs: Any) -> Any:
         """As in Megatron; position_ids [b, s / cp], where given, are the rotary positions of each row's tokens."""
@@ -152,7 +180,7 @@ def transformer_config(
         persist_layer_norm=False,
         # the fused kernel knows one position per place in a row; reward rows restart theirs
         apply_rope_fusion=model.head == "tokens" and grid.device.type == "cuda" and precision.have_transformer_engine(),
-        gradient_accumulation_fusion=False,  # would write `main_grad`, which ZeRO does not know
+        gradient_accumulation_fusion=False,  # ZeRO-1 switches it on: see `fuse_accumulation`
         perform_initialization=False,
         use_cpu_initialization=grid.device.type == "cpu",
         tensor_model_parallel_size=grid.tp,
@@ -191,6 +219,21 @@ def layer_spec(device: torch.device) -> ModuleSpec:
     return spec
 
 
+def fuse_accumulation(chunk: Llama) -> list[nn.Parameter]:
+    """Let Transformer Engine's layers add to their weight's `main_grad`; returns the weights whose first micro-batch
+    overwrites it.
+
+    Recomputed layers run their forward pass twice and then take themselves for a later micro-batch: they only add.
+    """
+    found = []
+    for module in chunk.modules():
+        if hasattr(module, "fuse_wgrad_accumulation") and module.weight.dtype == torch.bfloat16:
+            module.fuse_wgrad_accumulation = True
+            if chunk.config.recompute_granularity != "full":
+                found.append(module.weight)
+    return found
+
+
 def build(
     model: config.Model,
     numbers: config.Precision,
@@ -225,6 +268,8 @@ def build(
             rope_scaling_factor=model.rope_factor,
             vp_stage=vp_stage,
         )
+        if chunk.pre_process:
+            chunk.embedding.word_embeddings.__class__ = WordEmbedding
         chunk.reward_head = None
         if model.head == "reward" and chunk.post_process:
             chunk.output_layer, chunk.reward_head = None, RewardHead(model.hidden_size)

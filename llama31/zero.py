@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from llama31 import config, precision
 from llama31.mesh import Grid, Mpu
-from llama31.model import Llama, ParameterShard
+from llama31.model import Llama, ParameterShard, fuse_accumulation
 
 WEIGHT, MASTER, MOMENTS = "weight", "fp32", ("exp_avg", "exp_avg_sq")
 KEYS = (WEIGHT, MASTER, *MOMENTS)  # what ZeRO shares out of a parameter
@@ -162,7 +162,7 @@ class Stage1:
         tied = chunks[0].share_embeddings_and_output_weights and grid.pp > 1
         self.tied = [s.parameter for s in shards if tied and s.name == "embedding.word_embeddings.weight"]
         self._share_fp32_storage()
-        self._attach_gradients()
+        self._attach_gradients(chunks)
         _create_moments(adam, self.zero.fp32_groups_flat_partition)
         self.zero._lazy_init_hp_params_optimizer_state()
 
@@ -174,17 +174,27 @@ class Stage1:
                 self.zero.fp32_groups_flat_partition[index].data = mine
         self.zero._link_all_hp_params()
 
-    def _attach_gradients(self) -> None:
-        """FP32: autograd accumulates into the flat buffer itself. BF16: a hook adds to it and frees the gradient."""
+    def _attach_gradients(self, chunks: list[Llama]) -> None:
+        """Gradients are summed where they are made: `main_grad` is the parameter's part of the flat FP32 buffer.
+
+        Head and embedding add to it, and Transformer Engine's linear layers: their product accumulates in FP32 and
+        overwrites what the step before left (see `model.Llama.set_is_first_microbatch`), so theirs is never cleared.
+        What is left is summed by autograd (FP32) or by a hook that adds a BF16 gradient and frees it (norms).
+        """
         self.gradients: dict[nn.Parameter, Tensor] = {}
+        overwritten = {parameter for chunk in chunks for parameter in fuse_accumulation(chunk)}
+        self._to_clear: list[Tensor] = []
         for group, gradients in zip(self.zero.bf16_groups, self.zero.fp32_groups_gradients, strict=True):
             for parameter, flat in zip(group, gradients, strict=True):
                 gradient = flat.view(parameter.shape)
-                self.gradients[parameter] = gradient
+                self.gradients[parameter] = parameter.main_grad = gradient
+                if parameter not in overwritten:
+                    self._to_clear.append(gradient)
                 if parameter.dtype == torch.float32:
                     parameter.grad = gradient
-                else:
+                elif parameter not in overwritten:
                     parameter.register_post_accumulate_grad_hook(_adder(gradient))
+        self._clear_all()
 
     def after_backward(self) -> None:
         return None
@@ -208,14 +218,17 @@ class Stage1:
             dist.all_reduce(self.gradients[parameter], group=self.grid.embedding_group)
 
     def _norm(self) -> float:
-        squares = torch.zeros((), dtype=torch.float32, device=self.grid.device)
+        parts = []
         for index, group in enumerate(self.zero.bf16_groups):
             partition = self.zero.fp32_groups_gradient_flat_partition[index]
             for parameter in group:
                 mapping = parameter._hp_mapping
                 if mapping is not None and _counts_in_norm(parameter, self.grid):
                     address = mapping.get_hp_fragment_address()
-                    squares += torch.linalg.vector_norm(partition.narrow(0, address.start, address.numel)) ** 2
+                    parts.append(partition.narrow(0, address.start, address.numel))
+        squares = torch.zeros((), dtype=torch.float32, device=self.grid.device)
+        if parts:
+            squares += torch.stack(torch._foreach_norm(parts)).square_().sum()
         dist.all_reduce(squares)
         return math.sqrt(squares.item())
 
@@ -237,7 +250,11 @@ class Stage1:
 
     def discard(self) -> None:
         """Forget the gradients of this step; weights and moments stay as they are."""
-        self.zero.clear_hp_grads()
+        torch._foreach_zero_(self._to_clear)
+
+    def _clear_all(self) -> None:
+        for flat in self.zero.fp32_groups_gradients_flat:
+            flat.zero_()
 
     def fragment(self, parameter: nn.Parameter, key: str) -> tuple[int, Tensor] | None:
         """This rank's part of a tensor of KEYS: where it starts in the flat TP shard, and the live memory itself."""
@@ -258,9 +275,9 @@ class Stage1:
 
 def _adder(total: Tensor) -> Callable[[Tensor], None]:
     def add(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        total.add_(parameter.grad)
-        parameter.grad = None
+        if parameter.grad is not None:  # who adds to `main_grad` leaves none
+            total.add_(parameter.grad)
+            parameter.grad = None
 
     return add
 
