@@ -11,9 +11,10 @@ Shapes: Q and outputs [b, heads, s, d], K and V [b, kv_heads, t, d] (t = s where
 from __future__ import annotations
 
 import functools
+import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -174,11 +175,8 @@ def packed_forward(query: Tensor, key: Tensor, value: Tensor, documents: Packed)
             query, key, value, ends, ends, longest, longest, 0.0, True, False
         )
         return found[0], list(found[1:4])
-    out, kept = cudnn.fused_attn_fwd(
-        True, longest, longest, ends, ends, query, key, value, query.dtype,
-        cudnn.FusedAttnBackend["F16_arbitrary_seqlen"], **CUDNN,
-    )  # fmt: skip
-    return out, kept
+    out, kept = cudnn("fused_attn_fwd", documents, q=query, k=key, v=value, fake_dtype=query.dtype, is_training=True)
+    return out, list(kept)
 
 
 def packed_backward(
@@ -192,23 +190,37 @@ def packed_backward(
             grad, query, key, value, out, lse, ends, ends, longest, longest, 0.0, True, seed, offset
         )
         return found
-    grad_query, grad_key, grad_value, *_ = cudnn.fused_attn_bwd(
-        longest, longest, ends, ends, query, key, value, out, grad.contiguous(), query.dtype,
-        cudnn.TE_DType[grad.dtype], kept, cudnn.FusedAttnBackend["F16_arbitrary_seqlen"],
-        deterministic=torch.are_deterministic_algorithms_enabled(), **CUDNN,
+    found = cudnn(
+        "fused_attn_bwd", documents, q=query, k=key, v=value, o=out, d_o=grad.contiguous(), fake_dtype=query.dtype,
+        aux_ctx_tensors=kept, deterministic=torch.are_deterministic_algorithms_enabled(),
     )  # fmt: skip
-    return grad_query, grad_key, grad_value
+    return found[0], found[1], found[2]
 
 
-CUDNN = {"qkv_layout": "thd_thd_thd", "attn_mask_type": "padding_causal", "window_size": (-1, 0)}
+# Of documents one after another, each causal by itself. The first are spelled as Transformer Engine 2.12 has them, the
+# last three came with later releases; a call gets what its release knows.
+LAYOUT = {"qkv_layout": "thd_thd_thd", "attn_mask_type": "padding_causal", "window_size": (-1, 0)}
+LAYOUT |= {"o_format": "thd", "do_format": "thd", "dqkv_layout": "thd_thd_thd"}
 
 
 @functools.cache
-def _cudnn() -> Any:
-    """Transformer Engine's calls of cuDNN's attention, None where it is not installed."""
+def _cudnn() -> Callable[..., Any] | None:
+    """How cuDNN's attention is called through Transformer Engine; None where that is not installed."""
     try:
-        from transformer_engine.pytorch import constants
+        from transformer_engine.pytorch.constants import TE_DType
         from transformer_engine.pytorch.cpp_extensions import fused_attn
     except ImportError:
         return None
-    return SimpleNamespace(**vars(fused_attn), TE_DType=constants.TE_DType)
+    backend = fused_attn.FusedAttnBackend["F16_arbitrary_seqlen"]
+    known = {
+        name: inspect.signature(getattr(fused_attn, name)).parameters for name in ("fused_attn_fwd", "fused_attn_bwd")
+    }
+
+    def call(name: str, documents: Packed, **given: Any) -> Any:
+        for side in ("q", "kv"):
+            given[f"max_seqlen_{side}"] = documents.longest
+            given[f"cu_seqlens_{side}"] = given[f"cu_seqlens_{side}_padded"] = documents.ends
+        given |= {**LAYOUT, "fused_attention_backend": backend, "dqkv_dtype": TE_DType[given["q"].dtype]}
+        return getattr(fused_attn, name)(**{key: value for key, value in given.items() if key in known[name]})
+
+    return call
