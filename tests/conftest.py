@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import processes
+from tests import forkserver, processes
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "parallel", "slurm", "slow", "gpu")
@@ -56,6 +56,23 @@ def has_gpu() -> bool:
         return False
     asked = ["nvidia-smi", "-L"]
     return subprocess.run(asked, check=False, capture_output=True, timeout=processes.LIMIT_S).returncode == 0
+
+
+@pytest.fixture
+def quick() -> Command:
+    """`command("-m", ...)` as a fork of a process that has imported what reads configs, and no torch."""
+
+    def run(
+        *arguments: str, env: Mapping[str, str] | None = None, cwd: Path = ROOT, check: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        program = str(forkserver.programs(forkserver.QUICK) / "python")
+        result = processes.run(
+            [program, *arguments], cwd=cwd, env={**forkserver.environment(forkserver.QUICK), **(env or {})}
+        )
+        assert not check or result.returncode == 0, f"{arguments}: {result.returncode}\n{result.stdout}{result.stderr}"
+        return result
+
+    return run
 
 
 @pytest.fixture

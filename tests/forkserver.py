@@ -55,16 +55,19 @@ sys.exit(code)
 MODULES = ("llama31.train", "llama31.evaluate", "llama31.convert", "llama31.average", "llama31.plots")
 MODULES += ("llama31.align.rejection", "llama31.align.score", "llama31.preference", "llama31.feeds", "llama31.choices")
 MODULES += ("llama31.needle", "llama31.generate", "torch.distributed.run", "hydra", "recipes", "tqdm")
+QUICK = ("hydra", "hydra.core.override_parser.overrides_parser", "yaml", "llama31.config", "llama31.command")
+HEAVY = ("torch", "megatron", "deepspeed", "transformers", "datasets", "matplotlib", "numpy")
+TELL = "TELL_IMPORTS"  # set in the environment of a command: its last line of errors names what is in HEAVY
 
 
 @functools.cache
-def programs() -> Path:
+def programs(modules: tuple[str, ...] = MODULES) -> Path:
     """A folder with `python` and `torchrun`; the first call starts the server, which ends with this process."""
     folder = Path(tempfile.mkdtemp(prefix="forks."))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     address = str(folder / "socket")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": search_path()}
-    words = [sys.executable, "-m", "tests.forkserver", address, *MODULES]
+    words = [sys.executable, "-m", "tests.forkserver", address, *modules]
     server = subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
     atexit.register(server.wait)
     atexit.register(typing.cast(Any, server.stdin).close)
@@ -76,10 +79,11 @@ def programs() -> Path:
     return folder
 
 
-def environment() -> dict[str, str]:
+def environment(modules: tuple[str, ...] = MODULES) -> dict[str, str]:
     """That of a command whose `python` and `torchrun`, with its workers, are forks."""
-    path = os.pathsep.join([str(programs()), str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {**os.environ, "PATH": path, "PYTHONPATH": search_path(), "PYTHON_EXEC": str(programs() / "python")}
+    folder = programs(modules)
+    path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "PATH": path, "PYTHONPATH": search_path(), "PYTHON_EXEC": str(folder / "python")}
 
 
 def _serve(address: str) -> None:
@@ -149,6 +153,8 @@ def _run(streams: list[int], words: list[str], folder: str, environment: dict[st
     except BaseException:  # noqa: BLE001 - there is nobody above
         traceback.print_exc()
         code = 1
+    if TELL in environment:
+        print("imported:", *(name for name in HEAVY if name in sys.modules), file=sys.stderr)
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()

@@ -196,8 +196,8 @@ def test_an_array_of_the_arms_that_remain(run: config.Probe) -> None:
     assert f"RUN_FOLDER={run.folder}/arms/with-books-seed-2" in slurm.facts(task, Job(recipe="probe"))
 
 
-def test_dry_run(command: Command) -> None:
-    result = command("-m", "recipes.submit", "recipe=probe", "dry_run=true", *GIVEN, check=True)
+def test_dry_run(quick: Command) -> None:
+    result = quick("-m", "recipes.submit", "recipe=probe", "dry_run=true", *GIVEN, check=True)
     assert "--array=0-5" in result.stdout and "slurm/probe.sh name=worth" in result.stdout
     assert "# probe: 6 arms, each 8 GPUs, 40B tokens" in result.stdout
 

@@ -14,6 +14,7 @@ import pytest
 from llama31 import report
 from llama31.report import accounts, charts, record, text
 from llama31.report.accounts import DOWN, LOST, OTHER, STALLS, START, TRAINING, Account
+from tests import forkserver
 from tests.conftest import Command
 
 BEGAN_S = 1_790_000_000.0
@@ -440,18 +441,17 @@ def test_output_that_cannot_be_written(tmp_path: Path) -> None:
         report.write([run.path], "/proc/x.html")
 
 
-def test_command_writes_the_page_without_torch(tmp_path: Path, command: Command) -> None:
+def test_command_writes_the_page_without_torch(tmp_path: Path, quick: Command) -> None:
     run = simulated(tmp_path / "run", 3)
-    words = ["-X", "importtime", "-m", "recipes.report", f"runs=[{run.path}]", f"output={tmp_path}/page.html"]
-    result = command(*words, check=True)
+    words = ["-m", "recipes.report", f"runs=[{run.path}]", f"output={tmp_path}/page.html"]
+    result = quick(*words, check=True, env={forkserver.TELL: "1"})
     assert result.stdout == f"report: {tmp_path}/page.html (0.0 MB)\n" and (tmp_path / "page.html").exists()
-    heavy = re.findall(r"\b(torch|megatron|deepspeed|transformers|matplotlib)$", result.stderr, re.MULTILINE)
-    assert heavy == []
+    assert result.stderr.splitlines()[-1] in ("imported:", "imported: numpy")
 
 
-def test_command_helps_and_refuses(command: Command) -> None:
-    assert "runs  (" in command("-m", "recipes.report", "--help", check=True).stdout
-    wrong = command("-m", "recipes.report", "run=[x]")
+def test_command_helps_and_refuses(quick: Command) -> None:
+    assert "runs  (" in quick("-m", "recipes.report", "--help", check=True).stdout
+    wrong = quick("-m", "recipes.report", "run=[x]")
     assert wrong.returncode == 2 and "run=[x]: no such key" in wrong.stderr
-    nothing = command("-m", "recipes.report")
+    nothing = quick("-m", "recipes.report")
     assert nothing.returncode == 1 and nothing.stderr.startswith("python -m recipes.report: runs=[]: names no run")

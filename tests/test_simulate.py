@@ -251,15 +251,15 @@ def test_picture(tmp_path: Path) -> None:
     assert path.read_bytes().startswith(b"\x89PNG") and list(tmp_path.iterdir()) == [path]
 
 
-def test_recipe(command: Command, tmp_path: Path) -> None:
+def test_recipe(quick: Command, tmp_path: Path) -> None:
     words = ("-m", "recipes.simulate", "days=2", "replications=5", "table=true", "table_restarts_s=[60]")
-    result = command(*words, f"output={tmp_path}/lost.png", check=True)
+    result = quick(*words, f"output={tmp_path}/lost.png", check=True)
     assert "effective training time" in result.stdout and (tmp_path / "lost.png").stat().st_size > 10_000
     assert result.stdout.count("\n| 30 s |") == 3 and "| faulty GPU |" in result.stdout
 
 
-def test_recipe_refuses_what_cannot_be(command: Command) -> None:
-    result = command("-m", "recipes.simulate", "checkpoint_every_s=10", "table_stalls_s=[0]", "output=x.pdf")
+def test_recipe_refuses_what_cannot_be(quick: Command) -> None:
+    result = quick("-m", "recipes.simulate", "checkpoint_every_s=10", "table_stalls_s=[0]", "output=x.pdf")
     assert result.returncode == 1 and "Traceback" not in result.stderr
     for said in ("checkpoint_every_s=10.0: the next", "table_stalls_s=[0.0]: cannot", "output=x.pdf: is drawn as PNG"):
         assert said in result.stderr

@@ -246,33 +246,33 @@ def test_nodes_follow_the_layout(overrides: list[str], job: dict[str, Any], node
 # --- the command ---
 
 
-def test_dry_run_prints_all_and_submits_nothing(command: Command) -> None:
-    result = command("-m", "recipes.submit", "recipe=pretrain", "dry_run=true", *SMALL, check=True)
+def test_dry_run_prints_all_and_submits_nothing(quick: Command) -> None:
+    result = quick("-m", "recipes.submit", "recipe=pretrain", "dry_run=true", *SMALL, check=True)
     assert "sbatch --parsable --job-name=x --nodes=1 --gpus-per-node=8" in result.stdout
     assert "# pretrain: 8 GPUs, 410K tokens," in result.stdout
     assert "folder: runs/x\n" in result.stdout and "zero: 1\n" in result.stdout
     assert not (ROOT / "runs/x").exists()
 
 
-def test_chain_in_a_dry_run_is_checked_as_a_whole(command: Command) -> None:
+def test_chain_in_a_dry_run_is_checked_as_a_whole(quick: Command) -> None:
     words = ["submit.chain=[pretrain,convert]", "submit.dry_run=true", *SMALL, "convert:hf=x"]
-    result = command("-m", "recipes.submit", *words)
+    result = quick("-m", "recipes.submit", *words)
     assert result.returncode == 2 and result.stdout == ""
     assert "python -m recipes.convert: 1 problem" in result.stderr and "direction: is required" in result.stderr
 
 
-def test_impossible_layout_is_refused(command: Command) -> None:
-    result = command("-m", "recipes.submit", "recipe=pretrain", *SMALL, "submit.nodes=1", "parallel.tp=16")
+def test_impossible_layout_is_refused(quick: Command) -> None:
+    result = quick("-m", "recipes.submit", "recipe=pretrain", *SMALL, "submit.nodes=1", "parallel.tp=16")
     assert result.returncode == 2 and result.stdout == ""
     assert "does not divide" in result.stderr and "nearest layout that works with 8 process(es)" in result.stderr
 
 
-def test_a_typo_of_either_side_is_named(command: Command) -> None:
-    result = command("-m", "recipes.submit", "recipe=pretrain", "submit.node=3", *SMALL)
+def test_a_typo_of_either_side_is_named(quick: Command) -> None:
+    result = quick("-m", "recipes.submit", "recipe=pretrain", "submit.node=3", *SMALL)
     assert result.returncode == 2 and "did you mean submit.nodes?" in result.stderr
-    result = command("-m", "recipes.submit", "recipe=pretrain", "modle=8b", *SMALL)
+    result = quick("-m", "recipes.submit", "recipe=pretrain", "modle=8b", *SMALL)
     assert result.returncode == 2 and "did you mean model" in result.stderr
-    result = command("-m", "recipes.submit")
+    result = quick("-m", "recipes.submit")
     assert result.returncode == 1 and result.stderr.startswith("python -m recipes.submit: submit.recipe=null")
 
 

@@ -108,12 +108,12 @@ def test_all_is_found_before_torch(tmp_path: Path) -> None:
         inputs.check(config.Evaluate(checkpoint=str(tmp_path), data=run.data, tokenizer=run.tokenizer))
 
 
-def test_the_command_line(command: Command, tmp_path: Path) -> None:
+def test_the_command_line(quick: Command, tmp_path: Path) -> None:
     words = ("-m", "recipes.evaluate", "checkpoint=nowhere", f"tasks.mine.path={written(tmp_path, GOOD)}")
-    result = command(*words, "tasks.mine.gold=answer", "needle.kind=tokens", "needle.asked=3")
+    result = quick(*words, "tasks.mine.gold=answer", "needle.kind=tokens", "needle.asked=3")
     assert result.returncode == 2 and "needle.asked=3: more than needle.inserted=1; insert more" in result.stderr
-    result = command(*words, "tasks.mine.gold=answer")
+    result = quick(*words, "tasks.mine.gold=answer")
     assert "checkpoint=nowhere: there is no such folder" in result.stderr
     assert "tasks.mine.gold=answer: " in result.stderr and "line 1 has no such field" in result.stderr
-    result = command("-m", "recipes.evaluate", "checkpoint=x", "tasks.mine.gold=answer")
+    result = quick("-m", "recipes.evaluate", "checkpoint=x", "tasks.mine.gold=answer")
     assert "tasks.mine.path: is required (JSONL file, one example per line)" in result.stderr

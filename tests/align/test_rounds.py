@@ -122,17 +122,17 @@ def test_who_asks_servers_needs_no_layout() -> None:
             config.load(config.Sample, "sample", others, lambda run: 1)
 
 
-def test_commands_are_those_that_a_user_types(command: Command, tmp_path: Path) -> None:
+def test_commands_are_those_that_a_user_types(quick: Command, tmp_path: Path) -> None:
     sets = [f"{stage}.set=[{MODEL}]" for stage in ("reward", "sft", "dpo")]
     words = ["name=r", f"folder={tmp_path}", "pretrained=runs/base", "preferences=p.jsonl", "prompts=q.jsonl"]
     words += ["judge_prompts=j.jsonl", "rounds=2", "sft.processes=2", "dry_run=true", *sets]
-    printed = command("-m", "recipes.post_train", *words, check=True).stdout.splitlines()
+    printed = quick("-m", "recipes.post_train", *words, check=True).stdout.splitlines()
     headings, lines = printed[::2], printed[1::2]
     assert headings[0] == "# round-01/reward" and len(lines) == 14 and not list(tmp_path.glob("round*"))
     assert all(
         line.startswith(("python -m recipes.", "torchrun --standalone --nproc-per-node 2 -m ")) for line in lines
     )
-    wrong = command("-m", "recipes.post_train", *words, 'dpo.set=["beta=0"]')
+    wrong = quick("-m", "recipes.post_train", *words, 'dpo.set=["beta=0"]')
     assert wrong.returncode == 2 and "python -m recipes.dpo" in wrong.stderr and "beta=0" in wrong.stderr
 
 

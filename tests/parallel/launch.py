@@ -1,7 +1,8 @@
 """Starts a module in several processes, none of which outlives the call.
 
 `torchrun` does it as a user would. `forked` reads the module and what it imports once, then splits: eight processes
-that each import torch, Megatron-Core and DeepSpeed spend half a minute of two cores before they compute anything.
+that each import torch, Megatron-Core and DeepSpeed spend half a minute of two cores before they compute anything. Both
+begin as forks of the one process of `tests/forkserver.py`.
 """
 
 from __future__ import annotations
@@ -16,25 +17,27 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests import forkserver
 from tests import processes as commands
 
 
 def torchrun(processes: int, module: str, *arguments: str, check: bool = True) -> str:
     """Run `module` in that many processes and return what they printed; fails with it where they fail."""
-    words = ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "-m", module, *arguments]
+    words = ["torchrun", f"--nproc-per-node={processes}", "--standalone", "-m", module, *arguments]
     return _output(words, f"{module} in {processes} processes", check)
 
 
 def forked(processes: int | Iterable[int], module: str, *arguments: str) -> str:
     """The same by `main(*arguments)` of `module` in forks of one process; of several numbers, one after the other."""
     counts = ",".join(map(str, [processes] if isinstance(processes, int) else processes))
-    words = ["tests.parallel.launch", counts, module, *arguments]
+    words = ["python", "-m", "tests.parallel.launch", counts, module, *arguments]
     return _output(words, f"{module} in {counts} forks", check=True)
 
 
 def _output(words: list[str], what: str, check: bool) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": commands.search_path()}
-    done = commands.run([sys.executable, "-m", *words], env=environment, merged=True)
+    program, *arguments = words
+    environment = {**forkserver.environment(), "OMP_NUM_THREADS": "1"}
+    done = commands.run([str(forkserver.programs() / program), *arguments], env=environment, merged=True)
     first = max(0, done.stdout.find("Traceback"))  # what torchrun says itself comes after the workers' own errors
     assert done.returncode == 0 or not check, f"{what} failed with {done.returncode}\n{done.stdout[first:][:4000]}"
     return done.stdout
