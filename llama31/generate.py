@@ -64,8 +64,10 @@ def generate(
     if temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(f"temperature={temperature}, top_p={top_p}: give at least 0, and above 0 up to 1")
 
+    known = min(vocab_size or chunks[0].vocab_size, chunks[0].vocab_size)
+
     def choose(logits: Tensor, uniforms: Tensor) -> Tensor:
-        return sample(logits[:, :vocab_size], temperature, top_p, uniforms)
+        return sample(logits[:, :known], temperature, top_p, uniforms)
 
     mine = range(grid.dp_rank, len(prompts), grid.dp)
     chance = torch.zeros(len(mine), max_new_tokens, dtype=torch.float64)

@@ -26,6 +26,17 @@ def _chunks(tokens: int, weight: Tensor) -> list[tuple[int, int]]:
     return [(i, min(i + size, tokens)) for i in range(0, tokens, size)]
 
 
+def _logits(hidden: Tensor, weight: Tensor, columns: int | None) -> Tensor:
+    """Logits [n, v / tp] of hidden [n, h]; from `columns` on they are of no word, and so low that none is theirs.
+
+    Not -inf: a rank may hold nothing but padding, and the maximum of its columns is subtracted from them.
+    """
+    logits = hidden @ weight.t()
+    if columns is not None and columns < logits.size(1):
+        logits[:, columns:] = torch.finfo(logits.dtype).min
+    return logits
+
+
 def _log_softmax(logits: Tensor, labels: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """FP32 logits [n, v / tp] -> log-probabilities [n, v / tp], cross entropy [n], label columns and their owners."""
     if dist.get_world_size(group) == 1:
@@ -109,14 +120,14 @@ class _WeightedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, group: Any
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, group: Any, columns: int | None
     ) -> tuple[Tensor, Tensor]:
         losses = torch.empty_like(weights)
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
         total, grad_weight = _gradient_of(weight) if needs_grad else (None, None)
         for begin, end in _chunks(hidden.size(0), weight):
-            h, logits = hidden[begin:end], hidden[begin:end] @ weight.t()
+            h, logits = hidden[begin:end], _logits(hidden[begin:end], weight, columns)
             if grad_hidden is None or total is None:
                 losses[begin:end] = _cross_entropy(logits, labels[begin:end], group)
                 continue
@@ -129,62 +140,68 @@ class _WeightedLoss(torch.autograd.Function):
         return (losses * weights).sum(), losses
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         if ctx.complete:
             torch._assert_async(grads[0] == 1, "the gradient of the head's weight was summed for a factor of 1")
-            return grad_hidden, None, None, None, None
-        return grad_hidden.mul_(grads[0].to(grad_hidden.dtype)), grad_weight.mul_(grads[0]), None, None, None
+            return grad_hidden, None, None, None, None, None
+        scaled = grad_hidden.mul_(grads[0].to(grad_hidden.dtype))
+        return scaled, grad_weight.mul_(grads[0]), None, None, None, None
 
 
-def weighted_loss(hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, group: Any) -> tuple[Tensor, Tensor]:
+def weighted_loss(
+    hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, group: Any, columns: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Sum over tokens of weight x cross entropy, and each token's cross entropy (without gradient).
 
     hidden [n, h], weight [v / tp, h] (this rank's rows of the vocabulary), labels int64 [n], weights FP32 [n],
-    group: the tensor-parallel group. The gradient of hidden is this rank's part of a sum over the group.
+    group: the tensor-parallel group. Rows of the weight from `columns` on are padding of this rank's part: no loss and
+    no gradient sees them. The gradient of hidden is this rank's part of a sum over the group.
     """
     if not torch.is_grad_enabled():  # parameters count as wanting gradients even then
         hidden, weight = hidden.detach(), weight.detach()
-    loss, losses = _WeightedLoss.apply(hidden, weight, labels, weights, group)
+    loss, losses = _WeightedLoss.apply(hidden, weight, labels, weights, group, columns)
     return loss, losses
 
 
 class _TokenLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, group: Any) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, group: Any, columns: int | None) -> Tensor:
         losses = torch.empty(labels.shape, dtype=torch.float32, device=labels.device)
         for begin, end in _chunks(hidden.size(0), weight):
-            losses[begin:end] = _cross_entropy(hidden[begin:end] @ weight.t(), labels[begin:end], group)
+            losses[begin:end] = _cross_entropy(_logits(hidden[begin:end], weight, columns), labels[begin:end], group)
         ctx.save_for_backward(hidden, weight, labels)
-        ctx.group = group
+        ctx.group, ctx.columns = group, columns
         return losses
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         hidden, weight, labels = ctx.saved_tensors
         grad_hidden, (total, grad_weight) = torch.empty_like(hidden), _gradient_of(weight)
         upstream = grads[0].contiguous()
         for begin, end in _chunks(hidden.size(0), weight):
             h = hidden[begin:end]
-            _, grad = _with_gradient(h @ weight.t(), labels[begin:end], upstream[begin:end], ctx.group)
+            _, grad = _with_gradient(_logits(h, weight, ctx.columns), labels[begin:end], upstream[begin:end], ctx.group)
             torch.mm(grad, weight, out=grad_hidden[begin:end])
             _add_product(total, grad, h)
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
 
 
-def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, group: Any) -> Tensor:
+def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, group: Any, columns: int | None = None) -> Tensor:
     """Each token's cross entropy, FP32 [n], differentiable; 0, and never computed, where the label is negative.
 
-    hidden [n, h], weight [v / tp, h], labels int64 [n], the same on all ranks of the tensor-parallel `group`. The
-    gradient of hidden is this rank's part of a sum over the group.
+    hidden [n, h], weight [v / tp, h], labels int64 [n], the same on all ranks of the tensor-parallel `group`; `columns`
+    as for `weighted_loss`. The gradient of hidden is this rank's part of a sum over the group.
     """
     wanted = (labels >= 0).nonzero().flatten()
-    losses = _TokenLosses.apply(hidden[wanted], weight, labels[wanted], group)
+    losses = _TokenLosses.apply(hidden[wanted], weight, labels[wanted], group, columns)
     return losses.new_zeros(labels.shape).index_put((wanted,), losses)
 
 
 @torch.no_grad()
-def scores(hidden: Tensor, weight: Tensor, labels: Tensor, wanted: Tensor, group: Any) -> tuple[Tensor, Tensor]:
+def scores(
+    hidden: Tensor, weight: Tensor, labels: Tensor, wanted: Tensor, group: Any, columns: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Cross entropy FP32 [n] of the labels and the likeliest token int64 [n]; 0 and -1 where not `wanted` (bool [n]).
 
     Arguments as for `weighted_loss`. Of equally likely tokens the first is taken, as greedy decoding does. Logits are
@@ -194,7 +211,7 @@ def scores(hidden: Tensor, weight: Tensor, labels: Tensor, wanted: Tensor, group
     places = wanted.nonzero()[:, 0]
     for begin, end in _chunks(places.numel(), weight):
         at = places[begin:end]
-        logits = (hidden[at] @ weight.t()).float()
+        logits = _logits(hidden[at], weight, columns).float()
         losses[at] = _cross_entropy(logits, labels[at], group)
         likeliest[at] = _first_maximum(logits, group)
     return losses, likeliest

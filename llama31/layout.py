@@ -80,7 +80,7 @@ def _issue(key: str, value: object, problem: str, remedy: str) -> Issue:
 def _tp_fits(model: Model, tp: int) -> bool:
     # above kv_heads, Megatron replicates each KV head over tp / kv_heads processes
     groups = model.kv_heads % tp == 0 or tp % model.kv_heads == 0
-    return groups and not any(number % tp for number in (model.heads, model.ffn_hidden_size, model.vocab_size))
+    return groups and not any(number % tp for number in (model.heads, model.ffn_hidden_size))
 
 
 def _split_layers(model: Model, parallel: Parallel) -> int:
@@ -90,9 +90,7 @@ def _split_layers(model: Model, parallel: Parallel) -> int:
 def _model_problems(model: Model, parallel: Parallel) -> list[Issue]:
     found = []
     if not _tp_fits(model, parallel.tp):
-        widths = (
-            f"heads={model.heads}, kv_heads={model.kv_heads}, ffn={model.ffn_hidden_size}, vocab={model.vocab_size}"
-        )
+        widths = f"heads={model.heads}, kv_heads={model.kv_heads}, ffn={model.ffn_hidden_size}"
         possible = ", ".join(str(tp) for tp in _divisors(model.heads) if _tp_fits(model, tp))
         found.append(_issue("tp", parallel.tp, f"does not divide this model ({widths})", f"give one of {possible}"))
     layers, chunks = _split_layers(model, parallel), parallel.pp * parallel.vpp

@@ -146,12 +146,13 @@ class Llama(GPTModel):
         weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
         tokens = hidden_states.transpose(0, 1).flatten(0, 1)
         flat, group = labels.flatten(), self.pg_collection.tp
+        columns = real_rows(self.vocab_size, weight.size(0), group.rank())
         if loss_mask is None:
-            return head.token_losses(tokens, weight, flat, group).view(labels.shape)
+            return head.token_losses(tokens, weight, flat, group, columns).view(labels.shape)
         if self.scoring:
-            found, likeliest = head.scores(tokens, weight, flat, loss_mask.flatten() != 0, group)
+            found, likeliest = head.scores(tokens, weight, flat, loss_mask.flatten() != 0, group, columns)
             return found.view(labels.shape), likeliest.view(labels.shape)
-        loss, losses = head.weighted_loss(tokens, weight, flat, loss_mask.flatten(), group)
+        loss, losses = head.weighted_loss(tokens, weight, flat, loss_mask.flatten(), group, columns)
         return loss, losses.view(labels.shape)
 
 
@@ -257,7 +258,7 @@ def build(
         chunk = Llama(
             settings,
             TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=RMSNorm),
-            vocab_size=model.vocab_size,
+            vocab_size=padded(model.vocab_size, grid.tp),
             max_sequence_length=model.max_positions,
             pre_process=grid.first_stage and vp == 0,
             post_process=grid.last_stage and vp == grid.vpp - 1,
@@ -268,6 +269,7 @@ def build(
             rope_scaling_factor=model.rope_factor,
             vp_stage=vp_stage,
         )
+        chunk.vocab_size = model.vocab_size
         if chunk.pre_process:
             chunk.embedding.word_embeddings.__class__ = WordEmbedding
         chunk.reward_head = None
@@ -276,9 +278,25 @@ def build(
         for parameter in chunk.parameters():  # what gradient norms over ranks ask; Megatron sets it on initialising
             parameter.tensor_model_parallel = parameter.ndim > 1  # type: ignore[attr-defined]
         chunks.append(chunk.to(device=grid.device, dtype=precision.dtype(numbers)))
+    for shard in shards(chunks, model, grid):
+        shard.parameter.data[shard.rows :].zero_()  # and so it stays: no gradient reaches the padding
     if seed is not None:
         initialise(chunks, model, grid, seed)
     return chunks
+
+
+def padded(vocabulary: int, tp: int) -> int:
+    """Rows of embedding and head where `tp` ranks share them: where that does not come out even, a multiple of 8 each.
+
+    The rows beyond the vocabulary are zeros. No id means them, the loss and sampling leave their logits out, and
+    checkpoints and exports hold the vocabulary's rows alone, so that any layout reads what another one wrote.
+    """
+    return vocabulary if vocabulary % tp == 0 else math.ceil(vocabulary / (8 * tp)) * 8 * tp
+
+
+def real_rows(vocabulary: int, rows: int, tp_rank: int) -> int:
+    """How many of a rank's `rows` of embedding or head are words; the others follow them and are padding."""
+    return min(max(vocabulary - tp_rank * rows, 0), rows)
 
 
 @dataclass(frozen=True)
@@ -290,10 +308,12 @@ class ParameterShard:
     parameter: nn.Parameter
     offsets: tuple[tuple[int, ...], ...]  # one block each, equal in size along dim 0
     replica: bool  # the tied embedding's second copy, on the last pipeline stage
+    rows: int  # of the parameter, from the top: those after them are padding of the vocabulary, and nowhere stored
 
     def blocks(self, tensor: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
         """(offset in the global tensor, view of `tensor`) for a tensor shaped like the parameter."""
-        yield from zip(self.offsets, tensor.chunk(len(self.offsets)), strict=True)
+        if self.rows:
+            yield from zip(self.offsets, tensor[: self.rows].chunk(len(self.offsets)), strict=True)
 
 
 def shards(chunks: list[Llama], model: config.Model, grid: Grid) -> list[ParameterShard]:
@@ -306,7 +326,10 @@ def shards(chunks: list[Llama], model: config.Model, grid: Grid) -> list[Paramet
             if replica:
                 name = "embedding.word_embeddings.weight"
             shape, offsets = _layout(name, tuple(parameter.shape), grid)
-            found.append(ParameterShard(name, shape, parameter, offsets, replica))
+            rows = parameter.size(0)
+            if name in VOCABULARY:
+                shape, rows = (model.vocab_size, shape[1]), real_rows(model.vocab_size, rows, grid.tp_rank)
+            found.append(ParameterShard(name, shape, parameter, offsets, replica, rows))
     return found
 
 
@@ -331,6 +354,7 @@ def _layout(name: str, local: tuple[int, ...], grid: Grid) -> tuple[tuple[int, .
 
 
 BLOCK_ROWS, BLOCK_COLUMNS = 128, 512
+VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 REWARD_HEAD = "reward_head.weight"
 
 

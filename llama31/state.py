@@ -74,13 +74,15 @@ def _own(engine: Engine, shard: ParameterShard, key: str, name: str) -> Shard:
     if fragment is None:
         return Shard(name, shard.shape, [])
     start, flat = fragment
-    return Shard(name, shard.shape, list(cut(shard.offsets, zero.shape_of(shard.parameter), start, flat)))
+    local = (shard.rows, *zero.shape_of(shard.parameter)[1:])
+    return Shard(name, shard.shape, list(cut(shard.offsets, local, start, flat)))
 
 
 def cut(offsets: tuple[Shape, ...], local: Shape, start: int, flat: Tensor) -> Iterator[Block]:
     """The flat range `flat`, from element `start` of a tensor of shape `local`, as rectangles of the global tensor.
 
-    The tensor consists of one block per offset, equal in rows, as `ParameterShard` has them. Views, no copies.
+    The tensor consists of one block per offset, equal in rows, as `ParameterShard` has them; what of the range lies
+    behind them is padding. Views, no copies.
     """
     height, width = local[0] // len(offsets), (local[1] if len(local) == 2 else 1)
     for number, offset in enumerate(offsets):
