@@ -3,6 +3,7 @@
 # Rejection sampling. Arguments are those of `python -m recipes.sample`. With VLLM_PYTHON, the Python of an environment
 # in which vLLM is installed, every node runs a server; they stop before the reward model ranks what was drawn, since
 # both need the memory. Without it our own decoder answers. 405B is 810 GB in BF16, more than 8 GPUs of 80 GB hold:
+# Servers take no defaults from the folder's generation_config.json: what is asked is what is drawn.
 # VLLM_NODES_PER_SERVER=2 gives each server two nodes as pipeline stages (or VLLM_OPTIONS names a quantization).
 #
 # 100,000 prompts, 10 answers of 512 tokens: forward passes of one token at a time, whose share of the peak is ours.
@@ -77,7 +78,7 @@ if [ "${part:-all}" != rank ]; then
             [ $((SLURM_NODEID % n)) = 0 ] || several+=(--headless)
         fi
         exec "$VLLM_PYTHON" -m vllm.entrypoints.cli.main serve "$@" "${several[@]}"' vllm \
-        "$hf" --served-model-name policy --host 0.0.0.0 --port "$VLLM_PORT" \
+        "$hf" --served-model-name policy --host 0.0.0.0 --port "$VLLM_PORT" --generation-config vllm \
         --tensor-parallel-size "$VLLM_TENSOR_PARALLEL" $VLLM_OPTIONS &
     servers=$!
     urls=$(sed "s|.*|\"http://&:$VLLM_PORT/v1\"|" <<<"$heads" | paste -sd,)

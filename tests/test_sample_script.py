@@ -111,6 +111,7 @@ def test_servers_are_gone_before_the_ranking(tmp_path: Path) -> None:
     assert "recipes.convert direction=to_hf checkpoint=runs/x" in export
     assert f"serve {tmp_path}/drawn/hf --served-model-name policy" in vllm and "--tensor-parallel-size 8" in vllm
     assert "--nnodes" not in vllm
+    assert "--generation-config vllm" in vllm, "or the folder's file would say what the answers are drawn with"
     assert vllm.endswith("PYTHONPATH=")  # vLLM's environment is its own
     assert f'part=draw server.urls=["http://127.0.0.1:{job.port}/v1"] server.wait_s=3600' in draw
     assert up == "server is up" and launch.startswith("launch sample") and launch.endswith("reward=runs/r part=rank")

@@ -12,10 +12,11 @@ import os
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from llama31 import config
@@ -23,6 +24,8 @@ from llama31.align import answers
 from llama31.align.answers import Answer
 
 LONGEST_PAUSE_S = 60.0
+HEALTH = "health"  # an endpoint beside /v1, not under it
+NOT_FOUND = 404
 QUICK_S = 10.0  # for what a server knows without its model
 PATIENT_S = 60.0  # the same, of a server that may be hard at work
 FORMS = ("ids", "text", "text_with_bos")
@@ -30,12 +33,28 @@ STOPS = ("stop_token_ids", "generation_config", "stop")
 BUSY = (425, 429, 503)
 UNKNOWN = 401  # it wants a key
 SILENT = (408, 502, 504)  # words of somebody before the server: it says nothing
+# Sampling parameters that a server may have defaults for, of its own or of the folder's generation_config.json, with
+# the value that changes nothing: vLLM's, SGLang's and OpenAI's, then what llama.cpp has beyond them.
+NEUTRAL: Mapping[str, float] = {
+    **{"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0},
+    **{"repeat_penalty": 1.0, "typical_p": 1.0, "top_n_sigma": -1.0, "dynatemp_range": 0.0, "mirostat": 0},
+    **{"xtc_probability": 0.0, "dry_multiplier": 0.0},
+}
+# The same as transformers' generation_config has it, whose gaps it fills with the folder's values and its own.
+PLAIN: Mapping[str, float] = {
+    **{"top_k": 0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0},
+    **{"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1},
+}
+REASONED = ("reasoning_content", "reasoning")  # where parsers of servers put what they take out of an answer
+FINISHES = {"eos": "stop", "eos_token": "stop", "stop_sequence": "stop", "end_turn": "stop", "max_tokens": "length"}
+BROKEN = ("abort", "aborted", "cancelled", "error")  # finish reasons of answers that the server gave up
 
 
 class Words(Protocol):
     """What is needed of a tokenizer."""
 
     bos_id: int
+    vocab_size: int
     special: dict[str, int]
 
     def decode(self, ids: Sequence[int]) -> str: ...
@@ -69,6 +88,9 @@ class Facts:
     n: bool = False
     seeds: bool = False
     greedy: bool = False
+    neutral: Mapping[str, float] = field(default_factory=dict)  # of NEUTRAL what it is asked besides
+    truncated: bool | None = None  # whether it draws from a few tokens alone; None: that could not be found out
+    lengths: bool = True  # whether it tells an answer that was cut off at max_new_tokens from one that ended
 
     @property
     def endpoint(self) -> str:
@@ -81,8 +103,12 @@ class Facts:
         ]
         said = f"does not honour {', '.join(ignored)}" if ignored else "honours n, seeds and temperature 0"
         read = "" if self.checked else "; it does not tell what it read, so prompts are taken on trust"
+        if not self.lengths:
+            read += "; it does not tell which answers were cut off"
+        if self.truncated:
+            read += "; it draws from a few tokens alone, whatever is asked"
         if self.extra:
-            read = f"; its template makes another prompt of them, {self.extra:+} tokens: it answers that one"
+            read += f"; its template makes another prompt of them, {self.extra:+} tokens: it answers that one"
         return (
             f"{self.url}: {self.model or 'its own model'}, prompts as {self.form}, ends by {self.stops}; {said}{read}"
         )
@@ -129,6 +155,7 @@ class Server:
     say: Callable[[str], None] = _print
 
     def __post_init__(self) -> None:
+        self.url = address(self.url)
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         self._answered_s = self._told_s = -math.inf
         self._lock = threading.Lock()
@@ -157,11 +184,12 @@ class Server:
             body["prompt"] = self.words.decode(request.ids[1:] if facts.form == "text" else request.ids)
         if facts.keeps:
             body["skip_special_tokens"] = False
+        body |= facts.neutral
         ids = sorted(self.stops.values())
         if facts.stops == "stop_token_ids":
             body["stop_token_ids"] = ids
         elif facts.stops == "generation_config":  # of transformers, which stays greedy unless told here
-            given = {"do_sample": request.temperature > 0, "eos_token_id": ids, "pad_token_id": ids[0]}
+            given = {**PLAIN, "do_sample": request.temperature > 0, "eos_token_id": ids, "pad_token_id": ids[0]}
             body["generation_config"] = json.dumps({**given, "max_new_tokens": request.max_new_tokens})
         else:
             body["stop"] = sorted(self.stops)[:4]  # as many as OpenAI takes
@@ -219,7 +247,8 @@ class Server:
         headers = {"Content-Type": "application/json"}
         if token := os.environ.get(self.settings.key_variable or ""):
             headers["Authorization"] = f"Bearer {token}"
-        address = f"{self.url.rstrip('/')}/{endpoint}".replace("/v1/../", "/")
+        base = self.url.removesuffix("/v1") if endpoint == HEALTH else self.url
+        address = f"{base}/{endpoint}"
         asked = urllib.request.Request(address, data, headers)
         try:
             wait_s = self.settings.timeout_s if data else min(self.settings.timeout_s, quick_s)
@@ -240,7 +269,10 @@ class Server:
         if not isinstance(choices, list) or not choices:
             raise Again(f"no choices in {json.dumps(given)[:120]}", "garbage")
         count, read = _usage(given, "completion_tokens") if len(choices) == 1 else None, read_tokens(given)
-        found = [self._answer(choice, count) for choice in choices[: request.n]]
+        places = [choice.get("index") for choice in choices if isinstance(choice, dict)]
+        if len(set(places) - {None}) < sum(place is not None for place in places):
+            raise Again(f"choices of one place, {places}", "garbage")
+        found = [self._answer(choice, count, request, facts) for choice in choices[: request.n]]
         if facts.checked and read is None:
             raise Again("it does not tell any more how many tokens it read", "garbage")
         if facts.checked and read != len(request.ids):
@@ -248,20 +280,23 @@ class Server:
             raise Refused(f"the server read {read} tokens where the prompt has {len(request.ids)}{why}")
         return found
 
-    def _answer(self, choice: Any, tokens: int | None) -> Answer:
+    def _answer(self, choice: Any, tokens: int | None, request: Request, facts: Facts) -> Answer:
         told = choice if isinstance(choice, dict) else {}
-        message, finish, why = told.get("message"), told.get("finish_reason"), told.get("stop_reason")
-        said = told.get("text")
-        if isinstance(message, dict):
-            said = message if message.get("tool_calls") else message.get("content")
+        finish, why = told.get("finish_reason"), told.get("stop_reason")
+        said = _said(told)
         if not isinstance(said, str | dict) or not isinstance(finish, str):
             raise Again(f"a choice without text or finish_reason: {json.dumps(choice)[:120]}", "garbage")
+        finish = FINISHES.get(finish, answers.valid(finish))
+        if finish in BROKEN:
+            raise Again(f"it gave the answer up: finish_reason {finish}", "garbage")
+        if finish == "stop" and not facts.lengths:
+            finish = "untold" if tokens is None else "length" if tokens >= request.max_new_tokens else finish
         end = next((name for name, number in self.stops.items() if why in (name, number)), None)  # as vLLM tells
-        return answers.of_server(said, answers.valid(finish), tokens, end)
+        return answers.of_server(said, finish, tokens, end)
 
     def healthy(self, quick_s: float = QUICK_S) -> bool:
         """Whether it lists its models now, or says that it is well; otherwise `ill` has the reason."""
-        for endpoint in ("models", "../health"):
+        for endpoint in ("models", HEALTH):
             try:
                 self.post(endpoint, None, quick_s)
             except Again as error:
@@ -269,6 +304,8 @@ class Server:
                     return True
                 self.ill = error
             except Refused as error:
+                if error.code == NOT_FOUND and self._found_below(quick_s):
+                    return True
                 self.ill = error
                 if error.code == UNKNOWN:  # who may not ask for its models may ask for nothing
                     return False
@@ -276,11 +313,52 @@ class Server:
                 return True
         return False
 
+    def _found_below(self, quick_s: float) -> bool:
+        """Whether the API stands under /v1, which the address has not; from now on it has."""
+        if self.url.endswith("/v1"):
+            return False
+        below = replace(self, url=f"{self.url}/v1")
+        try:
+            below.post("models", None, quick_s)
+        except (Refused, Again):
+            return False
+        self.say(f"server.urls={self.url}: its API stands under {below.url}, which is asked")
+        self.url = below.url
+        return True
+
+
+def address(given: str) -> str:
+    """The address that `given` means: http:// where it says no scheme, and no endpoint or slash at its end.
+
+    Raises ValueError (key `server.urls`) for what is none.
+    """
+    url = given.strip() if "://" in given else f"http://{given.strip()}"
+    for ending in ("/", "/chat/completions", "/completions", "/models", "/"):
+        url = url.removesuffix(ending)
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"server.urls={given}: no address; give one such as http://node1:8000/v1")
+    return url
+
 
 def _usage(given: Any, name: str) -> int | None:
     usage = given.get("usage") if isinstance(given, dict) else None
     count = usage.get(name) if isinstance(usage, dict) else None
     return count if isinstance(count, int) else None
+
+
+def _said(choice: Mapping[str, Any]) -> Any:
+    """The text of a choice, or its message where that calls; None for what is neither. Raises Refused."""
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        return choice.get("text")
+    if kept := [key for key in REASONED if message.get(key)]:
+        raise Refused(f"it keeps a part of its answer apart as {kept[0]}; start the server without a reasoning parser")
+    if message.get("tool_calls"):
+        return message
+    if message.get("content") is None:  # of an answer that ends at once, and of OpenAI's refusals
+        return message.get("refusal") or ("" if "content" in message else None)
+    return message["content"]
 
 
 def read_tokens(given: Any) -> int | None:

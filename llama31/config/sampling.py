@@ -21,6 +21,12 @@ class Server:
         "server puts into its own template, which may say more",
         choices=("completions", "chat"),
     )
+    truncated: str = key(
+        "refuse",
+        "of a server that draws from a few likeliest tokens alone, whatever it is asked: refuse it, or accept its "
+        "answers, which then say so",
+        choices=("refuse", "accept"),
+    )
     concurrency: int = key(16, "requests under way at each server", low=1)
     attempts: int = key(5, "times that a request is sent before it has failed", low=1)
     backoff_s: float = key(1.0, "pause after a failed request, doubled each time, at most a minute", low=0)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from llama31.align.servers import NEUTRAL
+
 SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>")
 SPECIAL += ("<|eot_id|>", "<|python_tag|>")
 NOUNS = ["river", "stone", "cloud", "lamp", "bread", "horse", "garden", "letter", "window", "candle", "mirror"]
@@ -22,6 +24,7 @@ class Bytes:
 
     def __init__(self) -> None:
         self.special = {name: 256 + number for number, name in enumerate(SPECIAL)}
+        self.vocab_size = 256 + len(SPECIAL)
         self.bos_id, self.eos_id, self.eot_id = (self.special[SPECIAL[place]] for place in (0, 1, 5))
 
     def encode(self, text: str) -> list[int]:
@@ -48,7 +51,7 @@ class Script:
     temperature: bool = True
     ids: bool = True
     usage: bool = True
-    fields: tuple[str, ...] = ("stop_token_ids", "stop", "generation_config", "skip_special_tokens")  # that it knows
+    fields: tuple[str, ...] = ("stop_token_ids", "stop", "generation_config", "skip_special_tokens", *NEUTRAL)  # known
     adds_bos: bool = True
     template: int = 0  # tokens that its chat template adds
     die_after: int | None = None
@@ -57,6 +60,15 @@ class Script:
     busy: int = 0  # first requests that it is too busy for
     says: str | None = None  # always this
     ends: str | None = None  # the special token that it says to have ended with, as vLLM does
+    kinds: int | None = None  # first tokens that it ever draws; None: any
+    hottest: float = 1e9  # above which it takes no temperature
+    limits: bool = True  # whether it heeds max_tokens
+    lengths: bool = True  # whether it says that an answer was cut off
+    echo: bool = False  # whether it repeats its prompt
+    places: bool = True  # whether choices have places of their own
+    message: dict[str, Any] | None = None  # what a chat server says instead
+    finish: str | None = None  # always its reason
+    root: bool = True  # whether its API stands at the root as well
     calls: list[dict[str, Any]] | None = None  # as chat servers tell them that read them out of the text
     poison: str = "\0"  # a prompt with this makes it fail
     hangs: str = "\0"  # with this it says nothing, and hangs up
@@ -74,26 +86,21 @@ class Script:
         if max(self.busy, self.cut) > number:
             return 503, b"busy"
         prompt = body.get("prompt", body.get("messages"))
-        if body.get("model", self.model) != self.model:
-            return 400, f"pinned to {self.model}".encode()
-        if self.poison in self.read(body):
-            return 500, b"out of memory"
-        unknown = {"stop_token_ids", "generation_config", "skip_special_tokens"} & set(body) - set(self.fields)
-        if unknown or (isinstance(prompt, list) and "prompt" in body and not self.ids):
-            return 422, f"unexpected {sorted(unknown) or 'list'}".encode()
-        if self.n is None and body.get("n", 1) > 1:
-            return 400, b"n must be 1"
+        if refused := self.refused(body, prompt):
+            return refused
         again = repr(body) in self.seen
         self.seen.add(repr(body))
         if self.garbage == "always" or (self.garbage == "first" and not again):
             return 200, [b"<html>", b'{"choices": []}', b'{"choices": [{"index": 0}]}'][number % 3]
         count = body.get("n", 1) if self.n else 1
         texts = [self.text(number, prompt, body, choice) for choice in range(count)]
-        choices = [{"index": i, "text": t, "finish_reason": "stop"} for i, t in enumerate(texts)]
+        choices = [{"index": i * self.places, **self.cut_off(t, body)} for i, t in enumerate(texts)]
         if self.ends:
             choices = [{**one, "stop_reason": Bytes().special[self.ends]} for one in choices]
         if "messages" in body:
             choices = [{**one, "message": {"role": "assistant", "content": one.pop("text")}} for one in choices]
+        if self.message and "messages" in body:
+            choices = [{**one, "message": self.message} for one in choices]
         if self.calls and "messages" in body:
             message = {"role": "assistant", "content": None, "tool_calls": self.calls}
             choices = [{**one, "message": message, "finish_reason": "tool_calls"} for one in choices]
@@ -106,8 +113,50 @@ class Script:
                 read = Bytes().read(f"{text}<|start_header_id|>assistant<|end_header_id|>\n\n") + 1 + self.template
             else:
                 read = len(prompt) if isinstance(prompt, list) else Bytes().read(prompt) + self.adds_bos
-            told["usage"] = {"prompt_tokens": read, "completion_tokens": 5}
+            told["usage"] = {
+                "prompt_tokens": read,
+                "completion_tokens": min(5, body["max_tokens"] if self.limits else 5),
+            }
         return 200, json.dumps(told).encode()
+
+    def refused(self, body: Mapping[str, Any], prompt: Any) -> tuple[int, bytes] | None:
+        """Status and body for a request that it does not take."""
+        if body.get("model", self.model) != self.model:
+            return 400, f"pinned to {self.model}".encode()
+        if self.poison in self.read(body):
+            return 500, b"out of memory"
+        known = {"stop_token_ids", "generation_config", "skip_special_tokens", *NEUTRAL}
+        unknown = known & set(body) - set(self.fields)
+        if body.get("temperature", 1) > self.hottest or body.get("top_k", 0) < (0 if self.n is None else -1):
+            return 400, b"out of range"
+        if unknown or (isinstance(prompt, list) and "prompt" in body and not self.ids):
+            return 422, f"unexpected {sorted(unknown) or 'list'}".encode()
+        if self.n is None and body.get("n", 1) > 1:
+            return 400, b"n must be 1"
+        return None
+
+    def listing(self, path: str, key: str | None) -> tuple[int, bytes]:
+        """What is got without being sent anything."""
+        if path == "/health":
+            return 200, b""
+        if not self.root and not path.startswith("/v1/"):
+            return 404, b"nothing here"
+        if self.key and key != f"Bearer {self.key}":
+            return 401, b"who are you?"
+        if self.listed is None:
+            return 500, b"no cache"
+        return 200, json.dumps({"data": [{"id": name} for name in self.listed]}).encode()
+
+    def cut_off(self, text: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The text up to the limit, and why it ended; one token is one of `kinds`."""
+        whole, limit = text.split(" "), body["max_tokens"] if self.limits else 99
+        said = " ".join(whole[:limit])
+        if limit == 1 and self.says is None:
+            drawn = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+            said = str(drawn % self.kinds if self.kinds else drawn)
+        short = limit < len(whole) and self.lengths
+        echoed = self.read(body) if self.echo else ""
+        return {"text": echoed + said, "finish_reason": self.finish or ("length" if short else "stop")}
 
     @staticmethod
     def read(body: Mapping[str, Any]) -> str:
@@ -134,14 +183,8 @@ def serving(script: Script) -> Iterator[str]:
         def do_GET(self) -> None:
             if script.dead and script.die_after is not None:
                 self.connection.close()
-            elif self.path == "/health":
-                self._send(200, b"")
-            elif script.key and self.headers["Authorization"] != f"Bearer {script.key}":
-                self._send(401, b"who are you?")
-            elif script.listed is None:
-                self._send(500, b"no cache")
             else:
-                self._send(200, json.dumps({"data": [{"id": name} for name in script.listed]}).encode())
+                self._send(*script.listing(self.path, self.headers["Authorization"]))
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from llama31 import config
-from llama31.align import dialects, prompts, servers
+from llama31.align import dialects, prompts, sampling, servers
 from tests.align.scripted import Script, serving
 from tests.align.test_sampling import FORM, QUICK, STOPS, WORDS, connected, drawn, given, http, lines, request
 
@@ -139,3 +140,114 @@ def test_a_list_of_models_is_not_believed() -> None:
         with serving(Script(listed=listed)) as url:
             facts = connected([url])[0].facts
         assert facts is not None and facts.model == "" and "its own model" in facts.told()
+
+
+# --- what a server does not say ---
+
+
+def test_whatever_a_server_may_default_is_asked_to_be_neutral(tmp_path: Path) -> None:
+    """vLLM and SGLang take what is absent from the served folder's generation_config.json."""
+    script = Script()
+    with serving(script) as url:
+        assert drawn(tmp_path, http(connected([url])), given(1)) == 3
+    body = script.asked[-1]
+    assert {name: body[name] for name in servers.NEUTRAL} == servers.NEUTRAL and servers.NEUTRAL["top_k"] == -1
+    (facts,) = sampling.Register(tmp_path).known.values()
+    assert facts["neutral"] == servers.NEUTRAL and facts["truncated"] is False and facts["lengths"]
+
+
+def test_what_a_server_refuses_of_it_is_not_asked() -> None:
+    """OpenAI's own API knows two, transformers serve one; who takes no top_k=-1 may take 0."""
+    for known, wanted in ((("frequency_penalty",), {"frequency_penalty": 0.0}), (("top_k",), {"top_k": 0})):
+        script = Script(n=None, fields=("stop_token_ids", "stop", *known))
+        with serving(script) as url:
+            facts = connected([url])[0].facts
+        assert facts is not None and facts.neutral == wanted
+        assert not (set(servers.NEUTRAL) - set(known)) & set(script.asked[-1])
+
+
+def test_transformers_take_it_in_their_generation_config() -> None:
+    script = Script(n=False, ids=False, fields=("generation_config", "stop"))
+    with serving(script) as url:
+        connected([url])
+    told = json.loads(script.asked[-1]["generation_config"])
+    assert {name: told[name] for name in servers.PLAIN} == servers.PLAIN and told["top_k"] == 0
+
+
+def test_a_server_that_draws_from_few_tokens_is_refused_or_told() -> None:
+    with serving(Script(kinds=5)) as url:
+        with pytest.raises(
+            ValueError, match=r"draws from a few likeliest tokens alone, .*top_k=-1, .*truncated=accept"
+        ):
+            connected([url])
+        facts = connected([url], truncated="accept")[0].facts
+        assert facts is not None and facts.truncated and "draws from a few tokens alone" in facts.told()
+    with serving(Script(kinds=5, hottest=2.0)) as url:
+        facts = connected([url])[0].facts
+    assert facts is not None and facts.truncated is None, "at lower temperatures few tokens may be all there are"
+
+
+def test_a_server_that_repeats_the_prompt_is_refused() -> None:
+    with serving(Script(echo=True)) as url, pytest.raises(ValueError, match="repeats the prompt before its answer"):
+        connected([url])
+
+
+def test_a_server_that_heeds_no_limit_is_refused() -> None:
+    with (
+        serving(Script(limits=False)) as url,
+        pytest.raises(ValueError, match="asked for 1 token and gave 5: it heeds"),
+    ):
+        connected([url])
+
+
+@pytest.mark.parametrize(("usage", "said"), [(True, "length"), (False, "untold")])
+def test_answers_that_are_cut_off_are_not_taken_for_whole_ones(usage: bool, said: str) -> None:
+    with serving(Script(lengths=False, usage=usage)) as url:
+        server = connected([url])[0]
+        assert server.facts is not None and not server.facts.lengths and not server.facts.n
+        assert "does not tell which answers were cut off" in server.facts.told()
+        assert server.ask(request(max_new_tokens=3))[0].finish == said
+        assert server.ask(request())[0].finish == ("stop" if usage else "untold")
+
+
+def test_other_words_for_an_end_and_answers_that_were_given_up(tmp_path: Path) -> None:
+    script = Script()
+    with serving(script) as url:
+        server = connected([url])[0]
+        script.finish = "eos_token"
+        assert server.ask(request())[0].finish == "stop"
+        script.finish = "abort"
+        with pytest.raises(servers.Refused, match="gave the answer up: finish_reason abort"):
+            server.ask(request())
+        script.finish, script.places = None, False
+        with pytest.raises(servers.Refused, match=r"choices of one place, \[0, 0\]"):
+            server.ask(request(n=2))
+
+
+def test_what_a_chat_server_keeps_apart_is_not_lost() -> None:
+    script = Script()
+    with serving(script) as url:
+        server = connected([url], api="chat")[0]
+        script.message = {"role": "assistant", "content": None, "refusal": "I would rather not."}
+        assert server.ask(request())[0].text == "I would rather not."
+        script.message = {"role": "assistant", "content": None}
+        assert server.ask(request())[0].text == ""
+        script.message = {"role": "assistant", "content": "So.", "reasoning_content": "Let me think."}
+        with pytest.raises(servers.Refused, match="apart as reasoning_content; start the server without a reasoning"):
+            server.ask(request())
+
+
+def test_addresses_are_read_as_people_write_them(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with serving(Script(root=False, n=False)) as url:
+        root = url.removesuffix("/v1")
+        ways = [root, f"{url}/", f"{url}/chat/completions", f"{url}/completions", root.removeprefix("http://")]
+        for one in ways:
+            server = servers.Server(one, QUICK, WORDS, STOPS)
+            assert server.healthy() and server.url == url
+        found = connected(ways)
+        assert len(found) == 1, "one server, which would be asked as several, and given up as one"
+        assert drawn(tmp_path, http(found), given(2)) == 6
+    assert f"server.urls={root}: its API stands under {url}" in capsys.readouterr().out
+    for wrong in ("ftp://node1/v1", "http://", ""):
+        with pytest.raises(ValueError, match=r"server.urls=.*: no address; give one such as"):
+            connected([wrong])

@@ -114,6 +114,8 @@ def test_a_real_server_drives_sampling_and_dies_midway(
     lines, facts = sampling.read_lines(folder / sampling.CANDIDATES), sampling.Register(folder).known
     assert lines[: len(kept)] == kept and len(lines) == len({(line["prompt"], line["k"]) for line in lines}) == 10
     assert len({line["text"] for line in lines}) > 5 and all(0 < line["tokens"] <= 12 for line in lines)
+    # without top_k=0 in what it is asked it draws from 50 tokens, its own default
+    assert all(facts[line["server"]]["truncated"] is False and facts[line["server"]]["lengths"] for line in lines)
     assert all(facts[line["server"]]["checked"] and not facts[line["server"]]["n"] for line in lines)
 
 
