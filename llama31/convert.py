@@ -27,6 +27,10 @@ from llama31.hf import Shape
 from llama31.shards import Block, Reader, Shard, check_space
 
 log = logging.getLogger(__name__)
+NO_TEMPLATE = (
+    "%s gets no chat template: its tokenizer joins the line feeds of a header with what follows, so no template gives "
+    "the tokens that were trained on; ask the model by token ids, as recipes.sample does"
+)
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -146,7 +150,9 @@ def to_hf(settings: config.Convert, progress: Progress) -> Path:
             generation |= tokens
         hf.write_json(temporary / "config.json", hf.config_json(model, dtype, tokens))
         hf.write_json(temporary / "generation_config.json", generation)
-        hf.copy_tokenizer(words, temporary)
+        copied = hf.copy_tokenizer(words, temporary)
+        if "order" in meta.extra and "tokenizer.json" in copied and not tokenizer.write_template(temporary):
+            log.warning(NO_TEMPLATE, target)
     return target
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from llama31.engine import Forward
 from llama31.mesh import Grid
 from llama31.objectives import MicroBatch, Objective, next_token
 from llama31.scoring import rows_of_replica, score
+from llama31.tokenizer import Tokenizer
 
 DEFAULT_LENGTH = 8192  # of the report's pre-training rows, for imported models that say nothing about theirs
 
@@ -170,6 +172,15 @@ def sequence_length(given: int | None, schedule: dict[str, Any], model: config.M
         )
     last = [schedule, *schedule.get("ramp", [])][-1]
     return given or min(last.get("sequence_length", DEFAULT_LENGTH), model.max_positions)
+
+
+def spelled(prompts: Sequence[str], words: Tokenizer) -> list[str]:
+    """A line on each of the texts `prompts` that spells a special token: it is read letter by letter, as any text."""
+    return [
+        f"prompts[{place}]: {name} is read as text, not as the token; recipes.sample has dialogs as prompts=FILE.jsonl"
+        for place, prompt in enumerate(prompts)
+        if (name := next((name for name in words.special if name in prompt), None))
+    ]
 
 
 def check_layout(model: config.Model, parallel: config.Parallel, head: str = "tokens") -> None:

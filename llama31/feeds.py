@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama31 import config, reference, runs, tokenizer
-from llama31.align import chat, feed, preferences, store
+from llama31.align import chat, columns, feed, preferences, store
 from llama31.align.rows import Packed
 from llama31.data import batches
 from llama31.data.mixture import Decision
@@ -101,7 +101,7 @@ def dialogs(run: config.Sft) -> feed.Feed:
     form, targets = chat.Format(words), run.data.targets
 
     def encode(record: dict[str, Any], source: config.Records) -> store.Example | str:
-        encoded = form.encode(chat.read(record))
+        encoded = form.encode(chat.read(columns.dialog(record)))
         learned = encoded.targets(targets)
         return store.Example([(encoded.tokens, learned.astype(np.int8))]) if learned.any() else "without a target"
 

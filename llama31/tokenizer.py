@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llama31 import config
-from llama31.align import chat
-from llama31.align.template import TEMPLATE
+from llama31.align import chat, template
 
 # The split of Llama 3 (llama-models, llama3/tokenizer.py).
 SPLIT = (
@@ -365,13 +364,31 @@ def _read_hf_config(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def write_template(folder: Path) -> bool:
+    """Give a folder's tokenizer the chat template of what is trained on here, in place of its author's.
+
+    Returns False where it has none then, since a template's text would be other tokens than `chat.Format` gives.
+    """
+    words, told = _load_json(folder / "tokenizer.json"), _read_hf_config(folder)
+    written, template = _read_hf_config(folder), _template(words)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    written.pop("chat_template", None)
+    if template is not None:
+        written["chat_template"] = template
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    if written != told:
+        (folder / "tokenizer_config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    return template is not None
+
+
 def _template(words: Tokenizer) -> str | None:
     """The chat template, or None where dialogs cannot be encoded, or where a template's text would be other tokens.
 
     `chat.Format` encodes headers and contents apart; other splits than Llama's may cut the line feeds between anew.
     """
-    alike = words.encode("\n\nx") == [*words.encode("\n\n"), *words.encode("x")]
-    return TEMPLATE if alike and all(name in words.special for name in chat.TOKENS) else None
+    headed = [*words.encode("\n\n")]
+    alike = all(words.encode(f"\n\n{first}") == [*headed, *words.encode(first)] for first in "x1é日-{<")
+    return template.of(words.special) if alike and all(name in words.special for name in chat.TOKENS) else None
 
 
 def _write_hf_config(

@@ -53,6 +53,8 @@ def main(run: config.Evaluate) -> dict[str, Any]:
     if hidden:
         result["needle"] = needle.evaluate(forward, run.needle, hidden, words, parallel.micro_batch)
     if run.prompts:
+        for line in evaluate.spelled(run.prompts, words) if grid.rank == 0 else ():
+            print(line, flush=True)
         result["continuations"] = continuations(run, chunks, grid, words)
     if grid.rank == 0:
         publish(run, result)

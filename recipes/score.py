@@ -39,6 +39,8 @@ def main(run: config.Score) -> None:
         mean = f", mean reward {statistics.fmean(known):.4f}" if known else ""
         longer = len(asked) - len(known)
         left = f"; {longer:,} without one: longer than {run.score_tokens:,} tokens, or not finite" if longer else ""
+        if none := sum(not entry.dialogs for entry in entries):
+            left += f"; {none:,} records have no answer that the format can say"
         print(f"{len(known):,} answers of {len(entries):,} records in {run.output}{mean}{left}", flush=True)
         if table := scored.agreement(entries, rewards):
             print(calibration.text(table), flush=True)

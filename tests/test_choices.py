@@ -178,7 +178,9 @@ def test_pairs_are_cut_like_the_harness_cuts_them(loaded: tuple[Forward, Tokeniz
     words = loaded[1]
     before, after = choices.encode_pair(words, "bada  ", "ku")
     assert words.decode(before[1:]) == "bada" and words.decode(after) == "  ku"
+    # one BOS, which is not scored: lm_eval's rolling perplexity begins with two where a tokenizer adds one
     assert choices.encode_pair(words, "", "ku") == ([words.bos_id], words.encode("ku"))
+    assert words.bos_id not in choices.encode_pair(words, "", "<|begin_of_text|>ku")[1], "text never yields special ids"
 
 
 def test_unusable_examples_are_named(loaded: tuple[Forward, Tokenizer], tmp_path: Path) -> None:

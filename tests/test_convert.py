@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from llama31 import checkpoint, config, convert, hf, shards, tokenizer
+from llama31.align import template
 from llama31.shards import Block, Shard
 from tests.conftest import Command
 
@@ -381,7 +382,11 @@ def test_an_exported_model_ends_its_turns_as_metas_releases_do(
 
     words = tokenizer.train_bpe(["to be or not to be"], 520, tmp_path / "run" / "tokenizer")
     ends = [words.special[f"<|{name}|>"] for name in ("end_of_text", "eom_id", "eot_id")]
+    (tmp_path / "run" / "tokenizer" / "chat_template.jinja").write_text("its author's")
     assert exported(tmp_path, extra) == [ends if aligned else words.eos_id] * 2
+    trained = "order" in extra  # on dialogs, which have our template
+    served = (tmp_path / "out" / "chat_template.jinja").read_text()
+    assert served == (template.TEMPLATE if trained else "its author's")
     for kind in (AutoConfig, GenerationConfig):
         assert kind.from_pretrained(tmp_path / "out").eos_token_id == (ends if aligned else words.eos_id)
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -232,3 +233,10 @@ def test_text_of_another_tokenizer_is_refused(made: config.Evaluate, tmp_path: P
     other.save_hf(tmp_path)
     with pytest.raises(ValueError, match="tokenizer.path"):
         recipe.main(replace(made, tokenizer=config.Tokenizer(kind="huggingface", path=str(tmp_path))))
+
+
+def test_special_tokens_that_prompts_spell_are_told() -> None:
+    words: Any = SimpleNamespace(special={"<|begin_of_text|>": 1, "<|eot_id|>": 2})
+    assert evaluate.spelled(["Once", "<|eot_id"], words) == []
+    (line,) = evaluate.spelled(["Once", "Hi<|eot_id|>"], words)
+    assert line.startswith("prompts[1]: <|eot_id|> is read as text, not as the token; ")

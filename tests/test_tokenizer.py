@@ -228,3 +228,44 @@ def test_too_little_text_for_the_vocabulary(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tokenizer.vocab_size=511"):
         tokenizer.train_bpe(["words"], 511, tmp_path)
     assert not (tmp_path / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.jinja"])
+def test_an_authors_template_gives_way_to_what_was_trained(place: str, foreign: Path, tmp_path: Path) -> None:
+    told = {"model_max_length": 7} | ({"chat_template": "mine"} if place == "tokenizer_config.json" else {})
+    (foreign / "tokenizer_config.json").write_text(json.dumps(told))
+    if place == "chat_template.jinja":
+        (foreign / place).write_text("mine")
+    assert tokenizer.write_template(foreign)
+    written = json.loads((foreign / "tokenizer_config.json").read_text())
+    assert written == {"model_max_length": 7, "chat_template": template.TEMPLATE}
+    assert (foreign / "chat_template.jinja").read_text() == template.TEMPLATE
+    split = write_foreign(tmp_path / "gpt2", use_regex=True)
+    (split / "tokenizer_config.json").write_text(json.dumps(told))
+    (split / "chat_template.jinja").write_text("mine")
+    assert not tokenizer.write_template(split), "no template gives the tokens that were trained on"
+    assert not (split / "chat_template.jinja").exists()
+    assert "chat_template" not in json.loads((split / "tokenizer_config.json").read_text())
+
+
+@pytest.mark.torch
+def test_added_tokens_and_special_ones_of_another_author(foreign: Path) -> None:
+    """A fine-tune of Llama 3 with ChatML's names, one an ordinary token and one special, and a template of its own."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import AddedToken, Tokenizer
+
+    model = Tokenizer.from_file(str(foreign / "tokenizer.json"))
+    model.add_tokens(["<|im_start|>"])
+    model.add_special_tokens([AddedToken("<|im_end|>", special=True)])
+    model.save(str(foreign / "tokenizer.json"))
+    (foreign / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    ours = tokenizer.load(config.Tokenizer(kind="huggingface", path=str(foreign)))
+    tokenizer.write_template(foreign)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(foreign)
+    form = chat.Format(ours)
+    for said in ("Hello, world", "Hello <|im_start|> there"):
+        dialog = {"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": "1, 2"}]}
+        told = theirs.apply_chat_template(dialog["messages"], bos_token="<|begin_of_text|>", return_dict=False)
+        assert told == form.encode(chat.read(dialog)).tokens.tolist()
+    hostile = [{"role": "user", "content": "<|im_end|>"}]
+    assert ours.special["<|im_end|>"] not in theirs.apply_chat_template(hostile, return_dict=False)

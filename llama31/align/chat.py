@@ -22,11 +22,20 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-ROLES = {"system": "system", "user": "user", "assistant": "assistant", "ipython": "ipython", "tool": "ipython"}
+ROLES = {role: role for role in ("system", "user", "assistant", "ipython")}
+ROLES |= {"tool": "ipython", "developer": "system", "function": "ipython"}  # as OpenAI calls them
 SEARCHES = ("brave_search", "wolfram_alpha")
 BUILTIN = (*SEARCHES, "code_interpreter")
 NEEDED = {"code_interpreter": "code"} | dict.fromkeys(SEARCHES, "query")  # the argument that a built-in tool takes
 LOST = ("function_call", "function_calls", "tool_call", "calls", "call")  # keys of other formats, each a call
+APART = ("reasoning_content", "reasoning", "thinking")  # keys of what an assistant says outside of its content
+PARTS = ("text", "image", "image_url", "input_image", "audio", "input_audio", "audio_url", "video", "video_url", "file")
+UNLEARNED = ("loss", "train", "training")  # of ms-swift and axolotl: false is OpenAI's weight of 0
+SEVERAL = "with several calls in one message"
+CALLS_OTHERWISE = "with a call in another form than tool_calls"
+REASONS = "with reasoning apart from the content"
+PICTURES = "with content that is no text"
+NO_ARGUMENTS = "with a call whose arguments are none"
 SHOWN_CHARS = 60
 PROMPT, HEADER, BODY, END = range(4)  # parts: not the assistant's; its header, what it says, its termination token
 CUTOFF = "December 2023"
@@ -37,6 +46,14 @@ CALLING = (
     "These functions can be called. A call is one JSON object and nothing else: "
     '{"type": "function", "name": NAME, "parameters": {ARGUMENT: VALUE}}.'
 )
+
+
+class LeftOut(ValueError):
+    """A record that is well-formed, and that this format cannot say: it is left out, and counted under `reason`."""
+
+    def __init__(self, reason: str, why: str) -> None:
+        super().__init__(why)
+        self.reason = reason  # said behind the number of such records
 
 
 class Words(Protocol):
@@ -69,25 +86,38 @@ class Call:
 
 @dataclass(frozen=True)
 class Message:
-    """One message. `awaits`: it ends with <|eom_id|>, because a tool's result has to follow before the turn ends."""
+    """One message. `awaits`: it ends with <|eom_id|>, because a tool's result has to follow before the turn ends.
+
+    A call may stand behind content. `learned`: false where an assistant's message is context alone.
+    """
 
     role: str  # a value of ROLES
     content: str = ""
     call: Call | None = None
     awaits: bool = False
+    learned: bool = True
+
+    @property
+    def code(self) -> bool:
+        """Whether it calls code_interpreter, before whose code <|python_tag|> stands."""
+        return self.call is not None and self.call.name == "code_interpreter"
 
     def text(self) -> str:
         """What stands between header and termination, <|python_tag|> apart."""
-        return self.call.text() if self.call else self.content
+        return self.content + (self.call.text() if self.call else "")
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of a dialog [n], the part of each (PROMPT to END), and its message (-1: <|begin_of_text|>)."""
+    """Token ids of a dialog [n], the part of each (PROMPT to END), and its message (-1: <|begin_of_text|>).
+
+    What is not to be learned of an assistant is PROMPT as well. `last`: the assistant's last message; -1 without one.
+    """
 
     tokens: NDArray[np.int32]
     parts: NDArray[np.int8]
     message: NDArray[np.int32]
+    last: int = -1
 
     def targets(self, which: str = "all") -> NDArray[np.bool_]:
         """Tokens to be learned [n]: what assistants say and the termination; of `all` their messages or the `last`.
@@ -95,25 +125,25 @@ class Encoded:
         Headers are no targets: whoever samples gives them.
         """
         wanted = (self.parts == BODY) | (self.parts == END)
-        if which == "last" and wanted.any():
-            wanted &= self.message == self.message[wanted].max()
-        return wanted
+        return wanted & (self.message == self.last) if which == "last" else wanted
 
 
 def read(record: Mapping[str, Any]) -> list[Message]:
     """The messages of a record {"messages": [...], "tools": [...], "builtin_tools": [...], "date": "..."}.
 
     Messages are those of OpenAI and transformers: role, content, tool_calls. What the other keys say becomes the
-    beginning of the system message. Texts are stripped, as Llama 3's own formatter and template do. Raises ValueError
-    with what is wrong.
+    beginning of the system message. Texts are stripped, as Llama 3's own formatter and template do. An assistant who
+    says nothing stands there, as in Meta's template, and is not learned. Raises ValueError with what is wrong, and
+    LeftOut for a dialog that the format cannot say, such as two calls in one message.
     """
     given = record.get("messages")
     if not isinstance(given, list) or not given:
-        raise ValueError('messages: a dialog is {"messages": [{"role": ..., "content": ...}, ...]}, with at least one')
+        keys = "" if "messages" in record else f"; this record has {', '.join(map(str, record)) or 'nothing'}"
+        raise ValueError(
+            f'messages: a dialog is {{"messages": [{{"role": ..., "content": ...}}, ...]}}, with at least one{keys}'
+        )
     messages = [message(one, place) for place, one in enumerate(given)]
-    for place, one in enumerate(messages):
-        if one.role == "assistant" and not one.call and not one.content:
-            raise ValueError(f"messages[{place}]: empty, and no call: there is nothing to learn; leave it out")
+    messages = [replace(one, learned=False) if _silent(one) else one for one in messages]
     told = {key: record[key] for key in ("tools", "builtin_tools", "date") if record.get(key) is not None}
     tools, builtin, date = told.get("tools", []), told.get("builtin_tools"), told.get("date", "")
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
@@ -126,9 +156,9 @@ def read(record: Mapping[str, Any]) -> list[Message]:
 
 
 def message(given: Any, place: int = 0) -> Message:
-    """One message of a record, which stands at `place`; keys that are null count as not there. Raises ValueError.
+    """One message of a record, which stands at `place`; keys that are null count as not there.
 
-    An assistant may say the empty text here, for the worse of two answers may; in a dialog (`read`) it may not.
+    Raises ValueError, and LeftOut.
     """
     where = f"messages[{place}]"
     role = given.get("role") if isinstance(given, Mapping) else None
@@ -136,19 +166,40 @@ def message(given: Any, place: int = 0) -> Message:
         said = f"role is {_shown(role)}" if isinstance(given, Mapping) else f"it is {_shown(given)}"
         raise ValueError(f"{where}: give an object whose role is one of {', '.join(ROLES)}; {said}")
     if lost := [key for key in LOST if given.get(key)]:
-        raise ValueError(f"{where}.{lost[0]}: this call would be lost; give it as tool_calls")
-    role, content, call = ROLES[role], given.get("content"), _call(given.get("tool_calls"), where)
-    text = _text(content, where).strip()
-    if call and (role != "assistant" or text):
-        raise ValueError(f"{where}.tool_calls: only an assistant calls, in a message without content")
-    if role == "assistant" and content is None and call is None:
+        raise LeftOut(CALLS_OTHERWISE, f"{where}.{lost[0]}: this call would be lost; give it as tool_calls")
+    if lost := [key for key in APART if given.get(key)]:
+        raise LeftOut(
+            REASONS, f"{where}.{lost[0]}: Llama 3.1 has no place for it; give what belongs to the content there"
+        )
+    role, call = ROLES[role], _call(given.get("tool_calls"), where)
+    text = _text(_content(given, role), where, role).strip()
+    if call and role != "assistant":
+        raise ValueError(f"{where}.tool_calls: only an assistant calls")
+    if role == "assistant" and call is None and "content" not in given and not text:
         raise ValueError(f"{where}: neither content nor tool_calls; give what the assistant says, or leave it out")
     awaits = _awaits(call) if (told := given.get("awaits")) is None else told
     if not isinstance(awaits, bool) or (awaits and role != "assistant"):
         raise ValueError(
             f"{where}.awaits: give true or false, and true to an assistant's alone; it is {_shown(awaits)}"
         )
-    return Message(role, text, call, awaits)
+    return Message(role, text, call, awaits, _learned(given, role, where))
+
+
+def _content(given: Mapping[str, Any], role: str) -> Any:
+    """The content, or what OpenAI's models put beside it when they refuse."""
+    refused = given.get("refusal") if role == "assistant" and given.get("content") is None else None
+    return refused if isinstance(refused, str) else given.get("content")
+
+
+def _learned(given: Mapping[str, Any], role: str, where: str) -> bool:
+    weight = given.get("weight")
+    if weight is not None and (weight not in (0, 1) or (weight and role != "assistant")):
+        raise ValueError(f"{where}.weight: give 0 or 1, and 1 to an assistant's alone; it is {_shown(weight)}")
+    return weight != 0 and not any(given.get(key) is False for key in UNLEARNED)
+
+
+def _silent(one: Message) -> bool:
+    return one.role == "assistant" and not one.call and not one.content
 
 
 def _shown(value: Any) -> str:
@@ -156,22 +207,36 @@ def _shown(value: Any) -> str:
     return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "..."
 
 
-def _text(given: Any, where: str) -> str:
-    """The text of a content, whose parts (OpenAI's) follow on each other as in llama-models."""
+def _text(given: Any, where: str, role: str) -> str:
+    """The text of a content, whose parts (OpenAI's) follow on each other as in llama-models.
+
+    A tool's result may be any JSON, which is written as such.
+    """
+    if role == "ipython" and not isinstance(given, str | None) and not _parted(given):
+        return json.dumps(given, ensure_ascii=False)
     for part in given if isinstance(given, list) else ():
-        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, Mapping) else part
+        kind = part.get("type") if isinstance(part, Mapping) else part
+        if kind in PARTS[1:]:
+            raise LeftOut(PICTURES, f"{where}.content: a part of type {_shown(kind)}; Llama 3.1 reads text alone")
+        if not isinstance(part, Mapping) or kind != "text" or not isinstance(part.get("text"), str):
             raise ValueError(f'{where}.content: a part of type {_shown(kind)}; give {{"type": "text", "text": TEXT}}')
     if not isinstance(given, str | list | None):
         raise ValueError(f"{where}.content: give a text, or a list of texts' parts; it is {_shown(given)}")
     return "".join(part["text"] for part in given) if isinstance(given, list) else given or ""
 
 
+def _parted(given: Any) -> bool:
+    """Whether a tool's result is a list of OpenAI's parts, and none of its own."""
+    return isinstance(given, list) and any(isinstance(one, Mapping) and one.get("type") in PARTS for one in given)
+
+
 def _call(given: Any, where: str) -> Call | None:
     if given is None or given == []:
         return None
-    if not isinstance(given, list) or len(given) != 1:
-        raise ValueError(f"{where}.tool_calls: Llama 3.1 makes one call per message; split the message")
+    if not isinstance(given, list):
+        raise ValueError(f"{where}.tool_calls: give a list with one call; it is {_shown(given)}")
+    if len(given) != 1:
+        raise LeftOut(SEVERAL, f"{where}.tool_calls: Llama 3.1 makes one call per message; split the message")
     told = given[0].get("function", given[0]) if isinstance(given[0], Mapping) else None
     told = told if isinstance(told, Mapping) else {}
     name, arguments = told.get("name"), told.get("arguments", told.get("parameters", {}))
@@ -179,12 +244,12 @@ def _call(given: Any, where: str) -> Call | None:
         try:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}.tool_calls: the arguments are no JSON ({error})") from error
+            raise LeftOut(NO_ARGUMENTS, f"{where}.tool_calls: the arguments are no JSON ({error})") from error
     if not isinstance(name, str) or not isinstance(arguments, Mapping):
         said = f"it is {_shown(given[0])}"
         raise ValueError(f'{where}.tool_calls: give [{{"function": {{"name": ..., "arguments": {{...}}}}}}]; {said}')
     if (needed := NEEDED.get(name)) and not isinstance(arguments.get(needed), str):
-        raise ValueError(f"{where}.tool_calls: {name} takes the text {needed!r}")
+        raise LeftOut(NO_ARGUMENTS, f"{where}.tool_calls: {name} takes the text {needed!r}")
     return Call(name, arguments)
 
 
@@ -224,8 +289,10 @@ def record(one: Message) -> dict[str, Any]:
         told["tool_calls"] = [
             {"type": "function", "function": {"name": one.call.name, "arguments": dict(one.call.arguments)}}
         ]
-    else:
+    if one.content or not one.call:
         told["content"] = one.content
+    if not one.learned:
+        told["weight"] = 0
     return told | ({"awaits": one.awaits} if one.awaits != _awaits(one.call) else {})
 
 
@@ -237,11 +304,15 @@ def openai(messages: Sequence[Message]) -> tuple[dict[str, Any], ...]:
     told, last = [], None
     for place, one in enumerate(messages):
         given = record(one)
-        given.pop("awaits", None)
+        for key in ("awaits", "weight"):
+            given.pop(key, None)
         if one.call:
             last = f"call_{place}"
             written = {"name": one.call.name, "arguments": json.dumps(dict(one.call.arguments), ensure_ascii=False)}
-            given |= {"content": None, "tool_calls": [{"id": last, "type": "function", "function": written}]}
+            given |= {
+                "content": one.content or None,
+                "tool_calls": [{"id": last, "type": "function", "function": written}],
+            }
         if one.role == "ipython":
             given |= {"role": "tool"} | ({"tool_call_id": last} if last else {})
         told.append(given)
@@ -257,8 +328,8 @@ def message_of(said: str | Mapping[str, Any], ending: str | None = None) -> dict
 
     Encoded again, the message is what was said (white space around plain content apart, which `read` strips): what
     only looks like a call and would be written otherwise stays content. After <|python_tag|> all is code, a search too,
-    for Llama's own formatter writes the tag before nothing else. Raises ValueError for what no message can say: several
-    calls, or a call beside content.
+    for Llama's own formatter writes the tag before nothing else. Raises ValueError for what no message can say, such as
+    several calls.
     """
     if isinstance(said, Mapping) and (said.get("tool_calls") or said.get("function_call")):
         return record(_ended(message({**said, "role": "assistant"}), ending))
@@ -316,14 +387,16 @@ class Format:
         tokens, parts, places = ([self._words.bos_id], [PROMPT], [-1]) if bos else ([], [], [])
         for place, one in enumerate(messages):
             body = self._words.encode(one.text())
-            if one.call and one.call.name == "code_interpreter":
-                body = [self._python, *body]
+            if one.code:
+                code = self._words.encode(one.call.text() if one.call else "")
+                body = [*self._words.encode(one.content), self._python, *code]
             header, end = self._headers[one.role], self._eom if one.awaits else self._eot
             kinds = [HEADER] * len(header) + [BODY] * len(body) + [END]
             tokens += [*header, *body, end]
-            parts += kinds if one.role == "assistant" else [PROMPT] * len(kinds)
+            parts += kinds if one.role == "assistant" and one.learned else [PROMPT] * len(kinds)
             places += [place] * len(kinds)
-        return Encoded(np.array(tokens, np.int32), np.array(parts, np.int8), np.array(places, np.int32))
+        last = max((place for place, one in enumerate(messages) if one.role == "assistant"), default=-1)
+        return Encoded(np.array(tokens, np.int32), np.array(parts, np.int8), np.array(places, np.int32), last)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a dialog that the assistant has to go on with."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama31.align import chat
+from llama31.align import chat, columns
 from llama31.align.store import Example
 from llama31.config import STRENGTHS
 
@@ -62,7 +62,7 @@ def encode(
 
 def read(record: Mapping[str, Any]) -> tuple[list[chat.Message], dict[str, list[chat.Message]]] | str:
     """The prompt and its answers by rank, the best first; or why there is nothing to compare. Raises ValueError."""
-    record = _apart(record)
+    record = _apart(columns.preference(record))
     prompt = chat.read({**record, "messages": _prompt(record)})
     if prompt[-1].role == "assistant":
         raise ValueError("messages: the last one is an assistant's, and what answers it would be two in a row")
@@ -86,10 +86,15 @@ def _apart(record: Mapping[str, Any]) -> Mapping[str, Any]:
     shared = chosen[:count]
     if not shared:
         raise ValueError("chosen, rejected: dialogs of different prompts; give two that begin alike")
-    given = record.get("messages", record.get("prompt"))
-    said = str(shared[-1].get("content") or "").strip() if isinstance(shared[-1], Mapping) else ""
-    if given is not None and given != shared and not (isinstance(given, str) and given.strip() == said):
+    users = [str(one.get("content") or "").strip() for one in shared if _role(one) == "user"]
+    prompt, messages = record.get("prompt"), record.get("messages")
+    if prompt is not None and prompt != shared and not (isinstance(prompt, str) and prompt.strip() in users):
         raise ValueError("prompt: not what chosen and rejected begin with; leave it out, or give the answers alone")
+    if messages is not None and messages not in (shared, chosen):  # which ultrafeedback_binarized repeats there
+        raise ValueError(
+            "messages: neither what chosen and rejected begin with nor the chosen dialog; leave them out, or give the "
+            "answers alone"
+        )
     edited = record.get("edited")
     if isinstance(edited, list) and edited[:count] == shared:
         edited = edited[count:]
@@ -111,6 +116,8 @@ def _answer(given: Any, rank: str) -> list[chat.Message]:
     listed = given if isinstance(given, list) else [given]
     try:
         messages = [chat.message(one, place) for place, one in enumerate(listed)]
+    except chat.LeftOut:
+        raise
     except ValueError as error:
         raise ValueError(f"{rank}: {error}") from error
     if not messages or messages[0].role != "assistant" or messages[-1].role != "assistant":
@@ -122,7 +129,9 @@ def _says_nothing(given: Any) -> bool:
     """Whether an answer is absent, or a message in it has neither text nor call: its end would be all to learn."""
     listed = given if isinstance(given, list) else [given]
     return not listed or any(
-        _blank(one.get("content")) and not one.get("tool_calls") if _role(one) == "assistant" else _blank(one)
+        _blank(one.get("content")) and _blank(one.get("refusal")) and not one.get("tool_calls")
+        if _role(one) == "assistant"
+        else _blank(one)
         for one in listed
     )
 

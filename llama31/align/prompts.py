@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from llama31.align import chat, checks, store
+from llama31.align import chat, checks, columns, store
 
-ANSWERS = ("chosen", "rejected", "edited", "strength", "prompt", "provenance")  # of preferences, no part of a prompt
+# Keys of preferences and of other shapes that are no part of a prompt.
+ANSWERS = ("chosen", "rejected", "edited", "strength", "prompt", "completion", "provenance", *columns.TURNS)
 SAFETY = ("harmful", "borderline")
 
 
@@ -53,12 +55,17 @@ def identity(record: Mapping[str, Any], ids: Sequence[int]) -> str:
     return hashlib.sha256(np.asarray(ids, np.int32).tobytes()).hexdigest()[:16]
 
 
-def read(given: str, form: chat.Format, limit: int | None = None) -> tuple[list[Prompt], int]:
+def read(
+    given: str, form: chat.Format, limit: int | None = None, left_out: Counter[str] | None = None
+) -> tuple[list[Prompt], int]:
     """Prompts of the files that `given` names, at most `limit`, and how many records only repeated an earlier one.
 
     A record is {"messages": [...]} or {"prompt": TEXT}, perhaps with id, tools, date, checks, safety. What assistants
     say at its end is left off, so that SFT's and the preferences' files serve too. The same tokens are the same prompt,
-    whatever its ids; the first record counts. Raises ValueError (key `prompts`) with file and line, for two prompts
+    whatever its ids; the first record counts.
+    What the format cannot say is counted in `left_out` by its reason.
+
+    Raises ValueError (key `prompts`) with file and line, for two prompts
     under one id, and for one prompt with two opinions on checks or safety.
     """
     files = store.files(given)
@@ -67,7 +74,7 @@ def read(given: str, form: chat.Format, limit: int | None = None) -> tuple[list[
     found: dict[tuple[int, ...], tuple[str, Prompt]] = {}
     by_id: dict[str, str] = {}
     repeated = 0
-    for place, _, prompt in store.records(files, "prompts", lambda record: _prompt(record, form)):
+    for place, _, prompt in store.records(files, "prompts", lambda record: _prompt(record, form), left_out):
         first, known = found.setdefault(prompt.ids, (place, prompt))
         if known is not prompt:
             _agree(first, known, place, prompt)
@@ -92,6 +99,7 @@ def _agree(first: str, one: Prompt, place: str, other: Prompt) -> None:
 
 
 def _prompt(record: dict[str, Any], form: chat.Format) -> Prompt:
+    record = dict(columns.dialog(record))
     given = record.get("messages", record.get("prompt"))
     if isinstance(given, str):
         given = [{"role": "user", "content": given}]

@@ -52,7 +52,8 @@ def open_session(run: config.Sample) -> Session:
     sampling.check(run, int(os.environ.get("WORLD_SIZE", "1")))
     weights = pretrained.find(run.policy)
     words = tokenizer.load(weights.tokenizer(run.tokenizer))
-    found, repeated = prompts.read(run.prompts, chat.Format(words), run.limit)
+    left_out = Counter[str]()
+    found, repeated = prompts.read(run.prompts, chat.Format(words), run.limit, left_out)
     policy = sampling.Policy(str(weights.folder), sampling.fingerprint(weights.folder))
     session = Session(run, Path(run.folder), found, repeated, weights, words, policy)
     if session.first:
@@ -61,6 +62,9 @@ def open_session(run: config.Sample) -> Session:
             further["api"] = run.server.api if run.server.urls else "embedded"
         sampling.settle(session.folder, policy, run.sampling if draws else None, further, found)
     twice = f" ({repeated:,} records repeat one of them)" if repeated else ""
+    if left_out:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(left_out.items()))
+        session.say(f"prompts left out: {reasons}")
     session.say(f"{len(found):,} prompts{twice}, {run.sampling.answers} answers each, of {weights.folder}")
     return session
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from llama31 import files
-from llama31.align import calibration, chat, preferences, store
+from llama31.align import calibration, chat, columns, preferences, store
 
 Rewards = Mapping[str, float | None]
 WHOLE = ""  # name of the one answer of a dialog, which is its last message
@@ -24,7 +24,7 @@ WHOLE = ""  # name of the one answer of a dialog, which is its last message
 class Entry:
     """A record and its dialogs: the whole one, or the prompt with each of the ranked answers, the best first.
 
-    A preference with an empty answer has none.
+    A preference with an empty answer has none, nor has what the format cannot say (`chat.LeftOut`).
     """
 
     record: Mapping[str, Any]
@@ -43,14 +43,21 @@ def read(given: str) -> list[Entry]:
 
 
 def _entry(record: dict[str, Any]) -> Entry:
-    if "chosen" in record or "rejected" in record:
+    try:
+        return Entry(record, _dialogs(record))
+    except chat.LeftOut:
+        return Entry(record, {})
+
+
+def _dialogs(record: dict[str, Any]) -> dict[str, Sequence[chat.Message]]:
+    if {"chosen", "rejected", "preferred_output"} & set(record):
         found = preferences.read(record)
         prompt, answers = ([], {}) if isinstance(found, str) else found
-        return Entry(record, {rank: [*prompt, *answer] for rank, answer in answers.items()})
-    messages = chat.read(record)
+        return {rank: [*prompt, *answer] for rank, answer in answers.items()}
+    messages = chat.read(columns.dialog(record))
     if messages[-1].role != "assistant":
         raise ValueError("messages: the last one is no assistant's; a reward is for an answer")
-    return Entry(record, {WHOLE: messages})
+    return {WHOLE: messages}
 
 
 def write(path: Path, entries: Sequence[Entry], rewards: Sequence[Rewards]) -> None:

@@ -30,8 +30,10 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from llama31.align import chat
+
 T = TypeVar("T")
-VERSION = 2
+VERSION = 3
 Sequence_ = tuple[NDArray[np.int32], NDArray[np.int8]]  # token ids and the part of each
 
 
@@ -86,10 +88,13 @@ def files(given: str) -> list[Path]:
     return found
 
 
-def records(paths: Sequence[Path], key: str, read: Callable[[dict[str, Any]], T]) -> Iterator[tuple[str, bytes, T]]:
+def records(
+    paths: Sequence[Path], key: str, read: Callable[[dict[str, Any]], T], left_out: Counter[str] | None = None
+) -> Iterator[tuple[str, bytes, T]]:
     """Of every record its file and line, the line itself, and what `read` makes of it.
 
-    Raises ValueError for a line that is none, and where `read` does, with the key of the config, file and line.
+    Raises ValueError for a line that is none, and where `read` does, with the key of the config, file and line. What
+    the format cannot say (`chat.LeftOut`) is counted in `left_out` by its reason, where that is given.
     """
     for path in paths:
         with path.open("rb") as lines:
@@ -102,6 +107,9 @@ def records(paths: Sequence[Path], key: str, read: Callable[[dict[str, Any]], T]
                         raise ValueError("no JSON object")
                     found = read(record)
                 except (ValueError, RecursionError) as error:
+                    if isinstance(error, chat.LeftOut) and left_out is not None:
+                        left_out[error.reason] += 1
+                        continue
                     raise ValueError(f"{key}: {path}, line {number}: {error}") from error
                 yield f"{path}, line {number}", line, found
 
@@ -113,8 +121,9 @@ def prepare(
     """The folder of source `name`, which is encoded where it is not there yet. On one process.
 
     `settings` are what decides the ids beside the files. `encode` raises ValueError for a record that is none, which
-    is told with file and line, and gives the reason for one that is left out, which is counted. What is held out
-    depends on the record alone: a record that comes twice is held out twice, or not at all.
+    is told with file and line, and gives the reason for one that is left out, which is counted (as are those that it
+    raises as `chat.LeftOut`). What is held out depends on the record alone: a record that comes twice is held out
+    twice, or not at all.
     """
     inputs = files(given)
     if not inputs:
@@ -162,7 +171,13 @@ def _publish(draft: Path, target: Path, name: str) -> None:
 def _encoded(
     inputs: Sequence[Path], name: str, seed: int, fraction: float, encode: Callable[[dict[str, Any]], Example | str]
 ) -> Iterator[tuple[Example | str, bool]]:
-    for _, line, example in records(inputs, f"data.sources.{name}", encode):
+    def read(record: dict[str, Any]) -> Example | str:
+        try:
+            return encode(record)
+        except chat.LeftOut as error:
+            return error.reason
+
+    for _, line, example in records(inputs, f"data.sources.{name}", read):
         digest = hashlib.sha256(f"{seed}/".encode() + line.strip()).digest()
         yield example, int.from_bytes(digest[:8], "little") < fraction * 2**64
 

@@ -1,34 +1,44 @@
 """Llama 3.1's dialog format in Jinja, for the chat template of an exported tokenizer: transformers, vLLM.
 
-It gives the tokens of `chat.read` and `Format.encode`, and refuses what they refuse. Two things differ: a template's
+It gives the tokens of `chat.read` and `Format.encode`, and refuses what they refuse. Three things differ: an
+assistant's message without the key content says nothing, since transformers take away a content of null; a template's
 output is one text, so names of special tokens that stand in messages are broken (`<|` becomes `< |`); and Jinja cannot
-read JSON, so arguments that are JSON text are refused. vLLM reads them before.
+read JSON, so arguments that are JSON text are refused. vLLM reads them before. What an assistant says and how it ends
+stands in {% generation %}, by which transformers make masks (TRL's assistant_only_loss) and others do nothing.
 
 Variables besides transformers' own (messages, tools, add_generation_prompt): builtin_tools, date_string.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from llama31.align import chat
 
-_NAMES = (
-    *("begin_of_text", "end_of_text", "finetune_right_pad_id", "start_header_id", "end_header_id"),
-    *("eom_id", "eot_id", "python_tag"),
-)
+_PLAIN = ("begin_of_text", "end_of_text", "finetune_right_pad_id", "start_header_id", "end_header_id")
+_NAMES = tuple(f"<|{name}|>" for name in (*_PLAIN, "eom_id", "eot_id", "python_tag"))
 
 _MACROS = r"""{%- macro plain(text) -%}
 {%- set kept = namespace(text=text) -%}
 {%- for name in NAMES -%}
-{%- set kept.text = kept.text|replace('<|' ~ name ~ '|>', '< |' ~ name ~ '|>') -%}
+{%- set kept.text = kept.text|replace(name, name[:1] ~ ' ' ~ name[1:]) -%}
 {%- endfor -%}
 {{- kept.text|replace('<|reserved_special_token_', '< |reserved_special_token_') -}}
 {%- endmacro -%}
 {%- macro header(role) -%}
 {{- '<|start_header_id|>' ~ role ~ '<|end_header_id|>\n\n' -}}
 {%- endmacro -%}
-{%- macro text(given, where) -%}
+{%- macro text(given, where, role) -%}
+{%- set seen = namespace(parts=role != 'ipython' or given is undefined or given is none) -%}
+{%- if not seen.parts and given is iterable and given is not string and given is not mapping -%}
+{%- for part in given -%}
+{%- if part is mapping and part.type is string and part.type in PARTS -%}{%- set seen.parts = true -%}{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
 {%- if given is string -%}
 {{- given -}}
+{%- elif not seen.parts -%}
+{{- given|tojson -}}
 {%- elif given is mapping or given is defined and given is not none and given is not iterable -%}
 {{- raise_exception(where ~ '.content: give a text, or a list of texts\' parts') -}}
 {%- elif given is defined and given is not none -%}
@@ -40,7 +50,7 @@ _MACROS = r"""{%- macro plain(text) -%}
 {%- endfor -%}
 {%- endif -%}
 {%- endmacro -%}
-{%- macro called(call, where) -%}
+{%- macro called(call, where, said) -%}
 {%- if call is not mapping or call.name is not string -%}
 {{- raise_exception(where ~ '.tool_calls: give [{"function": {"name": ..., "arguments": {...}}}]') -}}
 {%- endif -%}
@@ -57,12 +67,12 @@ _MACROS = r"""{%- macro plain(text) -%}
 {{- raise_exception(where ~ '.tool_calls: ' ~ call.name ~ ' takes the text ' ~ NEEDED[call.name]) -}}
 {%- endif -%}
 {%- if call.name == 'code_interpreter' -%}
-{{- '<|python_tag|>' ~ plain(given['code']) -}}
+{{- plain(said) ~ '<|python_tag|>' ~ plain(given['code']) -}}
 {%- elif call.name in BUILTIN -%}
-{{- plain(call.name ~ '.call(query="' ~ given['query'] ~ '")') -}}
+{{- plain(said ~ call.name ~ '.call(query="' ~ given['query'] ~ '")') -}}
 {%- else -%}
-{%- set name = call.name|tojson(ensure_ascii=true) -%}
-{{- plain('{"type": "function", "name": ' ~ name ~ ', "parameters": ' ~ given|tojson(ensure_ascii=true) ~ '}') -}}
+{%- set name = said ~ '{"type": "function", "name": ' ~ call.name|tojson(ensure_ascii=true) -%}
+{{- plain(name ~ ', "parameters": ' ~ given|tojson(ensure_ascii=true) ~ '}') -}}
 {%- endif -%}
 {%- endmacro -%}
 """
@@ -102,7 +112,7 @@ _BEGINNING = r"""{%- if not messages or messages is string or messages is mappin
 {%- endif -%}
 {%- endif -%}
 {{- bos_token -}}
-{%- if found.text and messages[0].role != 'system' -%}
+{%- if found.text and messages[0].role not in ['system', 'developer'] -%}
 {{- header('system') ~ plain(found.text|trim) ~ '<|eot_id|>' -}}
 {%- endif -%}
 """
@@ -116,7 +126,16 @@ _MESSAGES = r"""{%- for message in messages -%}
 {{- raise_exception(where ~ '.' ~ key ~ ': this call would be lost; give it as tool_calls') -}}
 {%- endif -%}
 {%- endfor -%}
-{%- set said = text(message.content, where)|trim -%}
+{%- for key in APART -%}
+{%- if message[key] -%}
+{{- raise_exception(where ~ '.' ~ key ~ ': Llama 3.1 has no place for it') -}}
+{%- endif -%}
+{%- endfor -%}
+{%- set role = HEADS[message.role] -%}
+{%- set content = message.content -%}
+{%- if role == 'assistant' and (content is undefined or content is none) and message.refusal is string -%}
+{%- set content = message.refusal -%}
+{%- endif -%}
 {%- set calls = [] -%}
 {%- if message.tool_calls is defined and message.tool_calls is not none -%}
 {%- set calls = message.tool_calls -%}
@@ -124,42 +143,59 @@ _MESSAGES = r"""{%- for message in messages -%}
 {%- if calls is string or calls is mapping or calls is not iterable or calls|length > 1 -%}
 {{- raise_exception(where ~ '.tool_calls: Llama 3.1 makes one call per message; split the message') -}}
 {%- endif -%}
-{%- if calls and (message.role != 'assistant' or said) -%}
-{{- raise_exception(where ~ '.tool_calls: only an assistant calls, in a message without content') -}}
+{%- set said = text(content, where, role)|trim -%}
+{%- if calls and role != 'assistant' -%}
+{{- raise_exception(where ~ '.tool_calls: only an assistant calls') -}}
 {%- endif -%}
-{%- if message.role == 'assistant' and not calls and not said -%}
-{{- raise_exception(where ~ ': an assistant says nothing and calls nothing; leave it out') -}}
-{%- endif -%}
-{%- set told = namespace(text=said, awaits=false) -%}
+{%- set told = namespace(text=plain(said), awaits=false, learned=role == 'assistant' and (calls or said)) -%}
 {%- if calls -%}
 {%- set call = calls[0] -%}
 {%- if call is mapping and call.function is defined -%}{%- set call = call.function -%}{%- endif -%}
-{%- set told.text = called(call, where) -%}
+{%- set told.text = called(call, where, said) -%}
 {%- set told.awaits = call.name in BUILTIN -%}
-{%- elif loop.first and message.role == 'system' -%}
+{%- elif loop.first and role == 'system' -%}
 {%- set told.text = plain((found.text ~ said)|trim) -%}
-{%- else -%}
-{%- set told.text = plain(said) -%}
 {%- endif -%}
 {%- if message.awaits is defined and message.awaits is not none -%}
 {%- set told.awaits = message.awaits -%}
 {%- endif -%}
-{%- if told.awaits is not boolean or told.awaits and message.role != 'assistant' -%}
+{%- if told.awaits is not boolean or told.awaits and role != 'assistant' -%}
 {{- raise_exception(where ~ '.awaits: give true or false, and true to an assistant\'s alone') -}}
 {%- endif -%}
-{{- header('ipython' if message.role == 'tool' else message.role) ~ told.text -}}
-{{- '<|eom_id|>' if told.awaits else '<|eot_id|>' -}}
+{%- if message.weight is defined and message.weight is not none -%}
+{%- if message.weight not in [0, 1] or message.weight and role != 'assistant' -%}
+{{- raise_exception(where ~ '.weight: give 0 or 1, and 1 to an assistant\'s alone') -}}
+{%- endif -%}
+{%- set told.learned = told.learned and message.weight -%}
+{%- endif -%}
+{%- for key in UNLEARNED -%}
+{%- if message[key] is boolean and not message[key] -%}{%- set told.learned = false -%}{%- endif -%}
+{%- endfor -%}
+{{- header(role) -}}
+{%- set told.text = told.text ~ ('<|eom_id|>' if told.awaits else '<|eot_id|>') -%}
+{%- if told.learned -%}
+{%- generation -%}
+{{- told.text -}}
+{%- endgeneration -%}
+{%- else -%}
+{{- told.text -}}
+{%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- header('assistant') -}}{%- endif -%}
 """
 
 
-def _filled(text: str) -> str:
-    values: dict[str, object] = {"NAMES": list(_NAMES), "ROLES": list(chat.ROLES), "LOST": list(chat.LOST)}
-    values |= {"BUILTIN": list(chat.BUILTIN), "NEEDED": chat.NEEDED, "CALLING": chat.CALLING}
+def of(special: Iterable[str] = ()) -> str:
+    """The template of a tokenizer with these special tokens, whose names are broken where they stand in a text."""
+    own = [name for name in special if name not in _NAMES and not name.startswith("<|reserved_special_token_")]
+    values: dict[str, object] = {"NAMES": [*_NAMES, *sorted(own)], "ROLES": list(chat.ROLES), "HEADS": chat.ROLES}
+    values |= {"LOST": list(chat.LOST), "APART": list(chat.APART), "PARTS": list(chat.PARTS)}
+    values |= {"UNLEARNED": list(chat.UNLEARNED), "BUILTIN": list(chat.BUILTIN), "NEEDED": chat.NEEDED}
+    values |= {"CALLING": chat.CALLING}
+    text = _MACROS + _BEGINNING + _MESSAGES
     for name, value in values.items():
         text = text.replace(name, repr(value))
     return text.replace("CUTOFF", chat.CUTOFF)
 
 
-TEMPLATE = _filled(_MACROS + _BEGINNING + _MESSAGES)
+TEMPLATE = of()

@@ -183,7 +183,7 @@ class Evaluate:
     tasks: dict[str, Task] = key({}, "multiple-choice tasks keyed by name: tasks.NAME.path=FILE")
     details: bool = key(False, "write the log-likelihoods of every choice to the result too")
     needle: Needle = field(default_factory=Needle)
-    prompts: list[str] = key([], "texts to continue")
+    prompts: list[str] = key([], "texts to continue; names of special tokens in them are text")
     max_new_tokens: int = key(64, "tokens to generate per prompt", low=1)
     temperature: float = key(0.0, "0: greedy; otherwise sampling", low=0)
     top_p: float = key(1.0, "nucleus for sampling", above=0, high=1)

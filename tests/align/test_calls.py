@@ -150,12 +150,13 @@ def test_openais_response_is_our_message(call: chat.Call) -> None:
         chat.Message("assistant", call=call, awaits=call.name in chat.BUILTIN)
     )
     assert chat.message(chat.message_of({**said, "content": "\n\n"}, chat.EOM)).awaits
+    both = chat.message(chat.message_of({**said, "content": "Let me see."}))
+    assert (both.content, both.call) == ("Let me see.", call) and chat.message(chat.record(both)) == both
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"content": "Let me see."}, "without content"),
         ({"tool_calls": [{"function": {"name": "f", "arguments": "{}"}}] * 2}, "one call per message"),
         ({"tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}, "no JSON"),
         ({"tool_calls": []}, "neither content nor tool_calls"),

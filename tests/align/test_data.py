@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from llama31 import config
-from llama31.align import calibration, chat, feed, plan, preferences, rows, store
+from llama31.align import calibration, chat, columns, feed, plan, preferences, rows, store
 from llama31.align.chat import BODY, END, HEADER
 from llama31.data.mixture import Skip
 from tests.align.conftest import SCHEDULE, Bytes, Written, dialog, preference
@@ -22,7 +22,7 @@ SETTINGS = {"tokenizer": Bytes.fingerprint, "vocab_size": Bytes.vocab_size}
 
 def dialogs(path: Path, form: chat.Format, targets: str = "all", heldout: float = 0.0) -> store.Store:
     def encode(record: dict[str, Any]) -> store.Example | str:
-        encoded = form.encode(chat.read(record))
+        encoded = form.encode(chat.read(columns.dialog(record)))
         learned = encoded.targets(targets)
         return store.Example([(encoded.tokens, learned.astype(np.int8))]) if learned.any() else "without a target"
 
