@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama31 import config, layout, probe, schedule, shapes
+from llama31 import config, layout, probe, sbatch, schedule, shapes
 
 # One script of slurm/ each, which bears the name of its recipe, and one root file of conf/.
 SCHEMAS: dict[str, type] = {
@@ -49,7 +49,7 @@ TAKES = {
     "convert": {"checkpoint": "{weights}"},
 }
 SHORT = {"recipe": "submit.recipe", "dry_run": "submit.dry_run"}  # what stands first in every command line
-SCRIPTS = Path(__file__).resolve().parent.parent / "slurm"
+SCRIPTS = sbatch.SCRIPTS
 ANSWER_S = 120  # until a client of Slurm is given up
 H100_TFLOPS = 989.0  # dense BF16, NVIDIA's figure; a bill needs a price where the cluster states none
 
@@ -231,8 +231,11 @@ def facts(step: Step, job: config.Job) -> str:
     return "\n".join(f"{name}={shlex.quote(str(value))}" for name, value in known.items())
 
 
-def sbatch(step: Step, job: config.Job, after: str | None = None, comment: str | None = None) -> list[str]:
-    """The command that submits `step`; `after` is the job that has to succeed before it, `comment` is for `queued`."""
+def command(step: Step, job: config.Job, after: str | None = None, comment: str | None = None) -> list[str]:
+    """The command that submits `step`; `after` is the job that has to succeed before it, `comment` is for `queued`.
+
+    Raises ValueError for `submit.options` that sbatch would misread.
+    """
     words = ["sbatch", "--parsable", f"--job-name={getattr(step.run, 'name', step.part)}"]
     words.append(f"--nodes={nodes(step.run, job)}")
     if hasattr(step.run, "parallel"):
@@ -240,19 +243,29 @@ def sbatch(step: Step, job: config.Job, after: str | None = None, comment: str |
     given = {"partition": job.partition, "account": job.account, "time": job.time, "comment": comment}
     words += [f"--{name}={value}" for name, value in given.items() if value is not None]
     if step.log_folder is not None:
-        words.append(f"--output={step.log_folder / '%j.out'}")
+        words.append(f"--output={str(step.log_folder).replace('%', '%%')}/%j.out")
     if isinstance(step.run, config.Probe):
         words.append(f"--array={probe.array(probe.remaining(step.run))}")
-    if after is not None:
-        words += [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
-    return [*words, *shlex.split(job.options), str(SCRIPTS / f"{step.recipe}.sh"), *step.arguments]
+    own, options = sbatch.dependency(shlex.split(job.options), after)
+    words += [*own, *sbatch.export(options, os.environ), *options]
+    return [*words, str(SCRIPTS / f"{step.recipe}.sh"), *step.arguments]
 
 
 def submit(step: Step, command: Sequence[str]) -> str:
-    """Submit and return the job's number. Raises RunError with what sbatch said against it."""
+    """Submit and return the job's number.
+
+    Raises RunError with what sbatch said against it, or where a job to wait for is unknown or has failed.
+    """
+    options = command[: list(command).index(str(SCRIPTS / f"{step.recipe}.sh"))]
+    sbatch.check_dependencies(options, ask)
     if step.log_folder is not None:  # a job whose log has no folder fails without a word
         step.log_folder.mkdir(parents=True, exist_ok=True)
     return ask(command).strip().split(";")[0]
+
+
+def short(step: Step, job: config.Job) -> str | None:
+    """What to tell of a time limit that leaves `step` hardly time between its first step and the signal to save."""
+    return sbatch.short(SCRIPTS / f"{step.recipe}.sh", job.time, shlex.split(job.options), os.environ)
 
 
 def queued() -> list[Queued]:
@@ -263,8 +276,7 @@ def queued() -> list[Queued]:
 
 def ask(command: Sequence[str]) -> str:
     """What a client of Slurm printed. Raises RunError with what it said against it."""
-    # a user's filters (SQUEUE_STATES ...) would hide jobs
-    env = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
+    env = sbatch.environment(os.environ)
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=ANSWER_S, env=env)
     except FileNotFoundError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 
-from llama31 import config, inputs, slurm
+from llama31 import config, inputs, sbatch, slurm
 from recipes import start
 
 
@@ -16,16 +16,18 @@ def main(run: config.Submit) -> None:
     """Submit what `run` names, or print it. All of a chain is right before any of it is submitted."""
     job = run.submit
     steps = slurm.steps(job, slurm.split(sys.argv[1:])[1])
-    if not job.dry_run and "--dependency" not in job.options:
+    if not job.dry_run and sbatch.option(shlex.split(job.options), "dependency", "d") is None:
         inputs.check(steps[0].run)  # what later ones read is not there yet
     if job.facts:
         print(slurm.facts(steps[0], job))
         return
     after = None
     for step in steps:
-        command = slurm.sbatch(step, job, after)
+        command = slurm.command(step, job, after)
         if isinstance(step.run, config.Training):
             print(f"# {step.part}: {slurm.bill(step.run, slurm.world_size(step.run, job), job.mfu)}")
+        if short := slurm.short(step, job):
+            print(f"# {step.part}: {short}")
         if job.dry_run:
             after = f"{step.part.upper()}_JOB_ID"
             print(shlex.join(command), config.to_yaml(step.run), sep="\n")

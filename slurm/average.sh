@@ -14,6 +14,8 @@
 #SBATCH --nodes=1 --cpus-per-task=8
 #SBATCH --time=24:00:00
 #SBATCH --requeue --open-mode=append --output=%x-%j.out
-: "${LLAMA31_HOME:=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/slurm/[a-z_]*\.sh.*|\1|p')}"
-source "$LLAMA31_HOME/slurm/env.sh"
+command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -n1)
+: "${LLAMA31_HOME:=$(cd "${SLURM_SUBMIT_DIR:-.}" && cd "${command%%average.sh*}.." && pwd)}"
+source "$LLAMA31_HOME/slurm/env.sh" ||
+    { echo "$LLAMA31_HOME/slurm/env.sh: set LLAMA31_HOME=CHECKOUT before sbatch, or --export=LLAMA31_HOME" >&2 && exit 2; }
 exec "$LLAMA31_HOME/slurm/launch.sh" average "$@"

@@ -16,28 +16,26 @@ job=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 RUN_FOLDER=
 signalled=
+stop_at=
+limit=
 
 say() { echo "$(date -u +%Y-%m-%dT%H:%M:%S.%3NZ) launch: job $job attempt $restart: $*"; }
+# shellcheck source=slurm/job.sh
+source "$LLAMA31_HOME/slurm/job.sh"
 
-# Slurm's controller may be away for minutes, which is no reason to lose a job.
-patiently() {
-    local pause
-    for pause in 1 2 4 8 16 32 64 128; do
-        "$@" && return
-        sleep $pause
-    done
-    "$@"
-}
-
-job_says() { patiently scontrol show job -o "$job" | sed -n "s/.* $1=\([^ ]*\).*/\1/p"; }
-
-# One action for all signals: bash loses the first of two traps that come together, as USR1 and TERM of a preemption do.
 on_signal() {
     signalled=1
+    stop_at=
     say "signal: asking $recipe to save and stop"
     [ -n "$RUN_FOLDER" ] && [ ! -e "$RUN_FOLDER/stop" ] && touch "$RUN_FOLDER/stop"
 }
-trap on_signal USR1 TERM
+on_usr1() {
+    stop_when
+    if [ "$stop_at" -le "$SECONDS" ]; then on_signal; fi
+}
+# bash loses the first of two traps that come together, as USR1 and TERM of a preemption do: TERM, which stays, is obeyed
+trap on_usr1 USR1
+trap on_signal TERM
 
 exclude() {
     local nodes before
@@ -87,7 +85,7 @@ fruitless() {
 
 # Sets NODES, PROCESSES_PER_NODE and RUN_FOLDER; refuses a wrong config before any node has loaded torch.
 facts=$("$PYTHON" -m recipes.submit "submit.recipe=$recipe" submit.facts=true "submit.nodes=$SLURM_JOB_NUM_NODES" \
-    "submit.gpus_per_node=${SLURM_GPUS_ON_NODE:-0}" "$@") || exit 2
+    "submit.gpus_per_node=$(gpus)" "$@") || exit 2
 eval "$facts"
 log=()
 if [ -n "$RUN_FOLDER" ]; then
@@ -97,7 +95,7 @@ if [ -n "$RUN_FOLDER" ]; then
         come_back "a node of $SLURM_JOB_NODELIST is excluded"
     fi
     [ -n "$signalled" ] && come_back "told to stop before it began"
-    log=("--output=$RUN_FOLDER/logs/$SLURM_JOB_ID.$restart.log" --open-mode=append)
+    log=("--output=${RUN_FOLDER//%/%%}/logs/$SLURM_JOB_ID.$restart.log" --open-mode=append)
 fi
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1)
@@ -105,27 +103,35 @@ MASTER_PORT=$((20000 + (SLURM_JOB_ID + 101 * restart) % 10000))
 export MASTER_ADDR MASTER_PORT NODES PROCESSES_PER_NODE
 say "START $recipe on $SLURM_JOB_NODELIST, $NODES x $PROCESSES_PER_NODE process(es) ${log[0]:-}"
 # --node-rank: torchrun's own rendezvous sorts nodes by name, n10 before n2. --cpus-per-task: a step has one core unless
-# told otherwise. --ignore-signal: torchrun dies of USR1, and its workers with it.
+# told otherwise. --export: else that of sbatch holds, and NONE leaves not even PATH. --ignore-signal: torchrun dies of
+# USR1, and its workers with it.
 # shellcheck disable=SC2016 # expanded on the node
-srun --nodes="$NODES" --ntasks="$NODES" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --label \
+srun --nodes="$NODES" --ntasks="$NODES" --ntasks-per-node=1 --cpus-per-task="$(cores)" --export=ALL --label \
     --kill-on-bad-exit=1 --wait=60 "${log[@]}" \
     bash -c 'exec env --ignore-signal=USR1 "$PYTHON" -m torch.distributed.run --nnodes="$NODES" \
         --node-rank="$SLURM_NODEID" --nproc-per-node="$PROCESSES_PER_NODE" --master-addr="$MASTER_ADDR" \
         --master-port="$MASTER_PORT" --max-restarts=0 -m "recipes.$0" "$@"' "$recipe" "$@" &
 pid=$!
-while kill -0 $pid 2>/dev/null; do sleep 0.5; done # a bare `wait` can lose a signal
+while kill -0 $pid 2>/dev/null; do # a bare `wait` can lose a signal
+    [ -n "$stop_at" ] && [ "$SECONDS" -ge "$stop_at" ] && on_signal
+    sleep 0.5
+done
 wait $pid
 code=$?
 
 outcome=
 [ -n "$RUN_FOLDER" ] && outcome=$(sed -n 's/.*"outcome": *"\([a-z]*\)".*/\1/p' "$RUN_FOLDER/outcome.json" 2>/dev/null)
 say "END exit code $code, outcome ${outcome:-none}"
-[ "$code" != 0 ] && [ ${#log[@]} != 0 ] && tail -n 30 "${log[0]#--output=}"
+[ "$code" != 0 ] && [ ${#log[@]} != 0 ] && tail -n 30 "$RUN_FOLDER/logs/$SLURM_JOB_ID.$restart.log"
 case "$outcome/$code" in
 finished/* | /0) exit 0 ;;
 stopped/*)
     if grep -qx end "$RUN_FOLDER/stop" 2>/dev/null; then
         say "stopped for good: $RUN_FOLDER/stop says end"
+        exit 1
+    fi
+    if [ -n "$limit" ] && [ "$limit" -le 600 ] && fruitless; then
+        say "stopped $MAX_FRUITLESS times without anything new; not restarted: a time limit of $limit s is too short"
         exit 1
     fi
     come_back "stopped with a checkpoint"

@@ -18,17 +18,23 @@
 #SBATCH --signal=B:USR1@300
 #SBATCH --requeue --open-mode=append --output=%x-%j.out
 set -uo pipefail
-: "${LLAMA31_HOME:=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/slurm/[a-z_]*\.sh.*|\1|p')}"
-source "$LLAMA31_HOME/slurm/env.sh"
+command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -n1)
+: "${LLAMA31_HOME:=$(cd "${SLURM_SUBMIT_DIR:-.}" && cd "${command%%sample.sh*}.." && pwd)}"
+source "$LLAMA31_HOME/slurm/env.sh" ||
+    { echo "$LLAMA31_HOME/slurm/env.sh: set LLAMA31_HOME=CHECKOUT before sbatch, or --export=LLAMA31_HOME" >&2 && exit 2; }
 [ -z "${VLLM_PYTHON:-}" ] && exec "$LLAMA31_HOME/slurm/launch.sh" sample "$@"
 
 : "${VLLM_PORT:=8000}"
 : "${VLLM_WAIT_S:=3600}" # until a server has loaded 405B from a shared disk
-: "${VLLM_TENSOR_PARALLEL:=${SLURM_GPUS_ON_NODE:-1}}"
 : "${VLLM_NODES_PER_SERVER:=1}"
 : "${VLLM_OPTIONS:=}"
 
+job=$SLURM_JOB_ID
+stop_at=
 say() { echo "$(date -u +%Y-%m-%dT%H:%M:%S.%3NZ) sample: job $SLURM_JOB_ID: $*"; }
+# shellcheck source=slurm/job.sh
+source "$LLAMA31_HOME/slurm/job.sh"
+: "${VLLM_TENSOR_PARALLEL:=$(gpus | sed 's/^0$/1/')}"
 value() { printf '%s\n' "$@" | sed -n "s|^$name=||p" | tail -n1; }
 name=folder && folder=$(value "$@")
 name=policy && policy=$(value "$@")
@@ -51,7 +57,12 @@ come_back() {
     scontrol requeue "$SLURM_JOB_ID"
     exit 0
 }
-trap come_back USR1 TERM
+on_usr1() {
+    stop_when
+    if [ "$stop_at" -le "$SECONDS" ]; then come_back; fi
+}
+trap on_usr1 USR1
+trap come_back TERM
 
 if [ "${part:-all}" != rank ]; then
     if [ $((SLURM_JOB_NUM_NODES % VLLM_NODES_PER_SERVER)) != 0 ]; then
@@ -69,7 +80,7 @@ if [ "${part:-all}" != rank ]; then
     export VLLM_PYTHON VLLM_NODES_PER_SERVER heads
     # shellcheck disable=SC2016,SC2086 # expanded on the node; options are several words
     env -u PYTHONPATH -u PYTORCH_CUDA_ALLOC_CONF -u CUDA_DEVICE_MAX_CONNECTIONS srun --ntasks-per-node=1 \
-        --nodes="$SLURM_JOB_NUM_NODES" --cpus-per-task="$SLURM_CPUS_ON_NODE" --kill-on-bad-exit=0 --overlap \
+        --nodes="$SLURM_JOB_NUM_NODES" --cpus-per-task="$(cores)" --export=ALL --kill-on-bad-exit=0 --overlap \
         bash -c 'several=() n=$VLLM_NODES_PER_SERVER
         if [ "$n" -gt 1 ]; then
             mapfile -t heads <<<"$heads"
@@ -90,6 +101,7 @@ if [ "${part:-all}" != rank ]; then
             gone=1
             kill -TERM "$client" 2>/dev/null
         fi
+        [ -n "$stop_at" ] && [ "$SECONDS" -ge "$stop_at" ] && come_back
         sleep 0.5
     done
     wait "$client"

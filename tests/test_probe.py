@@ -183,7 +183,7 @@ def test_an_array_of_the_arms_that_remain(run: config.Probe) -> None:
     planted(run, {None: [3.0, 4.0, 5.0, 6.0]})
     words = [*GIVEN, f"folder={run.folder}", "seeds=[1,2,3,4]"]
     (step,) = slurm.steps(Job(recipe="probe"), words)
-    said = slurm.sbatch(step, Job(recipe="probe"))
+    said = slurm.command(step, Job(recipe="probe"))
     assert "--array=4-11" in said and f"--output={run.folder}/logs/%j.out" in said and said[-len(words) - 1 :] == [
         str(slurm.SCRIPTS / "probe.sh"), *words,
     ]  # fmt: skip
@@ -191,7 +191,7 @@ def test_an_array_of_the_arms_that_remain(run: config.Probe) -> None:
     planted(dataclasses.replace(run, candidates=["books"]), {"books": [1.0] * 4})
     planted(dataclasses.replace(run, candidates=["web"]), {"web": [1.0] * 4})
     with pytest.raises(ValueError, match="every arm is finished"):
-        slurm.sbatch(step, Job(recipe="probe"))
+        slurm.command(step, Job(recipe="probe"))
     (task,) = slurm.steps(Job(recipe="probe"), [*words, "arm=5"])  # what a task of the array asks
     assert f"RUN_FOLDER={run.folder}/arms/with-books-seed-2" in slurm.facts(task, Job(recipe="probe"))
 

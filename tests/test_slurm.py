@@ -139,12 +139,12 @@ def test_chain_gives_each_recipe_its_own() -> None:
     first, second = chain(job, *words, "parallel.tp=4")
     assert first.arguments == [*words[:2], *SMALL, "parallel.tp=4"]
     assert second.arguments == [*words[:2], "direction=to_hf", "hf=a:b", "checkpoint=c"] and second.run.hf == "a:b"
-    assert slurm.sbatch(first, job) == [
+    assert slurm.command(first, job) == [
         "sbatch", "--parsable", "--job-name=x", "--nodes=1", "--gpus-per-node=4", "--account=team", "--time=2-0",
         "--output=runs/x/logs/%j.out", "--exclude=n3", "--comment=a b",
         str(ROOT / "slurm/pretrain.sh"), *first.arguments,
     ]  # fmt: skip
-    after = slurm.sbatch(second, job, "17")
+    after = slurm.command(second, job, "17")
     assert "--dependency=afterok:17" in after and "--kill-on-invalid-dep=yes" in after
     assert "--nodes=1" in after and not any("gpus" in word for word in after)
 
@@ -182,7 +182,7 @@ def test_chain_names_a_recipe_several_times_and_hands_on() -> None:
     average = found["average"].run
     assert (average.run, average.last, average.target) == ("runs/anneal", None, "runs/anneal-average")
     assert found["evaluate.last"].run.checkpoint == found["convert"].run.checkpoint == "runs/anneal-average"
-    command = slurm.sbatch(second, Job(), after="7")
+    command = slurm.command(second, Job(), after="7")
     assert {"--job-name=long-2", "--dependency=afterok:7", "--kill-on-invalid-dep=yes"} <= set(command)
     script = command.index(str(ROOT / "slurm/long_context.sh"))
     assert command[script + 1 :] == second.arguments

@@ -142,7 +142,7 @@ def _submitted(
     logs = Path(run.folder) / stage.name / "logs"
     step = slurm.Step(f"{stage.recipe}.{label}", list(stage.arguments), rounds.compose(stage, run.job), logs)
     after = ":".join(jobs[name] for name in stage.after if name in jobs) or None
-    command = slurm.sbatch(step, run.job, after, _comment(run, stage.name))
+    command = slurm.command(step, run.job, after, _comment(run, stage.name))
     if doomed:
         cancel = ["scancel", doomed.number]
         say(f"# {stage.name}: job {doomed.number} waits for one that is gone\n{shlex.join(cancel)}")

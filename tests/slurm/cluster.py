@@ -131,9 +131,9 @@ def configure(folder: Path, nodes: dict[str, str]) -> None:
     for index in range(GPUS):  # slurmd counts character devices: copies of /dev/null
         os.mknod(folder / f"dev/nvidia{index}", 0o20666, os.makedev(1, 3))
     (folder / "gres.conf").write_text(f"Name=gpu Type=h100 File={folder}/dev/nvidia[0-{GPUS - 1}]\n")
-    lines = "\n".join(
-        f"NodeName={name} NodeHostname={name} NodeAddr={ip} Port=7002 CPUs=128 RealMemory=2000000 "
-        f"Gres=gpu:h100:{GPUS} State=UNKNOWN"
+    lines = "\n".join(  # not all alike, as in many clusters
+        f"NodeName={name} NodeHostname={name} NodeAddr={ip} Port=7002 "
+        f"CPUs={64 if name == 'n2' else 128} RealMemory=2000000 Gres=gpu:h100:{GPUS} State=UNKNOWN"
         for name, ip in nodes.items()
     )
     (folder / "slurm.conf").write_text(CONF.format(dir=folder, login=LOGIN, login_ip=LOGIN_IP, nodes=lines))

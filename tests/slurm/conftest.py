@@ -77,25 +77,25 @@ class Slurm:
     def jobs(self) -> list[str]:
         return re.findall(r"JobId=(\d+)", self.run("scontrol", "show", "job", "-o"))
 
-    def until(self, test: Callable[[], T], timeout_s: float, what: str) -> T:
+    def until(self, test: Callable[[], T], what: str) -> T:
         """The first true answer of `test`; the queue and the nodes are shown where there is none."""
-        end = time.monotonic() + max(timeout_s, LIMIT_S)  # how busy the machine is decides about nothing
+        end = time.monotonic() + LIMIT_S
         while not (answer := test()):
             if time.monotonic() > end:
                 shown = [self.run(name, check=False) for name in ("squeue", "sinfo")]
                 shown += [path.read_text()[-3000:] for path in self.logs if path.exists()]
-                pytest.fail(f"never: {what}\n" + "\n".join(shown))
+                pytest.fail(f"not within {LIMIT_S} s: {what}\n" + "\n".join(shown))
             time.sleep(0.1)
         return answer
 
-    def end(self, number: str, timeout_s: float) -> str:
+    def end(self, number: str) -> str:
         """How a job ended."""
 
         def state() -> str | None:
             now = self.job(number).get("JobState", "")
             return now if now in ENDED else None
 
-        return self.until(state, timeout_s, f"end of job {number}") or ""
+        return self.until(state, f"end of job {number}") or ""
 
 
 def _install() -> None:
@@ -149,7 +149,7 @@ def slurm(slurm_cluster: Slurm) -> Iterator[Slurm]:
         states = slurm_cluster.run("sinfo", "-h", "-p", "main", "-N", "-o", "%t").split()
         return set(states) == {"idle"} and not slurm_cluster.run("squeue", "-h")
 
-    slurm_cluster.until(idle, 60, "idle cluster")
+    slurm_cluster.until(idle, "idle cluster")
 
 
 def submit(slurm: Slurm, folder: Path, *words: str, **env: str) -> list[str]:

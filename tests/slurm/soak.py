@@ -95,7 +95,7 @@ def soak(slurm: Slurm, place: Path, kills: int, seed: int) -> bool:
     pack = [sys.executable, "-m", "recipes.pack", "--config-dir", "my", "data=words", "tokenizer=words"]
     slurm.run(*pack, "data.workers=1", cwd=place)
     (plain,) = submit(slurm, place, "recipe=pretrain", "submit.nodes=2", *LONG, "name=plain")
-    assert slurm.end(plain, 900) == "COMPLETED"
+    assert slurm.end(plain) == "COMPLETED"
     in_time = within_minutes(slurm, place)
     if not in_time or not kills:
         return in_time
@@ -103,7 +103,7 @@ def soak(slurm: Slurm, place: Path, kills: int, seed: int) -> bool:
     (number,) = submit(slurm, place, "recipe=pretrain", "submit.nodes=2", *LONG, "name=killed", **limits)
     folder, when, moments = place / "runs/killed", [], []
     while len(when) < kills:
-        slurm.until(lambda: trainers("killed") or slurm.job(number).get("JobState") in ENDED, 300, "ranks to kill")
+        slurm.until(lambda: trainers("killed") or slurm.job(number).get("JobState") in ENDED, "ranks to kill")
         if slurm.job(number).get("JobState") in ENDED:
             break
         time.sleep(chance.uniform(0.0, 25.0))
@@ -118,8 +118,8 @@ def soak(slurm: Slurm, place: Path, kills: int, seed: int) -> bool:
         attempts = metrics.attempts(folder) if (folder / "attempts").exists() else []
         moments.append(len(attempts[-1].lines) > 1 if attempts else False)
         print(f"kill {len(when)} of {kills}: attempt {len(attempts) - 1}, training: {moments[-1]}", flush=True)
-        slurm.until(lambda: slurm.job(number).get("JobState") != "RUNNING", 120, "end of the attempt")
-    state = slurm.end(number, 1800)
+        slurm.until(lambda: slurm.job(number).get("JobState") != "RUNNING", "end of the attempt")
+    state = slurm.end(number)
     log = (folder / f"logs/{number}.out").read_text()
     equal = curve(folder) == curve(place / "runs/plain")
     loaded = [a.info.get("weights_from") for a in metrics.attempts(folder)]
@@ -138,7 +138,7 @@ def within_minutes(slurm: Slurm, place: Path) -> bool:
     """Whether a run whose time limit comes every minute ends with the same curve."""
     options = ["submit.time=00:01:00", "submit.options=--signal=B:USR1@25"]
     (number,) = submit(slurm, place, "recipe=pretrain", "submit.nodes=2", *options, *LONG, "name=limited")
-    state, folder = slurm.end(number, 1800), place / "runs/limited"
+    state, folder = slurm.end(number), place / "runs/limited"
     equal = curve(folder) == curve(place / "runs/plain")
     print(
         f"time limits of a minute: {state}, {len(metrics.attempts(folder))} attempts, curve equal: {equal}", flush=True

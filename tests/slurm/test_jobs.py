@@ -24,7 +24,8 @@ from recipes import start
 def main(run):
     folder, attempt = Path(run.folder), os.environ.get("SLURM_RESTART_COUNT", "0")
     with (folder / "attempts").open("a") as file:
-        file.write(f"{attempt} {os.environ['SLURMD_NODENAME']} {os.environ['WORLD_SIZE']}\\n")
+        bound = os.environ.get("SLURM_CPU_BIND")
+        file.write(f"{attempt} {os.environ['SLURMD_NODENAME']} {os.environ['WORLD_SIZE']} {bound}\\n")
     plan = os.environ["PLAN"].split(",")[int(attempt)]
     if plan == "die":
         (folder / "exclude_nodes").write_text(os.environ["SLURMD_NODENAME"] + "\\n")
@@ -77,12 +78,21 @@ def log_of(folder: Path, number: str) -> str:
     return (folder / f"runs/small/logs/{number}.out").read_text()
 
 
+# What sbatch finds where it is typed in a job step of an array's task that came back three times.
+STEP = {
+    "SLURM_ARRAY_JOB_ID": "4000", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "3", "SLURM_MEM_PER_CPU": "1000",
+    "SLURM_CPU_BIND": "quiet,mask_cpu:3", "SLURM_CPU_BIND_TYPE": "mask_cpu:", "SLURM_GPUS_PER_TASK": "9",
+    "SLURM_NTASKS": "2", "SLURM_EXPORT_ENV": "NONE", "RANK": "1", "PET_NNODES": "5", "TMPDIR": "/tmp/gone",
+}  # fmt: skip
+
+
 def test_pretrain_on_two_nodes(slurm: Slurm, workplace: Path) -> None:
+    """Of 128 and 64 cores; sbatch hands on nothing but PYTHON, and is told to work elsewhere than where it is typed."""
     pack = [sys.executable, "-m", "recipes.pack", "--config-dir", "my", "data=words", "tokenizer=words"]
     slurm.run(*pack, "data.workers=1", cwd=workplace)
-    words = ["--parsable", "--nodes=2", "--output=job.out", ROOT / "slurm/pretrain.sh", *SMALL]
-    number = slurm.run("sbatch", *words, cwd=workplace)
-    state = slurm.end(number, 120)
+    words = ["--parsable", "--nodes=2", "--output=job.out", "--chdir", workplace, "--export=PYTHON"]
+    number = slurm.run("sbatch", *words, "slurm/pretrain.sh", *SMALL, cwd=ROOT)
+    state = slurm.end(number)
     printed = (workplace / "job.out").read_text()
     assert state == "COMPLETED", printed
     assert "START pretrain on n[1-2], 2 x 1 process(es)" in printed
@@ -96,17 +106,20 @@ def test_pretrain_on_two_nodes(slurm: Slurm, workplace: Path) -> None:
 
 
 def test_one_job_stops_dies_avoids_a_node_and_finishes(slurm: Slurm, workplace: Path, stand_in: Path) -> None:
-    env = {"LLAMA31_HOME": str(stand_in), "PLAN": "wait,die,finished"}
-    (number,) = submit(slurm, workplace, "recipe=pretrain", "submit.nodes=1", *SMALL, **env)
+    env = {"LLAMA31_HOME": str(stand_in), "PLAN": "wait,die,finished", **STEP}
+    (workplace / "runs/small/logs").mkdir(parents=True)
+    words = ["--parsable", "--output=runs/small/logs/%j.out", ROOT / "slurm/pretrain.sh", *SMALL]
+    number = slurm.run("sbatch", *words, cwd=workplace, **env)
     attempts = workplace / "runs/small/attempts"
-    slurm.until(attempts.exists, 60, "first attempt")
+    slurm.until(attempts.exists, "first attempt")
     slurm.run("scancel", "--batch", "--signal=USR1", number)  # what --signal=B:USR1 sends, but now
-    state = slurm.end(number, 120)
+    state = slurm.end(number)
     printed = log_of(workplace, number)
     assert state == "COMPLETED", printed
     assert slurm.job(number)["Restarts"] == "2"
     assert [line.split()[0] for line in attempts.read_text().splitlines()] == ["0", "1", "2"]
     died, finished = (line.split()[1] for line in attempts.read_text().splitlines()[1:])
+    assert {line.split()[3] for line in attempts.read_text().splitlines()} == {"None"}, "bound as the step was"
     assert f"excluding {died}" in printed and finished != died
     for said in ("signal: asking pretrain to save", "stopped with a checkpoint; restarting", "died; restarting"):
         assert said in printed
@@ -123,9 +136,9 @@ def test_chain_ends_with_its_first_failure(slurm: Slurm, workplace: Path, stand_
     home = {"LLAMA31_HOME": str(stand_in)}
     for env in ({"PLAN": "failed"}, {"PLAN": "die", "MAX_RESTARTS": "0"}, {"PLAN": "die", "MAX_FRUITLESS": "1"}):
         first, second = submit(slurm, workplace, *words, **home, **env)
-        assert slurm.end(first, 60) == "FAILED", log_of(workplace, first)
+        assert slurm.end(first) == "FAILED", log_of(workplace, first)
         assert slurm.job(first)["Restarts"] == "0"
-        assert slurm.end(second, 30) == "CANCELLED"
+        assert slurm.end(second) == "CANCELLED"
         shutil.rmtree(workplace / "runs")
 
 
@@ -138,7 +151,7 @@ def test_arms_of_a_probe_are_an_array_of_which_each_comes_back_alone(
     words += ["schedule=probe", "data=words", "tokenizer=words", "candidates=[more]", "seeds=[1,2]"]
     words += ["data.sources.more.packed=packed/words", "cluster.processes_per_node=1"]
     (number,) = submit(slurm, workplace, *words, LLAMA31_HOME=str(stand_in))
-    slurm.until(lambda: not slurm.run("squeue", "-h", "--job", number, check=False), 120, "end of the array")
+    slurm.until(lambda: not slurm.run("squeue", "-h", "--job", number, check=False), "end of the array")
     found = {
         path.parent.name: path.read_text().split("\n")[:-1] for path in workplace.glob("runs/worth/arms/*/attempts")
     }
@@ -159,7 +172,7 @@ def test_what_slurm_does_itself_is_one_restart_each(slurm: Slurm, workplace: Pat
 
     def running(attempt: int) -> None:
         begun = f"{attempt} "
-        slurm.until(lambda: attempts.exists() and f"\n{begun}" in f"\n{attempts.read_text()}", 60, f"attempt {attempt}")
+        slurm.until(lambda: attempts.exists() and f"\n{begun}" in f"\n{attempts.read_text()}", f"attempt {attempt}")
 
     running(0)
     other = ["--partition=high", "--nodes=4", "--gpus-per-node=8", "--output=/dev/null", "--wrap=sleep 1"]
@@ -168,7 +181,7 @@ def test_what_slurm_does_itself_is_one_restart_each(slurm: Slurm, workplace: Pat
     lost = slurm.run("scontrol", "show", "hostnames", slurm.job(number)["NodeList"]).split()[1]
     slurm.ctl("down", lost)
     slurm.run("scontrol", "update", f"nodename={lost}", "state=down", "reason=power")  # else Slurm looks for it first
-    state = slurm.end(number, 120)
+    state = slurm.end(number)
     printed = log_of(workplace, number)
     assert state == "COMPLETED", printed
     assert slurm.job(number)["Restarts"] == "2", printed
@@ -177,9 +190,9 @@ def test_what_slurm_does_itself_is_one_restart_each(slurm: Slurm, workplace: Pat
 def test_cancelled_job_stays_cancelled(slurm: Slurm, workplace: Path, stand_in: Path) -> None:
     env = {"LLAMA31_HOME": str(stand_in), "PLAN": "wait,finished"}
     (number,) = submit(slurm, workplace, "recipe=pretrain", *SMALL, **env)
-    slurm.until((workplace / "runs/small/attempts").exists, 60, "first attempt")
+    slurm.until((workplace / "runs/small/attempts").exists, "first attempt")
     slurm.run("scancel", number)
-    slurm.until(lambda: not slurm.run("squeue", "-h", "-j", number, check=False), 30, "end of the cancelled job")
+    slurm.until(lambda: not slurm.run("squeue", "-h", "-j", number, check=False), "end of the cancelled job")
     assert (slurm.job(number)["JobState"], slurm.job(number)["Restarts"]) == ("CANCELLED", "0")
 
 
@@ -190,10 +203,19 @@ def test_wrong_configs_never_reach_a_node(slurm: Slurm, workplace: Path) -> None
         cwd=workplace, check=False,
     )  # fmt: skip
     assert "does not divide the 2 process(es)" in refused and "nearest layout that works" in refused
+    (workplace / "packed/words").mkdir(parents=True)
+    for name in ("tokenizer/tokenizer.json", "words/packed.json"):  # looked for before a job is submitted
+        (workplace / "packed" / name).parent.mkdir(exist_ok=True)
+        (workplace / "packed" / name).touch()
+    refused = slurm.run(
+        sys.executable, "-m", "recipes.submit", "recipe=pretrain", *SMALL, "submit.options=-d afterok:4000",
+        cwd=workplace, check=False,
+    )  # fmt: skip
+    assert "--dependency=afterok:4000: Slurm knows no job 4000" in refused
     assert slurm.jobs() == before
     # by hand, past recipes.submit: the batch script refuses it before torchrun
     script = ["--output=job.out", ROOT / "slurm/pretrain.sh", *SMALL, "parallel.tp=2", "parallel.cp=2"]
     number = slurm.run("sbatch", "--parsable", "--nodes=2", *script, cwd=workplace)
-    assert slurm.end(number, 60) == "FAILED"
+    assert slurm.end(number) == "FAILED"
     assert "does not divide the 2 process(es)" in (workplace / "job.out").read_text()
     assert "START" not in (workplace / "job.out").read_text()

@@ -70,7 +70,7 @@ def test_a_chain_goes_on_where_it_was_interrupted(slurm: Slurm, tmp_path: Path) 
         return slurm.job(first["sft-low"])["JobState"] != "PENDING"
 
     slurm.logs = [here / name / f"logs/{number}.out" for name, number in first.items()]
-    slurm.until(runs, 300, "first variant of SFT")
+    slurm.until(runs, "first variant of SFT")
     slurm.run("scancel", first["sft-low"])
     again, said = submit(slurm, given)
     assert set(again) == {"sft-low", *LATER}, said
@@ -78,7 +78,7 @@ def test_a_chain_goes_on_where_it_was_interrupted(slurm: Slurm, tmp_path: Path) 
     jobs = {**first, **again}
     slurm.logs = [here / name / f"logs/{number}.out" for name, number in jobs.items()]
     for name in STAGES:
-        assert slurm.end(jobs[name], 300) == "COMPLETED", (name, slurm.logs)
+        assert slurm.end(jobs[name]) == "COMPLETED", (name, slurm.logs)
     assert {slurm.job(first[name])["JobState"] for name in again} == {"CANCELLED"}
     assert {slurm.job(number)["Restarts"] for number in jobs.values()} == {"0"}
 

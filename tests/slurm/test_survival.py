@@ -57,7 +57,7 @@ def place(slurm_cluster: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Pat
     pack = [sys.executable, "-m", "recipes.pack", "--config-dir", "my", "data=words", "tokenizer=words"]
     slurm_cluster.run(*pack, "data.workers=1", cwd=folder)
     (number,) = submit(slurm_cluster, folder, "recipe=pretrain", "submit.nodes=2", *LONG, "name=plain")
-    assert slurm_cluster.end(number, 300) == "COMPLETED", log_of(folder, "plain", number)
+    assert slurm_cluster.end(number) == "COMPLETED", log_of(folder, "plain", number)
     return folder
 
 
@@ -75,23 +75,23 @@ def test_one_job_that_everything_happens_to(slurm: Slurm, place: Path) -> None:
     (number,) = submit(slurm, place, *words)  # Slurm begins with n1
     folder = place / "runs/life"
     trained = progress(folder)
-    slurm.until((folder / "attempts/0000/end.json").exists, 240, "preflight")
-    slurm.until(lambda: trained(1, 5), 240, "second attempt")
+    slurm.until((folder / "attempts/0000/end.json").exists, "preflight")
+    slurm.until(lambda: trained(1, 5), "second attempt")
     assert "n1" not in slurm.job(number)["NodeList"]
     slurm.run("scancel", "--batch", "--signal=USR1", number)  # (hurrying a requeued job on loses it now and then)
-    slurm.until(lambda: trained(2, 5), 240, "third attempt")
+    slurm.until(lambda: trained(2, 5), "third attempt")
     slurm.ctl("ctld-kill")
     slurm.ctl("ctld-start")
-    slurm.until(lambda: trained(2, 15), 60, "third attempt goes on without a controller")
+    slurm.until(lambda: trained(2, 15), "third attempt goes on without a controller")
     other = ["--partition=high", "--nodes=4", "--gpus-per-node=8", "--output=/dev/null", "--wrap=sleep 1"]
     slurm.run("sbatch", *other, cwd=place)
-    slurm.until(lambda: trained(3, 5), 240, "fourth attempt")
+    slurm.until(lambda: trained(3, 5), "fourth attempt")
     slurm.run("scontrol", "requeue", number)
-    slurm.until(lambda: trained(4, 5), 240, "fifth attempt")
+    slurm.until(lambda: trained(4, 5), "fifth attempt")
     lost = slurm.run("scontrol", "show", "hostnames", slurm.job(number)["NodeList"].strip()).split()[1]
     slurm.ctl("down", lost)
     slurm.run("scontrol", "update", f"nodename={lost}", "state=down", "reason=power")  # else Slurm looks for it first
-    state = slurm.end(number, 300)
+    state = slurm.end(number)
     printed = log_of(place, "life", number)
     assert state == "COMPLETED", printed
     attempts = metrics.attempts(folder)
@@ -113,10 +113,10 @@ def test_three_random_sigkills(slurm: Slurm, place: Path) -> None:
     trained = progress(folder)
     for attempt in range(3):
         steps = chance.randrange(STEPS // 4)  # so that none of the three can reach the end
-        slurm.until(functools.partial(trained, attempt, steps), 240, f"{steps} steps of attempt {attempt}")
+        slurm.until(functools.partial(trained, attempt, steps), f"{steps} steps of attempt {attempt}")
         os.kill(chance.choice(trainers("killed")), signal.SIGKILL)
-        slurm.until(lambda: slurm.job(number).get("JobState") != "RUNNING", 120, "end of the attempt")
-    assert slurm.end(number, 300) == "COMPLETED", log_of(place, "killed", number)
+        slurm.until(lambda: slurm.job(number).get("JobState") != "RUNNING", "end of the attempt")
+    assert slurm.end(number) == "COMPLETED", log_of(place, "killed", number)
     *killed, last = metrics.attempts(folder)
     assert [attempt.end for attempt in killed] == [None] * 3, "none had a last word"
     assert last.end is not None and last.end["outcome"] == "finished" and last.info["from_step"] > 0
@@ -130,13 +130,13 @@ def test_attempt_on_a_node_that_was_cut_off_changes_nothing(slurm: Slurm, place:
     (number,) = submit(slurm, place, *words, *longer)
     folder = place / "runs/cut"
     trained = progress(folder)
-    slurm.until(lambda: trained(0, 10), 240, "first attempt")
+    slurm.until(lambda: trained(0, 10), "first attempt")
     node = slurm.job(number)["NodeList"]
     slurm.ctl("cut", node)
-    slurm.until(lambda: trained(1, 5), 240, "second attempt, elsewhere")
-    slurm.until((folder / "attempts/0000/end.json").exists, 240, "the first attempt makes way")
+    slurm.until(lambda: trained(1, 5), "second attempt, elsewhere")
+    slurm.until((folder / "attempts/0000/end.json").exists, "the first attempt makes way")
     (folder / "stop").write_text("end\n")
-    slurm.until(lambda: slurm.job(number)["JobState"] != "RUNNING", 240, "end")
+    slurm.until(lambda: slurm.job(number)["JobState"] != "RUNNING", "end")
     first, second = metrics.attempts(folder)
     assert first.end is not None and first.end["outcome"] == "superseded", first.end
     assert second.info["hosts"] != first.info["hosts"] == [node]
@@ -162,10 +162,10 @@ def test_chain_of_three_goes_on_after_a_preemption_with_grace(slurm: Slurm, plac
     jobs = submit(slurm, place, *chain, *LONG, "name=chain", *later)
     folder = place / "runs/chain"
     trained = progress(folder)
-    slurm.until(lambda: trained(0, 5), 240, "first attempt")
+    slurm.until(lambda: trained(0, 5), "first attempt")
     other = ["--partition=high", "--nodes=4", "--gpus-per-node=8", "--output=/dev/null", "--wrap=sleep 1"]
     slurm.run("sbatch", *other, cwd=place)
-    assert [slurm.end(number, 300) for number in jobs] == ["COMPLETED"] * 3, log_of(place, "chain", jobs[0])
+    assert [slurm.end(number) for number in jobs] == ["COMPLETED"] * 3, log_of(place, "chain", jobs[0])
     first, second = metrics.attempts(folder)
     assert first.end is not None and second.end is not None
     assert [first.end["outcome"], second.end["outcome"]] == ["stopped", "finished"]

@@ -62,7 +62,7 @@ def test_servers_start_answer_as_we_do_and_leave(per_server: int, slurm: Slurm, 
         VLLM_NODES_PER_SERVER=str(per_server),
     )  # fmt: skip
     slurm.logs = [tmp_path / f"served/logs/{number}.out"]
-    assert slurm.end(number, 900) == "COMPLETED", slurm.logs[0].read_text()[-3000:]
+    assert slurm.end(number) == "COMPLETED", slurm.logs[0].read_text()[-3000:]
     log = slurm.logs[0].read_text()
     assert (
         len(re.findall("prompts as ids, ends by stop_token_ids; honours n, seeds and temperature 0", log))
