@@ -35,6 +35,10 @@ echo "sbatch $number after ${after:-none}" >>$at/calls
 echo "$number;test"
 """,
     "squeue": '[ -z "${SQUEUE_STATES:-}" ] && cat $at/queue\n',
+    "scontrol": """
+sed -n "s/^$4 \\([A-Z]*\\).*/JobId=$4 JobState=\\1 Reason=None/p" $at/queue | grep . ||
+    { echo "Invalid job id specified" >&2; exit 1; }
+""",
     "scancel": 'echo "scancel $1" >>$at/calls && sed -i "/^$1 /d" $at/queue\n',
 }
 
