@@ -75,8 +75,10 @@ class Text:
         """The given rows of the step's global batch."""
         return self._batches.rows(step, indices)
 
-    def heldout(self, length: int, tokens: int) -> Heldout:
-        """Held-out text in rows of `length`."""
+    def heldout(self, length: int, tokens: int) -> Heldout | None:
+        """Held-out text in rows of `length`; None where no source has any."""
+        if not any(told.split("heldout").tokens > 1 for told in self._batches.packed.values()):
+            return None
         return batches.Heldout(self._run.data, length, tokens)
 
     def facts(self, step: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from llama31 import checksum
 from llama31.checksum import ALGORITHM, Entry
+from llama31.files import write_whole
 from llama31.shards import on_all_ranks
 
 NAME = "checkpoint.json"
@@ -40,7 +41,7 @@ def write(folder: Path, manifest: Manifest) -> None:
     files = {name: {"bytes": entry.size, ALGORITHM: entry.checksum} for name, entry in sorted(manifest.files.items())}
     content = {"format_version": FORMAT_VERSION, "meta": manifest.meta, "files": files}
     content = json.loads(json.dumps(content))  # as it will be read: keys that are numbers sort otherwise as text
-    (folder / NAME).write_text(json.dumps({**content, ALGORITHM: _checksum(content)}, indent=1))
+    write_whole(folder / NAME, json.dumps({**content, ALGORITHM: _checksum(content)}, indent=1))
 
 
 def read(folder: Path) -> Manifest:

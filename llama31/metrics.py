@@ -8,7 +8,9 @@ of the record, and nothing reads a log to learn a number. No torch here: sizes m
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import math
 import resource
 import time
@@ -20,7 +22,9 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from llama31 import config, shapes
-from llama31.views import Line, Progress, TensorBoard, View, Wandb
+from llama31.views import Line, Progress, TensorBoard, Unavailable, View, Wandb
+
+logger = logging.getLogger(__name__)
 
 RECORD = "metrics.jsonl"
 KINDS = ("start", "train", "validation", "checkpoint", "ranks", "event", "rollback")
@@ -59,13 +63,23 @@ class Metrics:
         if kind not in KINDS:
             raise ValueError(f"kind={kind!r} is no line of {RECORD}; use one of {', '.join(KINDS)}")
         line = {"kind": kind, "step": step, "tokens": tokens, "time_s": round(time.time(), 3), **values}
-        for view in self._views:
-            view.write(line)
+        for view in list(self._views):
+            self._spared(view, functools.partial(view.write, line))
 
     def close(self) -> None:
         """Close every view, the record last."""
-        for view in reversed(self._views):
-            view.close()
+        for view in reversed(list(self._views)):
+            self._spared(view, view.close)
+
+    def _spared(self, view: View, action: Callable[[], None]) -> None:
+        """A view that fails is left out from then on, with a line: only the record itself may end a run."""
+        try:
+            action()
+        except Exception as error:
+            if isinstance(view, _Record):
+                raise
+            self._views.remove(view)
+            logger.warning("%s shows no more of this run: %s: %s", type(view).__name__, type(error).__name__, error)
 
     def __enter__(self) -> Metrics:
         return self
@@ -102,7 +116,10 @@ def open_run(
     if log.tensorboard:
         views.append(TensorBoard(folder / "tensorboard", resumed_step))
     if log.wandb:
-        views.append(Wandb(folder, name))
+        try:
+            views.append(Wandb(folder, name, resumed_step > 0))
+        except Unavailable as error:
+            logger.warning("log.wandb=true: Weights & Biases shows nothing of this run: %s", error)
     if log.progress:
         views.append(Progress(total_tokens, resumed_tokens))
     metrics = Metrics([_Record(folder / "attempts" / f"{attempt:04d}"), *views])

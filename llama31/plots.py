@@ -14,6 +14,14 @@ from llama31.views import Line
 CURVE = "loss.png"
 
 
+def show_loss_curve(run_folder: str | Path, vocab_size: int | None) -> None:
+    """`draw_loss_curve`, told on the console; a curve that cannot be drawn ends no run."""
+    try:
+        print(f"loss curve: {draw_loss_curve(run_folder, vocab_size)}", flush=True)
+    except (OSError, ValueError) as error:
+        print(f"the loss curve of {run_folder} was not drawn ({error}); nothing else is missing", flush=True)
+
+
 def draw_loss_curve(run_folder: str | Path, vocab_size: int | None = None) -> Path:
     """Draw loss and learning rate over tokens to `loss.png` in the run folder, from its record.
 

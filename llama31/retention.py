@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from llama31 import checkpoint, config
+from llama31 import checkpoint, config, manifest
 from llama31.checkpoint import Fence, Meta
+
+log = logging.getLogger(__name__)
 
 
 def prune(
@@ -40,6 +43,40 @@ def prune(
         checkpoint.refuse_if_superseded(fence, str(path))
         checkpoint.remove(path)
     return gone
+
+
+def note_validation(path: Path, loss: float, settings: config.Checkpoint, fence: Fence | None = None) -> None:
+    """Write a held-out loss, measured after the save, into a published checkpoint, and prune by it; on one rank."""
+    checkpoint.refuse_if_superseded(fence, str(path))
+    told = manifest.read(path)
+    manifest.write(path, manifest.Manifest({**told.meta, "validation_loss": loss}, told.files))
+    if settings.keep_best:
+        prune(path.parent, settings, int(told.meta["attempt"]), None, fence)
+
+
+def remove_torn(folder: Path, attempt: int, fence: Fence | None = None) -> list[Path]:
+    """Delete what killed saves of older attempts left below `folder` (the run's `checkpoints`); on one rank.
+
+    For the start of `attempt`, before it saves: nobody of its own writes yet. A folder of a step that is not complete
+    goes only where a complete one stays. Whole ones are not touched. Returns the deleted.
+    """
+    checkpoint.refuse_if_superseded(fence, str(folder))
+
+    def ours(name: str) -> bool:
+        numbers = checkpoint.numbers_of(name)
+        return numbers is not None and numbers[1] <= attempt
+
+    steps = [path for path in sorted(folder.glob("step-*")) if ours(path.name)]
+    torn = {path: problem for path in steps if (problem := manifest.problem(path)) is not None}
+    if len(torn) == len(steps):
+        torn = {}  # of nothing else is anything left
+    for path in sorted(folder.glob(".tmp-*")):
+        if ours(path.name.removeprefix(".tmp-").rpartition("-")[0]):
+            torn[path] = "left by a save that was killed"
+    for path, problem in torn.items():
+        log.warning("removing %s, which is no whole checkpoint: %s", path, problem)
+        checkpoint.remove(path)
+    return list(torn)
 
 
 def _kept(found: list[tuple[Path, Meta]], settings: config.Checkpoint) -> set[Path]:

@@ -19,10 +19,11 @@ from llama31 import (
     evaluate,
     mesh,
     metrics,
-    model,
+    outset,
     plots,
     precision,
     profiler,
+    retention,
     runs,
     schedule,
     shards,
@@ -33,7 +34,7 @@ from llama31.data.batches import rank_rows
 from llama31.data.mixture import Skip
 from llama31.data.prefetch import Prefetcher
 from llama31.ema import Ema
-from llama31.engine import Engine, StepResult
+from llama31.engine import StepResult
 from llama31.feeds import Feed, Open, Text
 from llama31.gates import Gates
 from llama31.guard import Verdict
@@ -86,11 +87,15 @@ def fit(
                 this.apply(lr)
             this.step, this.tokens = this.step + 1, schedule.step_tokens(run.schedule, this.step + 1)
             this.record_step(result, lr)
+            ending = control.stop or this.step == this.last_step
+            if ending:
+                this.save()  # before all that could still fail
+                this.saves(wait=True)
             if this.due(run.validation.every_tokens):
                 this.validate()
             if this.gates.every_tokens is not None and this.due(this.gates.every_tokens):
                 this.examine()
-            if this.due(run.checkpoint.every_tokens) or control.save or control.stop or this.gates.open:
+            if not ending and (this.due(run.checkpoint.every_tokens) or control.save or this.gates.open):
                 this.save()
             if control.stop:
                 attempt.stopped = control.reason
@@ -131,7 +136,9 @@ class Run:
         words = tokenizer.load(run.tokenizer)
         self.data.check(run.model, words.fingerprint)
         self.words = {**dataclasses.asdict(run.tokenizer), "fingerprint": words.fingerprint, "folder": "tokenizer"}
-        self.engine = _engine(run, grid, self.start)
+        self.heldout: dict[int, evaluate.Heldout | None] = {}  # by sequence length
+        self.notes = outset.lines(run, self.start, self._heldout(max(0, self.last_step - 1)) is not None)
+        self.engine = state.open_engine(run, grid, self.start)
         self.ema = self._average()
         self.gates = Gates(run, words, self.data.batch_shape(max(0, self.last_step - 1))[1], self.main)
         self.watch.follow(self.engine, self.start)
@@ -146,7 +153,6 @@ class Run:
         )
         self.saved = self.start.weights if self.start.resumed else None
         self.peak_tflops = run.cluster.peak_tflops or metrics.peak_tflops(_device_name(grid.device))
-        self.heldout: dict[int, evaluate.Heldout | None] = {}  # by sequence length
         self.phases = Phases(begins=lambda name: self.watch.dog.beat(self.step, name))
         self.validation_loss: float | None = None
         self._record_s = 0.0
@@ -158,8 +164,11 @@ class Run:
         run = self.config
         self.attempt.record(run, self.start, self.decisions, self.watch.hosts, self.watch.environment)
         words.save_hf(Path(run.folder) / "tokenizer")
+        folder = Path(run.folder) / "checkpoints"
         if run.resume not in ("auto", "none"):
-            checkpoint.set_aside_after(Path(run.folder) / "checkpoints", self.step)
+            checkpoint.set_aside_after(folder, self.step)
+        retention.remove_torn(folder, self.attempt.number, self.attempt.newer)
+        print(*self.notes, sep="\n", flush=True)
         if self.step >= self.last_step:
             print(f"nothing left to train: {self.start.weights} has seen {self.tokens:,} tokens", flush=True)
 
@@ -184,12 +193,12 @@ class Run:
         with self._parts:
             try:
                 if error is None:
-                    self._saves(wait=True)
+                    self.saves(wait=True)
             finally:
                 self.saver.__exit__(kind, error, trace)  # knows the error, so that a failed save does not hide it
         if error is None and self.main and self.step > self.start.step:
             words = None if hasattr(self.objective, "measures") else self.config.model.vocab_size  # of the ln(V) line
-            print(f"loss curve: {plots.draw_loss_curve(self.config.folder, words)}", flush=True)
+            plots.show_loss_curve(self.config.folder, words)
 
     @property
     def step(self) -> int:
@@ -269,7 +278,7 @@ class Run:
         All ranks have the same verdict. Raises TrainingStopped.
         """
         if verdict.kind == "stop":
-            self._saves(wait=True)
+            self.saves(wait=True)
             raise TrainingStopped(self._stopped(verdict.reason))
         if verdict.kind == "rollback":
             self._roll_back(verdict)
@@ -284,7 +293,7 @@ class Run:
     def _roll_back(self, verdict: Verdict) -> None:
         """Weights, optimizer and random state of the newest checkpoint of at most `verdict.before_step` steps."""
         folder = Path(self.config.folder) / "checkpoints"
-        self._saves(wait=True)
+        self.saves(wait=True)
         found = runs.newest_checkpoint(self.config, verdict.before_step)
         if found is None:
             missing = f"there is no checkpoint of at most {verdict.before_step} steps to roll back to"
@@ -310,19 +319,27 @@ class Run:
             "at the first step, look at the weights that init_from brought; guard.on_... says what to do instead"
         )
 
+    def _heldout(self, step: int) -> evaluate.Heldout | None:
+        """Held-out rows of the length of a step, read once; None where nothing is held out."""
+        _, length = self.data.batch_shape(step)
+        if length not in self.heldout:
+            self.heldout[length] = self.data.heldout(length, self.config.validation.tokens)
+        return self.heldout[length]
+
     def validate(self) -> None:
         """Held-out loss by source, over all ranks."""
-        run = self.config
-        _, length = self.data.batch_shape(self.step - 1)
-        if length not in self.heldout:
-            self.heldout[length] = self.data.heldout(length, run.validation.tokens)
-        heldout, size = self.heldout[length], run.parallel.micro_batch
+        run, size = self.config, self.config.parallel.micro_batch
+        heldout = self._heldout(self.step - 1)
         if heldout is None:
             return
         with self.phases("validation"):
             begin = time.perf_counter()
             found = evaluate.heldout_means(self.engine.forward, heldout, self.grid, size, self.objective)
         self.validation_loss, *others = evaluate.over_sources(found)
+        published, loss = self.saver.newest, self.validation_loss
+        if published is not None and published.name == checkpoint.name_of(self.step, self.attempt.number):
+            keep, fence = run.checkpoint, self.attempt.newer
+            on_all_ranks(None, lambda: retention.note_validation(published, loss, keep, fence) if self.main else None)
         self.record.write(
             "validation",
             step=self.step,
@@ -346,7 +363,7 @@ class Run:
         """RunError where the tokens have ended before the gates opened, so that no later stage begins."""
         if self.gates.every_tokens is None or self.gates.open or self.step < self.last_step:
             return
-        self._saves(wait=True)
+        self.saves(wait=True)
         raise TrainingStopped(
             f"after {self.tokens:,} tokens the gates are shut: {'; '.join(self.gates.reasons)}. The newest checkpoint "
             f"is {self.saved}; give this stage more schedule.total_tokens, or change what gates.* ask for"
@@ -371,7 +388,7 @@ class Run:
             stall_s = self.saver.save(meta, state.weights(self.engine), self._optimizer(), overlap=True)
         self.watch.interval.saved(stall_s)
 
-    def _saves(self, wait: bool = False) -> None:
+    def saves(self, wait: bool = False) -> None:
         """Record what has been published since the last look; the first rank alone is told, unless all wait."""
         for one in self.saver.wait() if wait else self.saver.poll():
             self.saved = one.path
@@ -386,7 +403,7 @@ class Run:
         seconds = self.phases.pop()
         begin = time.perf_counter()
         self._profiled()
-        self._saves()
+        self.saves()
         batch_tokens = self.tokens - schedule.step_tokens(run.schedule, self.step - 1)
         _, length = self.data.batch_shape(self.step - 1)
         rate = batch_tokens / seconds["step_s"]
@@ -415,22 +432,6 @@ class Run:
 def _text(run: config.Training) -> Feed:
     assert isinstance(run, config.Pretrain), "other recipes say what they train on"
     return Text(run)
-
-
-def _engine(run: config.Training, grid: Grid, start: runs.Start) -> Engine:
-    """Weights drawn or loaded, then the optimizer, then its state where the run goes on."""
-    fresh = start.weights is None
-    chunks = model.build(run.model, run.precision, run.parallel, grid, seed=run.seed if fresh else None)
-    if start.weights is not None:
-        new = (model.REWARD_HEAD,) if start.head != run.model.head else ()
-        state.load_weights(start.weights, chunks, run.model, grid, without=new)
-        if new:
-            model.initialise_reward_head(chunks, run.model, grid, run.seed)
-    engine = Engine(chunks, run.model, run.optimizer, run.precision, run.parallel, grid)
-    if start.weights is not None and start.optimizer:
-        state.load_optimizer(start.weights, engine, start.updates)
-        checkpoint.load_random(start.weights)
-    return engine
 
 
 def _device_name(device: torch.device) -> str | None:

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
+import re
+import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
+
+from llama31 import files
 
 Line = dict[str, Any]
 
@@ -37,6 +42,10 @@ def _scalars(line: Line) -> dict[str, float]:
     return flat
 
 
+class Unavailable(Exception):
+    """A view cannot be had here; training does without it."""
+
+
 class TensorBoard:
     """Scalars by step, named `kind/name`, as TensorBoard events."""
 
@@ -56,19 +65,23 @@ class TensorBoard:
 
 
 class Wandb:
-    """The same scalars, sent to Weights & Biases."""
+    """The same scalars, sent to Weights & Biases; the environment's WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE hold.
 
-    def __init__(self, folder: Path, name: str) -> None:
+    A run that goes on continues its page, by the id that its folder keeps; one that begins gets a page of its own.
+    """
+
+    def __init__(self, folder: Path, name: str, resumed: bool) -> None:
         try:
             wandb = importlib.import_module("wandb")
         except ImportError as error:
             raise ValueError(
                 "log.wandb=true needs the package wandb: pip install wandb, or set log.wandb=false"
             ) from error
-        # The run's own name as id: a resumed run continues its page.
-        self._run: Any = wandb.init(
-            project="llama31", name=name, id=name.replace("/", "-"), resume="allow", dir=str(folder)
-        )
+        project, page = os.environ.get("WANDB_PROJECT") or "llama31", _page(folder, name, resumed)
+        try:
+            self._run: Any = wandb.init(project=project, name=name, id=page, resume="allow", dir=str(folder))
+        except Exception as error:  # no login, no network, a page of another shape: none of them ends a run
+            raise Unavailable(f"{type(error).__name__}: {error}") from error
 
     def write(self, line: Line) -> None:
         """Add one line of the record."""
@@ -77,6 +90,16 @@ class Wandb:
     def close(self) -> None:
         """Flush and release."""
         self._run.finish()
+
+
+def _page(folder: Path, name: str, resumed: bool) -> str:
+    """Id of the run's page, without the characters that W&B refuses; kept in `folder` for when the run goes on."""
+    kept = folder / "wandb_id"
+    if resumed and kept.exists():
+        return kept.read_text().strip()
+    page = f"{re.sub(r'[^A-Za-z0-9_-]', '-', name)[:100]}-{secrets.token_hex(4)}"
+    files.write_whole(kept, page + "\n")
+    return page
 
 
 class Progress:

@@ -44,7 +44,22 @@ def test_two_saves_never_overlap() -> None:
     assert interval.interval_s == 500
 
 
-@pytest.mark.parametrize("given", [config.Checkpoint(), config.Checkpoint(every_tokens=9, mtbf_hours=1.0)])
+def test_without_a_failure_rate_the_clock_decides() -> None:
+    """What no config says: a run of weeks saves every quarter of an hour."""
+    clock = Clock()
+    interval = Interval(config.Checkpoint(), clock)
+    clock.now_s = 899
+    assert not interval.due()
+    clock.now_s = 900
+    assert interval.due() and interval.news() is None
+    interval.written(write_s=1000)
+    assert interval.interval_s == 1000, "two saves never overlap"
+
+
+NEVER = config.Checkpoint(every_minutes=None)
+
+
+@pytest.mark.parametrize("given", [NEVER, config.Checkpoint(every_tokens=9, mtbf_hours=1.0)])
 def test_tokens_decide(given: config.Checkpoint) -> None:
     clock = Clock()
     interval = Interval(given, clock)

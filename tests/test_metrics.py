@@ -6,6 +6,7 @@ import io
 import json
 import math
 import struct
+import sys
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,59 @@ def test_wandb_without_its_package_names_the_remedy(tmp_path: Path) -> None:
         assert not (tmp_path / FIRST).exists()
     else:
         pytest.skip("wandb is installed here")
+
+
+class Site:
+    """Weights & Biases as far as `Wandb` knows it: what it was asked, and what it refuses."""
+
+    def __init__(self, refusal: Exception | None = None) -> None:
+        self.asked: list[dict[str, str]] = []
+        self.logged: list[int] = []
+        self.refusal = refusal
+
+    def init(self, **given: str) -> Site:
+        self.asked.append(given)
+        if set(given["id"]) & set("/\\#?%:"):
+            raise RuntimeError("the id holds characters that it may not")
+        if self.refusal:
+            raise self.refusal
+        return self
+
+    def log(self, scalars: dict[str, float], step: int) -> None:
+        if step == 2:
+            raise ConnectionError("gone")
+        self.logged.append(step)
+
+    def finish(self) -> None:
+        self.logged.append(-1)
+
+
+def test_wandb_takes_any_name_and_a_fresh_run_gets_a_page_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    site, settings = Site(), config.Log(wandb=True, progress=False)
+    monkeypatch.setitem(sys.modules, "wandb", site)
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    for step in (0, 4, 0):
+        with metrics.open_run(tmp_path, settings, name="lr:1e-3/a b", total_tokens=9, resumed_step=step) as run:
+            for number in (1, 2, 3):
+                run.write("train", step=number, tokens=number, loss=1.0)
+    first, resumed, fresh = (asked["id"] for asked in site.asked)
+    assert first == resumed != fresh
+    assert {asked["project"] for asked in site.asked} == {"theirs"} and site.asked[0]["name"] == "lr:1e-3/a b"
+    assert site.logged == [0, 1, 4, 1, 0, 1], "a view that fails is shown no more"
+    assert "Wandb shows no more of this run: ConnectionError: gone" in caplog.text
+    assert [line["step"] for line in metrics.read_file(tmp_path / FIRST)][:4] == [0, 1, 2, 3]
+
+
+def test_wandb_without_a_login_costs_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", Site(RuntimeError("no key")))
+    with metrics.open_run(tmp_path, config.Log(wandb=True, progress=False), name="t", total_tokens=1) as run:
+        run.write("train", step=1, tokens=1, loss=1.0)
+    assert "RuntimeError: no key" in caplog.text
+    assert len(metrics.read_file(tmp_path / FIRST)) == 2
 
 
 @pytest.mark.torch

@@ -77,3 +77,32 @@ def test_where_the_run_went_on_from_stays_until_there_is_a_newer_one(tmp_path: P
     save(tmp_path, 3, attempt=1)
     gone = retention.prune(tmp_path, keep(1), attempt=1, loaded=loaded)
     assert [path.name for path in gone] == ["step-00000002", "step-00000001"]
+
+
+def test_torn_ones_go_at_the_next_start_and_whole_ones_do_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for step, attempt in ((1, 0), (2, 0), (3, 0), (3, 2)):
+        save(tmp_path, step, attempt)
+    os.truncate(tmp_path / "step-00000002" / "random.bin", 1)
+    (tmp_path / "step-00000003-a0002" / "checkpoint.json").unlink()
+    (tmp_path / ".tmp-step-00000004-0a1b2c3d").mkdir()
+    (tmp_path / ".tmp-step-00000004-a0002-0a1b2c3d").mkdir()
+    gone = retention.remove_torn(tmp_path, attempt=1)
+    assert [path.name for path in gone] == ["step-00000002", ".tmp-step-00000004-0a1b2c3d"]
+    assert "random.bin has 1 of" in caplog.text
+    left = [".tmp-step-00000004-a0002-0a1b2c3d", "step-00000001", "step-00000003", "step-00000003-a0002"]
+    assert steps(tmp_path) == left, "what a newer attempt writes is its own"
+
+
+def test_a_torn_one_stays_where_there_is_no_other(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / "step-00000001" / "random.bin").unlink()
+    assert retention.remove_torn(tmp_path, attempt=1) == [] and steps(tmp_path) == ["step-00000001"]
+
+
+def test_a_held_out_loss_measured_after_the_save_counts(tmp_path: Path) -> None:
+    for step, loss in enumerate([3.0, 2.0, None], start=1):
+        save(tmp_path, step, loss=loss)
+    retention.note_validation(tmp_path / "step-00000003", 1.5, keep(1, best=1))
+    assert steps(tmp_path) == ["step-00000003"]
+    assert checkpoint.read_meta(tmp_path / "step-00000003").validation_loss == 1.5
+    assert checkpoint.verify(tmp_path / "step-00000003") == []

@@ -268,12 +268,15 @@ class Checkpoint:
     """When to save, how, and what to keep."""
 
     every_tokens: int | None = key(
-        None, "tokens between checkpoints; null: by mtbf_hours, or only at the end", low=1, high=MOST_TOKENS
+        None, "tokens between checkpoints; null: by mtbf_hours or every_minutes", low=1, high=MOST_TOKENS
     )
     mtbf_hours: float | None = key(
         None,
         "mean hours between failures of the whole job: gives the interval (Young/Daly) where every_tokens is null",
         above=0,
+    )
+    every_minutes: float | None = key(
+        15.0, "minutes between checkpoints where every_tokens and mtbf_hours are null; null: only at the end", above=0
     )
     asynchronous: bool = key(True, "copy to host memory and write while training goes on")
     keep_last: int | None = key(2, "newest complete checkpoints kept; null: all", low=1)

@@ -61,6 +61,7 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
         plan.append({**step(name, root / name, data), "overrides": keys})
         plan.append({**step(f"{name}-moved", root / f"{name}-moved", data), "overrides": keys, "moved": True})
     plan += [
+        {**step("broken", root / "broken", data), "overrides": {"stop_after_steps": 1}, "broken": True},
         step("again", root / "again", data, init_from=half, schedule__peak_lr=1e-3),
         step("reweighted", root / "reweighted", data, stop_after_steps=8),
         step("other-shape", root / "other-shape", data, resume=half, model__ffn_hidden_size=96),
@@ -219,6 +220,16 @@ def test_a_run_folder_stands_alone(runs: tuple[Path, dict[str, dict[str, str]]])
     assert {"loss", "grad_norm", "lr", "tokens_per_s", "tflops", "mfu", "memory_bytes", "data_s"} <= set(trained)
     validated = [line for line in lines if line["kind"] == "validation"]
     assert set(validated[-1]["losses"]) == {"a", "b"} and validated[-1]["step"] == 12
+
+
+def test_the_last_checkpoint_is_there_before_the_last_validation(runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
+    root, results = runs
+    kinds = [line["kind"] for line in metrics.read(root / "whole")]
+    assert kinds[-2:] == ["checkpoint", "validation"] and kinds.count("validation") == 1
+    last = metrics.read(root / "whole")[-1]["loss"]
+    assert checkpoint.read_meta(checkpoint.resolve(root / "whole")).validation_loss == last
+    assert "held-out text is gone" in results["broken"]["error"]
+    assert checkpoint.resolve(root / "broken").name == "step-00000001", "what fails late costs no checkpoint"
 
 
 def test_changed_data_are_refused(data: Path, runs: tuple[Path, dict[str, dict[str, str]]], tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ loaded and saved. OUT gets, for each, its checkpoint or the error that ended it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -73,6 +75,12 @@ def _load_and_save(run: config.Pretrain) -> Path:
     return this.saver.newest
 
 
+def _broken_validation(broken: bool) -> contextlib.AbstractContextManager[object]:
+    """Held-out text that cannot be read any more when it is asked for."""
+    error = ValueError("data.folder: the held-out text is gone")
+    return mock.patch.object(train.evaluate, "heldout_means", side_effect=error) if broken else contextlib.nullcontext()
+
+
 def main(plan: str, output: str) -> None:
     torch.set_num_threads(1)
     mesh.connect(timeout_s=LIMIT_S)
@@ -80,7 +88,8 @@ def main(plan: str, output: str) -> None:
     for step in json.loads(Path(plan).read_text()):
         run = changed(tiny_run(Path(step["folder"]), Path(step["data"])), step["overrides"])
         try:
-            path = _load_and_save(run) if step.get("moved") else train.fit(run)
+            with _broken_validation(step.get("broken", False)):
+                path = _load_and_save(run) if step.get("moved") else train.fit(run)
             results[step["name"]] = {"checkpoint": str(path)}
         except (ValueError, config.RunError) as error:
             results[step["name"]] = {"error": str(error)}
