@@ -173,7 +173,7 @@ def _forward(
         )
         dist.recv(hidden, group=grid.pp_group, group_src=grid.pp_rank - 1)
         chunk.set_input_tensor(hidden)
-    output = chunk(step, None, documents, inference_context=context, runtime_gather_output=True)
+    output = chunk(step, None, documents, inference_context=context, gather_logits=True)
     context.sequence_len_offset = total
     if grid.last_stage:
         return output[:, -1].float()

@@ -1,4 +1,4 @@
-"""Llama 3.1 as a Megatron TransformerConfig plus a layer spec (report, section 3.2).
+"""Llama 3.1 out of Megatron's blocks: its config, our layer (`parts`), a class of ours (report, section 3.2).
 
 Grouped-query attention, SwiGLU, RMSNorm, rotary embedding with the Llama 3.1 scaling, no biases, untied head (tied in
 Llama 3.2 1B and 3B). Parameters carry Megatron's names with the layer's global index; `shards` says which block of
@@ -8,7 +8,6 @@ each global tensor a rank holds, and initialisation, checkpoints and parity test
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,24 +16,26 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import (
-    VocabParallelEmbedding,
+    ColumnParallelLinear,
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
-    reduce_from_tensor_model_parallel_region,
-    reduce_scatter_to_sequence_parallel_region,
 )
-from megatron.core.transformer import ModuleSpec, TransformerConfig
-from megatron.core.transformer.mlp import MLP
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
-from megatron.core.transformer.transformer_layer import TransformerLayer
+from megatron.core.transformer import MegatronModule, ModuleSpec, TransformerConfig
+from megatron.core.transformer.enums import ModelType
+from megatron.core.transformer.transformer_block import (
+    TransformerBlock,
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
 from torch import Tensor, nn
 
-from llama31 import config, fused, head, precision
-from llama31.attention import DocumentAttention
+from llama31 import config, head, precision
 from llama31.mesh import Grid
+from llama31.parts import RewardHead, RMSNorm, WordEmbedding, layer_spec
 
 RECOMPUTE: dict[str, dict[str, Any]] = {
     "none": {},
@@ -43,63 +44,73 @@ RECOMPUTE: dict[str, dict[str, Any]] = {
 }
 
 
-class RMSNorm(nn.Module):
-    """RMSNorm whose weight gradient is right under sequence parallelism.
+class Llama(MegatronModule):
+    """One pipeline chunk of the model: the layers, the embedding before the first and the head after the last.
 
-    There each tensor-parallel rank sees its own tokens only, and nobody else sums the weight's gradient: reading the
-    weight through Megatron's copy region does, for every ZeRO stage.
+    Its loss never builds all logits; in the place of a head over the vocabulary there may be one of rewards.
     """
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
-        super().__init__()
-        self.eps = eps
-        self.sequence_parallel = config.sequence_parallel
-        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+    model_type = ModelType.encoder_or_decoder  # what Megatron's pipeline schedules ask for
+    scoring = False  # set by `scoring`: of each token its loss and the likeliest token, in the place of one loss
 
-    def forward(self, x: Tensor) -> Tensor:
-        weight = copy_to_tensor_model_parallel_region(self.weight) if self.sequence_parallel else self.weight
-        return fused.rms_norm(x, weight, self.eps)
-
-
-class SwiGLU(MLP):
-    """Megatron's MLP, its activation keeping one tensor for the backward pass instead of four."""
-
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
-        hidden, _ = self.linear_fc1(hidden_states)
-        out, _ = self.linear_fc2(fused.swiglu(hidden))
-        return out, None
-
-
-class WordEmbedding(VocabParallelEmbedding):
-    """Megatron's embedding, its gradient added straight to the weight's `main_grad` where there is one."""
-
-    def forward(self, ids: Tensor) -> Tensor:
-        first, rows = self.vocab_start_index, self.num_embeddings_per_partition
-        elsewhere = (ids < first) | (ids >= first + rows)
-        split = self.tp_group.size() > 1
-        found = fused.embedding((ids - first).masked_fill(elsewhere, 0) if split else ids, self.weight)
-        if split:
-            found = found.masked_fill(elsewhere.unsqueeze(-1), 0.0)
-        if self.reduce_scatter_embeddings:
-            return reduce_scatter_to_sequence_parallel_region(found.transpose(0, 1).contiguous(), group=self.tp_group)
-        return reduce_from_tensor_model_parallel_region(found, group=self.tp_group) if split else found
-
-
-class RewardHead(nn.Module):
-    """One number per token. Its weight is a vector, alike on all tensor-parallel ranks as those of norms are."""
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(hidden_size))
-
-    def forward(self, hidden_sbh: Tensor) -> Tensor:
-        return (hidden_sbh.float() @ self.weight.float()).transpose(0, 1)
-
-
-class Llama(GPTModel):
-    """One pipeline chunk of the model: GPTModel whose loss never builds all logits, or one with a reward head."""
-
-    reward_head: RewardHead | None
+    def __init__(
+        self,
+        settings: TransformerConfig,
+        spec: ModuleSpec,
+        model: config.Model,
+        first: bool,
+        last: bool,
+        vp_stage: int | None,
+    ) -> None:
+        """`first` has the embedding and `last` the head; `vp_stage` numbers the chunks of a rank with interleaving."""
+        super().__init__(settings)
+        groups = ProcessGroupCollection.use_mpu_process_groups()
+        self.tp_group, self.vp_stage = groups.tp, vp_stage  # Megatron's schedules read the latter
+        self.vocab_size, self.max_sequence_length = model.vocab_size, model.max_positions
+        rows = padded(model.vocab_size, settings.tensor_model_parallel_size)
+        self.last, self.tied = last, model.tied_embeddings and model.head == "tokens"
+        self.embedding: Any = None
+        self.output_layer: Any = None
+        self.reward_head: RewardHead | None = None
+        if first:
+            self.embedding = LanguageModelEmbedding(
+                settings,
+                rows,
+                model.max_positions,
+                position_embedding_type="rope",
+                tp_group=groups.tp,
+            )
+            self.embedding.word_embeddings.__class__ = WordEmbedding
+        self.rotary_pos_emb = RotaryEmbedding(
+            settings.kv_channels,
+            rotary_percent=1.0,
+            rotary_base=model.rope_theta,  # type: ignore[arg-type]  # a float is what it computes with
+            rope_scaling=model.rope_factor > 0,
+            rope_scaling_factor=model.rope_factor,
+            use_cpu_initialization=settings.use_cpu_initialization,
+            cp_group=groups.cp,
+        )
+        layers = get_num_layers_to_build(settings, vp_stage=vp_stage)
+        self.decoder = TransformerBlock(
+            settings,
+            TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=RMSNorm),
+            pre_process=first,
+            post_process=last,
+            pg_collection=groups,
+            vp_stage=vp_stage,
+        )
+        if last and model.head == "reward":
+            self.reward_head = RewardHead(model.hidden_size)
+        elif last:
+            self.output_layer = ColumnParallelLinear(
+                model.hidden_size,
+                rows,
+                config=settings,
+                init_method=settings.init_method,
+                bias=False,
+                skip_weight_param_allocation=self.tied and first,
+                tp_group=groups.tp,
+            )
 
     def set_is_first_microbatch(self) -> None:
         """Called by Megatron's schedule before the first forward pass of a step.
@@ -111,41 +122,73 @@ class Llama(GPTModel):
             if hasattr(module, "is_first_microbatch"):
                 module.is_first_microbatch = True
 
-    def _preprocess(self, input_ids: Tensor, position_ids: Tensor | None, *args: Any, **kwargs: Any) -> Any:
-        """As in Megatron; position_ids [b, s / cp], where given, are the rotary positions of each row's tokens."""
-        found = super()._preprocess(input_ids, position_ids, *args, **kwargs)
-        if position_ids is None:
-            return found
-        table = self.rotary_pos_emb.get_emb(position_ids.size(1) * self.config.context_parallel_size)
-        rotary = table[position_ids.transpose(0, 1)].flatten(2, 3)  # [s / cp, b, 1, head_dim]
-        return (found[0], rotary, *found[2:])
+    def set_input_tensor(self, input_tensor: Tensor | list[Tensor] | None) -> None:
+        """The states [s, b, h] that the stage before sent, alone or in a list: Megatron's schedules give both."""
+        self.decoder.set_input_tensor(input_tensor[0] if isinstance(input_tensor, list) else input_tensor)
 
-    scoring = False  # set by `scoring`: of each token its loss and the likeliest token, in the place of one loss
-
-    def _postprocess(  # type: ignore[override]
-        self, hidden_states: Tensor, labels: Tensor | None = None, loss_mask: Tensor | None = None, **kwargs: Any
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None,
+        documents: Tensor,
+        labels: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        inference_context: Any = None,
+        gather_logits: bool = False,
     ) -> Any:
-        """Without labels as in Megatron; with labels [b, s] and weights [b, s]: (weighted loss, losses [b, s]).
+        """Tokens [b, s / cp] of a micro-batch, and the table of their documents (`attention`), through this chunk.
 
-        While `scoring`: (losses [b, s], likeliest tokens [b, s]) where weights are not 0. With labels alone: losses
-        [b, s], differentiable, 0 where the label is negative. With a reward head: its numbers [b, s], FP32.
+        Returns states [s / (cp tp), b, h], divided by tp with sequence parallelism alone, where another stage
+        follows; rewards FP32 [b, s / cp] with a reward head; logits [b, s / cp, v / tp], whole with `gather_logits`,
+        without labels; with labels what `_losses` says. `position_ids` [b, s / cp], where given, are the rotary
+        positions of each row's tokens; `inference_context` keeps K and V of earlier calls.
         """
+        states = self.embedding(input_ids, position_ids) if self.embedding is not None else None
+        states = self.decoder(
+            hidden_states=states,
+            attention_mask=documents,
+            rotary_pos_emb=self._rotary(input_ids, position_ids, inference_context),
+            inference_context=inference_context,
+        )
+        if not self.last:
+            return states
         if self.reward_head is not None:
             if self.config.sequence_parallel:  # every rank goes on with the same numbers: gradients are no parts
-                hidden_states = gather_from_sequence_parallel_region(
-                    hidden_states, tensor_parallel_output_grad=False, group=self.pg_collection.tp
+                states = gather_from_sequence_parallel_region(
+                    states, tensor_parallel_output_grad=False, group=self.tp_group
                 )
-            return self.reward_head(hidden_states)
-        if not self.post_process or labels is None:
-            return super()._postprocess(hidden_states, labels=labels, loss_mask=loss_mask, **kwargs)
+            return self.reward_head(states)
+        if labels is not None:
+            return self._losses(states, labels, loss_mask)
+        logits, _ = self.output_layer(states, weight=self._head_weight(), runtime_gather_output=gather_logits)
+        return logits.transpose(0, 1).contiguous()
+
+    def _rotary(self, input_ids: Tensor, position_ids: Tensor | None, inference_context: Any) -> Tensor:
+        """Angles of the rotary embedding [s / cp, 1, 1, head_dim], of each row its own where positions are given."""
+        length = input_ids.size(1) * self.config.context_parallel_size
+        if position_ids is not None:
+            table = self.rotary_pos_emb.get_emb(length)
+            return table[position_ids.transpose(0, 1)].flatten(2, 3)  # [s / cp, b, 1, head_dim]
+        return self.rotary_pos_emb(inference_context.max_sequence_length if inference_context else length)
+
+    def _head_weight(self) -> Tensor:
+        """The head's [v / tp, h]: the embedding's own where they are tied and in one chunk, else a copy of it."""
+        if self.tied and self.embedding is not None:
+            return self.embedding.word_embeddings.weight
+        return self.output_layer.weight
+
+    def _losses(self, states: Tensor, labels: Tensor, loss_mask: Tensor | None) -> tuple[Tensor, Tensor] | Tensor:
+        """With labels [b, s] and weights [b, s]: (weighted loss, losses [b, s]).
+
+        While `scoring`: (losses [b, s], likeliest tokens [b, s]) where weights are not 0. With labels alone: losses
+        [b, s], differentiable, 0 where the label is negative.
+        """
+        group = self.tp_group
         if self.config.sequence_parallel:
-            hidden_states = gather_from_sequence_parallel_region(hidden_states, group=self.pg_collection.tp)
+            states = gather_from_sequence_parallel_region(states, group=group)
         else:
-            hidden_states = copy_to_tensor_model_parallel_region(hidden_states, group=self.pg_collection.tp)
-        tied = self.share_embeddings_and_output_weights
-        weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
-        tokens = hidden_states.transpose(0, 1).flatten(0, 1)
-        flat, group = labels.flatten(), self.pg_collection.tp
+            states = copy_to_tensor_model_parallel_region(states, group=group)
+        tokens, flat, weight = states.transpose(0, 1).flatten(0, 1), labels.flatten(), self._head_weight()
         columns = real_rows(self.vocab_size, weight.size(0), group.rank())
         if loss_mask is None:
             return head.token_losses(tokens, weight, flat, group, columns).view(labels.shape)
@@ -195,29 +238,10 @@ def transformer_config(
         calculate_per_token_loss=True,  # the loss is already divided by the tokens of the whole batch
         batch_p2p_comm=False,  # batched, gloo gives wrong results with interleaving, in silence
         deallocate_pipeline_outputs=True,
+        cuda_graph_modules=[],  # no graphs are used, and its default is a deprecated value of its own
         **RECOMPUTE[parallel.recompute],
         **precision.transformer_config(numbers),
     )
-
-
-def layer_spec(device: torch.device) -> ModuleSpec:
-    """Transformer Engine's linear layers where there is a GPU that has it, Megatron's own where not.
-
-    Norm and core attention are ours everywhere: see `RMSNorm`, and `attention` for the document mask, which
-    Transformer Engine ignores in silence when it comes as a matrix.
-    """
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
-    layer = spec.submodules
-    layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
-    layer.self_attention.submodules.core_attention = DocumentAttention
-    layer.mlp.module = SwiGLU
-    logging.getLogger(TransformerLayer.__module__).setLevel(logging.ERROR)  # it warns of every MLP not its own
-    if device.type == "cuda" and precision.have_transformer_engine():
-        from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TERowParallelLinear
-
-        layer.self_attention.submodules.linear_qkv = layer.mlp.submodules.linear_fc1 = TEColumnParallelLinear
-        layer.self_attention.submodules.linear_proj = layer.mlp.submodules.linear_fc2 = TERowParallelLinear
-    return spec
 
 
 def fuse_accumulation(chunk: Llama) -> list[nn.Parameter]:
@@ -254,27 +278,9 @@ def build(
     chunks = []
     for vp in range(grid.vpp):
         vp_stage = vp if interleaved else None
-        layers = get_num_layers_to_build(settings, vp_stage=vp_stage)
-        chunk = Llama(
-            settings,
-            TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=RMSNorm),
-            vocab_size=padded(model.vocab_size, grid.tp),
-            max_sequence_length=model.max_positions,
-            pre_process=grid.first_stage and vp == 0,
-            post_process=grid.last_stage and vp == grid.vpp - 1,
-            share_embeddings_and_output_weights=model.tied_embeddings and model.head == "tokens",
-            position_embedding_type="rope",
-            rotary_base=model.rope_theta,  # type: ignore[arg-type]  # a float is what it computes with
-            rope_scaling=model.rope_factor > 0,
-            rope_scaling_factor=model.rope_factor,
-            vp_stage=vp_stage,
-        )
-        chunk.vocab_size = model.vocab_size
-        if chunk.pre_process:
-            chunk.embedding.word_embeddings.__class__ = WordEmbedding
-        chunk.reward_head = None
-        if model.head == "reward" and chunk.post_process:
-            chunk.output_layer, chunk.reward_head = None, RewardHead(model.hidden_size)
+        first = grid.first_stage and vp == 0
+        last = grid.last_stage and vp == grid.vpp - 1
+        chunk = Llama(settings, spec, model, first, last, vp_stage)
         for parameter in chunk.parameters():  # what gradient norms over ranks ask; Megatron sets it on initialising
             parameter.tensor_model_parallel = parameter.ndim > 1  # type: ignore[attr-defined]
         chunks.append(chunk.to(device=grid.device, dtype=precision.dtype(numbers)))

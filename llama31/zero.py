@@ -159,7 +159,7 @@ class Stage1:
             grad_acc_dtype=torch.float32,
         )
         self.forward_chunks: list[Any] = list(chunks)
-        tied = chunks[0].share_embeddings_and_output_weights and grid.pp > 1
+        tied = chunks[0].tied and grid.pp > 1
         self.tied = [s.parameter for s in shards if tied and s.name == "embedding.word_embeddings.weight"]
         self._share_fp32_storage()
         self._attach_gradients(chunks)

@@ -67,7 +67,7 @@ OWNERS = {
     "megatron.core.parallel_state": ("llama31/mesh.py",),
     "megatron.core.pipeline_parallel": ("llama31/engine.py", "llama31/cpu.py"),  # cpu: the shim patches it
     "megatron.core.models": ("llama31/model.py", "llama31/precision.py", "llama31/cpu.py"),
-    "transformer_engine": ("llama31/model.py", "llama31/precision.py", "llama31/kernels.py", "llama31/fused.py"),
+    "transformer_engine": ("llama31/parts.py", "llama31/precision.py", "llama31/kernels.py", "llama31/fused.py"),
     "tiktoken": ("llama31/tokenizer.py",),
     "tokenizers": ("llama31/tokenizer.py",),
     "datasets": ("llama31/data/",),
