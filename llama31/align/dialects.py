@@ -32,7 +32,8 @@ from llama31.align.servers import (
 
 HOT = 2.0  # temperature of the probe, the highest that OpenAI's API knows: any model varies
 LEVEL = 1e4  # temperature at which every token of the vocabulary is as likely as any other
-DRAWS = 48  # tokens that are drawn at it
+DRAWS, ROUNDS = 48, 4  # tokens that are drawn at it, and how often at most until ENOUGH of them can be told apart
+ENOUGH = 36
 RARELY = 1e-6  # likelihood of so many equal ones among them below which they are no chance
 LOOKED_AT = 4096  # ids of the vocabulary, evenly spaced, by which the number of different texts is judged
 PROBE_TOKENS = 24
@@ -148,9 +149,14 @@ def _drawn(server: Server, level: Request, facts: Facts) -> Facts:
 
     if draw(1) is None:  # OpenAI's own API goes up to HOT
         return facts
+    shown: list[Answer] = []
     with ThreadPoolExecutor(8) as pool:
-        found = [one for one in pool.map(draw, range(2, DRAWS + 2)) if one is not None]
-    shown = [one for one in found if one.text and "\N{REPLACEMENT CHARACTER}" not in one.text]
+        for turn in range(ROUNDS):
+            seeds = range(2 + turn * DRAWS, 2 + (turn + 1) * DRAWS)
+            found = [one for one in pool.map(draw, seeds) if one is not None]
+            shown += [one for one in found if one.text and "\N{REPLACEMENT CHARACTER}" not in one.text]
+            if len(shown) >= ENOUGH:
+                break
     if shown and all((one.tokens or 1) > 1 for one in shown):
         raise ValueError(
             f"server.urls={server.url}: it was asked for 1 token and gave {shown[0].tokens}: it heeds no max_tokens, "
