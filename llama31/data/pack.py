@@ -88,6 +88,9 @@ def pack(data: config.Data, name: str, settings: config.Tokenizer, overwrite: bo
         exists = target.exists()
     if exists and not overwrite:
         return _already_packed(data, name, told)
+    if left := sources.unread(source):
+        shown = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
+        print(f"data.sources.{name}.input={source.input}: {len(left)} not read: {shown}; name them or set format")
     jobs = [
         _Job(item, source, name, settings.kind, settings.path, data.bos, data.eos, data.seed, data.heldout_fraction)
         for item in work

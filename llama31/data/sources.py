@@ -2,7 +2,10 @@
 
 A source is cut into work items of a few megabytes (`items`): a range of bytes of a JSONL file, row groups of a Parquet
 file, a handful of text files, rows of a dataset. Each item can be read (`documents`) by any process, so a single huge
-file is packed in parallel. Two placeholders may stand in `data.sources.NAME.input`: `{stdlib}`, the folder of Python's
+file is packed in parallel.
+
+Files of .jsonl, .ndjson or .json hold records, a line each; one of .json may also be an array of them, or a single one,
+and is then read whole. Two placeholders may stand in `data.sources.NAME.input`: `{stdlib}`, the folder of Python's
 standard library, and `{site-packages}`, that of the installed packages; every machine has these texts.
 """
 
@@ -10,26 +13,25 @@ from __future__ import annotations
 
 import functools
 import glob
-import gzip
-import io
 import json
 import os
 import sysconfig
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from llama31 import config
+from llama31.data.compressed import BROKEN, COMPRESSED, opened
 
 _ITEM_BYTES = 4_000_000
 _ITEM_FILES = 500
 _ITEM_ROWS = 5_000
+_RECORDS, _TEXTS = (".jsonl", ".ndjson", ".json"), (".txt", ".md", ".rst")
 _SUFFIXES = {
-    "jsonl": (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".jsonl.zst", ".ndjson.zst"),
+    "jsonl": (*_RECORDS, *(suffix + packed for suffix in _RECORDS for packed in COMPRESSED)),
     "parquet": (".parquet",),
-    "text": (".txt", ".md", ".rst"),
+    "text": (*_TEXTS, *(suffix + packed for suffix in _TEXTS for packed in COMPRESSED)),
 }
 _FORMATS = ("auto", "text", "jsonl", "parquet", "tree", "dataset")
 # Packages installed inside the standard library's folder are not the standard library.
@@ -70,6 +72,23 @@ def items(source: config.Source, name: str) -> list[Item]:
     return cut
 
 
+def unread(source: config.Source) -> list[str]:
+    """Files below the folders of a source that are not read: of another format, hidden, or reached a second time.
+
+    Nothing where `suffixes` say which are wanted, and of a tree only what a link leads to again.
+    """
+    if source.format == "dataset" or not source.input or _is_saved_dataset(Path(source.input)):
+        return []
+    wanted, left = bool(source.suffixes.strip()), []
+    for root in _roots(source, "data.sources"):
+        if os.path.isdir(root):
+            left += [f"{folder} (read already)" for folder in _walk(root, source.format == "tree", again=True)]
+            if not wanted and source.format != "tree":
+                read = {path for path, _ in _matches(root, source.format, ())}
+                left += [path for path in _walk(root, False, hidden=True) if path not in read]
+    return left
+
+
 def documents(item: Item, source: config.Source, name: str) -> Iterator[str]:
     """Documents of one item, in order; blank ones are left out.
 
@@ -98,19 +117,28 @@ def _files(source: config.Source, where: str) -> list[tuple[str, str]]:
     """(format, path) of each file of a source: inputs in the given order, files of each sorted, none twice."""
     wanted = tuple(suffix.strip() for suffix in source.suffixes.split(",") if suffix.strip())
     found: dict[str, str] = {}
-    whole = _expanded(source.input.strip())  # a comma may belong to the name of a file
-    parts = [whole] if os.path.exists(whole) else [part.strip() for part in whole.split(",") if part.strip()]
-    for part in parts:
-        roots = [part] if os.path.exists(part) else sorted(glob.glob(part, recursive=True))
-        if not roots:
-            hint = "; for a dataset of the Hub set format=dataset" if source.format == "auto" else ""
-            raise ValueError(f"{where}.input={part}: no such file, folder or glob{hint}")
+    for part, roots in _parts(source, where):
         matches = {path: format for root in roots for path, format in _matches(root, source.format, wanted)}
         if not matches:
             what = f"files ending in {', '.join(wanted)}" if wanted else f"files of format {source.format}"
             raise ValueError(f"{where}.input={part}: no {what}; set format (tree takes all text files) or suffixes")
         found = found | {path: format for path, format in matches.items() if path not in found}
     return [(format, path) for path, format in found.items()]
+
+
+def _parts(source: config.Source, where: str) -> Iterator[tuple[str, list[str]]]:
+    """Inputs in the given order, each with the files and folders that it stands for."""
+    whole = _expanded(source.input.strip())  # a comma may belong to the name of a file
+    for part in [whole] if os.path.exists(whole) else [part.strip() for part in whole.split(",") if part.strip()]:
+        roots = [part] if os.path.exists(part) else sorted(glob.glob(part, recursive=True))
+        if not roots:
+            hint = "; for a dataset of the Hub set format=dataset" if source.format == "auto" else ""
+            raise ValueError(f"{where}.input={part}: no such file, folder or glob{hint}")
+        yield part, roots
+
+
+def _roots(source: config.Source, where: str) -> list[str]:
+    return [root for _, roots in _parts(source, where) for root in roots]
 
 
 def _matches(root: str, format: str, wanted: tuple[str, ...]) -> Iterator[tuple[str, str]]:
@@ -120,11 +148,24 @@ def _matches(root: str, format: str, wanted: tuple[str, ...]) -> Iterator[tuple[
             yield path, kind
 
 
-def _walk(root: str, tree: bool) -> Iterator[str]:
-    """Files below `root`, sorted by path; without hidden ones, and for a tree without caches and installed packages."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and not (tree and f in _SKIPPED_FOLDERS))
-        yield from (os.path.join(folder, file) for file in sorted(files) if not file.startswith("."))
+def _walk(root: str, tree: bool, hidden: bool = False, again: bool = False) -> Iterator[str]:
+    """Files below `root`, sorted by path; without hidden ones, and for a tree without caches and installed packages.
+
+    Links to folders are followed, into each folder once; `again` gives those that are not entered a second time.
+    """
+    seen = {os.path.realpath(root)}
+    for folder, folders, files in os.walk(root, followlinks=True):
+        kept = sorted(f for f in folders if not f.startswith(".") and not (tree and f in _SKIPPED_FOLDERS))
+        folders[:] = []
+        for path in (os.path.join(folder, name) for name in kept):
+            real = os.path.realpath(path)
+            if real not in seen:
+                seen.add(real)
+                folders.append(os.path.basename(path))
+            elif again:
+                yield path
+        if not again:
+            yield from (os.path.join(folder, file) for file in sorted(files) if hidden or not file.startswith("."))
 
 
 def _format_of(path: str, format: str, wanted: tuple[str, ...], inside: bool) -> str | None:
@@ -158,7 +199,7 @@ def _cut(format: str, paths: list[str], where: str) -> Iterator[Item]:
         size = os.path.getsize(path)
         if format == "parquet":
             yield from _cut_parquet(path, where)
-        elif path.endswith((".gz", ".zst")):
+        elif path.endswith(COMPRESSED) or (size and not _holds_lines(path, where)):
             yield Item(format, (path,), 0, None, size)
         else:
             for start in range(0, size, _ITEM_BYTES):
@@ -186,7 +227,10 @@ def _grouped(format: str, paths: list[str]) -> Iterator[Item]:
 def _read_texts(item: Item, where: str) -> Iterator[str]:
     for path in item.paths:
         try:
-            yield Path(path).read_bytes().decode()
+            with opened(path) as file:
+                yield file.read().decode()
+        except BROKEN as error:
+            raise ValueError(f"{where}.input: {path} is damaged ({error}); fetch it again") from error
         except UnicodeDecodeError as error:
             remedy = "convert it, or set format=tree, which leaves such files out"
             raise ValueError(f"{where}.input: {path} is not UTF-8 (byte {error.start}); {remedy}") from error
@@ -207,16 +251,50 @@ def _read_tree(item: Item) -> Iterator[str]:
 
 
 def _read_jsonl(item: Item, key: str, where: str) -> Iterator[str]:
-    """Lines that begin in [start, stop); the last may end behind it."""
+    """Lines that begin in [start, stop); the last may end behind it. A file that is one array is read whole."""
     path = item.paths[0]
+    if item.stop is None and not _holds_lines(path, where):
+        for number, record in enumerate(_array(path, where), start=1):
+            place = f"{path}, record {number}"
+            if not isinstance(record, dict):
+                raise ValueError(f"{where}.input: {place} is no JSON object; each record has to be one")
+            yield _checked(record.get(key), list(record), key, where, place)
+        return
     for number, line in enumerate(_lines(item, where)):
         if not line.isspace():
             yield _text_of_line(line, key, where, lambda: f"{path}:{_line_number(path, item, number)}")  # noqa: B023
 
 
+def _holds_lines(path: str, where: str) -> bool:
+    """Whether the first line that is not blank stands by itself; else the file is one array, or a single record."""
+    if not path.removesuffix(next(filter(path.endswith, COMPRESSED), "")).endswith(".json"):
+        return True
+    try:
+        with opened(path) as file:
+            first = next((line for line in file if not line.isspace()), b"{}")
+    except BROKEN as error:
+        raise ValueError(f"{where}.input: {path} is damaged ({error}); fetch it again") from error
+    try:
+        return isinstance(json.loads(first), dict)
+    except ValueError:
+        return False
+
+
+def _array(path: str, where: str) -> list[Any]:
+    try:
+        with opened(path) as file:
+            content = json.load(file)
+    except ValueError as error:
+        remedy = "mend it, or set format=text to read it as one text"
+        raise ValueError(f"{where}.input: {path} is neither JSON lines nor JSON ({error}); {remedy}") from error
+    except BROKEN as error:
+        raise ValueError(f"{where}.input: {path} is damaged ({error}); fetch it again") from error
+    return content if isinstance(content, list) else [content]
+
+
 def _lines(item: Item, where: str) -> Iterator[bytes]:
     path = item.paths[0]
-    with _opened(path) as file:
+    with opened(path) as file:
         if item.start:
             file.seek(item.start - 1)
             file.readline()
@@ -224,7 +302,7 @@ def _lines(item: Item, where: str) -> Iterator[bytes]:
         while item.stop is None or position < item.stop:
             try:
                 line = file.readline()
-            except _BROKEN as error:
+            except BROKEN as error:
                 raise ValueError(f"{where}.input: {path} is damaged ({error}); fetch it again") from error
             if not line:
                 return
@@ -253,64 +331,9 @@ def _checked(text: Any, keys: list[str], key: str, where: str, place: str) -> st
 
 def _line_number(path: str, item: Item, number: int) -> int:
     """Line in the file of the `number`-th line of an item; counted only when an error has to name it."""
-    with _opened(path) as file:
+    with opened(path) as file:
         begun = file.read(item.start - 1).count(b"\n") + 1 if item.start else 0
     return begun + number + 1
-
-
-# What a damaged .gz or .zst raises.
-_BROKEN = (EOFError, gzip.BadGzipFile, zlib.error)
-
-
-def _opened(path: str) -> BinaryIO:
-    if path.endswith(".gz"):
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.endswith(".zst"):
-        return io.BufferedReader(_ZstdReader(path))
-    return open(path, "rb")
-
-
-class _ZstdReader(io.RawIOBase):
-    """A .zst file of any number of frames. zstandard's own reader ends in silence where the file was truncated."""
-
-    def __init__(self, path: str) -> None:
-        try:
-            import zstandard
-        except ImportError as error:
-            raise ValueError(f"{path}: reading .zst needs zstandard; pip install zstandard, or unpack it") from error
-        self._zstandard = zstandard
-        self._file = open(path, "rb")  # noqa: SIM115 - closed by close()
-        self._frame: Any = None
-        self._in, self._out = b"", memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._out:
-            self._in = self._in or self._file.read(1 << 16)
-            if not self._in:
-                if self._frame is not None:
-                    raise EOFError("it ends within a frame")
-                return 0
-            self._decompress()
-        taken = min(len(buffer), len(self._out))
-        buffer[:taken], self._out = self._out[:taken], self._out[taken:]
-        return taken
-
-    def _decompress(self) -> None:
-        self._frame = self._frame or self._zstandard.ZstdDecompressor().decompressobj()
-        try:
-            self._out = memoryview(self._frame.decompress(self._in))
-        except self._zstandard.ZstdError as error:
-            raise EOFError(str(error)) from error
-        self._in = self._frame.unused_data if self._frame.eof else b""
-        if self._frame.eof:
-            self._frame = None
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
 
 def _cut_parquet(path: str, where: str) -> Iterator[Item]:

@@ -227,7 +227,7 @@ def test_unreadable_input_is_not_blamed_on_the_folder(
     def fail(path: str) -> None:
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(sources, "_opened", fail)
+    monkeypatch.setattr(sources, "opened", fail)
     with pytest.raises(PermissionError, match=r"in\.jsonl"):
         pack.pack(data, "s", bpe)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import sysconfig
 from pathlib import Path
 
@@ -41,6 +43,60 @@ def test_compressed_jsonl(tmp_path: Path) -> None:
     two_frames = zstandard.compress(_jsonl(TEXTS[30:40])) + zstandard.compress(_jsonl(TEXTS[40:]))
     (tmp_path / "b.jsonl.zst").write_bytes(two_frames)
     assert _texts(config.Source(input=str(tmp_path))) == TEXTS
+
+
+LINES = [(suffix, "lines") for suffix in ("json", "json.gz", "jsonl.xz", "ndjson.bz2", "json.zst")]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "form"), [*LINES, ("json", "array"), ("json.gz", "array"), ("json", "pretty"), ("json.bz2", "pretty")]
+)
+def test_records_whatever_the_suffix_says(tmp_path: Path, suffix: str, form: str) -> None:
+    import zstandard
+
+    records = [{"text": text} for text in TEXTS]
+    content = {"lines": _jsonl(TEXTS), "array": json.dumps(records).encode()}
+    content["pretty"] = json.dumps(records, indent=1).encode()
+    _, _, packed = suffix.partition(".")
+    pack = {"": bytes, "gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress, "zst": zstandard.compress}
+    (tmp_path / f"a.{suffix}").write_bytes(pack[packed](content[form]))
+    assert _texts(config.Source(input=str(tmp_path / f"a.{suffix}"))) == TEXTS
+    assert _texts(config.Source(input=str(tmp_path), format="jsonl")) == TEXTS
+
+
+def test_json_that_holds_no_records_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{not json")
+    with pytest.raises(ValueError, match=r"a\.json is neither JSON lines nor JSON .* format=text"):
+        _texts(config.Source(input=str(tmp_path)))
+    (tmp_path / "b.jsonl.bz2").write_bytes(bz2.compress(_jsonl(TEXTS))[:-20])
+    with pytest.raises(ValueError, match=r"b\.jsonl\.bz2 is damaged .*; fetch it again"):
+        _texts(config.Source(input=str(tmp_path / "b.jsonl.bz2")))
+    (tmp_path / "b.jsonl.bz2").unlink()
+    (tmp_path / "a.json").write_text('[{"text": "one"}, 2]')
+    with pytest.raises(ValueError, match=r"record 2 is no JSON object"):
+        _texts(config.Source(input=str(tmp_path)))
+    (tmp_path / "a.json").write_text('{\n "text": "one"\n}')
+    assert _texts(config.Source(input=str(tmp_path))) == ["one"]
+
+
+def test_links_are_followed_once_and_what_is_not_read_is_named(tmp_path: Path) -> None:
+    disk, root = tmp_path / "disk", tmp_path / "in"
+    disk.mkdir()
+    root.mkdir()
+    (disk / "a.jsonl").write_bytes(_jsonl(["linked"]))
+    (root / "own.jsonl").write_bytes(_jsonl(["own"]))
+    (root / "web").symlink_to(disk)
+    (root / "web-again").symlink_to(disk)
+    (disk / "up").symlink_to(root)
+    (root / "table.csv").write_text("a,b")
+    (root / ".hidden.jsonl").write_bytes(_jsonl(["hidden"]))
+    source = config.Source(input=str(root))
+    assert sorted(_texts(source)) == ["linked", "own"]
+    left = [str(Path(path).relative_to(root)) for path in sources.unread(source)]
+    again = ["web-again (read already)", "web/up (read already)"]
+    assert sorted(left) == [".hidden.jsonl", "table.csv", *again]
+    assert sources.unread(config.Source(input=str(root), suffixes=".jsonl")) == [str(root / path) for path in again]
+    assert sources.unread(config.Source(input=str(root / "own.jsonl"))) == []
 
 
 def test_parquet_by_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
