@@ -1,18 +1,25 @@
 # make demo    train, evaluate, export and sample a small Llama 3.1 on text that this machine has
 # make check   linters, types and the tests that need no torch
 # make test    everything
+# make outdated    what the package index has beyond the pins
 #
 # Overrides: make demo RUN=mine DEMO_ARGS='schedule.total_tokens=400000'   make test PYTEST_ARGS='-k resume'   PYTHON=python3.12
 
+# The first that is 3.12: what PATH calls so, pyenv's (whose shim says no where another version is selected), uv's.
+SUPPORTED := sys.version_info[:2] == (3, 12)
 ifndef PYTHON
-PYTHON := $(shell for p in python3 python3.12 python3.11; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+PYTHON := $(shell for p in python3.12 python3 python "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.12*/bin/python3.12 \
+    "$$(uv python find 3.12 2>/dev/null)"; do "$$p" -c 'import sys; sys.exit(not $(SUPPORTED))' 2>/dev/null && echo "$$p" && break; done)
 endif
+GET := Debian, Ubuntu: apt-get install python3.12 python3.12-venv; elsewhere: pyenv install 3.12, or uv python install 3.12
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := demo
 DEMO_ARGS :=
 PYTEST_ARGS :=
 PROMPT := def read(self, path):
+# Not empty where there is an environment, and of another Python, or of one that is gone.
+STALE := $(shell test ! -d $(VENV) || $(BIN)/python -c 'import sys; sys.exit(not $(SUPPORTED))' 2>/dev/null || echo stale)
 
 # One thread per process: the processes of a run share the cores.
 export OMP_NUM_THREADS ?= 1
@@ -20,11 +27,11 @@ export TOKENIZERS_PARALLELISM ?= false
 # Megatron-Core says at every start, many times over, that there is no Transformer Engine on a CPU.
 export PYTHONWARNINGS ?= ignore
 
-.PHONY: help demo demo-short check lint test clean
+.PHONY: help demo demo-short check lint test outdated clean anew
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
 
 # The commands that a user would type. Each is a no-op, or nearly, when its result is there already.
 demo: data/demo/docs/packed.json
@@ -57,13 +64,17 @@ test: lint
 clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache *.egg-info
 
-# Stamps: an environment is made again when what it is made from has changed.
-$(BIN)/python:
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 12) or sys.exit(f"Python 3.11 or 3.12 is needed, and $(PYTHON) is {v[0]}.{v[1]}: name another with PYTHON=/path/to/python3.12")'
+outdated: $(VENV)/.runtime
+	$(BIN)/python -m tests.outdated
+
+# Stamps: an environment is made again when what it is made from has changed, and whole when it is of another Python.
+$(BIN)/python: $(if $(STALE),anew)
+	@test -n "$(PYTHON)" || { echo "Python 3.12 is needed. $(GET). Or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; $(SUPPORTED) or sys.exit(f"Python 3.12 is needed, and $(PYTHON) is {v[0]}.{v[1]}. $(GET). Or name another with PYTHON=/path/to/python3.12")'
+	@$(if $(STALE),echo "$(VENV) is of another Python than 3.12: it is made anew"; rm -rf $(VENV))
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.runtime: requirements.txt pyproject.toml | $(BIN)/python
+$(VENV)/.runtime: requirements.txt pyproject.toml $(if $(STALE),$(BIN)/python) | $(BIN)/python
 	$(BIN)/pip install --quiet -r requirements.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@

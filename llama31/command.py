@@ -19,16 +19,15 @@ import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from llama31 import incomplete, usage, validate
 from llama31.config import MISSING, ConfigError, Issue
 
-T = TypeVar("T")
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
-def load(
+def load[T](
     schema: type[T],
     config_name: str,
     argv: Sequence[str] | None = None,
@@ -87,7 +86,7 @@ def _parsed(schema: type, config_name: str, argv: Sequence[str] | None) -> tuple
     return parser.parse_known_args(argv)
 
 
-def compose(
+def compose[T](
     schema: type[T], config_name: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None
 ) -> T:
     """Compose `config_name` with `overrides` into a `schema`, whose layout is not judged yet (`validate.validate`).
@@ -100,7 +99,7 @@ def compose(
     return run
 
 
-def _checked(run: T | None, found: list[Issue], world_size: Callable[[T], int] | None) -> tuple[T, list[str]]:
+def _checked[T](run: T | None, found: list[Issue], world_size: Callable[[T], int] | None) -> tuple[T, list[str]]:
     """The config and its warnings. Raises ConfigError with what was found before and what validation adds to it."""
     if run is None:
         raise ConfigError(found)
@@ -118,14 +117,14 @@ def _checked(run: T | None, found: list[Issue], world_size: Callable[[T], int] |
     return run, warnings
 
 
-def _processes(run: T, found: list[Issue], world_size: Callable[[T], int] | None) -> int | None:
+def _processes[T](run: T, found: list[Issue], world_size: Callable[[T], int] | None) -> int | None:
     """They follow from keys, which have to be right; those that are missing may be others. None: as started."""
     if world_size is None or (found and not isinstance(run, incomplete.Incomplete)):
         return None
     return next(iter(incomplete.known(lambda: [world_size(run)])), None)
 
 
-def _gather(
+def _gather[T](
     schema: type[T], config_name: str, overrides: Sequence[str], folders: Sequence[Path]
 ) -> tuple[T | None, list[Issue]]:
     """The config, or None where keys are missing, and all problems of its keys and values."""

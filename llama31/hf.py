@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Buffer
 from io import BufferedWriter
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from typing_extensions import Buffer
 
 from llama31 import config
 

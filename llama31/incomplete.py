@@ -6,9 +6,7 @@ import contextlib
 import dataclasses
 import typing
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
 class Unknown(AttributeError):
@@ -19,7 +17,7 @@ class Incomplete:
     """What such configs are, and their sections, beside the dataclass of the schema; a missing key raises Unknown."""
 
 
-def build(schema: type[T], node: Any, read: Callable[[Any, str], Any]) -> T:
+def build[T](schema: type[T], node: Any, read: Callable[[Any, str], Any]) -> T:
     """An instance of `schema` with what is there in `node`.
 
     `read(node, key)` gives a value, or a section's node, and raises Unknown where it is missing.
@@ -44,7 +42,7 @@ def _unknown(_: Any) -> Any:
     raise Unknown
 
 
-def known(check: Callable[..., Iterable[T]], *arguments: Any) -> list[T]:
+def known[T](check: Callable[..., Iterable[T]], *arguments: Any) -> list[T]:
     """What a check finds before it reads a missing key."""
     found: list[T] = []
     with contextlib.suppress(Unknown):

@@ -33,7 +33,7 @@ from megatron.core.transformer.transformer_block import (
 )
 from torch import Tensor, nn
 
-from llama31 import config, head, precision
+from llama31 import config, head, precision, versions
 from llama31.mesh import Grid
 from llama31.parts import RewardHead, RMSNorm, WordEmbedding, layer_spec
 
@@ -271,6 +271,7 @@ def build(
     With a seed the weights are drawn (equal on every layout), without one they are left for a checkpoint to fill.
     Raises ValueError where this machine cannot compute in the precision asked for.
     """
+    versions.tell()
     precision.check(numbers, grid.device)
     settings = transformer_config(model, numbers, parallel, grid)
     spec = layer_spec(grid.device)

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from llama31 import attempts, checkpoint, config, files, schedule
 from llama31.checkpoint import Meta
@@ -32,7 +32,6 @@ from llama31.data.mixture import Decision, Weights, from_record, plan, replanned
 from llama31.manifest import rank_of
 from llama31.shards import on_all_ranks
 
-Result = TypeVar("Result")
 PACKAGES = ("torch", "megatron-core", "deepspeed", "transformer-engine", "transformers", "numpy", "hydra-core")
 
 
@@ -118,7 +117,7 @@ def _given(run: config.Training, path: str) -> Path:
     return found
 
 
-def _first_rank(action: Callable[[], Result]) -> Result:
+def _first_rank[Result](action: Callable[[], Result]) -> Result:
     """What the first rank finds, on all ranks; what it raises, too."""
     return cast(Result, on_all_ranks(None, lambda: action() if rank_of(None) == 0 else None)[0])
 

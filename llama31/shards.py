@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -44,7 +44,6 @@ from llama31.checksum import Entry, Written, of_file
 ALIGNMENT = 64  # torch aligns data within its archive to 64 bytes; archives are padded so that this holds in the file
 METADATA = ".metadata"  # DCP's table of names
 Shape = tuple[int, ...]
-Result = TypeVar("Result")
 
 
 @dataclass
@@ -104,7 +103,7 @@ class Shard:
         return next(block for block in self.blocks if block.offset == tuple(index.offset or ())).resolve()
 
 
-def on_all_ranks(group: dist.ProcessGroup | None, action: Callable[[], Result]) -> list[Result]:
+def on_all_ranks[Result](group: dist.ProcessGroup | None, action: Callable[[], Result]) -> list[Result]:
     """Run `action` on every rank of `group` and return all results; where one rank fails, every rank raises.
 
     Without an initialised process group this is a plain call. Raises the rank's own error, or else the first other

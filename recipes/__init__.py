@@ -8,15 +8,13 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from llama31 import config, files, inputs
 
-T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def start(main: Callable[[T], object], schema: type[T], config_name: str, argv: Sequence[str] | None = None) -> None:
+def start[T](main: Callable[[T], object], schema: type[T], config_name: str, argv: Sequence[str] | None = None) -> None:
     """Load the config from the command line, or from `argv`, look for what it reads, and run `main` with it.
 
     What our own code refuses (ValueError, RunError) ends the process with its message alone; anything else keeps its

@@ -25,14 +25,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama31.align import chat
 
-T = TypeVar("T")
 VERSION = 3
 Sequence_ = tuple[NDArray[np.int32], NDArray[np.int8]]  # token ids and the part of each
 
@@ -88,7 +87,7 @@ def files(given: str) -> list[Path]:
     return found
 
 
-def records(
+def records[T](
     paths: Sequence[Path], key: str, read: Callable[[dict[str, Any]], T], left_out: Counter[str] | None = None
 ) -> Iterator[tuple[str, bytes, T]]:
     """Of every record its file and line, the line itself, and what `read` makes of it.

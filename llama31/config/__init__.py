@@ -10,7 +10,7 @@ A new recipe is one dataclass in `recipes.py`, one `conf/<recipe>.yaml` and one 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from llama31.config.exams import Gates, Needle, Task
 from llama31.config.keys import MISSING, MOST_TOKENS, ConfigError, Issue, RunError, key
@@ -70,8 +70,6 @@ from llama31.config.sections import (
     TrainedPrecision,
     Validation,
 )
-
-T = TypeVar("T")
 
 __all__ = [
     "MISSING",
@@ -139,7 +137,7 @@ __all__ = [
 ]
 
 
-def load(
+def load[T](
     schema: type[T],
     config_name: str,
     argv: Sequence[str] | None = None,

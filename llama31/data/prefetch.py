@@ -6,12 +6,9 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Generic, TypeVar
-
-T = TypeVar("T")
 
 
-class Prefetcher(Generic[T]):
+class Prefetcher[T]:
     """Gives `make(step)` for the steps [first, last), made by a thread at most `ahead` steps early.
 
     What `make` raises is raised where its result is asked for. With `ahead` 0 there is no thread. Use it in a `with`,

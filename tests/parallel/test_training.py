@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from llama31 import checkpoint, config, metrics, shards
 from llama31.data import pack
+from tests.conftest import ROOT
 from tests.parallel.launch import torchrun
 
 pytestmark = [pytest.mark.torch, pytest.mark.parallel]
@@ -30,6 +32,19 @@ NOT_FINITE = {
     "not-finite-zero3": {"parallel.zero": 3},
 }
 RAMP = {"schedule.total_tokens": 2560, "ramp": [[512, 256, 64], [1280, 512, 128]]}
+# Begun by two processes, ZeRO-1, of commit 72e6bab under Python 3.11.2, torch 2.13.0+cpu and megatron-core 0.16.1. What
+# the archive holds stopped after step 6; from the same checkpoint they went on with these losses and gradient norms.
+BEGUN = ROOT / "tests" / "fixtures" / "begun_0.16.1.tar.xz"
+BEGUN_SHAPE = {"hidden_size": 8, "ffn_hidden_size": 16, "heads": 2, "kv_heads": 1, "vocab_size": 520}
+BEGUN_KEYS = {f"model.{key}": value for key, value in BEGUN_SHAPE.items()} | {"model.tied_embeddings": True}
+WENT_ON = {
+    7: (5.930846214294434, 1.181093451808625),
+    8: (5.8701276779174805, 1.1943904836181016),
+    9: (5.832120895385742, 1.2086103165717264),
+    10: (5.8040266036987305, 1.2048495924536768),
+    11: (5.799338340759277, 1.136198101558083),
+    12: (5.777636528015137, 1.2137272355904107),
+}
 Plan = list[dict[str, Any]]
 
 
@@ -71,6 +86,9 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
         step("other-layout", root / "other-layout", data, parallel__dp=4),
         step("vocabulary", root / "vocabulary", data, model__vocab_size=512),
     ]
+    with tarfile.open(BEGUN) as archive:
+        archive.extractall(root / "old", filter="data")
+    plan.append({**step("begun", root / "old" / "begun", root / "old" / "data"), "overrides": BEGUN_KEYS})
     poisoned = {"init_from": str(root / "poisoned")}
     plan += [{**step(n, root / n, data), "overrides": poisoned | keys} for n, keys in NOT_FINITE.items()]
     first = _run(plan[:11], root)
@@ -112,6 +130,15 @@ def test_resumed_is_bit_equal(params: str, runs: tuple[Path, dict[str, dict[str,
         ours, theirs = (shards.Reader(folder / part) for folder in final)
         assert ours.names() == theirs.names()
         assert all((ours.read(name) == theirs.read(name)).all() for name in ours.names())
+
+
+def test_a_run_begun_under_the_stack_before_goes_on(runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
+    root, results = runs
+    assert "error" not in results["begun"], results["begun"]["error"]
+    found = curve(root / "old" / "begun")
+    assert sorted(found) == list(range(1, 13))
+    for number, values in WENT_ON.items():
+        assert found[number] == pytest.approx(values, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", RESUMED)

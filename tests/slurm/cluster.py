@@ -22,9 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
-T = TypeVar("T")
 CLIENTS = ("sbatch", "squeue", "srun", "scancel", "scontrol", "sinfo", "sacct")
 PROGRAMS = ("slurmctld", "slurmd", "munged", "ip", "nsenter", "unshare", *CLIENTS)
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge", "iproute2")  # Debian's, for PROGRAMS
@@ -104,7 +102,7 @@ PartitionName=grace Nodes=ALL Default=NO MaxTime=INFINITE PriorityTier=1 State=U
 """
 
 
-def wait_for(test: Callable[[], T], timeout_s: float, what: str) -> T:
+def wait_for[T](test: Callable[[], T], timeout_s: float, what: str) -> T:
     """The first true answer of `test`. Raises TimeoutError that names `what`."""
     end = time.monotonic() + timeout_s
     while not (answer := test()):
