@@ -81,8 +81,7 @@ class HuggingFace:
     def __init__(self, path: Path) -> None:
         self.path, self.model = path, hf.read_model(path)
         self._files = hf.SafetensorsFolder(path)
-        words = path / "tokenizer.json"
-        self.tokenizer = words.read_text() if words.is_file() else ""
+        self.tokenizer = hf.tokenizer_identity(path / "tokenizer.json")
 
     def shapes(self) -> dict[str, Shape]:
         """Name -> shape."""
@@ -198,7 +197,7 @@ def _check(inputs: Sequence[Input]) -> None:
     last, problems = inputs[-1], []
     for each in inputs[:-1]:
         ours, theirs = asdict(each.model), asdict(last.model)
-        keys = [key for key in ours if key not in checkpoint.NOT_SHAPE and ours[key] != theirs[key]]
+        keys = checkpoint.differing(ours, theirs)
         problems += [f"{each.path} has {key}={ours[key]}, {last.path} {theirs[key]}" for key in keys]
         if not keys:
             problems += _tensor_problems(each, last)
@@ -317,6 +316,7 @@ def _to_hf(settings: config.Average, inputs: Sequence[HuggingFace], progress: Pr
             writer.close()
         stated = hf.FORMATS[dtype][1]
         raw = hf.read_json(last.path / "config.json")
+        raw.setdefault("transformers_version", hf.VERSION)
         names = {"dtype": stated, "torch_dtype": stated}
         hf.write_json(temporary / "config.json", raw | {key: names[key] for key in names if key in raw})
         if (last.path / "generation_config.json").is_file():

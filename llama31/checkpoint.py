@@ -20,6 +20,7 @@ import os
 import re
 import secrets
 import shutil
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -181,15 +182,28 @@ def refuse_damaged(folder: Path | str, group: dist.ProcessGroup | None = None) -
 
 def check_model(meta: Meta, model: config.Model) -> None:
     """ValueError that names every key in which the checkpoint's model differs from the run's."""
-    wanted = asdict(model)
-    differing = [
-        f"model.{key} is {wanted[key]}, the checkpoint has {meta.model.get(key)}"
-        for key in wanted
-        if key not in NOT_SHAPE and wanted[key] != meta.model.get(key)
-    ]
-    if differing:
-        shape, problem = meta.model.get("name", "?"), f"checkpoint of another shape: {'; '.join(differing)}"
-        raise ValueError(f"{problem}. Run with model={shape}, or give these keys the checkpoint's values")
+    wanted, keys = asdict(model), differing(asdict(model), meta.model)
+    if keys:
+        told = "; ".join(f"model.{key} is {wanted[key]}, the checkpoint has {meta.model.get(key)}" for key in keys)
+        remedy = " ".join(f"model.{key}={meta.model[key]}" for key in keys if key in meta.model)
+        raise ValueError(f"checkpoint of another shape: {told}. Run with {remedy or 'a checkpoint of this model'}")
+
+
+def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Keys of two models in which what they compute differs; fractions are compared in FP32, in which they are used.
+
+    Tools that keep numbers in FP32 (GGUF) write 1e-5 as 9.999999747378752e-06.
+    """
+
+    def same(key: str) -> bool:
+        one, other = ours[key], theirs.get(key)
+        return one == other or (isinstance(one, float) and isinstance(other, float) and _fp32(one) == _fp32(other))
+
+    return [key for key in ours if key not in NOT_SHAPE and not same(key)]
+
+
+def _fp32(number: float) -> bytes:
+    return struct.pack("f", number)
 
 
 def newest(folder: Path | str, starts: Mapping[int, int] | None = None, before: int | None = None) -> Path | None:

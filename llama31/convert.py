@@ -1,4 +1,4 @@
-"""Hugging Face (or Meta) weights to a checkpoint and back: a table of names and two rules, one tensor at a time.
+"""Hugging Face's or Meta's weights to a checkpoint and back: a table of names and two rules, one tensor at a time.
 
 The two rules are Megatron's fused tensors: Q, K and V interleaved by KV group, and gate above up. Everything else
 keeps its numbers and changes its name. Nothing here needs Megatron or a process group. Sources are mapped files and
@@ -11,6 +11,7 @@ the 8 stored twice. Copies are found by value and stored once; the model compute
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -20,9 +21,8 @@ from typing import Any, Protocol
 
 import torch
 
-from llama31 import checkpoint, config, hf, tokenizer
+from llama31 import checkpoint, config, consolidated, hf, tokenizer
 from llama31.align.embedded import stops
-from llama31.consolidated import MetaFolder
 from llama31.hf import Shape
 from llama31.shards import Block, Reader, Shard, check_space
 
@@ -34,6 +34,7 @@ NO_TEMPLATE = (
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+REWARD, SCORE = "reward_head.weight", "score.weight"  # a vector here, a matrix of one row there
 QKV = "self_attention.linear_qkv.weight"
 LAYER = {  # Megatron's name within a layer -> the Hugging Face tensors that it holds, from top to bottom
     "input_layernorm.weight": ("input_layernorm.weight",),
@@ -69,9 +70,9 @@ class Report:
 
 def run(settings: config.Convert, progress: Progress = lambda done, total: None) -> Report:
     """Convert as `settings` say. ValueError: what was given does not fit; CheckpointError: it could not be written."""
-    directions = {"from_hf": from_hf, "from_meta": from_meta, "to_hf": to_hf}
+    directions = {"from_hf": from_hf, "from_meta": from_meta, "to_hf": to_hf, "to_meta": to_meta}
     if settings.direction not in directions:
-        raise ValueError(f"direction={settings.direction}: choose from_hf, from_meta or to_hf")
+        raise ValueError(f"direction={settings.direction}: choose from_hf, from_meta, to_hf or to_meta")
     if settings.dtype not in DTYPES:
         raise ValueError(f"dtype={settings.dtype}: choose bf16 or fp32")
     written, start = 0, time.monotonic()
@@ -104,7 +105,7 @@ def from_hf(settings: config.Convert, progress: Progress) -> Path:
 def from_meta(settings: config.Convert, progress: Progress) -> Path:
     """Meta's folder (params.json, consolidated.*.pth, tokenizer.model) to a checkpoint of step 0; returns its path."""
     folder = Path(settings.hf)
-    source = MetaFolder(folder)
+    source = consolidated.MetaFolder(folder)
     file = folder / "tokenizer.model"
     words = tokenizer.load(config.Tokenizer(kind="tiktoken", path=str(file))) if file.is_file() else None
     extra = _told_ids(words, endings(words)) if words else {}
@@ -121,19 +122,14 @@ def from_meta(settings: config.Convert, progress: Progress) -> Path:
 
 
 def to_hf(settings: config.Convert, progress: Progress) -> Path:
-    """A checkpoint (the newest, where a run is given) to a Hugging Face folder; returns its path."""
-    source, target = checkpoint.resolve(settings.checkpoint), Path(settings.hf)
-    meta = checkpoint.read_meta(source)
-    model = meta.shape()
-    if model.head != "tokens":
-        raise ValueError(f"checkpoint={settings.checkpoint}: a reward model is no LlamaForCausalLM; export another one")
-    reader = Reader(source / "weights")
-    reader.check({name: _stacked(model, parts) for name, parts in table(model).items()})
-    words = Path(settings.tokenizer) if settings.tokenizer else _tokenizer_folder(source, meta)
+    """A checkpoint (the newest, where a run is given) to a Hugging Face folder; returns its path.
+
+    Reward models become LlamaForSequenceClassification with one label, whose score is the reward.
+    """
+    meta, reader, words = _exported(settings)
+    model, target, dtype = meta.shape(), Path(settings.hf), DTYPES[settings.dtype]
     tokens = _special_ids(settings, meta, words)
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        _refuse_existing(target, settings.overwrite and (target / "config.json").is_file(), "hf")
-    dtype = DTYPES[settings.dtype]
+    _check_target(settings, "config.json")
     with checkpoint.publish(target) as temporary:
         writer = hf.SafetensorsWriter(temporary, hf_shapes(model), dtype, settings.max_shard_bytes)
         check_space(temporary, writer.total_bytes)
@@ -149,11 +145,53 @@ def to_hf(settings: config.Convert, progress: Progress) -> Path:
         if not kept or settings.tokenizer:  # or else its ids are those of the tokenizer that came along
             generation |= tokens
         hf.write_json(temporary / "config.json", hf.config_json(model, dtype, tokens))
-        hf.write_json(temporary / "generation_config.json", generation)
+        if model.head == "tokens":
+            hf.write_json(temporary / "generation_config.json", generation)
         copied = hf.copy_tokenizer(words, temporary)
         if "order" in meta.extra and "tokenizer.json" in copied and not tokenizer.write_template(temporary):
             log.warning(NO_TEMPLATE, target)
     return target
+
+
+def to_meta(settings: config.Convert, progress: Progress) -> Path:
+    """A checkpoint (the newest, where a run is given) to a folder in Meta's format; returns its path.
+
+    params.json has no room for `model.max_positions` and `init_std`: what reads it takes Llama 3.1's.
+    """
+    meta, reader, words = _exported(settings)
+    model, target, dtype = meta.shape(), Path(settings.hf), DTYPES[settings.dtype]
+    params = consolidated.params(model, settings.meta_files)
+    _check_target(settings, "params.json")
+    total = sum(torch.Size(shape).numel() for shape in hf_shapes(model).values()) * dtype.itemsize
+    with checkpoint.publish(target) as temporary:
+        check_space(temporary, 2 * total)  # scratch files that are filled, and the archives made of them
+        writer = consolidated.Writer(temporary, model, settings.meta_files, dtype)
+        for name, tensor in _unfused(model, reader):
+            writer.write(name, tensor)
+            progress(tensor.numel() * dtype.itemsize, total)
+        writer.finish()
+        hf.write_json(temporary / "params.json", params)
+        if (words / "tokenizer.model").is_file():
+            shutil.copyfile(words / "tokenizer.model", temporary / "tokenizer.model")
+        elif not tokenizer.save_meta(words, temporary / "tokenizer.model"):
+            log.warning("%s is no tokenizer that Meta's format can hold: no tokenizer.model is written", words)
+    return target
+
+
+def _exported(settings: config.Convert) -> tuple[checkpoint.Meta, Reader, Path]:
+    """What is known of the checkpoint to export, its weights, all there, and the folder of its tokenizer."""
+    source = checkpoint.resolve(settings.checkpoint)
+    meta, reader = checkpoint.read_meta(source), Reader(source / "weights")
+    model = meta.shape()
+    reader.check({name: _stacked(model, parts) for name, parts in table(model).items()})
+    return meta, reader, Path(settings.tokenizer) if settings.tokenizer else _tokenizer_folder(source, meta)
+
+
+def _check_target(settings: config.Convert, config_name: str) -> None:
+    """ValueError where something stands at hf= that is no model, or that may not be replaced."""
+    target = Path(settings.hf)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        _refuse_existing(target, settings.overwrite and (target / config_name).is_file(), "hf")
 
 
 # --- the table and the two rules --------------------------------------------------------------------------------------
@@ -166,7 +204,9 @@ def table(model: config.Model) -> dict[str, tuple[str, ...]]:
         for name, parts in LAYER.items():
             names[f"decoder.layers.{i}.{name}"] = tuple(f"model.layers.{i}.{part}" for part in parts)
     names["decoder.final_layernorm.weight"] = ("model.norm.weight",)
-    if not model.tied_embeddings:
+    if model.head == "reward":
+        names[REWARD] = (SCORE,)
+    elif not model.tied_embeddings:
         names["output_layer.weight"] = (HEAD,)
     return names
 
@@ -204,10 +244,14 @@ def _shape(model: config.Model, name: str) -> Shape:
     rows = table_rows | {"q_proj": hidden, "o_proj": hidden, "k_proj": kv, "v_proj": kv}
     if kind == "down_proj":
         return (hidden, ffn)
+    if name == SCORE:
+        return (1, hidden)
     return (rows[kind], hidden) if kind in rows else (hidden,)
 
 
 def _stacked(model: config.Model, parts: tuple[str, ...]) -> Shape:
+    if parts == (SCORE,):
+        return (model.hidden_size,)
     shapes = [_shape(model, part) for part in parts]
     return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
@@ -249,6 +293,9 @@ def shards_of(
         progress(tensor.nbytes, total)
         return tensor
 
+    def vector(part: str) -> torch.Tensor:
+        return plain(part)[0]
+
     def fused(query: str, key: str, value: str) -> torch.Tensor:
         distinct = [_distinct(source.read(part), model.kv_heads, copies, part) for part in (key, value)]
         tensor = fuse_qkv([source.read(query), *distinct], model.kv_heads, dtype)
@@ -259,6 +306,9 @@ def shards_of(
         shape = _stacked(model, parts)
         if name.endswith(QKV):
             yield Shard(name, shape, [Block((0, 0), partial(fused, *parts), shape, dtype)])
+            continue
+        if name == REWARD:
+            yield Shard(name, shape, [Block((0,), partial(vector, *parts), shape, dtype)])
             continue
         blocks, row = [], 0
         for part in parts:
@@ -271,6 +321,8 @@ def shards_of(
 def check(given: str, source: Source, model: config.Model) -> None:
     """ValueError, beginning with `given`, unless the source holds exactly the tensors of `model`, in their shapes."""
     found, expected = source.shapes(), hf_shapes(model)
+    if any(name.endswith((".weight_scale", ".weight_scale_inv", ".weight_packed")) for name in found):
+        raise ValueError(f"{given}: its weights are quantised, with scales beside them; {hf.UNQUANTISED}")
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [
         f"{name} has shape {list(found[name])}, its config means {list(shape)}"
@@ -278,9 +330,11 @@ def check(given: str, source: Source, model: config.Model) -> None:
         if name in found and found[name] != shape
     ]
     spare = set(found) - set(expected)
-    if HEAD in spare and not torch.equal(source.read(HEAD), source.read(EMBEDDING)):
+    tied = HEAD in spare and model.head == "tokens"
+    if tied and not torch.equal(source.read(HEAD), source.read(EMBEDDING)):
         problems.append(f"{HEAD} differs from {EMBEDDING} though the config ties them: set tie_word_embeddings=false")
-    unknown = sorted(name for name in spare if name != HEAD and not name.endswith("rotary_emb.inv_freq"))
+    spare -= {HEAD} if tied else set()
+    unknown = sorted(name for name in spare if not name.endswith("rotary_emb.inv_freq"))
     problems += [f"{name} is not a part of Llama 3.1" for name in unknown]
     if problems:
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
@@ -337,6 +391,9 @@ def _unfused(model: config.Model, reader: Reader) -> Iterator[tuple[str, torch.T
         if name.endswith(QKV):
             yield from zip(parts, split_qkv(reader.read(name), model.heads, model.kv_heads))
             continue
+        if name == REWARD:
+            yield parts[0], reader.read(name)[None]
+            continue
         row = 0
         for part in parts:
             rows = _shape(model, part)[0]
@@ -366,7 +423,17 @@ def _special_ids(settings: config.Convert, meta: checkpoint.Meta, words: Path) -
             f"tokenizer={words} has {loaded.vocab_size} ids, the model {meta.model['vocab_size']}: "
             "give the tokenizer that the model was trained with"
         )
-    return _told_ids(loaded, [loaded.eos_id] if "packing" in meta.extra else endings(loaded))
+    if loaded.pad_id >= meta.model["vocab_size"]:
+        log.warning(
+            "%s: the pad token's id %d has no row in the model, as it had none in training; to pad batches with "
+            "transformers, set tokenizer.pad_token to another one, for example the end of text",
+            words, loaded.pad_id,
+        )  # fmt: skip
+    told = _told_ids(loaded, [loaded.eos_id] if "packing" in meta.extra else endings(loaded))
+    apart = loaded.pad_id < meta.model["vocab_size"] and loaded.pad_id not in (loaded.eos_id, loaded.eot_id)
+    if meta.model.get("head") == "reward" and apart:
+        told["pad_token_id"] = loaded.pad_id  # transformers scores the last token that is none of these
+    return told
 
 
 def endings(words: tokenizer.Tokenizer) -> list[int]:

@@ -22,6 +22,12 @@ from llama31 import config
 Shape = tuple[int, ...]
 ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 FORMATS = {torch.bfloat16: ("BF16", "bfloat16"), torch.float32: ("F32", "float32")}  # safetensors', transformers' name
+ARCHITECTURES = {"tokens": "LlamaForCausalLM", "reward": "LlamaForSequenceClassification"}  # by `model.head`
+VERSION = "4.43.0"  # the first transformers to know Llama 3.1; 4.57 warns of a wrong tokenizer where there is none
+UNQUANTISED = (
+    "take the BF16 weights that it was made from (transformers 5 also turns a folder into BF16: from_pretrained, then "
+    "save_pretrained with save_original_format=False)"
+)
 INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -44,11 +50,17 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_model(folder: Path) -> config.Model:
     """The shape in `folder`/config.json. One ValueError names every key that is not Llama 3.1's."""
     raw, problems = read_json(folder / "config.json"), []
-    expected = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "quantization_config": None}
-    if raw.get("architectures", ["LlamaForCausalLM"]) != ["LlamaForCausalLM"] or raw.get("model_type") != "llama":
+    expected = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+    heads = {name: head for head, name in ARCHITECTURES.items()}
+    head = heads.get(" ".join(raw.get("architectures") or [ARCHITECTURES["tokens"]]))
+    if head is None or raw.get("model_type") != "llama":
         problems.append(
-            f"architectures={raw.get('architectures')}, model_type={raw.get('model_type')}: only LlamaForCausalLM fits"
+            f"architectures={raw.get('architectures')}, model_type={raw.get('model_type')}: "
+            f"only {' and '.join(heads)} fit"
         )
+    if quantised := raw.get("quantization_config"):
+        method = quantised.get("quant_method", quantised) if isinstance(quantised, dict) else quantised
+        problems.append(f"quantization_config: {method} weights are not read; {UNQUANTISED}")
     for key, value in expected.items():
         if raw.get(key, value) != value:
             problems.append(f"{key}={raw[key]}: has to be {value}, this model has no such parts")
@@ -71,6 +83,7 @@ def read_model(folder: Path) -> config.Model:
         rope_factor=factor,
         norm_eps=raw.get("rms_norm_eps", 1e-6),  # transformers' default where the key is missing
         init_std=raw.get("initializer_range", 0.02),
+        head=head or "tokens",
     )
     if (head_dim := raw.get("head_dim") or model.head_dim) != model.head_dim:
         raise ValueError(f"{folder}/config.json: head_dim={head_dim}: has to be hidden_size / heads = {model.head_dim}")
@@ -104,8 +117,9 @@ def config_json(model: config.Model, dtype: torch.dtype, tokens: dict[str, Any])
     """The content of config.json; `tokens` holds bos_token_id, eos_token_id and perhaps pad_token_id."""
     scaling = {"rope_type": "llama3", "factor": model.rope_factor, **ROPE} if model.rope_factor else None
     name = FORMATS[dtype][1]
+    labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}  # how transformers says num_labels=1
     return {
-        "architectures": ["LlamaForCausalLM"],
+        "architectures": [ARCHITECTURES[model.head]],
         "model_type": "llama",
         "num_hidden_layers": model.layers,
         "hidden_size": model.hidden_size,
@@ -129,21 +143,55 @@ def config_json(model: config.Model, dtype: torch.dtype, tokens: dict[str, Any])
         "rope_parameters": {"rope_theta": model.rope_theta, **(scaling or {"rope_type": "default"})},
         "dtype": name,
         "torch_dtype": name,
+        "transformers_version": VERSION,
+        **(labels if model.head == "reward" else {}),
         **tokens,
     }
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def copy_tokenizer(source: Path, target: Path) -> list[str]:
-    """Copy the tokenizer's files that are in `source`; returns their names."""
+    """Copy the tokenizer's files that are in `source`; returns their names.
+
+    A tokenizer_config.json of transformers 5 is written so that transformers 4, and vLLM on it, read it too.
+    """
     found = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     target.mkdir(parents=True, exist_ok=True)
     for name in found:
         shutil.copyfile(source / name, target / name)
+    if "tokenizer_config.json" in found:
+        told = read_json(target / "tokenizer_config.json")
+        if (readable := _for_transformers_4(told)) != told:
+            write_json(target / "tokenizer_config.json", readable)
     return found
+
+
+def _for_transformers_4(told: dict[str, Any]) -> dict[str, Any]:
+    """Version 4 knows no class TokenizersBackend, and takes extra_special_tokens for a table; 5 reads both forms."""
+    readable = dict(told)
+    if told.get("tokenizer_class") == "TokenizersBackend":
+        readable["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(told.get("extra_special_tokens"), list):
+        readable["additional_special_tokens"] = readable.pop("extra_special_tokens")
+    return readable
+
+
+def tokenizer_identity(path: Path) -> str:
+    """What of a tokenizer.json decides which ids a text gets, to be compared; empty where there is no file.
+
+    Left out are padding and truncation, which a tokenizer keeps from its last use; the two spellings of merges, and
+    settings that are off or not there, are one.
+    """
+    if not path.is_file():
+        return ""
+    told = {key: value for key, value in read_json(path).items() if key not in ("padding", "truncation", "version")}
+    model = {key: value for key, value in (told.get("model") or {}).items() if value not in (None, False)}
+    if "merges" in model:
+        model["merges"] = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    return json.dumps(told | {"model": model}, sort_keys=True)
 
 
 class SafetensorsFolder:

@@ -169,7 +169,7 @@ def _haystack(key: str, needle: Needle, data: Data) -> list[Issue]:
 
 
 def _conversion(run: Convert) -> list[Issue]:
-    if run.direction == "to_hf":
+    if run.direction in ("to_hf", "to_meta"):
         return _checkpoint("checkpoint", run.checkpoint)
     folder, meta = Path(run.hf), run.direction == "from_meta"
     wanted = ("params.json", "consolidated.*.pth") if meta else ("config.json", "*.safetensors")

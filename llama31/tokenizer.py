@@ -45,8 +45,9 @@ _HF_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json
 class Tokenizer(Protocol):
     """What the rest of the code knows of a tokenizer.
 
-    `vocab_size` counts ids, special ones included; `fingerprint` is equal for equal vocabularies, whatever the file
-    format they came from.
+    `vocab_size` counts ids, special ones included, but not a pad token that was added behind all others: no row of
+    data holds it, so a model needs no row for it, and sampling never gives it. `fingerprint` is equal for equal
+    vocabularies, whatever the file format they came from.
     """
 
     vocab_size: int
@@ -118,6 +119,23 @@ def train_bpe(texts: Iterable[str], vocab_size: int, folder: str | Path) -> Byte
     return tokenizer
 
 
+def save_meta(folder: Path, target: Path) -> bool:
+    """Write `folder`'s tokenizer.json as Meta's tokenizer.model; False, and nothing, where that format cannot hold it.
+
+    The format lists byte strings alone: Meta's code adds Llama 3's special tokens behind them, in their order.
+    """
+    path = folder / "tokenizer.json"
+    try:
+        words = _load_json(path) if path.is_file() else None
+    except ValueError:
+        return False
+    if not isinstance(words, ByteLevelTokenizer) or not words.is_metas:
+        return False
+    lines = (b"%b %d\n" % (base64.b64encode(token), rank) for token, rank in words.ranks.items())
+    target.write_bytes(b"".join(lines))
+    return True
+
+
 class ByteLevelTokenizer:
     """Byte-level BPE with Llama 3's split, run by tiktoken; equal to Meta's `encode(bos=False, eos=False)`."""
 
@@ -125,12 +143,13 @@ class ByteLevelTokenizer:
         """`ranks`: byte strings to ids, in order of merging; `special`: names to ids; `names`: see `_special_names`."""
         import tiktoken
 
-        self._ranks, self.special = ranks, special
+        self.ranks, self.special = ranks, special
         self._model = tiktoken.Encoding("llama3", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens=special)
-        self.vocab_size = max(*ranks.values(), *special.values()) + 1
         self._names = names or _special_names({}, special)
+        self.vocab_size = _counted({*ranks.values(), *special.values()}, special, self._names)
         self.bos_id, self.eos_id, self.eot_id, self.pad_id = (special[self._names[role]] for role in _ROLES)
         self.fingerprint = _fingerprint_ranks(ranks, special)
+        self.is_metas = special == {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`: no special ids, no BOS, no EOS."""
@@ -155,8 +174,8 @@ class ByteLevelTokenizer:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        vocabulary = {_text_of(token): rank for token, rank in self._ranks.items()}
-        written = HFTokenizer(models.BPE(vocabulary, _merges(self._ranks), ignore_merges=True))
+        vocabulary = {_text_of(token): rank for token, rank in self.ranks.items()}
+        written = HFTokenizer(models.BPE(vocabulary, _merges(self.ranks), ignore_merges=True))
         written.pre_tokenizer = _pre_tokenizer()
         written.decoder = decoders.ByteLevel()
         written.add_special_tokens(
@@ -188,7 +207,8 @@ class HuggingFaceTokenizer:
         }
         self._names = _special_names(_read_hf_config(path.parent), special, path)
         self.bos_id, self.eos_id, self.eot_id, self.pad_id = (special[self._names[role]] for role in _ROLES)
-        self.vocab_size = max(self._model.get_vocab(with_added_tokens=True).values()) + 1
+        ids = set(self._model.get_vocab(with_added_tokens=True).values())
+        self.vocab_size = _counted(ids, special, self._names)
         told = {key: content.get(key) for key in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
         self.fingerprint = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
@@ -357,6 +377,13 @@ def _special_names(told: dict[str, Any], special: dict[str, int], path: Path | N
             raise ValueError(f"tokenizer.path={path}: no {role}; name one in its tokenizer_config.json")
         names[role] = str(known[0])
     return names
+
+
+def _counted(ids: set[int], special: dict[str, int], names: dict[str, str]) -> int:
+    """Ids up to the highest; a pad token at the very end that is nothing else does not count."""
+    last = max(ids)
+    roles = [role for role, name in names.items() if special[name] == last]
+    return max(ids - {last}) + 1 if roles == ["pad_token"] else last + 1
 
 
 def _read_hf_config(folder: Path) -> dict[str, Any]:

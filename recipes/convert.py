@@ -1,4 +1,4 @@
-"""Hugging Face or Meta weights to a checkpoint, and a checkpoint to Hugging Face format.
+"""Weights in Hugging Face's or Meta's format to a checkpoint, and a checkpoint to either format.
 
 Example: python -m recipes.convert direction=from_hf hf=Llama-3.1-8B checkpoint=runs/llama-8b
 """

@@ -199,7 +199,14 @@ def test_folders_that_differ_are_named(tmp_path: Path) -> None:
     (two / "tokenizer.json").write_text('{"other": 1}')
     with pytest.raises(ValueError, match=r"one has norm_eps=1e-05, .*two 1e-06; .*has another tokenizer"):
         average.run(config.Average([str(one), str(two)], target=str(tmp_path / "out")))
-    (two / "tokenizer.json").write_text("{}")
+    left = {"model": {"merges": ["a b"], "vocab": {"a": 0}}}
+    used = {"model": {"merges": [["a", "b"]], "vocab": {"a": 0}, "dropout": None}, "padding": {"pad_id": 1}}
+    for folder, words in ((one, left), (two, used)):  # what was said of its last use changes no id
+        (folder / "tokenizer.json").write_text(json.dumps(words))
+        hf.write_json(folder / "config.json", hf.config_json(MODEL, torch.float32, IDS))
+    changes = {"rms_norm_eps": 9.999999747378752e-06}  # 1e-5 in FP32, as tools write it that keep numbers in FP32
+    hf.write_json(one / "config.json", hf.config_json(MODEL, torch.float32, IDS) | changes)
+    average.run(config.Average([str(one), str(two)], target=str(tmp_path / "alike")))
     for folder in (one, two):
         hf.write_json(folder / "config.json", hf.config_json(MODEL, torch.float32, IDS))
         save_file({name: weight.half() for name, weight in weights_of(MODEL).items()}, folder / "model.safetensors")

@@ -151,7 +151,13 @@ def test_weights_alone_do_not_resume(tmp_path: Path) -> None:
 
 def test_a_model_of_another_shape_is_named_key_by_key() -> None:
     checkpoint.check_model(META, replace(MODEL, name="other", init_std=0.5))
-    with pytest.raises(ValueError, match=r"model.layers is 2, the checkpoint has 1; model.kv_heads is 2.*model=small"):
+    checkpoint.check_model(META, replace(MODEL, norm_eps=9.999999747378752e-06))  # 1e-5 in FP32
+    with pytest.raises(ValueError, match="norm_eps is 1e-06, .* 1e-05[.] Run with model.norm_eps=1e-05$"):
+        checkpoint.check_model(META, replace(MODEL, norm_eps=1e-6))
+    with pytest.raises(
+        ValueError,
+        match=r"model.layers is 2, the checkpoint has 1; model.kv_heads is 2.*Run with model.layers=1 model.kv_heads=",
+    ):
         checkpoint.check_model(META, replace(MODEL, layers=2, kv_heads=2))
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from llama31 import checkpoint, config, convert, hf, shards, tokenizer
+from llama31 import checkpoint, config, consolidated, convert, hf, shards, tokenizer
 from llama31.align import template
 from llama31.shards import Block, Shard
 from tests.conftest import Command
@@ -225,6 +225,7 @@ def test_config_json_serves_all_three_readers() -> None:
         "rope_theta": 500000.0,
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
+        "transformers_version": "4.43.0",  # 4.57 warns of a wrong tokenizer where it is missing
         "use_cache": True,
         "vocab_size": 80,
     }
@@ -248,10 +249,16 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, **hf.ROPE}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["MistralForCausalLM"]}, r"architectures=\['MistralForCausalLM'\].*only LlamaForCausalLM"),
+        (
+            {"architectures": ["MistralForCausalLM"]},
+            r"architectures=\['MistralForCausalLM'\].*only LlamaForCausalLM and Llam",
+        ),
         ({"attention_bias": True}, "attention_bias=True: has to be False"),
         ({"hidden_act": "gelu"}, "hidden_act=gelu: has to be silu"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config="),
+        (
+            {"quantization_config": {"quant_method": "fp8"}},
+            "quantization_config: fp8 weights are not read; take the BF16",
+        ),
         ({"head_dim": 16}, "head_dim=16: has to be hidden_size / heads = 4"),
         ({"vocab_size": "remove"}, "vocab_size is missing"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling.rope_type=yarn: only default and llama3"),
@@ -275,6 +282,10 @@ def test_other_architectures_are_refused(changes: dict[str, Any], message: str, 
         (lambda weights: weights.pop("lm_head.weight"), "lm_head.weight is missing"),
         (lambda weights: weights.update({"model.norm.weight": torch.ones(7)}), r"model.norm.weight has shape \[7\]"),
         (lambda weights: weights.update({"model.layers.0.bias": torch.ones(7)}), "layers.0.bias is not a part"),
+        (
+            lambda weights: weights.update({"lm_head.weight_scale_inv": torch.ones(1, 1)}),
+            "are quantised.*take the BF16",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_named(spoil: Callable[[Any], Any], message: str, tmp_path: Path) -> None:
@@ -358,6 +369,43 @@ def test_a_trained_run_is_exported_with_its_tokenizer(tmp_path: Path) -> None:
     assert written["bos_token_id"] == words.bos_id
     loaded = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert loaded.encode("to be", add_special_tokens=False) == words.encode("to be")
+
+
+def test_a_pad_token_that_the_model_has_no_row_for_is_no_obstacle(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from transformers import AutoTokenizer
+
+    words = tokenizer.train_bpe(["to be or not to be"], 520, tmp_path / "plain")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "plain")
+    loaded.add_special_tokens({"pad_token": "[PAD]"})
+    loaded.save_pretrained(tmp_path / "run" / "tokenizer")
+    padded = tokenizer.load(config.Tokenizer(kind="huggingface", path=str(tmp_path / "run" / "tokenizer")))
+    assert padded.vocab_size == words.vocab_size == padded.pad_id and padded.encode("to be") == words.encode("to be")
+    model = replace(MODEL, vocab_size=words.vocab_size)
+    pieces = [Shard(name, shape, [Block((0,) * len(shape), torch.ones(shape))]) for name, shape in megatron(model)]
+    checkpoint.save(tmp_path / "run" / "checkpoints", checkpoint.Meta(asdict(model), step=1), pieces)
+    convert.run(settings("to_hf", tmp_path / "out", tmp_path / "run"))
+    assert read_hf(tmp_path / "out")["lm_head.weight"].shape == (words.vocab_size, MODEL.hidden_size)
+    assert f"the pad token's id {words.vocab_size} has no row in the model" in caplog.text
+
+
+def test_what_transformers_5_saves_is_written_for_4_too(tmp_path: Path) -> None:
+    """4.57.6 raises for both, 5 reads both forms; all else is copied as it is."""
+    (tmp_path / "five").mkdir()
+    told = {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<a>"], "eos_token": "ü"}
+    hf.write_json(tmp_path / "five" / "tokenizer_config.json", told)
+    hf.copy_tokenizer(tmp_path / "five", tmp_path / "out")
+    assert hf.read_json(tmp_path / "out" / "tokenizer_config.json") == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "additional_special_tokens": ["<a>"],
+        "eos_token": "ü",
+    }
+    (tmp_path / "five" / "tokenizer_config.json").write_text('{"tokenizer_class":   "PreTrainedTokenizerFast"}')
+    hf.copy_tokenizer(tmp_path / "five", tmp_path / "out")
+    assert (
+        tmp_path / "out" / "tokenizer_config.json"
+    ).read_text() == '{"tokenizer_class":   "PreTrainedTokenizerFast"}'
 
 
 def exported(tmp_path: Path, extra: dict[str, Any], tokenizer_folder: Path | None = None) -> list[Any]:
@@ -455,6 +503,31 @@ def test_transformers_computes_the_same(tied: bool, tmp_path: Path) -> None:
         assert torch.equal(copy(tokens).logits, original(tokens).logits)
 
 
+def test_reward_models_come_in_and_go_out(tmp_path: Path) -> None:
+    """As LlamaForSequenceClassification: bit-equal, and its scores are the numbers of our reward head."""
+    from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 80, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_labels": 1, "pad_token_id": 79}
+    rope: Any = {"rope_theta": 500000.0, **LLAMA3}
+    settings_of = LlamaConfig(**sizes, **heads, rms_norm_eps=1e-5, rope_parameters=rope)
+    original = LlamaForSequenceClassification(settings_of).eval()
+    original.save_pretrained(tmp_path / "hf")
+    convert.run(settings("from_hf", tmp_path / "hf", tmp_path / "run", dtype="fp32"))
+    path = checkpoint.resolve(tmp_path / "run")
+    assert checkpoint.read_meta(path).shape().head == "reward"
+    assert torch.equal(shards.read(path / "weights", "reward_head.weight"), original.score.weight[0])
+    convert.run(settings("to_hf", tmp_path / "out", tmp_path / "run", dtype="fp32"))
+    assert not (tmp_path / "out" / "generation_config.json").exists()
+    copy = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype="auto").eval()
+    assert type(copy) is LlamaForSequenceClassification and copy.config.num_labels == 1
+    tokens = torch.randint(0, 78, (2, 33))
+    tokens[1, 20:] = 79
+    with torch.no_grad():
+        assert torch.equal(copy(tokens).logits, original(tokens).logits)
+
+
 def pairs_from_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
     """Hugging Face's rows -> Meta's, by definition: row 2j is row j of the first half, row 2j + 1 of the second."""
     size = weight.shape[0] // heads
@@ -495,6 +568,56 @@ def write_meta(folder: Path, weights: dict[str, torch.Tensor], model: config.Mod
     rest = {"norm_eps": 1e-5, "rope_theta": 500000.0, "use_scaled_rope": True, "vocab_size": model.vocab_size}
     hf.write_json(folder / "params.json", {**sizes, **rest})
     return folder
+
+
+@pytest.mark.parametrize(("files", "tied"), [(1, False), (2, False), (2, True)])
+def test_exports_in_metas_format_are_metas_files(files: int, tied: bool, tmp_path: Path) -> None:
+    """Against files made by definition, and read again: bit-equal."""
+    model = replace(MODEL, tied_embeddings=tied, rope_factor=32.0 if tied else 8.0)
+    weights = weights_of(model)
+    stored = weights | ({"lm_head.weight": weights["model.embed_tokens.weight"]} if tied else {})
+    wanted = write_meta(tmp_path / "wanted", stored, model, files)
+    convert.run(settings("from_hf", write_hf(tmp_path / "hf", model, weights), tmp_path / "run", dtype="fp32"))
+    out = tmp_path / "small"
+    convert.run(settings("to_meta", out, tmp_path / "run", dtype="fp32", meta_files=files))
+    assert sorted(path.name for path in out.iterdir()) == [
+        *(f"consolidated.{i:02d}.pth" for i in range(files)), "params.json"
+    ]  # fmt: skip
+    for file in sorted(wanted.glob("*.pth")):
+        ours, theirs = (torch.load(folder / file.name, weights_only=True) for folder in (out, wanted))
+        theirs.pop("rope.freqs")
+        assert_equal(dict(sorted(ours.items())), dict(sorted(theirs.items())))
+    convert.run(settings("from_meta", out, tmp_path / "again", dtype="fp32"))
+    first, second = (checkpoint.resolve(tmp_path / run) for run in ("run", "again"))
+    assert checkpoint.read_meta(second).shape() == model
+    readers = [shards.Reader(path / "weights") for path in (first, second)]
+    assert readers[0].names() == readers[1].names()
+    assert all(torch.equal(readers[0].read(name), readers[1].read(name)) for name in readers[0].names())
+
+
+@pytest.mark.parametrize(("hidden", "width", "factor"), [(4096, 14336, 1.3), (8192, 28672, 1.3), (16384, 53248, 1.2)])
+def test_params_json_means_the_width_of_the_swiglu(hidden: int, width: int, factor: float) -> None:
+    """By Meta's formula; the factors of 8B, 70B and 405B are those of the releases."""
+    model = replace(MODEL, hidden_size=hidden, ffn_hidden_size=width)
+    told = consolidated.params(model, 1)
+    assert told["ffn_dim_multiplier"] == factor
+    for odd in (48, 50, 100, 173, 5461, width):
+        told = consolidated.params(replace(model, ffn_hidden_size=odd), 1)
+        size = int(told["ffn_dim_multiplier"] * int(2 * 4 * hidden / 3))
+        assert told["multiple_of"] * ((size + told["multiple_of"] - 1) // told["multiple_of"]) == odd
+
+
+def test_what_metas_format_cannot_hold_is_named() -> None:
+    with pytest.raises(ValueError, match=r"reward model.*rope_factor=4: .*takes? 8.*meta_files=3 does not divide"):
+        consolidated.params(replace(MODEL, head="reward", rope_factor=4.0), 3)
+
+
+def test_metas_tokenizer_is_written_and_read_alike(tmp_path: Path) -> None:
+    words = tokenizer.train_bpe(["to be or not to be"], 520, tmp_path / "bpe")
+    assert tokenizer.save_meta(tmp_path / "bpe", tmp_path / "tokenizer.model")
+    again = tokenizer.load(config.Tokenizer(kind="tiktoken", path=str(tmp_path / "tokenizer.model")))
+    assert again.fingerprint == words.fingerprint and again.vocab_size == words.vocab_size
+    assert not tokenizer.save_meta(tmp_path, tmp_path / "tokenizer.model")
 
 
 @pytest.mark.parametrize(("files", "tied"), [(1, False), (2, False), (1, True)])

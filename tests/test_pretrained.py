@@ -15,7 +15,7 @@ from llama31.mesh import Grid
 from llama31.model import Llama
 from llama31.shards import Block, Shard
 from tests.test_convert import MODEL, settings, weights_of, write_hf
-from tests.test_model import FP32, ONE
+from tests.test_model import FP32, ONE, logits_of
 
 pytestmark = pytest.mark.torch
 
@@ -129,3 +129,18 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
         pretrained.find(str(write_hf(tmp_path / "gelu", MODEL, weights, hidden_act="gelu")))
     with pytest.raises(ValueError, match="nowhere does not exist"):
         pretrained.find("nowhere")
+
+
+def test_rewards_equal_the_scores_of_transformers(tmp_path: Path, grid: Grid) -> None:
+    """Read as it stands: a reward is the score of the last token."""
+    from transformers import AutoModelForSequenceClassification
+
+    shape = replace(MODEL, head="reward")
+    folder = write_hf(tmp_path / "hf", shape, weights_of(shape), pad_token_id=79)
+    theirs = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto").eval()
+    tokens = torch.arange(2 * 21).view(2, 21) % 78
+    with torch.no_grad():
+        wanted = theirs(tokens).logits[:, 0]
+        found = logits_of(loaded(folder, grid)[1][0], tokens)[:, -1]
+    assert wanted.abs().min() > 0.1
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)

@@ -221,8 +221,9 @@ class Feed:
         """ValueError where the data hold ids that the model has no embedding for."""
         if self.vocab_size > model.vocab_size:
             raise ValueError(
-                f"model.vocab_size={model.vocab_size}: the tokenizer has {self.vocab_size} ids; give "
-                f"model.vocab_size={self.vocab_size} or more, or a smaller tokenizer"
+                f"model.vocab_size={model.vocab_size}: the tokenizer has {self.vocab_size} ids; give the tokenizer of "
+                "the model that training begins with, or give that model rows for them first (transformers' "
+                "resize_token_embeddings, then recipes.convert)"
             )
         assert tokenizer_fingerprint == self.tokenizer_fingerprint, "encoded with the run's own tokenizer"
 

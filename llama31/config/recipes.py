@@ -135,11 +135,12 @@ class Pack:
 class Convert:
     """Keys of `recipes.convert`: Hugging Face (or Meta) weights to a checkpoint and back."""
 
-    direction: str = key(MISSING, "which way to convert", choices=("from_hf", "to_hf", "from_meta"))
-    hf: str = key(MISSING, "Hugging Face folder (from_meta: Meta's folder)")
+    direction: str = key(MISSING, "which way to convert", choices=("from_hf", "to_hf", "from_meta", "to_meta"))
+    hf: str = key(MISSING, "Hugging Face folder (from_meta, to_meta: folder in Meta's format)")
     checkpoint: str = key(MISSING, "checkpoint folder, or a run folder whose newest checkpoint is meant")
     dtype: str = key("bf16", "number format of the written weights", choices=("bf16", "fp32"))
     max_shard_bytes: int = key(5_000_000_000, "largest safetensors file", low=1)
+    meta_files: int = key(1, "to_meta: files to split the model into, one for each of so many GPUs", low=1)
     tokenizer: str | None = key(None, "tokenizer folder to export; null: the one that the run used")
     overwrite: bool = key(False, "replace what stands at the target")
 
