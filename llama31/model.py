@@ -274,7 +274,7 @@ def build(
     versions.tell()
     precision.check(numbers, grid.device)
     settings = transformer_config(model, numbers, parallel, grid)
-    spec = layer_spec(grid.device)
+    spec = layer_spec(grid.device, model.ffn_hidden_size)
     interleaved = grid.vpp > 1
     chunks = []
     for vp in range(grid.vpp):

@@ -79,7 +79,7 @@ class RewardHead(nn.Module):
         return (hidden_sbh.float() @ self.weight.float()).transpose(0, 1)
 
 
-def layer_spec(device: torch.device) -> ModuleSpec:
+def layer_spec(device: torch.device, ffn_hidden_size: int) -> ModuleSpec:
     """Transformer Engine's linear layers where there is a GPU that has it, Megatron's own where not.
 
     Norm and core attention are ours everywhere: see `RMSNorm`, and `attention` for the document mask, which
@@ -95,7 +95,7 @@ def layer_spec(device: torch.device) -> ModuleSpec:
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(column, DocumentAttention, row),
     )
-    mlp = partial(SwiGLU.as_mlp_submodule, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row))
+    mlp = partial(SwiGLU.as_mlp_submodule, submodules=MLPSubmodules(column, row), ffn_hidden_size=ffn_hidden_size)
     layer = TransformerLayerSubmodules(
         input_layernorm=RMSNorm,
         self_attention=attention,

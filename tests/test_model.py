@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -179,6 +180,20 @@ def test_frequencies_equal_metas_to_the_bit(grid: Grid, factor: int, head_dim: i
     assert found.dtype == torch.float32
     assert torch.equal(found, scope["apply_scaling"](plain))
     assert not torch.equal(found, plain)
+
+
+def test_a_chunk_is_made_of_our_parts_and_of_nothing_deprecated(grid: Grid, caplog: pytest.LogCaptureFixture) -> None:
+    """Megatron takes a spec's attribute that it does not know, and its own part with it, without a word."""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        chunk = model.build(MODEL, FP32, ONE, grid)[0]
+    said = [str(warning.message) for warning in warned] + [record.getMessage() for record in caplog.records]
+    assert not [line for line in said if "deprecat" in line.lower() or "requires ffn_hidden_size" in line]
+    made = {name: type(module).__name__ for name, module in chunk.named_modules()}
+    layer = {name.removeprefix("decoder.layers.1."): kind for name, kind in made.items() if ".layers.1." in name}
+    assert layer["mlp"] == "SwiGLU" and layer["self_attention.core_attention"] == "DocumentAttention"
+    assert layer["input_layernorm"] == layer["pre_mlp_layernorm"] == made["decoder.final_layernorm"] == "RMSNorm"
+    assert made["embedding.word_embeddings"] == "WordEmbedding"
 
 
 def loss_of(chunks: list[Llama], grid: Grid, vocab: int, rows: int, length: int) -> float:
