@@ -52,6 +52,7 @@ class Text:
         self._start = start
         if start.resumed is not None:
             runs.check_order(self._run.data, start.resumed)
+            runs.check_rows(self._run.schedule, self._run.data.packing, start.resumed)
         self._weights, decisions = runs.decisions_of(self._run, start)
         self.follow(decisions)
         return decisions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict
 
 from llama31 import config, schedule
 from llama31.checkpoint import Meta
@@ -46,11 +46,9 @@ def _begins(run: config.Training, start: Start) -> str:
 
 def _learning_rate(given: config.Schedule, meta: Meta) -> list[str]:
     """A sentence where another schedule makes the learning rate jump from the checkpoint's last step to the next."""
-    known = {field.name for field in fields(config.Schedule)}
-    was = config.Schedule(**{key: value for key, value in meta.schedule.items() if key in known})
-    was.ramp = [ramp if isinstance(ramp, config.Ramp) else config.Ramp(**ramp) for ramp in was.ramp]
-    if meta.step == 0 or meta.tokens >= given.total_tokens:
+    if meta.step == 0 or not meta.schedule or meta.tokens >= given.total_tokens:
         return []
+    was = schedule.of_record(meta.schedule)
     last = schedule.learning_rate(was, schedule.step_tokens(was, meta.step - 1))
     ahead = schedule.learning_rate(given, meta.tokens)
     before, after = asdict(was), asdict(given)

@@ -155,6 +155,28 @@ def check_order(data: config.Data, meta: Meta) -> None:
         )
 
 
+def check_rows(given: config.Schedule, packing: str, meta: Meta) -> None:
+    """ValueError where rows of whole documents were of another length before the checkpoint than the schedule says.
+
+    How many documents a step read depends on it, so some would be read twice and others never.
+    """
+    if packing != "whole" or not meta.schedule:
+        return
+    was = schedule.of_record(meta.schedule)
+
+    def lengths(of: config.Schedule) -> list[tuple[int, int]]:
+        return [(s.first_step, s.sequence_length) for s in schedule.unbounded(of) if s.first_step < meta.step]
+
+    if lengths(given) != lengths(was):
+        now, before = schedule.batch_at(given, meta.tokens), lengths(was)[-1][1]
+        raise ValueError(
+            f"schedule.sequence_length={now.sequence_length}: with data.packing=whole the checkpoint read its "
+            f"documents in rows of {before}; give schedule.sequence_length={was.sequence_length} and another length "
+            f"from here on by schedule.ramp=[{{from_tokens: {meta.tokens}, batch_tokens: {now.batch_tokens}, "
+            f"sequence_length: {now.sequence_length}}}], or start a new run from these weights with init_from="
+        )
+
+
 def decisions_of(run: config.Pretrain, start: Start) -> tuple[dict[str, float], list[Decision]]:
     """The mixture at step 0 and the decisions since, with more where a resumed run was given another plan.
 

@@ -8,9 +8,11 @@ so that the place of step 1,000,000 is known at once.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
-from llama31.config import Schedule
+from llama31.config import Ramp, Schedule
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,15 @@ class Stage:
         return self.batch_tokens // self.sequence_length
 
 
-def _unbounded(schedule: Schedule) -> list[Stage]:
+def of_record(record: Mapping[str, Any]) -> Schedule:
+    """The schedule that a checkpoint was saved with, from its fields; those of other versions are left out."""
+    known = {field.name for field in fields(Schedule)}
+    found = Schedule(**{key: value for key, value in record.items() if key in known})
+    found.ramp = [Ramp(**ramp) for ramp in record.get("ramp", [])]
+    return found
+
+
+def unbounded(schedule: Schedule) -> list[Stage]:
     """The stages as if training never ended: the last one has no end. Stages without a step are left out."""
     sizes = [(0, schedule.batch_tokens, schedule.sequence_length)]
     sizes += [(ramp.from_tokens, ramp.batch_tokens, ramp.sequence_length) for ramp in schedule.ramp]
@@ -50,7 +60,7 @@ def stages(schedule: Schedule) -> list[Stage]:
     """The stages that training reaches, in order, each with its number of steps; the last ends with training."""
     end = total_steps(schedule)
     found = []
-    for stage in _unbounded(schedule):
+    for stage in unbounded(schedule):
         if stage.first_step < end:
             steps = end - stage.first_step if stage.steps is None else min(stage.steps, end - stage.first_step)
             found.append(Stage(stage.first_step, steps, stage.from_tokens, stage.batch_tokens, stage.sequence_length))
@@ -59,12 +69,12 @@ def stages(schedule: Schedule) -> list[Stage]:
 
 def batch_at(schedule: Schedule, tokens: int) -> Stage:
     """The stage that the step belongs to that has seen `tokens`: its batch_tokens and sequence_length."""
-    return [stage for stage in _unbounded(schedule) if stage.from_tokens <= tokens][-1]
+    return [stage for stage in unbounded(schedule) if stage.from_tokens <= tokens][-1]
 
 
 def step_tokens(schedule: Schedule, step: int) -> int:
     """Tokens seen before `step` (counted from 0)."""
-    stage = [stage for stage in _unbounded(schedule) if stage.first_step <= step][-1]
+    stage = [stage for stage in unbounded(schedule) if stage.first_step <= step][-1]
     return stage.from_tokens + (step - stage.first_step) * stage.batch_tokens
 
 

@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -104,7 +105,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int, folder: str | Path) -> Byte
     merged = vocab_size - len(SPECIAL_TOKENS)
     if merged < 256:
         raise ValueError(f"tokenizer.vocab_size={vocab_size}: 256 bytes and 256 special tokens need at least 512")
-    trainer = trainers.BpeTrainer(vocab_size=merged, initial_alphabet=sorted(_BYTE_OF_CHAR), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=merged, initial_alphabet=sorted(_BYTE_OF_CHAR), show_progress=sys.stderr.isatty()
+    )
     trained = HFTokenizer(models.BPE())
     trained.pre_tokenizer = _pre_tokenizer()
     trained.train_from_iterator((_valid(text) for text in texts), trainer)

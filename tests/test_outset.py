@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llama31 import config, outset
+from llama31 import config, outset, runs
 from llama31.checkpoint import Meta
 from llama31.runs import Start
 
@@ -50,3 +50,16 @@ def test_without_held_out_data_a_run_says_so_or_refuses() -> None:
     assert "not validated" in line and "data.heldout_fraction" in line
     with pytest.raises(ValueError, match=r"validation.every_tokens=4096: .*validation.every_tokens=null"):
         outset.lines(replace(RUN, validation=config.Validation(every_tokens=4096)), Start(), False)
+
+
+def test_rows_of_whole_documents_keep_the_length_that_they_had() -> None:
+    meta = replace(META, step=4, tokens=8192)
+    longer = replace(SCHEDULE, sequence_length=256)
+    runs.check_rows(longer, "stream", meta)
+    runs.check_rows(SCHEDULE, "whole", meta)
+    with pytest.raises(
+        ValueError, match=r"schedule.sequence_length=256: .* in rows of 128; .*schedule.ramp="
+    ) as refused:
+        runs.check_rows(longer, "whole", meta)
+    assert "{from_tokens: 8192, batch_tokens: 2048, sequence_length: 256}" in str(refused.value)
+    runs.check_rows(replace(SCHEDULE, ramp=[config.Ramp(8192, 2048, 256)]), "whole", meta)

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llama31.data.mapped import mapped
+
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _CODES: dict[int, type[np.integer[Any]]] = {
@@ -103,7 +105,7 @@ class IndexedReader:
             raise ValueError(f"{bin_path}: {bin_bytes} bytes, its index says {expected}: truncated or mixed; {_REMEDY}")
         if documents[0] != 0 or documents[-1] != sequences:
             raise ValueError(f"{idx_path}: its document marks do not cover its sequences; {_REMEDY}")
-        self.tokens = np.memmap(bin_path, dtype=self.dtype, mode="r")
+        self.tokens = mapped(bin_path, self.dtype)
         ends = np.append(offsets, bin_bytes)[documents]
         self.starts: NDArray[np.int64] = ends[:-1] // self.dtype.itemsize  # [documents], in tokens
         self.lengths: NDArray[np.int64] = np.diff(ends) // self.dtype.itemsize  # [documents]

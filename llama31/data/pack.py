@@ -16,6 +16,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import time
 import warnings
@@ -119,7 +120,21 @@ def train_tokenizer(data: config.Data, settings: config.Tokenizer) -> None:
     if settings.vocab_size is None:
         raise ValueError("tokenizer.vocab_size=null: say how many ids to train, the 256 special tokens included")
     with _staging(Path(settings.path), f"tokenizer.path={settings.path}") as folder:
-        tokenizer.train_bpe(_sample(data, settings.train_bytes), settings.vocab_size, folder)
+        pieces = (piece for text in _sample(data, settings.train_bytes) for piece in trainable(text))
+        tokenizer.train_bpe(pieces, settings.vocab_size, folder)
+
+
+_WORD_CHARS = 1_000  # a word of more is cut where a BPE is trained: the trainer's time grows with the square
+
+
+def trainable(text: str) -> Iterator[str]:
+    """The text in pieces, cut within runs without white space (base64, minified code) of over `_WORD_CHARS`."""
+    begin = 0
+    for run in re.finditer(rf"\S{{{_WORD_CHARS + 1},}}|\s{{{_WORD_CHARS + 1},}}", text):
+        for cut in range(run.start() + _WORD_CHARS, run.end(), _WORD_CHARS):
+            yield text[begin:cut]
+            begin = cut
+    yield text[begin:]
 
 
 # --- tokens of one item, in any process -------------------------------------------------------------------------------

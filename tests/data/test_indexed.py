@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -104,3 +105,17 @@ def test_a_header_alone_is_truncated(tmp_path: Path) -> None:
     (tmp_path / "a.idx").write_bytes((tmp_path / "a.idx").read_bytes()[:20])
     with pytest.raises(ValueError, match="less than a header"):
         IndexedReader(tmp_path / "a")
+
+
+def test_a_thousand_sources_need_no_thousand_open_files(tmp_path: Path) -> None:
+    writer = IndexedWriter(tmp_path / "a", np.dtype(np.uint16))
+    writer.add(np.arange(5), np.array([2, 3], np.int32))
+    writer.close()
+    before = len(os.listdir("/proc/self/fd"))
+    readers = [IndexedReader(tmp_path / "a") for _ in range(100)]
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    kept = readers[0].document(1)
+    del readers
+    assert kept.tolist() == [2, 3, 4]
+    with pytest.raises(ValueError, match="read-only"):
+        kept[0] = 1

@@ -257,3 +257,10 @@ def test_the_sample_for_the_tokenizer_is_even(tmp_path: Path, monkeypatch: pytes
     numbers = [int(text.split()[1]) for text in some]
     assert 0.2 * size <= sum(len(text.encode()) for text in some) <= 0.3 * size and set(some) <= set(TEXTS)
     assert all(any(low <= n < low + 60 for n in numbers) for low in range(0, 300, 60))  # from everywhere
+
+
+def test_long_runs_are_cut_where_a_bpe_is_trained() -> None:
+    text = "a b " + "x" * 2500 + " c" + " " * 1001 + "d"
+    pieces = list(pack.trainable(text))
+    assert "".join(pieces) == text and [len(piece) for piece in pieces] == [1004, 1000, 1502, 2]
+    assert list(pack.trainable("words of a text\n")) == ["words of a text\n"]
