@@ -2,6 +2,7 @@
 
     <run>/attempts/0000/ 0001/ ...     one folder each, made exclusively: that is the claim
         attempt.json                   written by its owner; `from_step` says where it went on
+        process.json                   host and process that made the claim
 
 Two attempts of one job can live at once when a node is cut off. The number decides: the older one finds that a newer
 folder exists (`newer`) and stops writing, and what it published beyond the start of the newer one is never read
@@ -11,11 +12,13 @@ folder exists (`newer`) and stops writing, and what it published beyond the star
 from __future__ import annotations
 
 import json
+import os
 import re
+import socket
 from pathlib import Path
 
 FOLDER = "attempts"
-RECORD = "attempt.json"
+RECORD, PROCESS, END = "attempt.json", "process.json", "end.json"
 NUMBER = re.compile(r"\d{4,}")
 
 
@@ -30,7 +33,39 @@ def claim(run_folder: Path | str) -> int:
         except FileExistsError:  # somebody was faster
             number += 1
         else:
+            told = {"host": _host(), "pid": os.getpid(), "began": _began(os.getpid())}
+            (path_of(run_folder, number) / PROCESS).write_text(json.dumps(told), encoding="utf-8")
             return number
+
+
+def living(run_folder: Path | str) -> tuple[int, int] | None:
+    """(number, process) of the newest attempt, if its process is another one that lives on this machine; else None.
+
+    Of other machines nothing is known: there the number alone decides who goes on.
+    """
+    number = max(_numbers(run_folder), default=-1)
+    try:
+        told = json.loads((path_of(run_folder, number) / PROCESS).read_text(encoding="utf-8"))
+        host, pid, began = told["host"], int(told["pid"]), told["began"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if (path_of(run_folder, number) / END).exists() or host != _host() or pid == os.getpid():
+        return None
+    return (number, pid) if began is not None and _began(pid) == began else None
+
+
+def _host() -> str:
+    """Node of the cluster, else the machine's name."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def _began(pid: int) -> str | None:
+    """When a process of this machine began, in clock ticks since the machine did; None where there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return fields[19] if fields[0] not in "ZX" else None
 
 
 def path_of(run_folder: Path | str, number: int) -> Path:

@@ -237,6 +237,7 @@ class Attempt:
     def __init__(self, run: config.Training) -> None:
         self.run_folder = Path(run.folder)
         self._main = rank_of(None) == 0
+        self._take_over = run.take_over
         numbers = on_all_ranks(None, self._claim if self._main else lambda: None)
         self.number = next(number for number in numbers if number is not None)
         self.folder = attempts.path_of(self.run_folder, self.number)
@@ -261,6 +262,14 @@ class Attempt:
             self._end("failed", str(error))  # another attempt would fail likewise
 
     def _claim(self) -> int:
+        twin = None if self._take_over else attempts.living(self.run_folder)
+        if twin is not None:
+            number, pid = twin
+            raise config.RunError(
+                f"folder={self.run_folder}: attempt {number} of this run is training on this machine (process {pid}), "
+                f"and would end without saving; let it save and stop by `touch {self.run_folder}/stop`, give another "
+                "name=, or take its place with take_over=true"
+            )
         try:
             return attempts.claim(self.run_folder)
         except OSError as error:

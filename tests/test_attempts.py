@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from llama31 import attempts
+from tests.conftest import ROOT
 
 
 def test_numbers_go_up_and_nobody_gets_one_twice(tmp_path: Path) -> None:
@@ -35,3 +39,26 @@ def test_starts_come_from_what_the_attempts_wrote(tmp_path: Path) -> None:
     assert attempts.starts(tmp_path) == {0: 0, 1: 12}
     (attempts.path_of(tmp_path, 5) / "attempt.json").write_text(json.dumps({"from_step": 7}))
     assert attempts.starts(tmp_path) == {0: 0, 1: 12, 5: 7}
+
+
+def test_a_twin_is_known_while_its_process_lives(tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", f"from llama31 import attempts; attempts.claim({str(tmp_path)!r}); print(1); input()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True,
+    )  # fmt: skip
+    try:
+        assert child.stdout is not None and child.stdout.readline()
+        assert attempts.living(tmp_path) == (0, child.pid)
+        told = json.loads((tmp_path / "attempts" / "0000" / "process.json").read_text())
+        for changed in ({"host": "elsewhere"}, {"began": "1"}, {"pid": os.getpid()}):
+            (tmp_path / "attempts" / "0000" / "process.json").write_text(json.dumps(told | changed))
+            assert attempts.living(tmp_path) is None, changed
+        (tmp_path / "attempts" / "0000" / "process.json").write_text(json.dumps(told))
+        (tmp_path / "attempts" / "0000" / "end.json").touch()
+        assert attempts.living(tmp_path) is None, "it has said its last word"
+        (tmp_path / "attempts" / "0000" / "end.json").unlink()
+        assert attempts.living(tmp_path) is not None
+    finally:
+        child.kill()
+        child.wait(timeout=60)
+    assert attempts.living(tmp_path) is None

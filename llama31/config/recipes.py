@@ -41,6 +41,7 @@ class Training:
         "backward pass otherwise adds in any order (CPUs always give equal bits)",
     )
     resume: str = key("auto", "auto (newest complete checkpoint of the folder), none, or a checkpoint folder")
+    take_over: bool = key(False, "begin though another process on this machine trains the same run, which then ends")
     init_from: str | None = key(None, "checkpoint folder whose weights start the run, on a schedule from its beginning")
     init_optimizer: bool = key(
         False, "take masters and moments of init_from too; false: a fresh optimizer over the weights alone"
