@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama31.align import chat
+from llama31.data.records import SUFFIXES, each
 
 VERSION = 3
 Sequence_ = tuple[NDArray[np.int32], NDArray[np.int8]]  # token ids and the part of each
@@ -76,15 +77,22 @@ class Store:
 
 
 def files(given: str) -> list[Path]:
-    """Files that a source's input means: comma-separated files, folders of *.jsonl, or globs."""
+    """Files that a source's input means: comma-separated files, globs, or folders, of which those that hold records."""
     found: list[Path] = []
     for part in filter(None, (text.strip() for text in given.split(","))):
         path = Path(part).expanduser()
         if path.is_dir():
-            found += sorted(path.glob("*.jsonl"))
+            found += [inner for inner in sorted(path.iterdir()) if inner.name.endswith(SUFFIXES) and inner.is_file()]
         else:
             found += [Path(name) for name in sorted(glob.glob(str(path)))]
     return found
+
+
+def unread(given: str) -> list[Path]:
+    """What folders of a source's input hold beside files of records."""
+    folders = [Path(text.strip()).expanduser() for text in given.split(",") if text.strip()]
+    read = set(files(given))
+    return [inner for folder in folders if folder.is_dir() for inner in sorted(folder.iterdir()) if inner not in read]
 
 
 def records[T](
@@ -96,21 +104,20 @@ def records[T](
     the format cannot say (`chat.LeftOut`) is counted in `left_out` by its reason, where that is given.
     """
     for path in paths:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
+        for place, line in each(path, key):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise ValueError("no JSON object")
+                found = read(record)
+            except (ValueError, RecursionError) as error:
+                if isinstance(error, chat.LeftOut) and left_out is not None:
+                    left_out[error.reason] += 1
                     continue
-                try:
-                    record = json.loads(line)
-                    if not isinstance(record, dict):
-                        raise ValueError("no JSON object")
-                    found = read(record)
-                except (ValueError, RecursionError) as error:
-                    if isinstance(error, chat.LeftOut) and left_out is not None:
-                        left_out[error.reason] += 1
-                        continue
-                    raise ValueError(f"{key}: {path}, line {number}: {error}") from error
-                yield f"{path}, line {number}", line, found
+                raise ValueError(f"{key}: {place}: {error}") from error
+            yield place, line, found
 
 
 def prepare(
@@ -126,13 +133,17 @@ def prepare(
     """
     inputs = files(given)
     if not inputs:
-        raise ValueError(f"data.sources.{name}.input={given}: no such file; give JSONL files, a folder or a glob")
+        remedy = "give files of JSON lines, JSON arrays or Parquet, a folder of them or a glob"
+        raise ValueError(f"data.sources.{name}.input={given}: no such file; {remedy}")
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in inputs]
     told = {"version": VERSION, "files": stats, "seed": seed, "heldout_fraction": heldout_fraction, **settings}
     key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
     target = folder / f"{name}-{key}"
     if (target / "told.json").is_file():
         return target
+    if left := unread(given):
+        shown = ", ".join(map(str, left[:5])) + (", ..." if len(left) > 5 else "")
+        print(f"data.sources.{name}.input={given}: {len(left)} not read: {shown}; name them", flush=True)
     draft = folder / f".{target.name}.{secrets.token_hex(4)}"
     draft.mkdir(parents=True)
     try:

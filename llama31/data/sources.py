@@ -23,13 +23,14 @@ from typing import Any
 
 from llama31 import config
 from llama31.data.compressed import BROKEN, COMPRESSED, opened
+from llama31.data.records import JSON, array, holds_lines, parquet
 
 _ITEM_BYTES = 4_000_000
 _ITEM_FILES = 500
 _ITEM_ROWS = 5_000
-_RECORDS, _TEXTS = (".jsonl", ".ndjson", ".json"), (".txt", ".md", ".rst")
+_TEXTS = (".txt", ".md", ".rst")
 _SUFFIXES = {
-    "jsonl": (*_RECORDS, *(suffix + packed for suffix in _RECORDS for packed in COMPRESSED)),
+    "jsonl": JSON,
     "parquet": (".parquet",),
     "text": (*_TEXTS, *(suffix + packed for suffix in _TEXTS for packed in COMPRESSED)),
 }
@@ -199,7 +200,7 @@ def _cut(format: str, paths: list[str], where: str) -> Iterator[Item]:
         size = os.path.getsize(path)
         if format == "parquet":
             yield from _cut_parquet(path, where)
-        elif path.endswith(COMPRESSED) or (size and not _holds_lines(path, where)):
+        elif path.endswith(COMPRESSED) or (size and not holds_lines(path, f"{where}.input")):
             yield Item(format, (path,), 0, None, size)
         else:
             for start in range(0, size, _ITEM_BYTES):
@@ -253,8 +254,8 @@ def _read_tree(item: Item) -> Iterator[str]:
 def _read_jsonl(item: Item, key: str, where: str) -> Iterator[str]:
     """Lines that begin in [start, stop); the last may end behind it. A file that is one array is read whole."""
     path = item.paths[0]
-    if item.stop is None and not _holds_lines(path, where):
-        for number, record in enumerate(_array(path, where), start=1):
+    if item.stop is None and not holds_lines(path, f"{where}.input"):
+        for number, record in enumerate(array(path, f"{where}.input"), start=1):
             place = f"{path}, record {number}"
             if not isinstance(record, dict):
                 raise ValueError(f"{where}.input: {place} is no JSON object; each record has to be one")
@@ -263,33 +264,6 @@ def _read_jsonl(item: Item, key: str, where: str) -> Iterator[str]:
     for number, line in enumerate(_lines(item, where)):
         if not line.isspace():
             yield _text_of_line(line, key, where, lambda: f"{path}:{_line_number(path, item, number)}")  # noqa: B023
-
-
-def _holds_lines(path: str, where: str) -> bool:
-    """Whether the first line that is not blank stands by itself; else the file is one array, or a single record."""
-    if not path.removesuffix(next(filter(path.endswith, COMPRESSED), "")).endswith(".json"):
-        return True
-    try:
-        with opened(path) as file:
-            first = next((line for line in file if not line.isspace()), b"{}")
-    except BROKEN as error:
-        raise ValueError(f"{where}.input: {path} is damaged ({error}); fetch it again") from error
-    try:
-        return isinstance(json.loads(first), dict)
-    except ValueError:
-        return False
-
-
-def _array(path: str, where: str) -> list[Any]:
-    try:
-        with opened(path) as file:
-            content = json.load(file)
-    except ValueError as error:
-        remedy = "mend it, or set format=text to read it as one text"
-        raise ValueError(f"{where}.input: {path} is neither JSON lines nor JSON ({error}); {remedy}") from error
-    except BROKEN as error:
-        raise ValueError(f"{where}.input: {path} is damaged ({error}); fetch it again") from error
-    return content if isinstance(content, list) else [content]
 
 
 def _lines(item: Item, where: str) -> Iterator[bytes]:
@@ -337,7 +311,7 @@ def _line_number(path: str, item: Item, number: int) -> int:
 
 
 def _cut_parquet(path: str, where: str) -> Iterator[Item]:
-    with _parquet(path, where) as file:
+    with parquet(path, f"{where}.input") as file:
         sizes = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
     start = 0
     for stop in range(1, len(sizes) + 1):
@@ -346,19 +320,9 @@ def _cut_parquet(path: str, where: str) -> Iterator[Item]:
             start = stop
 
 
-def _parquet(path: str, where: str) -> Any:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{where}.input: {path} is no readable Parquet file ({error}); fetch it again") from error
-
-
 def _read_parquet(item: Item, key: str, where: str) -> Iterator[str]:
     path = item.paths[0]
-    with _parquet(path, where) as file:
+    with parquet(path, f"{where}.input") as file:
         names = file.schema_arrow.names
         if key not in names:
             raise ValueError(f"{where}.text_key={key}: {path} has no such column; it has {', '.join(names)}")
