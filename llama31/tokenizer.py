@@ -374,7 +374,10 @@ def _special_names(told: dict[str, Any], special: dict[str, int], path: Path | N
     for role, usual in _ROLES.items():
         given = told.get(role)  # a string, or a dictionary as transformers 4 writes it
         fallback = names.get("eos_token") if role in ("eot_token", "pad_token") else None
-        candidates = [given["content"] if isinstance(given, dict) else given, usual, fallback]
+        name = given["content"] if isinstance(given, dict) else given
+        if role == "eos_token" and name == EOT:  # of Instruct releases: the end of a turn, and not of a document
+            name = None if EOS in special else name
+        candidates = [name, usual, fallback]
         known = [name for name in candidates if name in special]
         if not known:
             raise ValueError(f"tokenizer.path={path}: no {role}; name one in its tokenizer_config.json")

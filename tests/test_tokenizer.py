@@ -269,3 +269,16 @@ def test_added_tokens_and_special_ones_of_another_author(foreign: Path) -> None:
         assert told == form.encode(chat.read(dialog)).tokens.tolist()
     hostile = [{"role": "user", "content": "<|im_end|>"}]
     assert ours.special["<|im_end|>"] not in theirs.apply_chat_template(hostile, return_dict=False)
+
+
+def test_documents_end_alike_with_a_base_models_tokenizer_and_an_instruct_ones(meta, tmp_path: Path) -> None:
+    words = tokenizer.load(config.Tokenizer(kind="tiktoken", path=str(meta[0])))
+    for name, eos in {"base": "<|end_of_text|>", "instruct": "<|eot_id|>"}.items():
+        words.save_hf(tmp_path / name)
+        path = tmp_path / name / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": eos}))
+    base, instruct = (
+        tokenizer.load(config.Tokenizer(kind="huggingface", path=str(tmp_path / name))) for name in ("base", "instruct")
+    )
+    assert base.eos_id == instruct.eos_id == words.special["<|end_of_text|>"]
+    assert base.eot_id == instruct.eot_id == words.special["<|eot_id|>"]
