@@ -60,7 +60,7 @@ class Text:
     def follow(self, decisions: Sequence[Decision]) -> None:
         """Read by these decisions from now on."""
         data = runs.data_of(self._run, self._start, self._weights)
-        self._batches = batches.Batches(data, self._run.schedule, decisions=decisions)
+        self._batches = batches.Batches(data, self._run.schedule, decisions=decisions, from_step=self._start.step)
         self.fingerprints = {name: told.fingerprint for name, told in self._batches.packed.items()}
 
     def check(self, model: config.Model, tokenizer_fingerprint: str) -> None:
@@ -88,13 +88,14 @@ class Text:
 
     def told(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data."""
+        known = self._start.resumed.extra.get("sources", {}) if self._start.resumed else {}
         return {
             "weights": self._weights,
             "slot_tokens": self._batches.slot_tokens,
             "data_seed": self._run.data.seed,
             "packing": self._run.data.packing,
             "length_buckets": self._batches.length_buckets,
-            "sources": self.fingerprints,
+            "sources": {**known, **self.fingerprints},  # those that are drawn no more, and gone, stay known
         }
 
 

@@ -70,7 +70,8 @@ def _data(data: Data) -> list[Issue]:
     found = []
     for name, source in data.sources.items():
         folder = packed.folder_of(data, name)
-        if not (folder / "packed.json").is_file():
+        drawn = source.weight or any(change.weights.get(name) for change in data.mixture)
+        if drawn and not packed.exists(data, name):
             own = (f"data.sources.{name}.packed", source.packed)
             found.append(
                 Issue(
@@ -83,7 +84,7 @@ def _data(data: Data) -> list[Issue]:
 
 
 def _records(data: Dialogs | Preferences) -> list[Issue]:
-    remedy = "give JSONL files, a folder of them or a glob"
+    remedy = "give files of JSON lines, JSON arrays or Parquet, a folder of them or a glob"
     return [
         Issue(f"data.sources.{name}.input", source.input, "there is no such file", remedy)
         for name, source in data.sources.items()

@@ -59,7 +59,8 @@ class Source(Protocol):
 class Batches:
     """The rows of every step of a schedule, from the training split (or another) of the packed sources.
 
-    `decisions` come on top of what `data.mixture` plans.
+    `decisions` come on top of what `data.mixture` plans. A source that no step from `from_step` on draws from need not
+    be there any more.
 
     Raises ValueError (keys `data.*`) where a source is not packed, damaged, shorter than one row, or packed with
     another tokenizer than the others. Warns where a source is repeated more than 4 times.
@@ -71,6 +72,7 @@ class Batches:
         schedule: config.Schedule,
         split: str = "train",
         decisions: Sequence[Decision] = (),
+        from_step: int = 0,
     ) -> None:
         self._data = data
         first, *changes = plan(data)
@@ -78,17 +80,19 @@ class Batches:
         self.mixture = Mixture(weights, schedule, [*changes, *decisions], first.lengths or ())
         self.names = self.mixture.names
         self.length_buckets = [(bucket.min_tokens, bucket.weight) for bucket in data.length_buckets]
-        self.packed = _read_all(data, self.names)
+        end = total_steps(schedule)
+        drawn, before = self.mixture.drawn(end), self.mixture.drawn(min(from_step, end))
+        retired = {name for name in self.names if drawn[name] == before[name] and not packed.exists(data, name)}
+        self.packed = _read_all(data, [name for name in self.names if name not in retired])
         self.fingerprint = fingerprint(self.packed)
         self.vocab_size = max(told.vocab_size for told in self.packed.values())
         longest = max([schedule.sequence_length, *(ramp.sequence_length for ramp in schedule.ramp)])
         self.slot_tokens = data.slot_tokens or longest
         longest = max(longest, self.slot_tokens - 1)
-        drawn = self.mixture.drawn(total_steps(schedule))
         self._sources = {
             index: self._open(index, name, split, longest, drawn[name])
             for index, name in enumerate(self.names)
-            if drawn[name] or weights[name]
+            if (drawn[name] or weights[name]) and name not in retired
         }
 
     def batch_shape(self, step: int) -> tuple[int, int]:
@@ -106,6 +110,9 @@ class Batches:
         tokens, labels, documents = np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(shape, np.int32)
         mask = np.empty(shape, np.float32)
         for i, (source, position) in enumerate(zip(draw.source.tolist(), draw.position.tolist())):
+            if source not in self._sources:
+                where = packed.folder_of(self._data, self.names[source])
+                raise ValueError(f"data.sources.{self.names[source]}: step {step} draws from {where}; put it back")
             self._sources[source].row(position, tokens[i], labels[i], documents[i], mask[i], self._data.document_mask)
         return Rows(tokens, labels, mask, documents, draw.source)
 
@@ -147,7 +154,7 @@ class Heldout:
 
     def __init__(self, data: config.Data, sequence_length: int, tokens: int, split: str = "heldout") -> None:
         self._data, self._length = data, sequence_length
-        self.names = sorted(data.sources)
+        self.names = sorted(name for name, told in data.sources.items() if told.weight or packed.exists(data, name))
         self.packed = _read_all(data, self.names)
         self.fingerprint = fingerprint(self.packed)
         self.vocab_size = max(told.vocab_size for told in self.packed.values())

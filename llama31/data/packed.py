@@ -52,6 +52,11 @@ def folder_of(data: config.Data, name: str) -> Path:
     return Path(data.sources[name].packed or Path(data.folder) / name)
 
 
+def exists(data: config.Data, name: str) -> bool:
+    """Whether source `name` is packed."""
+    return (folder_of(data, name) / "packed.json").is_file()
+
+
 def read(data: config.Data, name: str) -> Packed:
     """`packed.json` of source `name`. Raises ValueError (key `data.sources.NAME`) where it is missing or unreadable."""
     path = folder_of(data, name) / "packed.json"

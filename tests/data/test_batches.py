@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -236,3 +237,19 @@ def test_vocabulary_and_tokenizer_have_to_fit(two: config.Data) -> None:
     batches.check_tokenizer(given, "t")
     with pytest.raises(ValueError, match=r"tokenizer.path: .*not the one that packed data.sources.a"):
         batches.check_tokenizer(given, "u")
+
+
+def test_a_source_that_is_drawn_no_more_may_be_gone(two: config.Data) -> None:
+    decisions = (Weights(1024, {"a": 1.0, "b": 0.0}),)  # from step 16 on
+    there = [_step(Batches(two, _schedule(), decisions=decisions), step) for step in range(40)]
+    shutil.rmtree(Path(two.folder) / "b")
+    for first in (0, 15):
+        with pytest.raises(ValueError, match=r"data\.sources\.b: .* does not exist"):
+            Batches(two, _schedule(), decisions=decisions, from_step=first)
+    given = Batches(two, _schedule(), decisions=decisions, from_step=16)
+    assert all(_equal(_step(given, step), there[step]) for step in range(16, 40))
+    with pytest.raises(ValueError, match=r"data\.sources\.b: step \d+ draws from .*/b; put it back"):
+        [_step(given, step) for step in range(16)]
+    two.sources["b"].weight = 0.0
+    assert Heldout(two, 16, 64).names == ["a"]
+    assert Batches(two, _schedule()).names == ["a", "b"], "one that was never drawn need not be packed either"
