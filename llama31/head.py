@@ -143,8 +143,10 @@ class _WeightedLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         if ctx.complete:
-            torch._assert_async(grads[0] == 1, "the gradient of the head's weight was summed for a factor of 1")
-            return grad_hidden, None, None, None, None, None
+            factor = grads[0]  # one that is not finite spoils the other gradients, and so the norm of the step
+            right = (factor == 1) | ~factor.isfinite()
+            torch._assert_async(right, "the loss was multiplied after its gradient was summed: scale its weights")
+            return grad_hidden.mul_(factor.to(grad_hidden.dtype)), None, None, None, None, None
         scaled = grad_hidden.mul_(grads[0].to(grad_hidden.dtype))
         return scaled, grad_weight.mul_(grads[0]), None, None, None, None
 
@@ -157,6 +159,9 @@ def weighted_loss(
     hidden [n, h], weight [v / tp, h] (this rank's rows of the vocabulary), labels int64 [n], weights FP32 [n],
     group: the tensor-parallel group. Rows of the weight from `columns` on are padding of this rank's part: no loss and
     no gradient sees them. The gradient of hidden is this rank's part of a sum over the group.
+
+    Where the weight has a `main_grad`, its gradient is added there at once: what scales the loss has to stand in
+    `weights`. Raises RuntimeError in the backward pass where the loss was multiplied afterwards by a finite number.
     """
     if not torch.is_grad_enabled():  # parameters count as wanting gradients even then
         hidden, weight = hidden.detach(), weight.detach()

@@ -91,3 +91,18 @@ def test_without_gradients_none_is_computed(grid: Grid, monkeypatch: pytest.Monk
     with torch.no_grad():
         head.weighted_loss(*inputs(50, 40, torch.float32), grid.tp_group)
     assert not calls
+
+
+def test_a_loss_whose_gradient_is_summed_cannot_be_scaled_afterwards(grid) -> None:
+    hidden, weight, labels, weights = inputs(50, 40, torch.float32)
+    want = torch.autograd.grad(head.weighted_loss(hidden, weight, labels, weights, grid.tp_group)[0], weight)[0]
+    weight.main_grad = torch.zeros_like(weight)
+    loss, _ = head.weighted_loss(hidden, weight, labels, weights, grid.tp_group)
+    loss.backward()
+    assert weight.grad is None
+    torch.testing.assert_close(weight.main_grad, want)
+    with pytest.raises(RuntimeError, match="scale its weights"):
+        (head.weighted_loss(hidden, weight, labels, weights, grid.tp_group)[0] * 2).backward()
+    hidden.grad = None
+    (head.weighted_loss(hidden, weight, labels, weights, grid.tp_group)[0] * torch.nan).backward()
+    assert hidden.grad.isnan().all(), "one that is no number spoils the step, whose verdict is its norm's"

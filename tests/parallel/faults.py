@@ -45,21 +45,13 @@ class Planted:
 
     def __call__(self, chunk: Any, batch: MicroBatch, grid: Any) -> Any:
         struck = any(row.tobytes() in self.rows for row in batch.tokens.numpy())
-        output, loss = next_token(chunk, batch, grid)
-        if not struck:
-            return output, loss
-        if self.kind in ("nan", "spike"):
-            factor = {"nan": float("nan"), "spike": 50.0}[self.kind]
-
-            def worse(output: Any) -> Any:
-                total, count, shown = loss(output)
-                return total * factor, count, shown * factor
-
-            return output, worse
-        if not self.done:
+        if struck and self.kind in ("nan", "spike"):
+            return next_token(chunk, batch.scaled({"nan": float("nan"), "spike": 50.0}[self.kind]), grid)
+        result = next_token(chunk, batch, grid)
+        if struck and not self.done:
             self.done = True
             getattr(self, self.kind)(chunk, grid)
-        return output, loss
+        return result
 
     def flip(self, chunk: Any, grid: Any) -> None:
         """One bit of one weight of one replica, after it was used."""
