@@ -33,7 +33,7 @@ def claim(run_folder: Path | str) -> int:
         except FileExistsError:  # somebody was faster
             number += 1
         else:
-            told = {"host": _host(), "pid": os.getpid(), "began": _began(os.getpid())}
+            told = {"host": _host(), "pid": os.getpid(), "began": _began(os.getpid()), "job": _job()}
             (path_of(run_folder, number) / PROCESS).write_text(json.dumps(told), encoding="utf-8")
             return number
 
@@ -51,7 +51,13 @@ def living(run_folder: Path | str) -> tuple[int, int] | None:
         return None
     if (path_of(run_folder, number) / END).exists() or host != _host() or pid == os.getpid():
         return None
+    if _job() is not None and told.get("job") == _job():
+        return None  # a job of Slurm that starts again follows itself, whatever is left of its last try
     return (number, pid) if began is not None and _began(pid) == began else None
+
+
+def _job() -> str | None:
+    return os.environ.get("SLURM_JOB_ID")
 
 
 def _host() -> str:
