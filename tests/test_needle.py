@@ -109,7 +109,9 @@ def test_recall_is_that_of_the_planted_answers(forward: Forward, monkeypatch: py
     prompts = haystack.token_prompts(Needle(kind="tokens", depths=DEPTHS, inserted=4, asked=2), LETTERS, [48, 96])
     assert needle.recall(forward, prompts, 3).sum() <= 1  # untrained: what luck gives
 
-    def even(hidden: Tensor, weight: Tensor, labels: Tensor, wanted: Tensor, group: Any) -> tuple[Tensor, Tensor]:
+    def even(
+        hidden: Tensor, weight: Tensor, labels: Tensor, wanted: Tensor, group: Any, *_: object
+    ) -> tuple[Tensor, Tensor]:
         found = torch.where(wanted & (labels % 2 == 0), labels, -1)
         return torch.zeros_like(labels, dtype=torch.float32), found
 
