@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
-import socket
 from pathlib import Path
 
 FOLDER = "attempts"
@@ -33,7 +33,7 @@ def claim(run_folder: Path | str) -> int:
         except FileExistsError:  # somebody was faster
             number += 1
         else:
-            told = {"host": _host(), "pid": os.getpid(), "began": _began(os.getpid()), "job": _job()}
+            told = {"host": host_name(), "pid": os.getpid(), "began": _began(os.getpid()), "job": _job()}
             (path_of(run_folder, number) / PROCESS).write_text(json.dumps(told), encoding="utf-8")
             return number
 
@@ -49,7 +49,7 @@ def living(run_folder: Path | str) -> tuple[int, int] | None:
         host, pid, began = told["host"], int(told["pid"]), told["began"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if (path_of(run_folder, number) / END).exists() or host != _host() or pid == os.getpid():
+    if (path_of(run_folder, number) / END).exists() or host != host_name() or pid == os.getpid():
         return None
     if _job() is not None and told.get("job") == _job():
         return None  # a job of Slurm that starts again follows itself, whatever is left of its last try
@@ -60,9 +60,9 @@ def _job() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
-def _host() -> str:
-    """Node of the cluster, else the machine's name."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+def host_name() -> str:
+    """This node as Slurm calls it, or as it calls itself."""
+    return os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
 def _began(pid: int) -> str | None:

@@ -147,14 +147,16 @@ def _one_document(todo: list[Block], query: Tensor, key: Tensor) -> bool:
 
 
 @functools.lru_cache(maxsize=4)  # of a few micro-batches: all layers ask for the same one
-def _pack(table: bytes, length: int, device: torch.device) -> kernels.Packed:
-    """Cumulative lengths of documents [n, 3], given as int32 bytes, that fill their rows of `length` positions.
+def _pack(table: bytes, rows: int, length: int, device: torch.device) -> kernels.Packed | None:
+    """Cumulative lengths of documents [n, 3], given as int32 bytes; None unless they fill `rows` of `length` positions.
 
     The longest length is rounded up to a power of two: kernels are planned for it, and would be for every batch.
     """
-    rows, begins, ends = np.frombuffer(table, np.int32).reshape(-1, 3).T
+    row, begins, ends = np.frombuffer(table, np.int32).reshape(-1, 3).T
+    if (ends - begins).sum() != rows * length:
+        return None
     longest = int((ends - begins).max())
-    bounds = np.concatenate([[0], rows * length + ends]).astype(np.int32)
+    bounds = np.concatenate([[0], row * length + ends]).astype(np.int32)
     return kernels.Packed(torch.from_numpy(bounds).to(device), min(length, 1 << (longest - 1).bit_length()))
 
 
@@ -260,11 +262,11 @@ def _with_zeros(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows, torch.zeros_like(rows)
 
 
-def _packs(query: Tensor, key: Tensor, documents: Tensor) -> bool:
-    """Whether one call does it all: on a GPU, documents without prefixes that fill whole rows."""
+def _packed(query: Tensor, key: Tensor, documents: Tensor) -> kernels.Packed | None:
+    """For one call that does it all: on a GPU, where documents without prefixes fill whole rows."""
     if not kernels.packed(query) or query.size(0) != key.size(0) or documents.size(1) != 3 or documents.is_cuda:
-        return False
-    return int((documents[:, 2] - documents[:, 1]).sum()) == key.size(0) * query.size(1)
+        return None
+    return _pack(documents.to(torch.int32).numpy().tobytes(), query.size(1), query.size(0), query.device)
 
 
 def attend(
@@ -277,10 +279,9 @@ def attend(
     documents int [n, 3]: (row, begin, end), disjoint and sorted, the same on all ranks of the group; queries outside
     of any give zeros. Or [n, 5], with the span of a prefix. Returns [sq, b, heads, d].
     """
-    if group is None and _packs(query, key, documents):
-        table = documents.to(torch.int32).numpy().tobytes()
-        packed: Tensor = _AttendPacked.apply(query, key, value, _pack(table, key.size(0), query.device))
-        return packed
+    if group is None and (packed := _packed(query, key, documents)) is not None:
+        whole: Tensor = _AttendPacked.apply(query, key, value, packed)
+        return whole
     todo = blocks(documents, query.size(1), spans, chunked=group is not None)
     if group is not None:
         cp = dist.get_world_size(group)

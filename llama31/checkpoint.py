@@ -403,10 +403,7 @@ def _clean(final: Path, attempt: int | None) -> None:
         numbers = numbers_of(name)
         return name == final.name or (attempt is not None and numbers is not None and numbers[1] <= attempt)
 
-    for path in final.parent.glob(".tmp-*"):
-        if ours(path.name.removeprefix(".tmp-").rpartition("-")[0]):
-            log.warning("removing %s, left by a save that was killed", path)
-            shutil.rmtree(path, ignore_errors=True)
+    remove_unpublished(final.parent, ours)
     for path in final.parent.glob(".old-*"):
         name = path.name.removeprefix(".old-")
         if not ours(name):
@@ -415,6 +412,15 @@ def _clean(final: Path, attempt: int | None) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.rename(path.with_name(name))
+
+
+def remove_unpublished(folder: Path, ours: Callable[[str], bool]) -> list[Path]:
+    """Remove the hidden folders of saves that were killed, of checkpoints whose name is `ours`; returns them."""
+    left = [path for path in sorted(folder.glob(".tmp-*")) if ours(path.name.removeprefix(".tmp-").rpartition("-")[0])]
+    for path in left:
+        log.warning("removing %s, left by a save that was killed", path)
+        shutil.rmtree(path, ignore_errors=True)
+    return left
 
 
 def remove(path: Path) -> None:

@@ -78,7 +78,7 @@ class Text:
 
     def heldout(self, length: int, tokens: int) -> Heldout | None:
         """Held-out text in rows of `length`; None where no source has any."""
-        if not any(told.split("heldout").tokens > 1 for told in self._batches.packed.values()):
+        if not batches.holds(self._batches.packed, "heldout"):
             return None
         return batches.Heldout(self._run.data, length, tokens)
 

@@ -6,13 +6,14 @@ layer. What is not kept is computed again in the backward pass, which costs less
 
 from __future__ import annotations
 
-import functools
 from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from llama31 import precision
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -42,19 +43,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return normed
 
 
-@functools.cache
-def _load_transformer_engine() -> ModuleType | None:
-    try:
-        import transformer_engine.pytorch  # noqa: F401 - loads the library that the next one needs
-        import transformer_engine_torch
-    except ImportError:
-        return None
-    return transformer_engine_torch  # type: ignore[no-any-return]
-
-
 def _transformer_engine(x: Tensor) -> ModuleType | None:
-    """Transformer Engine's operations, for a BF16 tensor on a GPU."""
-    return _load_transformer_engine() if x.is_cuda and x.dtype == torch.bfloat16 else None
+    """Transformer Engine's operations, for a BF16 tensor on a GPU, where it is installed."""
+    if not x.is_cuda or x.dtype != torch.bfloat16 or not precision.have_transformer_engine():
+        return None
+    import transformer_engine_torch  # the library that it needs is loaded by now
+
+    return transformer_engine_torch  # type: ignore[no-any-return]
 
 
 class _SwiGLU(torch.autograd.Function):

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama31 import precision
+
 SHORT = 256  # positions up to which plain BF16 products beat torch's CPU kernel (measured: see docs/benchmarks.md)
 
 QUERY_BLOCK = 512  # queries whose scores exist at once where torch has no fused kernel
@@ -206,11 +208,11 @@ LAYOUT |= {"o_format": "thd", "do_format": "thd", "dqkv_layout": "thd_thd_thd"}
 @functools.cache
 def _cudnn() -> Callable[..., Any] | None:
     """How cuDNN's attention is called through Transformer Engine; None where that is not installed."""
-    try:
-        from transformer_engine.pytorch.constants import TE_DType
-        from transformer_engine.pytorch.cpp_extensions import fused_attn
-    except ImportError:
+    if not precision.have_transformer_engine():
         return None
+    from transformer_engine.pytorch.constants import TE_DType
+    from transformer_engine.pytorch.cpp_extensions import fused_attn
+
     backend = fused_attn.FusedAttnBackend["F16_arbitrary_seqlen"]
     known = {
         name: inspect.signature(getattr(fused_attn, name)).parameters for name in ("fused_attn_fwd", "fused_attn_bwd")

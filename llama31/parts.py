@@ -57,12 +57,14 @@ class WordEmbedding(VocabParallelEmbedding):
     """Megatron's embedding, its gradient added straight to the weight's `main_grad` where there is one."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        first, rows = self.vocab_start_index, self.num_embeddings_per_partition
-        elsewhere = (ids < first) | (ids >= first + rows)
         split = self.tp_group.size() > 1
-        found = fused.embedding((ids - first).masked_fill(elsewhere, 0) if split else ids, self.weight)
         if split:
+            first, rows = self.vocab_start_index, self.num_embeddings_per_partition
+            elsewhere = (ids < first) | (ids >= first + rows)
+            found = fused.embedding((ids - first).masked_fill(elsewhere, 0), self.weight)
             found = found.masked_fill(elsewhere.unsqueeze(-1), 0.0)
+        else:
+            found = fused.embedding(ids, self.weight)
         if self.reduce_scatter_embeddings:
             return reduce_scatter_to_sequence_parallel_region(found.transpose(0, 1).contiguous(), group=self.tp_group)
         return reduce_from_tensor_model_parallel_region(found, group=self.tp_group) if split else found

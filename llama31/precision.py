@@ -82,6 +82,7 @@ def _product_s(factor: torch.Tensor) -> float:
     return time.thread_time() - begin
 
 
+@functools.cache
 def have_transformer_engine() -> bool:
     """Whether Transformer Engine can be imported."""
     try:

@@ -12,7 +12,6 @@ both its links of a lane are slow, which takes three nodes to tell.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import statistics
@@ -29,6 +28,7 @@ import torch
 import torch.distributed as dist
 
 from llama31 import config, shapes
+from llama31.attempts import host_name
 from llama31.mesh import Grid
 
 ECC_QUERY = ("index", "ecc.errors.uncorrected.volatile.total", "remapped_rows.pending", "remapped_rows.failure")
@@ -67,11 +67,6 @@ class Report:
     def bad_nodes(self) -> list[str]:
         """The nodes to do without, each once."""
         return list(dict.fromkeys(problem.node for problem in self.problems if problem.node is not None))
-
-
-def host_name() -> str:
-    """This node as Slurm calls it, or as it calls itself."""
-    return os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
 def gather_hosts(grid: Grid) -> list[str]:

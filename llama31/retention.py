@@ -70,13 +70,10 @@ def remove_torn(folder: Path, attempt: int, fence: Fence | None = None) -> list[
     torn = {path: problem for path in steps if (problem := manifest.problem(path)) is not None}
     if len(torn) == len(steps):
         torn = {}  # of nothing else is anything left
-    for path in sorted(folder.glob(".tmp-*")):
-        if ours(path.name.removeprefix(".tmp-").rpartition("-")[0]):
-            torn[path] = "left by a save that was killed"
     for path, problem in torn.items():
         log.warning("removing %s, which is no whole checkpoint: %s", path, problem)
         checkpoint.remove(path)
-    return list(torn)
+    return [*torn, *checkpoint.remove_unpublished(folder, ours)]
 
 
 def _kept(found: list[tuple[Path, Meta]], settings: config.Checkpoint) -> set[Path]:

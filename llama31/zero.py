@@ -194,7 +194,6 @@ class Stage1:
                     parameter.grad = gradient
                 elif parameter not in overwritten:
                     parameter.register_post_accumulate_grad_hook(_adder(gradient))
-        self._clear_all()
 
     def after_backward(self) -> None:
         return None
@@ -251,10 +250,6 @@ class Stage1:
     def discard(self) -> None:
         """Forget the gradients of this step; weights and moments stay as they are."""
         torch._foreach_zero_(self._to_clear)
-
-    def _clear_all(self) -> None:
-        for flat in self.zero.fp32_groups_gradients_flat:
-            flat.zero_()
 
     def fragment(self, parameter: nn.Parameter, key: str) -> tuple[int, Tensor] | None:
         """This rank's part of a tensor of KEYS: where it starts in the flat TP shard, and the live memory itself."""

@@ -69,6 +69,51 @@ def test_attend_equals_a_masked_softmax(whole: bool) -> None:
             compare(tensors(generator, sum(end - begin for begin, end in spans), 24), documents, spans)
 
 
+def packed_plainly(query: Tensor, key: Tensor, value: Tensor, documents: kernels.Packed) -> tuple[Tensor, list[Tensor]]:
+    """What a GPU's kernel for many documents means: each by itself."""
+    assert int((documents.ends[1:] - documents.ends[:-1]).max()) <= documents.longest
+    outs, lses = [], []
+    for begin, end in itertools.pairwise(documents.ends.tolist()):
+        q, k, v = (x[begin:end].transpose(0, 1)[None] for x in (query, key, value))
+        out, lse = kernels.plain_forward(q, k, v, causal=True)
+        outs.append(out[0].transpose(0, 1))
+        lses.append(lse)
+    return torch.cat(outs), lses
+
+
+def packed_plainly_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, documents: kernels.Packed, kept: list[Tensor]
+) -> kernels.Gradients:
+    found = []
+    for lse, (begin, end) in zip(kept, itertools.pairwise(documents.ends.tolist()), strict=True):
+        parts = (x[begin:end].transpose(0, 1)[None] for x in (grad, query, key, value, out))
+        found.append([x[0].transpose(0, 1) for x in kernels.plain_backward(*parts, lse, causal=True)])
+    query_grad, key_grad, value_grad = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return query_grad, key_grad, value_grad
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_documents_of_whole_rows_are_one_call(monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
+    """All of the way to the kernel and back but the kernel; where gaps are, or parts of rows, the blocks do it."""
+    calls: list[list[int]] = []
+
+    def forward(query: Tensor, key: Tensor, value: Tensor, documents: kernels.Packed) -> tuple[Tensor, list[Tensor]]:
+        calls.append(documents.ends.tolist())
+        return packed_plainly(query, key, value, documents)
+
+    monkeypatch.setattr(kernels, "packed", lambda query: True)
+    monkeypatch.setattr(kernels, "packed_forward", forward)
+    monkeypatch.setattr(kernels, "packed_backward", packed_plainly_backward)
+    generator = torch.Generator().manual_seed(5 + whole)
+    for rows in (1, 3):
+        documents = table(generator, rows, 24, whole)
+        compare(tensors(generator, 24, 24, rows), documents, [(0, 24)])
+        compare(tensors(generator, 7, 24, rows), documents, [(17, 24)])
+        ends = [row * 24 + end for row, _, end in documents.tolist()]
+        assert calls == ([[0, *ends]] if whole else [])
+        calls.clear()
+
+
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("block", [3, 512])
 def test_the_written_out_kernel_equals_the_fused_one(monkeypatch: pytest.MonkeyPatch, block: int, causal: bool) -> None:

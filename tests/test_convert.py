@@ -570,12 +570,17 @@ def write_meta(folder: Path, weights: dict[str, torch.Tensor], model: config.Mod
     return folder
 
 
+def as_meta_stores(tied: bool) -> tuple[config.Model, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """A model, its weights, and these with the head that Meta's files hold although it is the embedding's."""
+    model = replace(MODEL, tied_embeddings=tied, rope_factor=32.0 if tied else 8.0)
+    weights = weights_of(model)
+    return model, weights, weights | ({"lm_head.weight": weights["model.embed_tokens.weight"]} if tied else {})
+
+
 @pytest.mark.parametrize(("files", "tied"), [(1, False), (2, False), (2, True)])
 def test_exports_in_metas_format_are_metas_files(files: int, tied: bool, tmp_path: Path) -> None:
     """Against files made by definition, and read again: bit-equal."""
-    model = replace(MODEL, tied_embeddings=tied, rope_factor=32.0 if tied else 8.0)
-    weights = weights_of(model)
-    stored = weights | ({"lm_head.weight": weights["model.embed_tokens.weight"]} if tied else {})
+    model, weights, stored = as_meta_stores(tied)
     wanted = write_meta(tmp_path / "wanted", stored, model, files)
     convert.run(settings("from_hf", write_hf(tmp_path / "hf", model, weights), tmp_path / "run", dtype="fp32"))
     out = tmp_path / "small"
@@ -622,9 +627,7 @@ def test_metas_tokenizer_is_written_and_read_alike(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("files", "tied"), [(1, False), (2, False), (1, True)])
 def test_meta_weights_become_the_same_model(files: int, tied: bool, tmp_path: Path) -> None:
-    model = replace(MODEL, tied_embeddings=tied, rope_factor=32.0 if tied else 8.0)
-    weights = weights_of(model)
-    stored = weights | ({"lm_head.weight": weights["model.embed_tokens.weight"]} if tied else {})
+    model, weights, stored = as_meta_stores(tied)
     source = write_meta(tmp_path / "small", stored, model, files)
     convert.run(settings("from_meta", source, tmp_path / "run", dtype="fp32"))
     assert checkpoint.read_meta(checkpoint.resolve(tmp_path / "run")).shape() == model

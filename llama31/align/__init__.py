@@ -1,6 +1,7 @@
 """What only post-training needs: dialogs, preferences, and what is learned from them.
 
-Input is JSONL, UTF-8, one record per line; other keys than these are ignored, so a record may carry where it is from.
+Input is JSON lines, JSON arrays or Parquet, UTF-8, one record per line, element or row; other keys than these are
+ignored, so a record may carry where it is from.
 
 A dialog (`recipes.sft`; `chat.read`):
 

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama31.align import chat
-from llama31.data.records import SUFFIXES, each
+from llama31.data.records import SUFFIXES, each, not_read
 
 VERSION = 3
 Sequence_ = tuple[NDArray[np.int32], NDArray[np.int8]]  # token ids and the part of each
@@ -88,10 +88,9 @@ def files(given: str) -> list[Path]:
     return found
 
 
-def unread(given: str) -> list[Path]:
-    """What folders of a source's input hold beside files of records."""
+def unread(given: str, read: Sequence[Path]) -> list[Path]:
+    """What folders of a source's input hold beside the files of it that are `read`."""
     folders = [Path(text.strip()).expanduser() for text in given.split(",") if text.strip()]
-    read = set(files(given))
     return [inner for folder in folders if folder.is_dir() for inner in sorted(folder.iterdir()) if inner not in read]
 
 
@@ -141,9 +140,8 @@ def prepare(
     target = folder / f"{name}-{key}"
     if (target / "told.json").is_file():
         return target
-    if left := unread(given):
-        shown = ", ".join(map(str, left[:5])) + (", ..." if len(left) > 5 else "")
-        print(f"data.sources.{name}.input={given}: {len(left)} not read: {shown}; name them", flush=True)
+    if left := unread(given, inputs):
+        print(not_read(f"data.sources.{name}.input={given}", left), flush=True)
     draft = folder / f".{target.name}.{secrets.token_hex(4)}"
     draft.mkdir(parents=True)
     try:

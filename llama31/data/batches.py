@@ -161,7 +161,7 @@ class Heldout:
         self._predicted = {
             name: max(0, min(tokens, told.split(split).tokens - 1)) for name, told in self.packed.items()
         }
-        if not any(self._predicted.values()):
+        if not holds(self.packed, split):
             raise ValueError(
                 f"data.sources: none of {', '.join(self.names)} has a split {split}; pack again with overwrite=true "
                 f"and data.heldout_fraction above {data.heldout_fraction}, or with more documents"
@@ -207,6 +207,11 @@ def rank_rows(global_batch: int, micro_batch: int, dp: int, rank: int) -> list[N
         )
     firsts = range(rank * micro_batch, global_batch, dp * micro_batch)
     return [np.arange(first, first + micro_batch) for first in firsts]
+
+
+def holds(sources: dict[str, Packed], split: str) -> bool:
+    """Whether any source has a token to predict in a split."""
+    return any(told.split(split).tokens > 1 for told in sources.values())
 
 
 def fingerprint(sources: dict[str, Packed]) -> str:

@@ -35,6 +35,7 @@ from llama31 import config, tokenizer
 from llama31.data import packed, sources
 from llama31.data.indexed import IndexedReader, IndexedWriter, dtype_for
 from llama31.data.packed import Packed, Split
+from llama31.data.records import not_read
 
 _SNIPPET_CHARS = 1000  # shorter pieces of a document teach a tokenizer little
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -90,8 +91,7 @@ def pack(data: config.Data, name: str, settings: config.Tokenizer, overwrite: bo
     if exists and not overwrite:
         return _already_packed(data, name, told)
     if left := sources.unread(source):
-        shown = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
-        print(f"data.sources.{name}.input={source.input}: {len(left)} not read: {shown}; name them or set format")
+        print(not_read(f"data.sources.{name}.input={source.input}", left) + ", or set format")
     jobs = [
         _Job(item, source, name, settings.kind, settings.path, data.bos, data.eos, data.seed, data.heldout_fraction)
         for item in work

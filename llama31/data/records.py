@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,12 @@ def each(path: Path, key: str) -> Iterator[tuple[str, bytes]]:
     else:
         for number, record in enumerate(array(str(path), key), start=1):
             yield f"{path}, record {number}", json.dumps(record).encode()
+
+
+def not_read(key: str, left: Sequence[Path | str]) -> str:
+    """A sentence on what the folders of an input hold beside what is read of them."""
+    shown = ", ".join(map(str, left[:5])) + (", ..." if len(left) > 5 else "")
+    return f"{key}: {len(left)} not read: {shown}; name them"
 
 
 def parquet(path: Path | str, key: str) -> Any:

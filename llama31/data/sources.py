@@ -80,13 +80,12 @@ def unread(source: config.Source) -> list[str]:
     """
     if source.format == "dataset" or not source.input or _is_saved_dataset(Path(source.input)):
         return []
-    wanted, left = bool(source.suffixes.strip()), []
-    for root in _roots(source, "data.sources"):
-        if os.path.isdir(root):
-            left += [f"{folder} (read already)" for folder in _walk(root, source.format == "tree", again=True)]
-            if not wanted and source.format != "tree":
-                read = {path for path, _ in _matches(root, source.format, ())}
-                left += [path for path in _walk(root, False, hidden=True) if path not in read]
+    chosen, left = source.format == "tree" or bool(source.suffixes.strip()), []
+    for root in (root for _, roots in _parts(source, "data.sources") for root in roots if os.path.isdir(root)):
+        again: list[str] = []
+        files = list(_walk(root, source.format == "tree", again))
+        left += [f"{folder} (read already)" for folder in again]
+        left += [path for path in files if not chosen and _format_of(path, source.format, (), inside=True) is None]
     return left
 
 
@@ -138,21 +137,17 @@ def _parts(source: config.Source, where: str) -> Iterator[tuple[str, list[str]]]
         yield part, roots
 
 
-def _roots(source: config.Source, where: str) -> list[str]:
-    return [root for _, roots in _parts(source, where) for root in roots]
-
-
 def _matches(root: str, format: str, wanted: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    for path in _walk(root, format == "tree") if os.path.isdir(root) else [root]:
+    for path in _walk(root, format == "tree", []) if os.path.isdir(root) else [root]:
         kind = _format_of(path, format, wanted, inside=path != root)
         if kind:
             yield path, kind
 
 
-def _walk(root: str, tree: bool, hidden: bool = False, again: bool = False) -> Iterator[str]:
-    """Files below `root`, sorted by path; without hidden ones, and for a tree without caches and installed packages.
+def _walk(root: str, tree: bool, again: list[str]) -> Iterator[str]:
+    """Files below `root`, sorted by path; not in hidden folders, and for a tree not in caches and installed packages.
 
-    Links to folders are followed, into each folder once; `again` gives those that are not entered a second time.
+    Links to folders are followed, into each folder once: `again` gets those that are not entered a second time.
     """
     seen = {os.path.realpath(root)}
     for folder, folders, files in os.walk(root, followlinks=True):
@@ -163,15 +158,17 @@ def _walk(root: str, tree: bool, hidden: bool = False, again: bool = False) -> I
             if real not in seen:
                 seen.add(real)
                 folders.append(os.path.basename(path))
-            elif again:
-                yield path
-        if not again:
-            yield from (os.path.join(folder, file) for file in sorted(files) if hidden or not file.startswith("."))
+            else:
+                again.append(path)
+        yield from (os.path.join(folder, file) for file in sorted(files))
 
 
 def _format_of(path: str, format: str, wanted: tuple[str, ...], inside: bool) -> str | None:
-    """Format of a file, or None where a folder's file is not wanted. A file that was named itself is always wanted."""
-    if inside and wanted and not path.endswith(wanted):
+    """Format of a file, or None where a folder's file is not wanted: another suffix, a hidden one.
+
+    A file that was named itself is always wanted.
+    """
+    if inside and (os.path.basename(path).startswith(".") or (wanted and not path.endswith(wanted))):
         return None
     if format == "auto":
         known = [kind for kind, suffixes in _SUFFIXES.items() if path.endswith(suffixes)]

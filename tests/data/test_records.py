@@ -48,8 +48,8 @@ def test_what_is_not_read_or_not_readable_is_named(tmp_path: Path) -> None:
         written(tmp_path, name)
     (tmp_path / "table.csv").touch()
     (tmp_path / "inner").mkdir()
-    assert [path.name for path in store.unread(str(tmp_path))] == ["inner", "table.csv"]
-    assert store.unread(f"{tmp_path}/a.jsonl") == []
+    assert [path.name for path in store.unread(str(tmp_path), store.files(str(tmp_path)))] == ["inner", "table.csv"]
+    assert store.unread(f"{tmp_path}/a.jsonl", [tmp_path / "a.jsonl"]) == []
     for name, problem in {"c.parquet": "no readable Parquet file", "c.json": "neither JSON lines nor JSON"}.items():
         (tmp_path / name).write_text("{nothing")
         with pytest.raises(ValueError, match=rf"data\.sources\.s: .*{name} is {problem}"):
