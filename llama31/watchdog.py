@@ -9,7 +9,7 @@ nothing.
 A main thread that blocks inside C++ while it holds the interpreter lock stops this thread too. Behind it stands
 faulthandler's own timer, a C thread that needs no lock: as long as the watchdog thread runs it puts that timer off,
 and where it cannot, the timer dumps the stacks to standard error and ends the process. Setting the timer takes about
-0.2 ms, which is why the thread does it and not each `beat`. No torch here.
+0.2 ms, which is why the thread does it and of the beats only the first that is judged. No torch here.
 """
 
 from __future__ import annotations
@@ -124,6 +124,7 @@ class Watchdog:
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
         self._backstop = False
+        self._setting = threading.Lock()  # a beat and its backstop belong together
 
     @property
     def path(self) -> Path:
@@ -140,8 +141,15 @@ class Watchdog:
         take longer (a save, a validation); `math.inf` pauses the watch.
         """
         self._armed = self._armed or step >= self._armed_from
-        limit_s = self.timeout_s if limit_s is None else limit_s
-        self._beat = _Beat(self._clock(), step, phase, limit_s if self._armed else math.inf)
+        limit_s = (self.timeout_s if limit_s is None else limit_s) if self._armed else math.inf
+        begins = math.isfinite(limit_s) and math.isinf(self._beat.limit_s)
+        beat = _Beat(self._clock(), step, phase, limit_s)
+        if not begins:
+            self._beat = beat
+            return
+        with self._setting:  # the thread's next look may be seconds away, and this one may take the lock before it
+            self._beat = beat
+            self._put_off_backstop(limit_s)
 
     def start(self) -> Watchdog:
         """Watch the calling thread from now on; without a time-out there is nothing to do."""
@@ -172,10 +180,11 @@ class Watchdog:
 
     def look(self) -> None:
         """Judge the last beat once: leave the process where it is too old, else put off the backstop."""
-        beat = self._beat
-        since_s = self._clock() - beat.time_s
-        if since_s <= beat.limit_s:
-            return self._put_off_backstop(beat.limit_s - since_s)
+        with self._setting:
+            beat = self._beat
+            since_s = self._clock() - beat.time_s
+            if since_s <= beat.limit_s:
+                return self._put_off_backstop(beat.limit_s - since_s)
         self._cancel_backstop()  # this thread runs, and needs the grace
         self._dump(beat, since_s)
         self._pause(self.grace_s)

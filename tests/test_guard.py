@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import math
 import os
@@ -548,6 +549,26 @@ def test_the_flight_recorder_is_kept(dog: Dog, monkeypatch: pytest.MonkeyPatch) 
     clock.now += 61
     watch.look()
     assert watch.path.with_suffix(".flight").read_bytes() == b"collectives"
+
+
+def test_the_first_beat_that_is_judged_sets_the_timer_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread looks every few seconds: a main thread that takes the lock for ever before would never be ended."""
+    seconds = []
+
+    def timer(after_s: float, **_: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            seconds.append(after_s)
+
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", timer)
+    with Watchdog(tmp_path, 0, ["n0"], 3600.0) as watch:
+        watch.beat(0, "forward_backward")
+        assert seconds == []
+        watch.beat(1, "data")
+        watch.beat(1, "forward_backward")
+        assert len(seconds) == 1 and seconds[0] > 3600.0
+        watch.beat(1, "validation", limit_s=math.inf)
+        watch.beat(2, "data")
+        assert len(seconds) == 2
 
 
 def test_nothing_is_watched_without_a_timeout(tmp_path: Path) -> None:
