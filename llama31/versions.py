@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from importlib import metadata
 
 TESTED = {
-    "torch": ("2.11", "2.13"),
+    "torch": ("2.11", "2.14"),
     "CUDA": ("13.0", "13.0"),
     "cuDNN": ("9.0", "9.99"),  # its major release: the minor that the H100 loaded was not written down
     "transformer-engine": ("2.12", "2.20"),
