@@ -52,6 +52,8 @@ def start_gather(key: Tensor, value: Tensor, group: Any) -> Callable[[], Tensor]
     gathered = local.new_empty((cp, *local.shape))
     work = dist.all_gather_into_tensor(gathered.flatten(0, 1), local, group=group, async_op=True)
 
+    assert work is not None, "all ranks of the mesh are in the group"
+
     def wait() -> Tensor:
         work.wait()
         halves = gathered.unflatten(2, (2, -1)).movedim((1, 2), (0, 1))  # [K and V, half, rank, s / 2cp, ...]

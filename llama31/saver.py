@@ -50,7 +50,9 @@ def background_group(timeout_s: float = 3600.0) -> dist.ProcessGroup | None:
     """
     if not dist.is_initialized():
         return None
-    return dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_s))
+    group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_s))
+    assert isinstance(group, dist.ProcessGroup), "all ranks are in it"
+    return group
 
 
 @dataclass

@@ -134,7 +134,7 @@ class Run:
         self.decisions = self.data.begin(self.start)
         runs.check_data(self.start, self.data.fingerprints)
         words = tokenizer.load(run.tokenizer)
-        self.data.check(run.model, words.fingerprint)
+        self.data.check(run.model, words)
         self.words = {**dataclasses.asdict(run.tokenizer), "fingerprint": words.fingerprint, "folder": "tokenizer"}
         self.heldout: dict[int, evaluate.Heldout | None] = {}  # by sequence length
         self.notes = outset.lines(run, self.start, self._heldout(max(0, self.last_step - 1)) is not None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from llama31 import command, config, runs
 from llama31.checkpoint import Meta
 from llama31.config import ConfigError
+from llama31.data import packed
 from llama31.data.batches import Batches, Rows
 from llama31.data.mixture import Decision, Skip, Weights, to_record
 from llama31.feeds import Text
@@ -196,3 +198,15 @@ def test_another_order_of_the_documents_is_refused(run: config.Pretrain) -> None
         "give data.seed=1234, data.pack",
     ):
         assert part in str(caught.value)
+
+
+def test_data_whose_documents_end_otherwise_begin_no_run(run: config.Pretrain, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = types.SimpleNamespace(fingerprint="t", eos_id=7)
+    monkeypatch.setattr(packed, "wrong_end", lambda data, name, told, eos_id: f"{name} ends otherwise than {eos_id}")
+    model = dataclasses.replace(run.model, vocab_size=100_000)
+    given = opened(run, runs.Start())
+    with pytest.raises(ValueError, match="a ends otherwise than 7; pack it again"):
+        given[0].check(model, words)
+    resumed, *_ = opened(run, saved(run, 4, given))
+    with pytest.warns(UserWarning, match="b ends otherwise than 7; this run began with them"):
+        resumed.check(model, words)

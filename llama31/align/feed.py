@@ -19,6 +19,7 @@ from llama31.align.chat import PROMPT
 from llama31.align.rows import Packed, Piece, Response
 from llama31.align.store import Store
 from llama31.data.mixture import Decision, Skip, dropped, from_record
+from llama31.tokenizer import Tokenizer
 
 Ints = NDArray[np.int64]
 
@@ -217,7 +218,7 @@ class Feed:
         told = {"data.seed": self.seed, "schedule.sequence_length": length, **epochs, **self.maker.order()}
         return told | ({"init_from (its weights)": self.reference_key} if self.reference_key else {})
 
-    def check(self, model: config.Model, tokenizer_fingerprint: str) -> None:
+    def check(self, model: config.Model, words: Tokenizer) -> None:
         """ValueError where the data hold ids that the model has no embedding for."""
         if self.vocab_size > model.vocab_size:
             raise ValueError(
@@ -225,7 +226,7 @@ class Feed:
                 "the model that training begins with, or give that model rows for them first (transformers' "
                 "resize_token_embeddings, then recipes.convert)"
             )
-        assert tokenizer_fingerprint == self.tokenizer_fingerprint, "encoded with the run's own tokenizer"
+        assert words.fingerprint == self.tokenizer_fingerprint, "encoded with the run's own tokenizer"
 
     def follow(self, decisions: Sequence[Decision]) -> None:
         """From now on give the rows that these decisions leave."""

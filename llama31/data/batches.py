@@ -239,6 +239,18 @@ def check_tokenizer(batches: Batches | Heldout, fingerprint: str) -> None:
         )
 
 
+def check_ends(data: config.Data, batches: Batches, eos_id: int, resumed: bool) -> None:
+    """Raises ValueError (key `data.sources.NAME`) where documents do not end as this tokenizer ends them.
+
+    A run that began with such data goes on with them, warned.
+    """
+    wrong = filter(None, (packed.wrong_end(data, name, told, eos_id) for name, told in batches.packed.items()))
+    for sentence in wrong:
+        if not resumed:
+            raise ValueError(f"{sentence}; pack it again with overwrite=true")
+        warnings.warn(f"{sentence}; this run began with them and goes on with them", stacklevel=2)
+
+
 def _read_all(data: config.Data, names: list[str]) -> dict[str, Packed]:
     if not names:
         raise ValueError("data.sources is empty: name at least one, data.sources.NAME.input=FOLDER, and pack it")

@@ -89,7 +89,7 @@ def pack(data: config.Data, name: str, settings: config.Tokenizer, overwrite: bo
     with _named_unwritable(target, _place(data, name)):
         exists = target.exists()
     if exists and not overwrite:
-        return _already_packed(data, name, told)
+        return _already_packed(data, name, told, vocabulary.eos_id)
     if left := sources.unread(source):
         print(not_read(f"data.sources.{name}.input={source.input}", left) + ", or set format")
     jobs = [
@@ -368,7 +368,7 @@ def _description(
     }
 
 
-def _already_packed(data: config.Data, name: str, told: dict[str, Any]) -> Packed:
+def _already_packed(data: config.Data, name: str, told: dict[str, Any], eos_id: int) -> Packed:
     there = packed.read(data, name)
     changed = [key for key, value in told.items() if getattr(there, key) != value and key != "tokenizer_kind"]
     if changed:
@@ -377,6 +377,8 @@ def _already_packed(data: config.Data, name: str, told: dict[str, Any]) -> Packe
             f"data.sources.{name}: {packed.folder_of(data, name)} was packed from another input or with other settings "
             f"({before}); pack it again with overwrite=true, or give another data.folder"
         )
+    if wrong := packed.wrong_end(data, name, there, eos_id):
+        raise ValueError(f"{wrong}; pack it again with overwrite=true, or give another data.folder")
     print(f"packed {name}: already there, {there.train.tokens:,} tokens; overwrite=true packs it again")
     return there
 

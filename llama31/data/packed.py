@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llama31 import config, files
+from llama31.data.indexed import IndexedReader
 
 VERSION = 1
 SPLITS = ("train", "heldout")
@@ -45,6 +46,24 @@ class Packed:
         path = folder / "packed.json"
         files.write_whole(path, json.dumps(asdict(self), indent=2) + "\n")
         return path
+
+
+def wrong_end(data: config.Data, name: str, told: Packed, eos_id: int) -> str | None:
+    """A sentence where the documents of a source end with another token than `eos_id`; None where all is well.
+
+    Its tokenizer may be the same then: folders of Instruct releases name the end of a turn as their end of text, and
+    data were packed with it once. The first document tells.
+    """
+    split = "train" if told.train.documents else "heldout"
+    if not told.settings.get("eos") or not told.split(split).documents:
+        return None
+    last = int(IndexedReader(folder_of(data, name) / split).document(0)[-1])
+    if last == eos_id:
+        return None
+    return (
+        f"data.sources.{name}: the documents in {folder_of(data, name)} end with token {last}, and the tokenizer's end "
+        f"of text is {eos_id}"
+    )
 
 
 def folder_of(data: config.Data, name: str) -> Path:

@@ -11,10 +11,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llama31 import config, tokenizer
-from llama31.data import pack, packed, sources
+from llama31.data import batches, pack, packed, sources
 from llama31.data.indexed import IndexedReader
 from recipes import pack as recipe
 from tests.processes import LIMIT_S, search_path
@@ -29,7 +30,8 @@ def _source(tmp_path: Path, texts: list[str], name: str = "in.jsonl") -> config.
 
 
 def _data(tmp_path: Path, source: config.Source, **keys: object) -> config.Data:
-    return config.Data(folder=str(tmp_path / "packed"), sources={"s": source}, **({"workers": 1} | keys))  # type: ignore[arg-type]
+    usual = {"folder": str(tmp_path / "packed"), "workers": 1}
+    return config.Data(sources={"s": source}, **(usual | keys))  # type: ignore[arg-type]
 
 
 def _documents(tmp_path: Path, split: str, name: str = "s") -> list[list[int]]:
@@ -105,6 +107,31 @@ def test_a_single_document_has_no_heldout_split(tmp_path: Path, bpe: config.Toke
         "train.bin",
         "train.idx",
     ]
+
+
+def test_documents_that_end_otherwise_than_this_tokenizer_ends_them(tmp_path: Path, bpe: config.Tokenizer) -> None:
+    """Packed once when an Instruct folder's end of a turn was taken for the end of text; the tokenizer is the same."""
+    words, data = tokenizer.load(bpe), _data(tmp_path, _source(tmp_path, TEXTS))
+    schedule = config.Schedule(total_tokens=1024, batch_tokens=64, sequence_length=16, peak_lr=1e-3)
+    pack.pack(data, "s", bpe)
+    batches.check_ends(data, batches.Batches(data, schedule), words.eos_id, resumed=False)
+    reader = IndexedReader(tmp_path / "packed/s/train")
+    tokens = np.memmap(tmp_path / "packed/s/train.bin", reader.dtype, mode="r+")
+    tokens[reader.starts + reader.lengths - 1] = words.special["<|eot_id|>"]
+    tokens.flush()
+    told = f"data.sources.s: .*end with token {words.special['<|eot_id|>']}, .* end of text is {words.eos_id}; "
+    with pytest.raises(ValueError, match=told + "pack it again with overwrite=true"):
+        pack.pack(data, "s", bpe)
+    given = batches.Batches(data, schedule)
+    with pytest.raises(ValueError, match=told + "pack it again with overwrite=true"):
+        batches.check_ends(data, given, words.eos_id, resumed=False)
+    with pytest.warns(UserWarning, match=told + "this run began with them"):
+        batches.check_ends(data, given, words.eos_id, resumed=True)
+    pack.pack(data, "s", bpe, overwrite=True)
+    batches.check_ends(data, batches.Batches(data, schedule), words.eos_id, resumed=False)
+    without = _data(tmp_path, data.sources["s"], folder=str(tmp_path / "no ends"), eos=False)
+    pack.pack(without, "s", bpe)
+    batches.check_ends(without, batches.Batches(without, schedule), words.eos_id, resumed=False)
 
 
 def test_packing_again(tmp_path: Path, bpe: config.Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
