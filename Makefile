@@ -3,7 +3,7 @@
 # make test    everything
 # make outdated    what the package index has beyond the pins
 #
-# Overrides: make demo RUN=mine DEMO_ARGS='schedule.total_tokens=400000'   make test PYTEST_ARGS='-k resume'   PYTHON=python3.12
+# Overrides: make demo RUN=mine DEMO_ARGS='schedule.total_tokens=400000'   make test PYTEST_ARGS='-k resume' WORKERS=4   PYTHON=python3.12
 
 # The first that is 3.12: what PATH calls so, pyenv's (whose shim says no where another version is selected), uv's.
 SUPPORTED := sys.version_info[:2] == (3, 12)
@@ -17,6 +17,8 @@ BIN := $(VENV)/bin
 RUN := demo
 DEMO_ARGS :=
 PYTEST_ARGS :=
+WORKERS := 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 PROMPT := def read(self, path):
 # Not empty where there is an environment, and of another Python, or of one that is gone.
 STALE := $(shell test ! -d $(VENV) || $(BIN)/python -c 'import sys; sys.exit(not $(SUPPORTED))' 2>/dev/null || echo stale)
@@ -51,7 +53,7 @@ demo-short:
 	$(MAKE) demo RUN=demo-short DEMO_ARGS='schedule.total_tokens=40_960 schedule.warmup_tokens=12_288'
 
 check: lint
-	$(BIN)/python -m pytest -m 'not torch and not parallel and not slurm and not slow and not gpu' $(PYTEST_ARGS)
+	$(PYTEST) -m 'not torch and not parallel and not slurm and not slow and not gpu'
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -59,7 +61,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST)
 
 clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache *.egg-info

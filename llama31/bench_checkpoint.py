@@ -1,7 +1,7 @@
 """What a checkpoint costs: how long training stands still for it, and how fast it is written and read.
 
-`checkpoint_speed` measures in a process of its own (`python -m llama31.bench_checkpoint FOLDER`), on one model in one
-run: saves in the way of training and saves in the background by turns, so that what slows the machine slows both.
+`checkpoint_speed` measures in a process of its own (`python -m llama31.bench_checkpoint FOLDER PARAMS`), on one model in
+one run: saves in the way of training and saves in the background by turns, so that what slows the machine slows both.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ MODEL = config.Model(  # 100 million parameters
 Seconds = dict[str, list[float]]
 
 
-def checkpoint_speed(timeout_s: float) -> dict[str, str]:
-    """Rows for `bench.figures_table`: medians, with the range where it matters."""
+def checkpoint_speed(params: str, timeout_s: float) -> dict[str, str]:
+    """Rows for `bench.figures_table`, of a model in `params` ("bf16" or "fp32"): medians, with ranges where they matter."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "llama31.bench_checkpoint", folder],
+            [sys.executable, "-W", "ignore", "-m", "llama31.bench_checkpoint", folder, params],
             check=False,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             cwd=ROOT,
@@ -88,7 +88,7 @@ def rows(seconds: Seconds, size_bytes: int) -> dict[str, str]:
     }
 
 
-def measure(folder: Path) -> dict[str, Any]:
+def measure(folder: Path, params: str) -> dict[str, Any]:
     """Train, save and load in this process: seconds by what was done, and the bytes of a checkpoint."""
     import torch
 
@@ -96,7 +96,7 @@ def measure(folder: Path) -> dict[str, Any]:
     from llama31.saver import Saver, background_group
 
     torch.set_num_threads(1)
-    train, engine = _trainer()
+    train, engine = _trainer(params)
     seconds: Seconds = {}
 
     def timed(name: str, action: Callable[[], Any]) -> Any:
@@ -148,7 +148,7 @@ def _in_background(
     seconds.setdefault("write", []).append(published[0].write_s)
 
 
-def _trainer() -> tuple[Train, Engine]:
+def _trainer(params: str) -> tuple[Train, Engine]:
     """One optimizer step as `train.fit` does it, given what to call just before the update; and the engine."""
     import numpy as np
 
@@ -156,7 +156,7 @@ def _trainer() -> tuple[Train, Engine]:
     from llama31.engine import Engine
     from llama31.objectives import MicroBatch
 
-    numbers, parallel = config.Precision(params="bf16"), config.Parallel()
+    numbers, parallel = config.Precision(params=params), config.Parallel()
     mesh.connect(timeout_s=600)
     grid = mesh.create(parallel)
     chunks = model.build(MODEL, numbers, parallel, grid, seed=0)
@@ -214,4 +214,4 @@ def _peer(path: Path, engine: Engine) -> _Peer:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(Path(sys.argv[1]))))
+    print(json.dumps(measure(Path(sys.argv[1]), sys.argv[2])))

@@ -50,25 +50,28 @@ def document_ends(length: int) -> list[int]:
 Pass = Callable[[], Any]  # forward; what it returns is summed and differentiated
 
 
-def _ours(length: int, ends: Sequence[int]) -> Pass:
+def _ours(length: int, ends: Sequence[int], params: str) -> Pass:
     import torch
 
+    from llama31 import precision
     from llama31.attention import attend
 
     documents = torch.tensor([(0, begin, end) for begin, end in zip([0, *ends[:-1]], ends, strict=True)])
     query, key, value = (
-        torch.randn(length, 1, heads, WIDTH, dtype=torch.bfloat16, requires_grad=True)
+        torch.randn(length, 1, heads, WIDTH, dtype=precision.DTYPES[params], requires_grad=True)
         for heads in (HEADS, KV_HEADS, KV_HEADS)
     )
     return lambda: attend(query, key, value, documents, [(0, length)])
 
 
-def _transformers(length: int, ends: Sequence[int]) -> Pass:
+def _transformers(length: int, ends: Sequence[int], params: str) -> Pass:
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    from llama31 import precision
+
     query, key, value = (
-        torch.randn(1, heads, length, WIDTH, dtype=torch.bfloat16, requires_grad=True)
+        torch.randn(1, heads, length, WIDTH, dtype=precision.DTYPES[params], requires_grad=True)
         for heads in (HEADS, KV_HEADS, KV_HEADS)
     )
     mask = torch.zeros(1, 1, length, length, dtype=torch.bool)
@@ -79,15 +82,15 @@ def _transformers(length: int, ends: Sequence[int]) -> Pass:
     return lambda: sdpa_attention_forward(module, query, key, value, mask, scaling=WIDTH**-0.5)[0]
 
 
-def measure_attention(path: str, length: int) -> dict[str, Any]:
+def measure_attention(path: str, length: int, params: str) -> dict[str, Any]:
     """Forward and backward passes of one row in this process."""
     import torch
 
     torch.set_num_threads(1)
     make = _transformers if path == "transformers" else _ours
-    make(256, [100, 256])().sum().backward()  # imports what is imported late
+    make(256, [100, 256], params)().sum().backward()  # imports what is imported late
     print(json.dumps({"ready": anonymous_bytes("self")}), flush=True)
-    run = make(length, [length] if path == "ours-one" else document_ends(length))
+    run = make(length, [length] if path == "ours-one" else document_ends(length), params)
     passes = max(1, PASS_TOKENS // length)
     cpu_0, wall_0 = time.process_time(), time.perf_counter()
     for _ in range(passes):
@@ -99,7 +102,9 @@ def measure_attention(path: str, length: int) -> dict[str, Any]:
     }
 
 
-def measure_steps(layout: str, shape: config.Model, length: int, steps: int, warmup_steps: int) -> dict[str, Any]:
+def measure_steps(
+    layout: str, shape: config.Model, length: int, steps: int, warmup_steps: int, params: str
+) -> dict[str, Any]:
     """Optimizer steps of one row each on all processes; CPU seconds are those of all of them."""
     import torch
     import torch.distributed as dist
@@ -117,7 +122,7 @@ def measure_steps(layout: str, shape: config.Model, length: int, steps: int, war
             return lambda: rows
 
         attention.start_gather = waiting
-    parallel, numbers = config.Parallel(cp=int(layout[0]), recompute="none"), config.Precision()
+    parallel, numbers = config.Parallel(cp=int(layout[0]), recompute="none"), config.Precision(params)
     grid = mesh.create(parallel)
     engine = Engine(
         model.build(shape, numbers, parallel, grid, seed=0), shape, config.Optimizer(), numbers, parallel, grid
@@ -152,36 +157,37 @@ def main() -> None:
 # --- what starts it ---
 
 
-def tables(run: config.Benchmark) -> list[str]:
-    """Both tables, every case as often as asked, in turn."""
+def tables(run: config.Benchmark, params: str) -> list[str]:
+    """Both tables, computed in `params` ("bf16" or "fp32"), every case as often as asked, in turn."""
     attention = {f"{path}-{length}": (path, length) for length in run.attention_lengths for path in ATTENTIONS}
     found: dict[str, list[Run]] = {name: [] for name in (*attention, *LAYOUTS)}
     for repeat in range(run.repeats):
         for name in found:
             if name in attention:
                 path, length = attention[name]
-                asked: dict[str, Any] = {"path": path, "length": length}
+                asked: dict[str, Any] = {"path": path, "length": length, "params": params}
                 arguments = ["-m", "llama31.bench_length", json.dumps(asked)]
             else:
                 asked = {"layout": name, "shape": dataclasses.asdict(run.model), "length": run.cp_length}
-                asked |= {"steps": run.steps, "warmup_steps": run.warmup_steps}
+                asked |= {"steps": run.steps, "warmup_steps": run.warmup_steps, "params": params}
                 launch = ["-m", "torch.distributed.run", f"--nproc-per-node={name[0]}", "--standalone"]
                 arguments = [*launch, "-m", "llama31.bench_length", json.dumps(asked)]
             done = run_worker(name, arguments, run.timeout_s)
             found[name].append(done)
             speed = f"{done.tokens_per_cpu_s:,.0f} tokens per CPU-second, {done.peak_bytes / 1e6:,.0f} MB"
             print(f"{repeat + 1}/{run.repeats} {name}: {speed}", file=sys.stderr, flush=True)
-    return [attention_table(found, run.attention_lengths), cp_table({name: found[name] for name in LAYOUTS})]
+    return [attention_table(found, run.attention_lengths, params), cp_table({name: found[name] for name in LAYOUTS})]
 
 
 def _median(runs: Sequence[Run], figure: Callable[[Run], float]) -> float:
     return statistics.median(figure(run) for run in runs)
 
 
-def attention_table(runs: Mapping[str, Sequence[Run]], lengths: Sequence[int]) -> str:
+def attention_table(runs: Mapping[str, Sequence[Run]], lengths: Sequence[int], params: str) -> str:
     """Medians by length and path; the ratio is ours to transformers' on the same documents, in medians."""
     lines = [
-        "| tokens | attention, forward and backward | tokens per CPU-second | ours / this | peak MB | KB per token |",
+        f"| tokens | attention in {params.upper()}, forward and backward "
+        "| tokens per CPU-second | ours / this | peak MB | KB per token |",
         "|---|---|---|---|---|---|",
     ]
     for length in lengths:

@@ -25,10 +25,30 @@ def check(run: config.Benchmark) -> list[str]:
     return found
 
 
-def train(run: config.Benchmark) -> str:
+def computes_in(run: config.Benchmark) -> str:
+    """The precision of parts that may compute in BF16, by the key `bf16` or by what this CPU is good at."""
+    from llama31 import precision
+
+    wanted = precision.bf16_ratio() <= precision.SLOWER if run.bf16 is None else run.bf16
+    return "bf16" if wanted else "fp32"
+
+
+def cases_of(run: config.Benchmark, params: str) -> list[Case]:
+    """The cases to measure; says which are left out. Raises ValueError where none remains."""
+    cases = [Case.parse(name) for name in run.cases]
+    kept = [case for case in cases if params == "bf16" or case.precision == "fp32"]
+    left_out = ", ".join(str(case) for case in cases if case not in kept)
+    why = f"bf16={'null: BF16 is slower than FP32 on this CPU' if run.bf16 is None else 'false'}"
+    if cases and not kept:
+        raise ValueError(f"cases: nothing is left without {left_out} ({why}); give cases in fp32, or bf16=true")
+    if left_out:
+        print(f"left out: {left_out} ({why}); bf16=true measures them", file=sys.stderr, flush=True)
+    return kept
+
+
+def train(run: config.Benchmark, cases: list[Case]) -> str:
     """All cases in turn, as often as asked: what slows the machine for a while slows every case."""
     work = Work(run.model, run.sequence_length, run.rows, run.micro_batch, run.steps, run.warmup_steps)
-    cases = [Case.parse(name) for name in run.cases]
     runs: dict[str, list[bench.Run]] = {str(case): [] for case in cases}
     for repeat in range(run.repeats):
         for case in cases:
@@ -44,7 +64,8 @@ def main(run: config.Benchmark) -> None:
     problems = check(run)
     if problems:
         raise ValueError("\n".join(problems))
-    tables = [train(run)] if "train" in run.parts else []
+    params = computes_in(run)
+    tables = [train(run, cases_of(run, params))] if "train" in run.parts else []
     figures: dict[str, str] = {}
     if "pack" in run.parts:
         figures |= bench.pack_speed(run.llama3_tokenizer, run.timeout_s)
@@ -53,11 +74,11 @@ def main(run: config.Benchmark) -> None:
     if "start" in run.parts:
         figures |= bench.start_time(run.timeout_s)
     if "checkpoint" in run.parts:
-        figures |= bench_checkpoint.checkpoint_speed(run.timeout_s)
+        figures |= bench_checkpoint.checkpoint_speed(params, run.timeout_s)
     if "rounds" in run.parts:
         figures |= bench_rounds.measure(run.timeout_s)
     tables += [bench.figures_table(figures)] if figures else []
-    tables += bench_length.tables(run) if "length" in run.parts else []
+    tables += bench_length.tables(run, params) if "length" in run.parts else []
     tables += bench_align.tables(run) if "align" in run.parts else []
     tables += bench_extend.tables(run) if "extend" in run.parts else []
     text = "\n\n".join(tables) + "\n"

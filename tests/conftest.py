@@ -44,7 +44,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(
         key=lambda item: max((HEAVY.index(m.name) + 1 for m in item.iter_markers() if m.name in HEAVY), default=0)
     )
-    for item in items:
+    for item in items:  # one worker for each file, whose tests share what is dear to make, and for the only cluster
+        file = item.path.relative_to(ROOT).as_posix()
+        item.add_marker(pytest.mark.xdist_group("slurm" if file.startswith("tests/slurm/") else file))
         if item.get_closest_marker("gpu") and not has_gpu() and os.environ.get("DEVICE") != "cpu":
             item.add_marker(pytest.mark.skip(reason="no GPU here (DEVICE=cpu tries it on the CPU)"))
 

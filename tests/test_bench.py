@@ -6,6 +6,7 @@ import pytest
 
 from llama31 import bench, config
 from llama31.peers import Case, Work
+from recipes import benchmark
 from tests.processes import LIMIT_S
 
 MODEL = config.Model(
@@ -46,6 +47,27 @@ def test_batches_are_the_same_for_every_trainer() -> None:
 def test_a_case_that_does_not_exist_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"cases='{name}'"):
         Case.parse(name)
+
+
+def test_cases_in_bf16_are_left_out_where_it_is_slow_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    run = config.Benchmark(cases=["ours-own-mixed", "loop-sdpa-fp32", "loop-sdpa-bf16"])
+    assert [str(case) for case in benchmark.cases_of(run, "bf16")] == run.cases
+    assert capsys.readouterr().err == ""
+    assert [str(case) for case in benchmark.cases_of(run, "fp32")] == ["loop-sdpa-fp32"]
+    assert "left out: ours-own-mixed, loop-sdpa-bf16 (bf16=null: BF16 is slower" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"cases: nothing is left .*\(bf16=false\); give cases in fp32, or bf16=true"):
+        benchmark.cases_of(config.Benchmark(cases=["ours-own-mixed"], bf16=False), "fp32")
+
+
+@pytest.mark.torch
+def test_what_is_computed_in_follows_the_cpu_unless_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llama31 import precision
+
+    for ratio, wanted in ((27.0, "fp32"), (0.7, "bf16")):
+        monkeypatch.setattr(precision, "bf16_ratio", lambda ratio=ratio: ratio)
+        assert benchmark.computes_in(config.Benchmark()) == wanted
+        assert benchmark.computes_in(config.Benchmark(bf16=True)) == "bf16"
+        assert benchmark.computes_in(config.Benchmark(bf16=False)) == "fp32"
 
 
 @pytest.mark.torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,13 +65,19 @@ def test_tiktoken_equals_meta(meta) -> None:
             assert ours.encode(name) != [id] and ours.decode([id]) == name
 
 
-def test_tiktoken_saved_for_hf_gives_the_same_tokens(meta, tmp_path: Path) -> None:
-    path, _ = meta
-    ours = tokenizer.load(config.Tokenizer(kind="tiktoken", path=str(path)))
-    ours.save_hf(tmp_path)
-    again = tokenizer.load(config.Tokenizer(kind="huggingface", path=str(tmp_path)))
+@pytest.fixture(scope="module")
+def exported(meta, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Meta's tokenizer in Hugging Face's format, whose merges take seconds to find."""
+    folder = tmp_path_factory.mktemp("meta") / "hf"
+    tokenizer.load(config.Tokenizer(kind="tiktoken", path=str(meta[0]))).save_hf(folder)
+    return folder
+
+
+def test_tiktoken_saved_for_hf_gives_the_same_tokens(meta, exported: Path) -> None:
+    ours = tokenizer.load(config.Tokenizer(kind="tiktoken", path=str(meta[0])))
+    again = tokenizer.load(config.Tokenizer(kind="huggingface", path=str(exported)))
     assert isinstance(again, tokenizer.ByteLevelTokenizer) and again.fingerprint == ours.fingerprint
-    hf = _hf(tmp_path)
+    hf = _hf(exported)
     hf.encode_special_tokens = True
     for text in TEXTS + [_noise(seed, 2000) for seed in range(5)]:
         assert hf.encode(text, add_special_tokens=False).ids == ours.encode(text)
@@ -271,14 +278,15 @@ def test_added_tokens_and_special_ones_of_another_author(foreign: Path) -> None:
     assert ours.special["<|im_end|>"] not in theirs.apply_chat_template(hostile, return_dict=False)
 
 
-def test_documents_end_alike_with_a_base_models_tokenizer_and_an_instruct_ones(meta, tmp_path: Path) -> None:
-    words = tokenizer.load(config.Tokenizer(kind="tiktoken", path=str(meta[0])))
-    for name, eos in {"base": "<|end_of_text|>", "instruct": "<|eot_id|>"}.items():
-        words.save_hf(tmp_path / name)
-        path = tmp_path / name / "tokenizer_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": eos}))
+def test_documents_end_alike_with_a_base_models_tokenizer_and_an_instruct_ones(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "instruct")
+    path = tmp_path / "instruct" / "tokenizer_config.json"
+    told = json.loads(path.read_text())
+    assert told["eos_token"] == "<|end_of_text|>", "as base models have it"
+    path.write_text(json.dumps(told | {"eos_token": "<|eot_id|>"}))
     base, instruct = (
-        tokenizer.load(config.Tokenizer(kind="huggingface", path=str(tmp_path / name))) for name in ("base", "instruct")
+        tokenizer.load(config.Tokenizer(kind="huggingface", path=str(folder)))
+        for folder in (exported, tmp_path / "instruct")
     )
-    assert base.eos_id == instruct.eos_id == words.special["<|end_of_text|>"]
-    assert base.eot_id == instruct.eot_id == words.special["<|eot_id|>"]
+    assert base.eos_id == instruct.eos_id == base.special["<|end_of_text|>"]
+    assert base.eot_id == instruct.eot_id == base.special["<|eot_id|>"]

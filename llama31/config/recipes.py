@@ -226,6 +226,11 @@ class Benchmark:
         ],
         "TRAINER-ATTENTION-PRECISION; bf16 peers hold all state in BF16, mixed ones FP32 masters as ours does",
     )
+    bf16: bool | None = key(
+        None,
+        "compute in BF16 where a part has it: cases in bf16 and mixed, checkpoint, length; false: those cases are left "
+        "out and the parts compute in FP32; null: false where BF16 is slower than FP32 on this CPU",
+    )
     repeats: int = key(3, "runs of each case, interleaved, each in a process of its own", low=1)
     steps: int = key(4, "measured optimizer steps per run", low=1)
     warmup_steps: int = key(1, "steps before them", low=1)
