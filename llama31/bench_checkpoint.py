@@ -1,7 +1,7 @@
 """What a checkpoint costs: how long training stands still for it, and how fast it is written and read.
 
-`checkpoint_speed` measures in a process of its own (`python -m llama31.bench_checkpoint FOLDER PARAMS`), on one model in
-one run: saves in the way of training and saves in the background by turns, so that what slows the machine slows both.
+`checkpoint_speed` measures in a process of its own (`python -m llama31.bench_checkpoint FOLDER PARAMS`), on one model
+in one run: saves in the way of training and saves in the background by turns: what slows the machine slows both.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Seconds = dict[str, list[float]]
 
 
 def checkpoint_speed(params: str, timeout_s: float) -> dict[str, str]:
-    """Rows for `bench.figures_table`, of a model in `params` ("bf16" or "fp32"): medians, with ranges where they matter."""
+    """Rows for `bench.figures_table`, of a model in `params` ("bf16" or "fp32"): medians, ranges where they matter."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "llama31.bench_checkpoint", folder, params],

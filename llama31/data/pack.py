@@ -70,6 +70,7 @@ class _Result:
     """Both splits of one item, and what they cost."""
 
     parts: dict[str, _Part]
+    left: sources.LeftOut
     size: int
     cpu_s: float
 
@@ -159,7 +160,8 @@ def _tokenize(job: _Job) -> _Result:
     ids: dict[str, list[int]] = {split: [] for split in packed.SPLITS}
     ends: dict[str, list[int]] = {split: [0] for split in packed.SPLITS}
     keys: dict[str, list[int]] = {split: [] for split in packed.SPLITS}
-    for text in sources.documents(job.item, job.source, job.name):
+    left = sources.LeftOut()
+    for text in sources.documents(job.item, job.source, job.name, left):
         key = heldout_key(text, job.seed)
         split = "heldout" if key < job.heldout_fraction * 2**64 else "train"
         ids[split] += head
@@ -174,7 +176,7 @@ def _tokenize(job: _Job) -> _Result:
         )
         for split in packed.SPLITS
     }
-    return _Result(parts, job.item.size, time.process_time() - begun_s)
+    return _Result(parts, left, job.item.size, time.process_time() - begun_s)
 
 
 def _results(jobs: list[_Job], workers: int) -> Iterator[_Result]:
@@ -210,6 +212,7 @@ def _write(jobs: list[_Job], folder: Path, dtype: np.dtype[Any], data: config.Da
     workers = min(data.workers or len(os.sched_getaffinity(0)), len(jobs))
     name = jobs[0].name
     writers = {split: IndexedWriter(folder / split, dtype) for split in packed.SPLITS}
+    left = sources.LeftOut()
     cpu_s, smallest = 0.0, (2**64, -1)  # key and index of the training document nearest to the held-out split
     try:
         with tqdm(total=sum(job.item.size for job in jobs), desc=name, unit="B", unit_scale=True, disable=None) as bar:
@@ -220,6 +223,8 @@ def _write(jobs: list[_Job], folder: Path, dtype: np.dtype[Any], data: config.Da
                     smallest = min(smallest, (int(keys[first]), writers["train"].documents + first))
                 for split, part in result.parts.items():
                     writers[split].add(part.tokens, part.lengths)
+                left.files += result.left.files
+                left.blank += result.left.blank
                 cpu_s += result.cpu_s
                 bar.update(result.size)
         splits = {split: Split(w.tokens, w.documents, w.close()) for split, w in writers.items()}
@@ -229,12 +234,22 @@ def _write(jobs: list[_Job], folder: Path, dtype: np.dtype[Any], data: config.Da
         raise
     splits = _filled(splits, folder, dtype, smallest[1], jobs[0])
     tokens = sum(split.tokens for split in splits.values())
+    for sentence in _left_out(left):
+        print(f"packed {name}: {sentence}")
     print(
         f"packed {name}: {splits['train'].tokens:,} tokens in {splits['train'].documents:,} documents, held out "
         f"{splits['heldout'].tokens:,} in {splits['heldout'].documents:,}; {tokens / max(cpu_s, 1e-9) / 1e6:.2f} "
         "Mtok/s per core"
     )
     return splits
+
+
+def _left_out(left: sources.LeftOut) -> Iterator[str]:
+    if left.files:
+        shown = ", ".join(left.files[:5]) + (", ..." if len(left.files) > 5 else "")
+        yield f"{len(left.files):,} files left out that are no text in UTF-8: {shown}"
+    if left.blank:
+        yield f"{left.blank:,} documents left out that are blank"
 
 
 def _filled(splits: dict[str, Split], folder: Path, dtype: np.dtype[Any], smallest: int, job: _Job) -> dict[str, Split]:

@@ -17,7 +17,7 @@ import json
 import os
 import sysconfig
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,20 +89,32 @@ def unread(source: config.Source) -> list[str]:
     return left
 
 
-def documents(item: Item, source: config.Source, name: str) -> Iterator[str]:
-    """Documents of one item, in order; blank ones are left out.
+@dataclass
+class LeftOut:
+    """What of an item is no document: files of a tree that are no text, and how many texts are blank."""
+
+    files: list[str] = field(default_factory=list)
+    blank: int = 0
+
+
+def documents(item: Item, source: config.Source, name: str, left: LeftOut | None = None) -> Iterator[str]:
+    """Documents of one item, in order; `left` is told of what is left out.
 
     Raises ValueError (keys `data.sources.NAME.*`) for a record without its text, naming file and line or row.
     """
-    where = f"data.sources.{name}"
+    where, left = f"data.sources.{name}", left or LeftOut()
     readers: dict[str, Callable[[], Iterator[str]]] = {
         "text": lambda: _read_texts(item, where),
-        "tree": lambda: _read_tree(item),
+        "tree": lambda: _read_tree(item, left),
         "jsonl": lambda: _read_jsonl(item, source.text_key, where),
         "parquet": lambda: _read_parquet(item, source.text_key, where),
         "dataset": lambda: _read_dataset(item, source, where),
     }
-    return (text for text in readers[item.format]() if text and not text.isspace())
+    for text in readers[item.format]():
+        if text and not text.isspace():
+            yield text
+        else:
+            left.blank += 1
 
 
 # --- finding files ----------------------------------------------------------------------------------------------------
@@ -236,15 +248,17 @@ def _read_texts(item: Item, where: str) -> Iterator[str]:
             raise ValueError(f"{where}.input: {path} cannot be read ({error.strerror}); mend or remove it") from error
 
 
-def _read_tree(item: Item) -> Iterator[str]:
+def _read_tree(item: Item, left: LeftOut) -> Iterator[str]:
     """Files of a source tree; binary and undecodable ones, broken links and pipes are no documents."""
     for path in item.paths:
         content = Path(path).read_bytes() if os.path.isfile(path) else b"\0"
-        if b"\0" not in content:
-            try:
-                text = content.decode()
-            except UnicodeDecodeError:
-                continue
+        try:
+            text = content.decode()
+        except UnicodeDecodeError:
+            text = "\0"
+        if "\0" in text:
+            left.files.append(path)
+        else:
             yield text
 
 

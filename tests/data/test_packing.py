@@ -134,6 +134,23 @@ def test_documents_that_end_otherwise_than_this_tokenizer_ends_them(tmp_path: Pa
     batches.check_ends(without, batches.Batches(without, schedule), words.eos_id, resumed=False)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_no_document_is_counted_and_named(
+    tmp_path: Path, bpe: config.Tokenizer, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    folder = tmp_path / "tree"
+    folder.mkdir()
+    for number, content in enumerate([b"one", b"\xff\xfe", b"a\0b", b" \n", b"two", b"", b"three"]):
+        (folder / f"{number}.c").write_bytes(content)
+    (folder / "7.c").symlink_to(tmp_path / "gone")
+    data = _data(tmp_path, config.Source(input=str(folder), format="tree"), workers=workers)
+    assert pack.pack(data, "s", bpe).train.documents == 2
+    printed = capsys.readouterr().out
+    named = ", ".join(str(folder / f"{number}.c") for number in (1, 2, 7))
+    assert f"packed s: 3 files left out that are no text in UTF-8: {named}\n" in printed
+    assert "packed s: 2 documents left out that are blank\n" in printed
+
+
 def test_packing_again(tmp_path: Path, bpe: config.Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
     source = _source(tmp_path, TEXTS)
     first = pack.pack(_data(tmp_path, source), "s", bpe)
