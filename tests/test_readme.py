@@ -155,6 +155,32 @@ def test_exported_and_imported(done: tuple[Path, dict[str, str]]) -> None:
         assert torch.equal(trained.read(name).bfloat16(), imported.read(name)), name
 
 
+def test_a_model_of_hugging_face_is_trained_on_two_processes_and_goes_back(done: tuple[Path, dict[str, str]]) -> None:
+    """Import, SFT with the weights split by tensor parallelism, export: equal to one process from the same folder."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, _ = done
+    sft = "-m recipes.sft --config-dir my --config-name chat init_from=runs/imported stop_after_steps=2"
+    sft += " data.sources.mine.input=dialogs.jsonl"
+    to_hf = "python -m recipes.convert direction=to_hf dtype=fp32"
+    run(
+        f"python {sft} name=chat-1\n"
+        f"torchrun --standalone --nproc-per-node 2 {sft} name=chat-2 parallel.tp=2\n"
+        f"{to_hf} checkpoint=runs/chat-1 hf=hf/chat-1\n{to_hf} checkpoint=runs/chat-2 hf=hf/chat-2\n",
+        folder,
+    )
+    one, two = losses(folder / "runs/chat-1"), losses(folder / "runs/chat-2")
+    assert sorted(one) == [1, 2] and list(two.values()) == pytest.approx(list(one.values()), rel=1e-5)
+    before, serial, split = (
+        AutoModelForCausalLM.from_pretrained(folder / "hf" / name, dtype=torch.float32).state_dict()
+        for name in ("small", "chat-1", "chat-2")
+    )
+    for name, trained in serial.items():
+        torch.testing.assert_close(split[name], trained, rtol=1e-5, atol=1e-6)
+        assert name.endswith("norm.weight") or not torch.equal(trained, before[name]), f"{name} was trained"
+    assert AutoTokenizer.from_pretrained(folder / "hf/chat-2").chat_template
+
+
 def test_continued_from_weights_alone(done: tuple[Path, dict[str, str]]) -> None:
     folder, _ = done
     continued, whole = losses(folder / "runs/continued"), losses(folder / "runs/small")
