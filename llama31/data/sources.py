@@ -310,7 +310,8 @@ def _checked(text: Any, keys: list[str], key: str, where: str, place: str) -> st
     if text is None and key in keys:
         return ""
     if not isinstance(text, str):
-        raise ValueError(f"{where}.text_key={key}: {place} has no such text; its fields are {', '.join(keys)}")
+        found = f"holds {type(text).__name__} there, which is no text" if key in keys else "has no such text"
+        raise ValueError(f"{where}.text_key={key}: {place} {found}; its fields are {', '.join(keys)}")
     return text
 
 
@@ -357,7 +358,9 @@ def _dataset(input: str, split: str, where: str) -> Any:
             return datasets.load_dataset(name, configuration or None, split=split)
         loaded = datasets.load_from_disk(input)
         return loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:  # datasets raises all of them
+    except (  # datasets raises all of them
+        datasets.exceptions.DatasetsError, OSError, ValueError, KeyError, RuntimeError, ImportError,
+    ) as error:  # fmt: skip
         raise ValueError(f"{where}.input={input}, split={split}: datasets cannot load it: {error}") from error
 
 

@@ -125,6 +125,31 @@ def test_datasets_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         _texts(config.Source(input=str(tmp_path / "d")))
 
 
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["007", "1e3", "NaN"], None),
+        (["2024-01-02", "2024-01-03T04:05:06Z"], r"text_key=text: .* holds datetime there, which is no text"),
+        (["a \ud800 surrogate"], r"split=train: datasets cannot load it: .*generating the dataset"),
+    ],
+)
+def test_datasets_change_no_text_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str], message: str | None
+) -> None:
+    """Their reader of JSON makes dates of texts that look like dates; numbers stay as they are written."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.jsonl").write_bytes(_jsonl(texts))
+    source = config.Source(input=str(tmp_path / "in"), format="dataset")
+    if message is None:
+        assert _texts(source) == texts
+    else:
+        with pytest.raises(ValueError, match=message):
+            _texts(source)
+
+
 def test_a_file_whose_name_holds_a_comma(tmp_path: Path) -> None:
     path = tmp_path / "sp ace" / "a,b.jsonl"
     path.parent.mkdir()
@@ -179,7 +204,7 @@ def test_placeholders_mean_folders_that_every_machine_has() -> None:
         (b'{"text": "a"}\n\n{"text": }\n', r"data.sources.s.input: .*a.jsonl:3 is no JSON .*mend or remove"),
         (b'{"text": "a"}\n[1]\n', r"a.jsonl:2 is no JSON object"),
         (b'{"text": "a"}\n{"body": "b", "n": 1}\n', r"data.sources.s.text_key=text: .*a.jsonl:2 .* body, n"),
-        (b'{"text": 7}\n', r"text_key=text: .*a.jsonl:1 has no such text"),
+        (b'{"text": 7}\n', r"text_key=text: .*a.jsonl:1 holds int there, which is no text; its fields are text"),
         (b"\xff\xfe\n", r"a.jsonl:1 is no JSON"),
     ],
 )
