@@ -40,8 +40,8 @@ demo: data/demo/docs/packed.json
 	$(BIN)/torchrun --standalone --nproc-per-node 2 -m recipes.pretrain --config-name demo name=$(RUN) $(DEMO_ARGS)
 	$(BIN)/python -m recipes.evaluate data=demo checkpoint=runs/$(RUN) tokens=32768
 	$(BIN)/python -m recipes.convert direction=to_hf checkpoint=runs/$(RUN) hf=runs/$(RUN)/hf overwrite=true
-	$(BIN)/python -c "from transformers import pipeline; \
-	    print(pipeline('text-generation', 'runs/$(RUN)/hf')('$(PROMPT)', max_new_tokens=48, do_sample=False)[0]['generated_text'])"
+	$(BIN)/python -c "from transformers import pipeline, set_seed; set_seed(0); write = pipeline('text-generation', 'runs/$(RUN)/hf'); \
+	    print(write('$(PROMPT)', max_new_tokens=48, do_sample=True, temperature=0.7, top_k=20)[0]['generated_text'])"
 	@echo "loss curve: runs/$(RUN)/loss.png   model for transformers and vLLM: runs/$(RUN)/hf"
 
 # Once: the documentation of installed packages changes with what is installed, and a run goes on with the data it began with.
