@@ -73,7 +73,7 @@ def connect(timeout_s: int) -> torch.device:
 
 
 def create(parallel: config.Parallel, timeout_s: int = 1800) -> Grid:
-    """Build the groups of a layout over all processes (torchrun's, or this one alone).
+    """Build the groups of a layout over all processes (torchrun's, or this one alone), in place of those in use.
 
     Raises ValueError when the layout does not multiply out to the world size.
     """
@@ -88,7 +88,8 @@ def create(parallel: config.Parallel, timeout_s: int = 1800) -> Grid:
             f"parallel: tp={parallel.tp} x cp={parallel.cp} x pp={parallel.pp} x dp={parallel.dp} does not multiply "
             f"out to the {world} processes started; start another number or change the layout"
         )
-    state.destroy_model_parallel()
+    if state.model_parallel_is_initialized():
+        release()
     state.initialize_model_parallel(
         parallel.tp,
         parallel.pp,
@@ -125,9 +126,9 @@ def create(parallel: config.Parallel, timeout_s: int = 1800) -> Grid:
 
 
 def release() -> None:
-    """Leave the groups of the layout in use, before another one is created. Collective.
+    """Leave the groups of the layout in use. Collective.
 
-    `create` alone would keep them: of gloo some fifty threads that wake up a hundred times a second, for each layout.
+    Megatron alone would keep them: of gloo some fifty threads that wake up a hundred times a second, for each layout.
     """
     from megatron.core import parallel_state as state
 
