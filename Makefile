@@ -18,7 +18,7 @@ RUN := demo
 DEMO_ARGS :=
 PYTEST_ARGS :=
 WORKERS := 2
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder $(PYTEST_ARGS)
 PROMPT := def read(self, path):
 # Not empty where there is an environment, and of another Python, or of one that is gone.
 STALE := $(shell test ! -d $(VENV) || $(BIN)/python -c 'import sys; sys.exit(not $(SUPPORTED))' 2>/dev/null || echo stale)
