@@ -31,9 +31,10 @@ import torch
 import torch.distributed as dist
 
 from llama31 import attempts, checksum, config, manifest, shards
-from llama31.manifest import Manifest, rank_of
+from llama31.collectives import on_all_ranks, rank_of
+from llama31.manifest import Manifest
 from llama31.manifest import problem as _problem
-from llama31.shards import Shard, on_all_ranks
+from llama31.shards import Shard
 
 log = logging.getLogger(__name__)
 

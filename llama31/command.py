@@ -1,4 +1,4 @@
-"""From a command line and `conf/` to a checked config: the owner of Hydra, used through `config.load`.
+"""From a command line and `conf/` to a checked config: the owner of Hydra, used through `command.load`.
 
 Hydra composes and nothing else. Its own checks stop at the first problem, name neither value nor remedy, and have
 holes (`+typo=1` adds a key, `~key` removes one). So every override is forced into a schema-free composition, and the
@@ -33,7 +33,7 @@ def load[T](
     argv: Sequence[str] | None = None,
     world_size: Callable[[T], int] | None = None,
 ) -> T:
-    """See `config.load`."""
+    """See `command.load`."""
     options, overrides = _parsed(schema, config_name, argv)
     leader = os.environ.get("RANK", "0") == "0"  # the same config, so the same verdict, on every rank
     try:
@@ -60,7 +60,7 @@ def _show(text: str) -> NoReturn:
 
 
 def given(schema: type, config_name: str, argv: Sequence[str]) -> dict[str, Any]:
-    """See `config.given`."""
+    """See `command.given`."""
     options, overrides = _parsed(schema, config_name, argv)
     try:
         folders = _folders(options.config_dir)

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 
 from llama31 import checkpoint, config, consolidated, hf, tokenizer
-from llama31.align.embedded import stops
+from llama31.align.template import stops
 from llama31.hf import Shape
 from llama31.shards import Block, Reader, Shard, check_space
 

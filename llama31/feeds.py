@@ -9,15 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llama31 import config, reference, runs, tokenizer
+from llama31 import config, reference, resume, tokenizer
 from llama31.align import chat, columns, feed, preferences, store
 from llama31.align.rows import Packed
+from llama31.collectives import on_all_ranks, rank_of
 from llama31.data import batches
 from llama31.data.mixture import Decision
 from llama31.evaluate import Heldout
-from llama31.manifest import rank_of
 from llama31.mesh import Grid
-from llama31.shards import on_all_ranks
 
 Rows = batches.Rows | Packed
 
@@ -38,7 +37,7 @@ class Feed(Protocol):
     def told(self) -> dict[str, Any]: ...
 
 
-Open = Callable[[Grid, runs.Start], Feed]  # on all ranks, before the model is built
+Open = Callable[[Grid, resume.Start], Feed]  # on all ranks, before the model is built
 
 
 class Text:
@@ -47,19 +46,19 @@ class Text:
     def __init__(self, run: config.Pretrain) -> None:
         self._run, self.prefetch = run, run.data.prefetch
 
-    def begin(self, start: runs.Start) -> list[Decision]:
+    def begin(self, start: resume.Start) -> list[Decision]:
         """The decisions since step 0. Raises ValueError where the data cannot be read."""
         self._start = start
         if start.resumed is not None:
-            runs.check_order(self._run.data, start.resumed)
-            runs.check_rows(self._run.schedule, self._run.data.packing, start.resumed)
-        self._weights, decisions = runs.decisions_of(self._run, start)
+            resume.check_order(self._run.data, start.resumed)
+            resume.check_rows(self._run.schedule, self._run.data.packing, start.resumed)
+        self._weights, decisions = resume.decisions_of(self._run, start)
         self.follow(decisions)
         return decisions
 
     def follow(self, decisions: Sequence[Decision]) -> None:
         """Read by these decisions from now on."""
-        data = runs.data_of(self._run, self._start, self._weights)
+        data = resume.data_of(self._run, self._start, self._weights)
         self._batches = batches.Batches(data, self._run.schedule, decisions=decisions, from_step=self._start.step)
         self.fingerprints = {name: told.fingerprint for name, told in self._batches.packed.items()}
 

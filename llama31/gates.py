@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from llama31 import choices, config, evaluate, files, needle
+from llama31.collectives import on_all_ranks
 from llama31.data.batches import Heldout
 from llama31.engine import Forward
-from llama31.shards import on_all_ranks
 from llama31.tokenizer import Tokenizer
 
 FILE = "gates.json"  # of the run folder: the baseline, and every examination since

@@ -15,8 +15,8 @@ import torch.distributed as dist
 
 from llama31 import checksum
 from llama31.checksum import ALGORITHM, Entry
+from llama31.collectives import on_all_ranks, rank_of
 from llama31.files import write_whole
-from llama31.shards import on_all_ranks
 
 NAME = "checkpoint.json"
 FORMAT_VERSION = 2
@@ -29,11 +29,6 @@ class Manifest:
 
     meta: dict[str, Any]
     files: dict[str, Entry]
-
-
-def rank_of(group: dist.ProcessGroup | None) -> int:
-    """Rank within the group; 0 without an initialised process group."""
-    return dist.get_rank(group) if dist.is_initialized() else 0
 
 
 def write(folder: Path, manifest: Manifest) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from llama31 import config, schedule
 from llama31.checkpoint import Meta
-from llama31.runs import Start
+from llama31.resume import Start
 
 JUMP = 1.5  # times from one step to the next; beyond that the learning rate of a resumed run is told
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from llama31 import checkpoint, config, convert, hf, state
+from llama31.collectives import on_all_ranks
 from llama31.mesh import Grid
 from llama31.model import Llama
-from llama31.shards import Shard, on_all_ranks
+from llama31.shards import Shard
 
 log = logging.getLogger(__name__)
 PRECISIONS = {"bfloat16": "bf16", "float32": "fp32"}  # by transformers' name

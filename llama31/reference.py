@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from llama31 import checkpoint, config, files, manifest, model, preference, scoring, state
 from llama31.align.feed import Feed
+from llama31.collectives import on_all_ranks
 from llama31.engine import Forward
 from llama31.mesh import Grid
-from llama31.shards import on_all_ranks
 
 VERSION = 1
 Values = NDArray[np.float32]

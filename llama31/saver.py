@@ -26,8 +26,8 @@ import torch.distributed as dist
 
 from llama31 import checkpoint, config, retention
 from llama31.checkpoint import CheckpointError, Fence, Meta
-from llama31.manifest import rank_of
-from llama31.shards import ALIGNMENT, Block, Shard, on_all_ranks
+from llama31.collectives import on_all_ranks, rank_of
+from llama31.shards import ALIGNMENT, Block, Shard
 
 log = logging.getLogger(__name__)
 

@@ -40,6 +40,7 @@ from torch.distributed.checkpoint.utils import _create_file_view
 from torch.futures import Future
 
 from llama31.checksum import Entry, Written, of_file
+from llama31.collectives import on_all_ranks
 
 ALIGNMENT = 64  # torch aligns data within its archive to 64 bytes; archives are padded so that this holds in the file
 METADATA = ".metadata"  # DCP's table of names
@@ -101,27 +102,6 @@ class Shard:
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> torch.Tensor:
         return next(block for block in self.blocks if block.offset == tuple(index.offset or ())).resolve()
-
-
-def on_all_ranks[Result](group: dist.ProcessGroup | None, action: Callable[[], Result]) -> list[Result]:
-    """Run `action` on every rank of `group` and return all results; where one rank fails, every rank raises.
-
-    Without an initialised process group this is a plain call. Raises the rank's own error, or else the first other
-    rank's, so that nobody waits in a later collective.
-    """
-    if not dist.is_initialized():
-        return [action()]
-    value, failure = None, None
-    try:
-        value = action()
-    except Exception as error:  # noqa: BLE001 - raised again below, after the others know
-        failure = error
-    outcomes: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(outcomes, (value, failure), group=group)
-    for reason in (failure, *(other for _, other in outcomes)):
-        if reason is not None:
-            raise reason
-    return [value for value, _ in outcomes]
 
 
 def save(

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llama31 import command as entry
 from llama31 import config, layout, probe, sbatch, schedule, shapes
 
 # One script of slurm/ each, which bears the name of its recipe, and one root file of conf/.
@@ -132,7 +133,7 @@ def steps(job: config.Job, arguments: Sequence[str]) -> list[Step]:
     Of `arguments`, `RECIPE:KEY=VALUE` reaches all parts of that recipe, `RECIPE.LABEL:KEY=VALUE` that part, several
     before one colon are parted by commas; `--config-dir` reaches all, everything else the first. What a part is not
     told it takes from those before it (`TAKES`), as further arguments, so that a dry run shows them.
-    Raises ValueError for a chain that cannot be, and SystemExit as `config.load` does.
+    Raises ValueError for a chain that cannot be, and SystemExit as `entry.load` does.
     """
     parts = job.chain or [job.recipe or ""]
     for part in parts:
@@ -147,7 +148,7 @@ def steps(job: config.Job, arguments: Sequence[str]) -> list[Step]:
     for part in parts:
         schema, recipe = SCHEMAS[_recipe(part)], _recipe(part)
         words = [*given[part], *(_taken(recipe, given[part], known) if known else [])]
-        found.append(Step(part, words, config.load(schema, recipe, words, lambda run: world_size(run, job))))
+        found.append(Step(part, words, entry.load(schema, recipe, words, lambda run: world_size(run, job))))
         known = found[-1].leaves(known)
     _refuse_shared(found)
     return found
@@ -155,7 +156,7 @@ def steps(job: config.Job, arguments: Sequence[str]) -> list[Step]:
 
 def _taken(recipe: str, given: Sequence[str], known: dict[str, str]) -> list[str]:
     """Arguments of a part that come from the parts before it."""
-    told = config.given(SCHEMAS[recipe], recipe, given)
+    told = entry.given(SCHEMAS[recipe], recipe, given)
     takes = TAKES.get(recipe, {})
     if any(key.startswith("inputs[") for key in told):  # an average of what the user names
         takes = {}

@@ -16,7 +16,6 @@ from llama31 import checkpoint, config, model, zero
 from llama31.engine import Engine
 from llama31.mesh import Grid
 from llama31.model import Llama, ParameterShard
-from llama31.runs import Start
 from llama31.shards import Block, Shape, Shard
 from llama31.zero import MASTER, MOMENTS, WEIGHT
 
@@ -100,19 +99,3 @@ def cut(offsets: tuple[Shape, ...], local: Shape, start: int, flat: Tensor) -> I
                 at = (offset[0] + row, offset[1] + column)
                 yield Block(at, part.view(whole_rows or 1, length // (whole_rows or 1)))
             begin += length
-
-
-def open_engine(run: config.Training, grid: Grid, start: Start) -> Engine:
-    """Weights drawn or loaded, then the optimizer, then its state where the run goes on."""
-    fresh = start.weights is None
-    chunks = model.build(run.model, run.precision, run.parallel, grid, seed=run.seed if fresh else None)
-    if start.weights is not None:
-        new = (model.REWARD_HEAD,) if start.head != run.model.head else ()
-        load_weights(start.weights, chunks, run.model, grid, without=new)
-        if new:
-            model.initialise_reward_head(chunks, run.model, grid, run.seed)
-    engine = Engine(chunks, run.model, run.optimizer, run.precision, run.parallel, grid)
-    if start.weights is not None and start.optimizer:
-        load_optimizer(start.weights, engine, start.updates)
-        checkpoint.load_random(start.weights)
-    return engine

@@ -23,13 +23,16 @@ from llama31 import (
     plots,
     precision,
     profiler,
+    resume,
     retention,
-    runs,
     schedule,
+    setup,
     shards,
     state,
     tokenizer,
 )
+from llama31.attempt import Attempt, record_decisions
+from llama31.collectives import on_all_ranks
 from llama31.data.batches import rank_rows
 from llama31.data.mixture import Skip
 from llama31.data.prefetch import Prefetcher
@@ -42,7 +45,7 @@ from llama31.mesh import Grid
 from llama31.metrics import Metrics, Phases
 from llama31.objectives import MicroBatch, Objective, next_token
 from llama31.saver import Saver, background_group
-from llama31.shards import Shard, on_all_ranks
+from llama31.shards import Shard
 from llama31.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -67,7 +70,7 @@ def fit(
     """
     grid = mesh.create(run.parallel, run.cluster.timeout_s)
     always_equal = precision.deterministic(run.deterministic)
-    with always_equal, runs.Attempt(run) as attempt, Run(run, grid, attempt, objective, data) as this:
+    with always_equal, Attempt(run) as attempt, Run(run, grid, attempt, objective, data) as this:
         phases = this.phases
         while not this.done:
             with phases("data"):
@@ -116,7 +119,7 @@ class Run:
         self,
         run: config.Training,
         grid: Grid,
-        attempt: runs.Attempt,
+        attempt: Attempt,
         objective: Objective = next_token,
         data: Open | None = None,
     ) -> None:
@@ -125,20 +128,20 @@ class Run:
         self.watch = Watch(run, grid, attempt)
         if run.preflight.enabled:
             self.watch.check_nodes(run)
-        self.start = runs.find_start(run)
+        self.start = resume.find_start(run)
         self._step, self.tokens = self.start.step, self.start.tokens
         self.last_step = schedule.total_steps(run.schedule)
         if run.stop_after_steps is not None:
             self.last_step = min(self.last_step, self.step + run.stop_after_steps)
         self.data = data(grid, self.start) if data else _text(run)
         self.decisions = self.data.begin(self.start)
-        runs.check_data(self.start, self.data.fingerprints)
+        resume.check_data(self.start, self.data.fingerprints)
         words = tokenizer.load(run.tokenizer)
         self.data.check(run.model, words)
         self.words = {**dataclasses.asdict(run.tokenizer), "fingerprint": words.fingerprint, "folder": "tokenizer"}
         self.heldout: dict[int, evaluate.Heldout | None] = {}  # by sequence length
         self.notes = outset.lines(run, self.start, self._heldout(max(0, self.last_step - 1)) is not None)
-        self.engine = state.open_engine(run, grid, self.start)
+        self.engine = setup.open_engine(run, grid, self.start)
         self.ema = self._average()
         self.gates = Gates(run, words, self.data.batch_shape(max(0, self.last_step - 1))[1], self.main)
         self.watch.follow(self.engine, self.start)
@@ -285,7 +288,7 @@ class Run:
         if verdict.to_step > verdict.from_step:
             self.decisions = [*self.decisions, Skip(verdict.from_step, verdict.to_step)]
             folder = Path(self.config.folder)
-            on_all_ranks(None, lambda: runs.record_decisions(folder, self.decisions) if self.main else None)
+            on_all_ranks(None, lambda: record_decisions(folder, self.decisions) if self.main else None)
             self.data.follow(self.decisions)
         self.feed.restart(self.step)
         self.phases.pop()
@@ -294,12 +297,12 @@ class Run:
         """Weights, optimizer and random state of the newest checkpoint of at most `verdict.before_step` steps."""
         folder = Path(self.config.folder) / "checkpoints"
         self.saves(wait=True)
-        found = runs.newest_checkpoint(self.config, verdict.before_step)
+        found = resume.newest_checkpoint(self.config, verdict.before_step)
         if found is None:
             missing = f"there is no checkpoint of at most {verdict.before_step} steps to roll back to"
             raise TrainingStopped(self._stopped(f"{verdict.reason}; {missing}"))
         meta = checkpoint.read_meta(found)
-        state.load_optimizer(found, self.engine, runs.updates_of(meta))
+        state.load_optimizer(found, self.engine, resume.updates_of(meta))
         checkpoint.load_random(found)
         self.step, self.tokens = meta.step, meta.tokens
         self.saved = self.saver.loaded = found
@@ -372,7 +375,7 @@ class Run:
     def save(self) -> None:
         """Begin a checkpoint; it is published while training goes on, where `checkpoint.asynchronous` says so."""
         updates = self.engine.reducer.steps_applied()
-        meta = runs.meta_of(
+        meta = resume.meta_of(
             self.config,
             self.step,
             self.tokens,

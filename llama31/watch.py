@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 
-from llama31 import config, files, preflight, runs
+from llama31 import config, files, preflight, resume
+from llama31.attempt import Attempt, ComeBack, environment, exclude_nodes
 from llama31.engine import Engine, StepResult
 from llama31.guard import Comparison, Control, Divergence, Guard, Odd, RankTimes, Seen, agree
 from llama31.interval import Interval
@@ -26,11 +27,11 @@ class Superseded(config.RunError):
 class Watch:
     """What one rank looks at. `follow` comes when there is an engine, `begin` when training does."""
 
-    def __init__(self, run: config.Training, grid: Grid, attempt: runs.Attempt) -> None:
+    def __init__(self, run: config.Training, grid: Grid, attempt: Attempt) -> None:
         self.settings, self.grid, self.attempt = run.guard, grid, attempt
         self.zero = run.parallel.zero
         self.main = grid.rank == 0
-        self.environment = runs.environment()
+        self.environment = environment()
         self.hosts = preflight.gather_hosts(grid)
         self.guard = Guard(run.guard)
         self.interval = Interval(run.checkpoint)
@@ -49,15 +50,15 @@ class Watch:
         if self.main:
             files.write_whole(self.attempt.folder / "preflight.json", report.to_json())
             if elsewhere:
-                runs.exclude_nodes(folder, bad)
+                exclude_nodes(folder, bad)
         if not report.problems:
             return
         told = f"preflight: {'; '.join(map(str, report.problems))}"
         if elsewhere:
-            raise runs.ComeBack(f"{told}. The next attempt avoids {', '.join(bad)}")
+            raise ComeBack(f"{told}. The next attempt avoids {', '.join(bad)}")
         raise config.RunError(f"{told}. Mend that, change preflight.*, or skip the checks with preflight.enabled=false")
 
-    def follow(self, engine: Engine, start: runs.Start) -> None:
+    def follow(self, engine: Engine, start: resume.Start) -> None:
         """Watch the parameters of `engine`, and go on from the history that the checkpoint of `start` keeps."""
         self._engine = engine
         self.guard.restore(start.resumed.extra.get("guard") if start.resumed else None, start.step)
@@ -118,7 +119,7 @@ class Watch:
         if control.verdict.event != "slow_rank" or control.verdict.kind != "stop":
             return control
         if self.main:
-            runs.exclude_nodes(self.attempt.run_folder, seen.slow)
+            exclude_nodes(self.attempt.run_folder, seen.slow)
         return Control(stop=True, save=True, reason=control.verdict.reason)
 
     def _tell(self, step: int, tokens: int, control: Control) -> None:

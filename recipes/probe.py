@@ -19,8 +19,7 @@ from recipes import start
 def main(run: config.Probe) -> None:
     """Train the arms that remain; then, unless one arm alone was asked for, put all together."""
     from llama31 import checkpoint, mesh
-    from llama31.manifest import rank_of
-    from llama31.shards import on_all_ranks
+    from llama31.collectives import on_all_ranks, rank_of
 
     mesh.connect(run.cluster.timeout_s)
     source = str(checkpoint.resolve(str(run.init_from)).resolve())  # a run may have a newer one by the next arm
@@ -35,8 +34,7 @@ def main(run: config.Probe) -> None:
 def anneal(run: config.Probe, arm: Arm, source: str) -> bool:
     """Train an arm and write down what it scores; false where it was asked to stop before its end."""
     from llama31 import checkpoint, schedule, train
-    from llama31.manifest import rank_of
-    from llama31.shards import on_all_ranks
+    from llama31.collectives import on_all_ranks, rank_of
 
     saved = train.fit(replace(probe.pretraining(run, arm), init_from=source))
     gc.unfreeze()  # the model of this arm is garbage now

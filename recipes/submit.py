@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 
+from llama31 import command as entry
 from llama31 import config, inputs, sbatch, slurm
 from recipes import start
 
@@ -30,7 +31,7 @@ def main(run: config.Submit) -> None:
             print(f"# {step.part}: {short}")
         if job.dry_run:
             after = f"{step.part.upper()}_JOB_ID"
-            print(shlex.join(command), config.to_yaml(step.run), sep="\n")
+            print(shlex.join(command), entry.to_yaml(step.run), sep="\n")
         else:
             after = slurm.submit(step, command)
             print(f"{step.part}: job {after}", flush=True)

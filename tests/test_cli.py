@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llama31 import config, usage
+from llama31 import command, config, usage
 from llama31.command import _quoted, compose
 from llama31.validate import validate
 from tests import forkserver
@@ -39,7 +39,7 @@ LOAD = """
 import sys
 from llama31 import config
 name = "".join(word.capitalize() for word in sys.argv[1].split("_"))
-config.load(getattr(config, name), sys.argv[1], sys.argv[2:])
+command.load(getattr(config, name), sys.argv[1], sys.argv[2:])
 print("loaded")
 """
 TELL = {forkserver.TELL: "1"}
@@ -195,7 +195,7 @@ def test_prompts_are_data(tmp_path: Path) -> None:
     words = ", ".join(_quoted(text) for text in PROMPTS)
     run = evaluation(f"prompts=[{words}]")
     assert run.prompts == PROMPTS and validate(run, 1) == []
-    (tmp_path / "again.yaml").write_text(config.to_yaml(run))
+    (tmp_path / "again.yaml").write_text(command.to_yaml(run))
     assert compose(config.Evaluate, "again", [], tmp_path) == run
     assert evaluation("prompts=[costs${HOME}, 3]").prompts == ["costs${HOME}", "3"]
 

@@ -286,7 +286,7 @@ def test_missing_keys_are_named_together() -> None:
 def all_said(schema: type, name: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     """What is said about each key, and under `hint` the layout that would work."""
     with pytest.raises(SystemExit):
-        config.load(schema, name, words)
+        command.load(schema, name, words)
     *lines, _ = capsys.readouterr().err.splitlines()[1:]
     found: dict[str, str] = {}
     for line in lines:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llama31 import command, config, runs
+from llama31 import command, config, resume
 from llama31.checkpoint import Meta
 from llama31.config import ConfigError
 from llama31.data import packed
@@ -91,7 +91,7 @@ def test_a_mixture_composes_and_is_written_back() -> None:
     run = command.compose(config.Pretrain, "demo", [mixture, "data.packing=whole"])
     assert validate(run, 1) == []
     assert run.data.mixture == [config.Mix(100_000, {"python": 1.0, "docs": 2.5}), config.Mix(200_000, {"docs": 1.0})]
-    assert "from_tokens: 200000" in config.to_yaml(run)
+    assert "from_tokens: 200000" in command.to_yaml(run)
 
 
 # --- resume -----------------------------------------------------------------------------------------------------------
@@ -114,18 +114,18 @@ def run(tmp_path: Path, packed_source: Callable[..., None]) -> config.Pretrain: 
         schedule=schedule)  # fmt: skip
 
 
-def opened(run: config.Pretrain, start: runs.Start) -> tuple[Text, dict[str, Any], list[Decision]]:
+def opened(run: config.Pretrain, start: resume.Start) -> tuple[Text, dict[str, Any], list[Decision]]:
     text = Text(run)
     decisions = text.begin(start)
     return text, text.told(), decisions
 
 
-def saved(run: config.Pretrain, step: int, given: tuple[Text, dict[str, Any], list[Decision]]) -> runs.Start:
+def saved(run: config.Pretrain, step: int, given: tuple[Text, dict[str, Any], list[Decision]]) -> resume.Start:
     """What a resume finds after `step` steps."""
     text, told, decisions = given
     tokens = sum(np.prod(text.batch_shape(i)) for i in range(step))
-    meta = runs.meta_of(run, step, int(tokens), step, {}, told, decisions)
-    return runs.Start(None, Meta(**json.loads(json.dumps(dataclasses.asdict(meta)))), step)
+    meta = resume.meta_of(run, step, int(tokens), step, {}, told, decisions)
+    return resume.Start(None, Meta(**json.loads(json.dumps(dataclasses.asdict(meta)))), step)
 
 
 def steps(batches: Text | Batches, which: range) -> list[Rows]:
@@ -142,7 +142,7 @@ def test_every_batch_is_the_same_after_resumes_in_all_stages(run: config.Pretrai
     if packing == "stream":
         run.data = dataclasses.replace(run.data, packing="stream", length_buckets=[])
         run.data.mixture = [dataclasses.replace(mix, length_weights=[]) for mix in run.data.mixture]
-    first = opened(run, runs.Start())
+    first = opened(run, resume.Start())
     assert [decision for decision in first[2] if isinstance(decision, Weights)] == first[2] and len(first[2]) == 2
     expected = steps(Batches(run.data, run.schedule), range(40))
     given, begun = first, 0
@@ -154,7 +154,7 @@ def test_every_batch_is_the_same_after_resumes_in_all_stages(run: config.Pretrai
 
 
 def test_another_plan_holds_from_the_resume_on(run: config.Pretrain) -> None:
-    first = opened(run, runs.Start())
+    first = opened(run, resume.Start())
     start = saved(run, 12, first)
     changed = dataclasses.replace(
         run.data, mixture=[config.Mix(640, {"a": 1.0}), config.Mix(2048, {"b": 1.0}, [0.0, 1.0])]
@@ -175,7 +175,7 @@ def test_another_plan_holds_from_the_resume_on(run: config.Pretrain) -> None:
 
 
 def test_a_plan_composes_with_skipped_ranges(run: config.Pretrain) -> None:
-    first = opened(run, runs.Start())
+    first = opened(run, resume.Start())
     start = saved(run, 9, (first[0], first[1], [*first[2], Skip(7, 9)]))
     given = opened(run, start)
     assert given[2] == [*first[2], Skip(7, 9)]
@@ -185,12 +185,12 @@ def test_a_plan_composes_with_skipped_ranges(run: config.Pretrain) -> None:
 
 
 def test_another_order_of_the_documents_is_refused(run: config.Pretrain) -> None:
-    start = saved(run, 9, opened(run, runs.Start()))
+    start = saved(run, 9, opened(run, resume.Start()))
     assert start.resumed is not None
-    runs.check_order(run.data, start.resumed)
+    resume.check_order(run.data, start.resumed)
     run.data = dataclasses.replace(run.data, packing="stream", seed=7, length_buckets=[])
     with pytest.raises(ValueError) as caught:
-        runs.check_order(run.data, start.resumed)
+        resume.check_order(run.data, start.resumed)
     for part in (
         "data.seed=7: ",
         "data.packing=stream: ",
@@ -204,7 +204,7 @@ def test_data_whose_documents_end_otherwise_begin_no_run(run: config.Pretrain, m
     words = types.SimpleNamespace(fingerprint="t", eos_id=7)
     monkeypatch.setattr(packed, "wrong_end", lambda data, name, told, eos_id: f"{name} ends otherwise than {eos_id}")
     model = dataclasses.replace(run.model, vocab_size=100_000)
-    given = opened(run, runs.Start())
+    given = opened(run, resume.Start())
     with pytest.raises(ValueError, match="a ends otherwise than 7; pack it again"):
         given[0].check(model, words)
     resumed, *_ = opened(run, saved(run, 4, given))

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from llama31 import attempts, config, outset, runs
+from llama31 import attempts, config, outset, resume
+from llama31.attempt import Attempt
 from llama31.checkpoint import Meta
-from llama31.runs import Start
+from llama31.resume import Start
 
 pytestmark = pytest.mark.torch
 
@@ -55,21 +56,21 @@ def test_without_held_out_data_a_run_says_so_or_refuses() -> None:
 def test_rows_of_whole_documents_keep_the_length_that_they_had() -> None:
     meta = replace(META, step=4, tokens=8192)
     longer = replace(SCHEDULE, sequence_length=256)
-    runs.check_rows(longer, "stream", meta)
-    runs.check_rows(SCHEDULE, "whole", meta)
+    resume.check_rows(longer, "stream", meta)
+    resume.check_rows(SCHEDULE, "whole", meta)
     with pytest.raises(
         ValueError, match=r"schedule.sequence_length=256: .* in rows of 128; .*schedule.ramp="
     ) as refused:
-        runs.check_rows(longer, "whole", meta)
+        resume.check_rows(longer, "whole", meta)
     assert "{from_tokens: 8192, batch_tokens: 2048, sequence_length: 256}" in str(refused.value)
-    runs.check_rows(replace(SCHEDULE, ramp=[config.Ramp(8192, 2048, 256)]), "whole", meta)
+    resume.check_rows(replace(SCHEDULE, ramp=[config.Ramp(8192, 2048, 256)]), "whole", meta)
 
 
 def test_a_twin_is_refused_until_it_may_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = config.Pretrain(name="mine", folder=str(tmp_path))
-    assert runs.Attempt(run).number == 0
+    assert Attempt(run).number == 0
     monkeypatch.setattr(attempts, "living", lambda folder: (0, 4711))
     with pytest.raises(config.RunError, match=r"attempt 0 of this run is training .*process 4711.*take_over=true"):
-        runs.Attempt(run)
+        Attempt(run)
     assert attempts.newer(tmp_path, 0) is None, "the living one stays the newest"
-    assert runs.Attempt(replace(run, take_over=True)).number == 1
+    assert Attempt(replace(run, take_over=True)).number == 1

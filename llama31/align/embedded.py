@@ -6,21 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llama31 import config
-from llama31.align import answers, chat
+from llama31.align import answers, chat, template
 from llama31.align.sampling import Policy, Task, line_of, seed_of
 
 if TYPE_CHECKING:
     from llama31.mesh import Grid
     from llama31.model import Llama
     from llama31.tokenizer import Tokenizer
-
-ENDS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")  # Llama 3.1's, as its generation config lists them
-
-
-def stops(words: Tokenizer) -> dict[str, int]:
-    """Names and ids of the tokens that end an answer."""
-    found = {name: words.special[name] for name in ENDS if name in words.special}
-    return found | {words.decode([number]): number for number in (words.eos_id, words.eot_id)}
 
 
 class Embedded:
@@ -30,7 +22,7 @@ class Embedded:
         self, chunks: list[Llama], grid: Grid, words: Tokenizer, policy: Policy, sampling: config.Sampling
     ) -> None:
         self.chunks, self.grid, self.words, self.form = chunks, grid, words, chat.Format(words)
-        self.policy, self.sampling, self.ends = policy, sampling, stops(words)
+        self.policy, self.sampling, self.ends = policy, sampling, template.stops(words)
 
     def draw(self, tasks: Sequence[Task]) -> Iterator[list[dict[str, Any]]]:
         """Lines of the tasks, batch by batch, prompts of like length together, equal on all ranks.

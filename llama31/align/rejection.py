@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama31 import config
-from llama31.align import chat, dialects, embedded, prompts, ranking, sampling, servers
+from llama31.align import chat, dialects, embedded, prompts, ranking, sampling, servers, template
 from llama31.align.filters import Candidate
 from llama31.align.prompts import Prompt
 
@@ -113,7 +113,7 @@ def _servers(session: Session, tasks: Sequence[sampling.Task]) -> sampling.Sourc
     asked = {task[0].id: task[0] for task in tasks}.values()
     prompt = min(asked, key=lambda one: (servers.spelled(one.ids, session.words) is not None, len(one.ids)))
     example = sampling.request_of(prompt, run.sampling)
-    found = dialects.connect(run.server, session.words, embedded.stops(session.words), example)
+    found = dialects.connect(run.server, session.words, template.stops(session.words), example)
     for server in found:
         session.say(server.facts.told() if server.facts else server.url)
     return sampling.Http(found, run.server, session.policy, run.sampling)

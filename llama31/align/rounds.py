@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama31 import config, files, slurm
+from llama31 import command, config, files, slurm
 from llama31.align import judge, sampling
 
 SCHEMAS: dict[str, type] = {
@@ -237,7 +237,7 @@ def record_file(run: config.PostTrain, stage: Stage) -> Path:
 
 
 def check(run: config.PostTrain, found: Sequence[Stage]) -> None:
-    """Compose every command's config before any is run. Raises SystemExit as `config.load` does.
+    """Compose every command's config before any is run. Raises SystemExit as `command.load` does.
 
     Raises ValueError for addresses of servers, since each stage samples from another model.
     """
@@ -258,7 +258,7 @@ def compose(stage: Stage, job: config.Job | None = None) -> Any:
     def processes(given: Any) -> int:
         return slurm.world_size(given, job) if job else stage.processes
 
-    return config.load(SCHEMAS[stage.recipe], stage.recipe, arguments, processes)
+    return command.load(SCHEMAS[stage.recipe], stage.recipe, arguments, processes)
 
 
 def launch(stage: Stage) -> int:

@@ -11,7 +11,8 @@ Variables besides transformers' own (messages, tools, add_generation_prompt): bu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from llama31.align import chat
 
@@ -199,3 +200,22 @@ def of(special: Iterable[str] = ()) -> str:
 
 
 TEMPLATE = of()
+
+
+class Ended(Protocol):
+    """What is needed of a tokenizer to know what ends an answer."""
+
+    eos_id: int
+    eot_id: int
+    special: dict[str, int]
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+ENDS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")  # Llama 3.1's, as its generation config lists them
+
+
+def stops(words: Ended) -> dict[str, int]:
+    """Names and ids of the tokens that end an answer."""
+    named = {name: words.special[name] for name in ENDS if name in words.special}
+    return named | {words.decode([number]): number for number in (words.eos_id, words.eot_id)}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llama31 import checkpoint, config, mesh, model, pretrained
-from llama31.align import chat, embedded, prompts, rejection, sampling
+from llama31.align import chat, embedded, prompts, rejection, sampling, template
 from llama31.generate import generate
 from llama31.mesh import Grid
 from llama31.model import Llama
@@ -58,7 +58,7 @@ def test_a_line_says_how_to_draw_it_again(grid: Grid, chunks: list[Llama]) -> No
     found = drawn(chunks, grid, given)
     assert len({(line["prompt"], line["k"]) for line in found}) == len(found) == 9
     by_id = {prompt.id: prompt.ids for prompt in given}
-    ends = set(embedded.stops(Words()).values())  # type: ignore[arg-type]
+    ends = set(template.stops(Words()).values())  # type: ignore[arg-type]
     for line in found[::4]:
         padding = [[1]] * line["choice"]  # whatever else was in its batch
         ids = generate(chunks, grid, [*padding, by_id[line["prompt"]]], 6, ends, 1.0, 1.0, line["seed"], 263)[-1]
@@ -80,7 +80,7 @@ def test_prompts_that_leave_no_room_are_refused_and_the_others_drawn(grid: Grid,
 
 def test_an_answer_ends_where_llama_ends_it() -> None:
     names = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
-    assert embedded.stops(Words()) == {name: Words().special[name] for name in names}  # type: ignore[arg-type]
+    assert template.stops(Words()) == {name: Words().special[name] for name in names}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("trained", ["bf16", "fp32"])

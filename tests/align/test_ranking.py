@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llama31 import config
-from llama31.align import answers, chat, embedded, preferences, prompts, ranking, sampling, servers
+from llama31.align import answers, chat, preferences, prompts, ranking, sampling, servers, template
 from llama31.align.prompts import Prompt
 from tests.align.scripted import Script, serving
 from tests.align.test_sampling import (
@@ -222,7 +222,7 @@ def test_a_chat_server_is_offered_tools_and_may_call_them(tmp_path: Path) -> Non
 
 def test_our_own_decoder_says_what_ended_an_answer() -> None:
     tag, eom = WORDS.special["<|python_tag|>"], WORDS.special["<|eom_id|>"]
-    ends = embedded.stops(WORDS)  # type: ignore[arg-type]
+    ends = template.stops(WORDS)  # type: ignore[arg-type]
     code = answers.of_ids([tag, *b"print(1)", eom], FORM, WORDS, ends)
     assert (code.text, code.finish, code.end, code.tokens) == ("print(1)", "stop", "<|eom_id|>", 10)
     assert spoken(answers.message(code.told())) == [tag, *b"print(1)", eom]

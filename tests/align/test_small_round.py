@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llama31 import bench_rounds, config, inputs
+from llama31 import bench_rounds, command, config, inputs
 from llama31.align import judge, rounds, sampling
 from llama31.command import compose
 
@@ -20,7 +20,7 @@ SCHEMAS = {**rounds.SCHEMAS, "pack": config.Pack, "pretrain": config.Pretrain, "
 
 def recipe(name: str, arguments: Sequence[str]) -> None:
     """Run a recipe in this process, which has torch already."""
-    run = config.load(SCHEMAS[name], name, arguments, lambda given: 1)
+    run = command.load(SCHEMAS[name], name, arguments, lambda given: 1)
     inputs.check(run)
     importlib.import_module(f"recipes.{name}").main(run)
 

@@ -14,7 +14,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from llama31 import checkpoint, config, convert, inputs, mesh, metrics, model, precision, pretrained, shards, train
+from llama31 import (
+    checkpoint,
+    command,
+    config,
+    convert,
+    inputs,
+    mesh,
+    metrics,
+    model,
+    precision,
+    pretrained,
+    shards,
+    train,
+)
 from tests.align.conftest import dialog, preference
 
 Facts = dict[str, Any]
@@ -50,7 +63,7 @@ class Recipes:
         write_records(room)
 
     def run(self, recipe: str, schema: type, *given: str, config_name: str | None = None) -> None:
-        run = config.load(schema, config_name or recipe, list(given))
+        run = command.load(schema, config_name or recipe, list(given))
         inputs.check(run)
         importlib.import_module(f"recipes.{recipe}").main(run)
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from llama31 import config, engine, mesh, runs, train, watch, watchdog
+from llama31 import config, engine, mesh, resume, train, watch, watchdog
 from llama31.data.batches import Batches
 from llama31.data.mixture import Skip
 from llama31.objectives import MicroBatch, next_token
@@ -128,11 +128,11 @@ def main(plan: str, output: str) -> None:
     torch.set_num_threads(1)
     mesh.connect(timeout_s=LIMIT_S)
     results: dict[str, Any] = {}
-    decisions_of = runs.decisions_of
+    decisions_of = resume.decisions_of
     for step in json.loads(Path(plan).read_text()):
         run = changed(tiny_run(Path(step["folder"]), Path(step["data"])), step["overrides"])
         planned = [Skip(*pair) for pair in step.get("decisions", [])]
-        runs.decisions_of = lambda run, start, planned=planned: (
+        resume.decisions_of = lambda run, start, planned=planned: (
             (decisions_of(run, start)[0], planned) if planned else decisions_of(run, start)
         )
         if dist.get_rank() == 0 and "damage" in step:

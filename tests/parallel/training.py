@@ -17,7 +17,8 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-from llama31 import config, mesh, metrics, runs, train
+from llama31 import config, mesh, metrics, train
+from llama31.attempt import Attempt
 from tests.processes import LIMIT_S
 
 
@@ -66,7 +67,7 @@ def changed(run: Any, overrides: dict[str, Any]) -> Any:
 
 def _load_and_save(run: config.Pretrain) -> Path:
     """Load on one layout and save at once, so that what was loaded can be compared bit by bit."""
-    with runs.Attempt(run) as attempt:
+    with Attempt(run) as attempt:
         this = train.Run(run, mesh.create(run.parallel), attempt)
         this.record = metrics.Metrics()
         this.save()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llama31 import bench_rounds, config, inputs, metrics
+from llama31 import bench_rounds, command, config, inputs, metrics
 from llama31.align import judge, sampling
 from tests.slurm.conftest import Slurm
 
@@ -32,7 +32,7 @@ def base(folder: Path) -> None:
     bench_rounds.write_config(folder, TINY)
     schemas = {"pack": config.Pack, "pretrain": config.Pretrain}
     for name, arguments, _ in bench_rounds.before(folder, TINY)[:2]:
-        run = config.load(schemas[name], name, arguments, lambda given: 1)
+        run = command.load(schemas[name], name, arguments, lambda given: 1)
         inputs.check(run)
         importlib.import_module(f"recipes.{name}").main(run)
 

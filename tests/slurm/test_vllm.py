@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from llama31 import bench_rounds, config, inputs
+from llama31 import bench_rounds, command, config, inputs
 from llama31.align import sampling
 from tests.slurm.conftest import Slurm, submit
 
@@ -33,7 +33,7 @@ OPTIONS = "--dtype float32 --max-model-len 256 --enforce-eager --max-num-batched
 
 def recipe(name: str, arguments: Sequence[str]) -> None:
     """Run a recipe in this process: another would have to import torch."""
-    run = config.load({**SCHEMAS, "sample": config.Sample}[name], name, arguments, lambda given: 1)
+    run = command.load({**SCHEMAS, "sample": config.Sample}[name], name, arguments, lambda given: 1)
     inputs.check(run)
     importlib.import_module(f"recipes.{name}").main(run)
 
