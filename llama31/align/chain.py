@@ -36,14 +36,14 @@ def submit(run: config.PostTrain, found: Sequence[Stage], say: Callable[[str], N
         say(f"# what is queued is not known: {error}")
         queue = {}
     fresh = missing(run, found, queue)
-    jobs = {name: job.number for name, job in queue.items()}
+    numbers = {name: job.number for name, job in queue.items()}
     for stage in found:
         if stage in fresh:
-            jobs[stage.name] = _submitted(run, stage, jobs, queue.get(stage.name), say)
+            numbers[stage.name] = _submitted(run, stage, numbers, queue.get(stage.name), say)
         elif stage.done():
             say(f"# {stage.name}: done")
         else:
-            say(f"# {stage.name}: queued as job {jobs[stage.name]} ({queue[stage.name].state})")
+            say(f"# {stage.name}: queued as job {numbers[stage.name]} ({queue[stage.name].state})")
 
 
 def missing(run: config.PostTrain, found: Sequence[Stage], queue: Queue) -> list[Stage]:
@@ -134,14 +134,18 @@ def _settled(run: config.PostTrain, found: Sequence[Stage], say: Callable[[str],
 
 
 def _submitted(
-    run: config.PostTrain, stage: Stage, jobs: dict[str, str], doomed: slurm.Queued | None, say: Callable[[str], None]
+    run: config.PostTrain,
+    stage: Stage,
+    numbers: dict[str, str],
+    doomed: slurm.Queued | None,
+    say: Callable[[str], None],
 ) -> str:
     """Submit a stage, or print that; the number of its job. `doomed` is one that waits for a job that is gone."""
     label = stage.name.replace("/", "-")
     # not the folder that it works in: a link cannot take the place of a folder later
     logs = Path(run.folder) / stage.name / "logs"
     step = slurm.Step(f"{stage.recipe}.{label}", list(stage.arguments), rounds.compose(stage, run.job), logs)
-    after = ":".join(jobs[name] for name in stage.after if name in jobs) or None
+    after = ":".join(numbers[name] for name in stage.after if name in numbers) or None
     command = slurm.command(step, run.job, after, _comment(run, stage.name))
     if doomed:
         cancel = ["scancel", doomed.number]
