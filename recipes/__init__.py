@@ -9,7 +9,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from llama31 import command, config, files, inputs
+from llama31 import config
+from llama31.command import entry, inputs
+from llama31.runs import files
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,7 +22,7 @@ def start[T](main: Callable[[T], object], schema: type[T], config_name: str, arg
     What our own code refuses (ValueError, RunError) ends the process with its message alone; anything else keeps its
     traceback. Ranks other than the first say who they are.
     """
-    run = command.load(schema, config_name, argv)
+    run = entry.load(schema, config_name, argv)
     begun = False
     try:
         inputs.check(run)

@@ -13,7 +13,7 @@ def main(run: config.Average) -> None:
     """Average as `run` says, with a progress bar in bytes."""
     from tqdm import tqdm
 
-    from llama31 import average
+    from llama31.convert import average
 
     with tqdm(unit="B", unit_scale=True, desc="average", disable=None) as bar:
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from llama31 import bench, bench_align, bench_checkpoint, bench_extend, bench_length, bench_rounds, config, files
-from llama31.peers import Case, Work
+from benchmarks import checkpoints, extension, long_rows, post_training, small_rounds, timing
+from benchmarks.peers import Case, Work
+from llama31 import config
+from llama31.runs import files
 from recipes import start
 
 PARTS = ("train", "pack", "convert", "start", "checkpoint", "length", "align", "extend", "rounds")
@@ -27,7 +29,7 @@ def check(run: config.Benchmark) -> list[str]:
 
 def computes_in(run: config.Benchmark) -> str:
     """The precision of parts that may compute in BF16, by the key `bf16` or by what this CPU is good at."""
-    from llama31 import precision
+    from llama31.model import precision
 
     wanted = precision.bf16_ratio() <= precision.SLOWER if run.bf16 is None else run.bf16
     return "bf16" if wanted else "fp32"
@@ -49,14 +51,14 @@ def cases_of(run: config.Benchmark, params: str) -> list[Case]:
 def train(run: config.Benchmark, cases: list[Case]) -> str:
     """All cases in turn, as often as asked: what slows the machine for a while slows every case."""
     work = Work(run.model, run.sequence_length, run.rows, run.micro_batch, run.steps, run.warmup_steps)
-    runs: dict[str, list[bench.Run]] = {str(case): [] for case in cases}
+    runs: dict[str, list[timing.Run]] = {str(case): [] for case in cases}
     for repeat in range(run.repeats):
         for case in cases:
-            done = bench.run_case(work, case, run.timeout_s)
+            done = timing.run_case(work, case, run.timeout_s)
             runs[str(case)].append(done)
             speed = f"{done.tokens_per_cpu_s:,.0f} tokens per CPU-second, {done.peak_bytes / 1e6:,.0f} MB"
             print(f"{repeat + 1}/{run.repeats} {case}: {speed}", file=sys.stderr, flush=True)
-    return bench.training_table(runs)
+    return timing.training_table(runs)
 
 
 def main(run: config.Benchmark) -> None:
@@ -68,19 +70,19 @@ def main(run: config.Benchmark) -> None:
     tables = [train(run, cases_of(run, params))] if "train" in run.parts else []
     figures: dict[str, str] = {}
     if "pack" in run.parts:
-        figures |= bench.pack_speed(run.llama3_tokenizer, run.timeout_s)
+        figures |= timing.pack_speed(run.llama3_tokenizer, run.timeout_s)
     if "convert" in run.parts:
-        figures |= bench.convert_speed(run.timeout_s)
+        figures |= timing.convert_speed(run.timeout_s)
     if "start" in run.parts:
-        figures |= bench.start_time(run.timeout_s)
+        figures |= timing.start_time(run.timeout_s)
     if "checkpoint" in run.parts:
-        figures |= bench_checkpoint.checkpoint_speed(params, run.timeout_s)
+        figures |= checkpoints.checkpoint_speed(params, run.timeout_s)
     if "rounds" in run.parts:
-        figures |= bench_rounds.measure(run.timeout_s)
-    tables += [bench.figures_table(figures)] if figures else []
-    tables += bench_length.tables(run, params) if "length" in run.parts else []
-    tables += bench_align.tables(run) if "align" in run.parts else []
-    tables += bench_extend.tables(run) if "extend" in run.parts else []
+        figures |= small_rounds.measure(run.timeout_s)
+    tables += [timing.figures_table(figures)] if figures else []
+    tables += long_rows.tables(run, params) if "length" in run.parts else []
+    tables += post_training.tables(run) if "align" in run.parts else []
+    tables += extension.tables(run) if "extend" in run.parts else []
     text = "\n\n".join(tables) + "\n"
     print(text, end="")
     if run.output:

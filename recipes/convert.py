@@ -13,7 +13,7 @@ def main(run: config.Convert) -> None:
     """Convert as `run` says, with a progress bar in bytes."""
     from tqdm import tqdm
 
-    from llama31 import convert
+    from llama31.convert import checkpoints
 
     with tqdm(unit="B", unit_scale=True, desc=run.direction, disable=None) as bar:
 
@@ -21,7 +21,7 @@ def main(run: config.Convert) -> None:
             bar.total = total
             bar.update(done)
 
-        report = convert.run(run, progress)
+        report = checkpoints.run(run, progress)
     size, speed = report.written_bytes / 1e9, report.mb_per_s
     print(f"{report.target}: {size:.3g} GB in {report.elapsed_s:.1f} s ({speed:.0f} MB/s)")
 

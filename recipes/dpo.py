@@ -11,9 +11,11 @@ from recipes import start
 
 def main(run: config.Dpo) -> None:
     """Encode preferences and compute the reference where that is not done yet, then train to the end."""
-    from llama31 import feeds, mesh, preference, train
+    from llama31.engine import preference
+    from llama31.parallel import mesh
+    from llama31.train import feeds, loop
 
-    train.fit(run, preference.Dpo(run.beta, run.length_normalised), lambda grid, begun: feeds.preferred(run, grid))
+    loop.fit(run, preference.Dpo(run.beta, run.length_normalised), lambda grid, begun: feeds.preferred(run, grid))
     mesh.close()
 
 

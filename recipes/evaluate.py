@@ -10,27 +10,33 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama31 import config, files, scorecard
+from llama31 import config
+from llama31.evaluate import scorecard
+from llama31.runs import files
 from recipes import start
 
 if TYPE_CHECKING:
-    from llama31.mesh import Grid
-    from llama31.model import Llama
-    from llama31.tokenizer import Tokenizer
+    from llama31.model.llama import Llama
+    from llama31.parallel.mesh import Grid
+    from llama31.tokens.tokenizer import Tokenizer
 
 
 def main(run: config.Evaluate) -> dict[str, Any]:
     """Evaluate as `run` says, print tables, write the result (rank 0) and return it."""
-    from llama31 import choices, evaluate, mesh, model, needle, pretrained, tokenizer
+    from llama31.convert import pretrained
     from llama31.data import batches
-    from llama31.engine import Forward
+    from llama31.engine.pipeline import Forward
+    from llama31.evaluate import choices, needle, perplexity
+    from llama31.model import llama
+    from llama31.parallel import mesh
+    from llama31.tokens import tokenizer
 
     weights = pretrained.find(run.checkpoint)
     shape, words = weights.shape, tokenizer.load(weights.tokenizer(run.tokenizer))
     parallel = replace(run.parallel, sequence_parallel=False)  # decoding cannot use it
-    evaluate.check_layout(shape, parallel)
-    evaluate.check_vocabulary(words.vocab_size, shape)
-    length = evaluate.sequence_length(run.sequence_length, weights.meta.schedule, shape)
+    perplexity.check_layout(shape, parallel)
+    perplexity.check_vocabulary(words.vocab_size, shape)
+    length = perplexity.sequence_length(run.sequence_length, weights.meta.schedule, shape)
     longest = run.sequence_length or shape.max_positions
     heldout, hidden = None, []
     if run.data.sources:
@@ -41,19 +47,19 @@ def main(run: config.Evaluate) -> dict[str, Any]:
     if run.needle.kind != "none":
         hidden = needle.prompts_of(run.needle, run.data, run.split, words, length, longest)
     grid = mesh.create(parallel, run.cluster.timeout_s)
-    chunks = model.build(shape, weights.precision(run.precision), parallel, grid)
+    chunks = llama.build(shape, weights.precision(run.precision), parallel, grid)
     weights.load(chunks, grid)
     forward = Forward(chunks, grid)
     result: dict[str, Any] = {"checkpoint": str(weights.folder)}
     if heldout:
-        result |= evaluate.perplexity(evaluate.token_losses(forward, heldout, parallel.micro_batch))
+        result |= perplexity.perplexity(perplexity.token_losses(forward, heldout, parallel.micro_batch))
     if asked:
         judged = {name: choices.judge(forward, task, parallel.micro_batch) for name, task in asked.items()}
         result["tasks"] = {name: choices.summary(found, run.details) for name, found in judged.items()}
     if hidden:
         result["needle"] = needle.evaluate(forward, run.needle, hidden, words, parallel.micro_batch)
     if run.prompts:
-        for line in evaluate.spelled(run.prompts, words) if grid.rank == 0 else ():
+        for line in perplexity.spelled(run.prompts, words) if grid.rank == 0 else ():
             print(line, flush=True)
         result["continuations"] = continuations(run, chunks, grid, words)
     if grid.rank == 0:
@@ -64,7 +70,7 @@ def main(run: config.Evaluate) -> dict[str, Any]:
 
 def publish(run: config.Evaluate, result: dict[str, Any]) -> None:
     """Print tables; write JSON to `output`, or print it too; draw the heat map beside `output`."""
-    from llama31 import plots
+    from llama31.runs import plots
 
     print(scorecard.text(result), flush=True)
     text = json.dumps(result, indent=2, ensure_ascii=False)
@@ -86,7 +92,7 @@ def write(path: Path, text: str) -> None:
 
 def continuations(run: config.Evaluate, chunks: list[Llama], grid: Grid, words: Tokenizer) -> list[dict[str, str]]:
     """Each prompt of `run` and how the model goes on, up to the end of the text or turn."""
-    from llama31.generate import generate
+    from llama31.evaluate.generate import generate
 
     prompts, stops = [[words.bos_id, *words.encode(prompt)] for prompt in run.prompts], {words.eos_id, words.eot_id}
     new = generate(

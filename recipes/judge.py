@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from llama31 import config
-from llama31.align import judge
+from llama31.judging import judge
 from recipes import start
 
 

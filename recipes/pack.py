@@ -6,7 +6,7 @@ Trains the tokenizer first where `tokenizer.kind=bpe` and there is none at `toke
 from __future__ import annotations
 
 from llama31 import config
-from llama31.data import pack
+from llama31.tokens import pack
 from recipes import start
 
 

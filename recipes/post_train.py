@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 
 from llama31 import config
-from llama31.align import chain, rounds
+from llama31.post_train import chain, rounds
 from recipes import start
 
 

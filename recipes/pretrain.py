@@ -11,9 +11,10 @@ from recipes import start
 
 def main(run: config.Pretrain) -> None:
     """Train from where the run stands to its end."""
-    from llama31 import mesh, train
+    from llama31.parallel import mesh
+    from llama31.train import loop
 
-    train.fit(run)
+    loop.fit(run)
     mesh.close()  # a process that leaves while gloo's threads run may abort
 
 

@@ -11,35 +11,40 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from llama31 import config, files, probe
-from llama31.probe import Arm
+from llama31 import config
+from llama31.evaluate import probe
+from llama31.evaluate.probe import Arm
+from llama31.runs import files
 from recipes import start
 
 
 def main(run: config.Probe) -> None:
     """Train the arms that remain; then, unless one arm alone was asked for, put all together."""
-    from llama31 import checkpoint, mesh
-    from llama31.collectives import on_all_ranks, rank_of
+    from llama31.checkpoint import publish
+    from llama31.parallel import mesh
+    from llama31.parallel.collectives import on_all_ranks, rank_of
 
     mesh.connect(run.cluster.timeout_s)
-    source = str(checkpoint.resolve(str(run.init_from)).resolve())  # a run may have a newer one by the next arm
+    source = str(publish.resolve(str(run.init_from)).resolve())  # a run may have a newer one by the next arm
     on_all_ranks(None, lambda: probe.refuse_others(run, source))
     left = on_all_ranks(None, lambda: [] if run.collect else probe.remaining(run))[0]
     stopped = any(not anneal(run, arm, source) for arm in left)  # any: none is begun after one that was stopped
     if rank_of(None) == 0 and run.arm is None and not stopped:
-        publish(run)
+        collect(run)
     mesh.close()
 
 
 def anneal(run: config.Probe, arm: Arm, source: str) -> bool:
     """Train an arm and write down what it scores; false where it was asked to stop before its end."""
-    from llama31 import checkpoint, schedule, train
-    from llama31.collectives import on_all_ranks, rank_of
+    from llama31.checkpoint import publish
+    from llama31.parallel.collectives import on_all_ranks, rank_of
+    from llama31.plan import schedule
+    from llama31.train import loop
 
-    saved = train.fit(replace(probe.pretraining(run, arm), init_from=source))
+    saved = loop.fit(replace(probe.pretraining(run, arm), init_from=source))
     gc.unfreeze()  # the model of this arm is garbage now
     gc.collect()
-    if saved is None or checkpoint.read_meta(saved).step < schedule.total_steps(run.schedule):
+    if saved is None or publish.read_meta(saved).step < schedule.total_steps(run.schedule):
         return False
     scores = judge(run, saved)
     on_all_ranks(None, lambda: probe.conclude(run, arm, source, scores) if rank_of(None) == 0 else None)
@@ -50,13 +55,17 @@ def judge(run: config.Probe, saved: Path) -> dict[str, float]:
     """Scores of the tasks at a checkpoint."""
     if not run.tasks:
         return {}
-    from llama31 import choices, mesh, model, state, tokenizer
-    from llama31.engine import Forward
+    from llama31.engine import state
+    from llama31.engine.pipeline import Forward
+    from llama31.evaluate import choices
+    from llama31.model import llama
+    from llama31.parallel import mesh
+    from llama31.tokens import tokenizer
 
     words, length = tokenizer.load(run.tokenizer), run.schedule.sequence_length
     asked = {name: choices.prepare(name, task, words, length) for name, task in run.tasks.items()}
     grid = mesh.create(run.parallel, run.cluster.timeout_s)
-    chunks = model.build(run.model, run.precision, run.parallel, grid)
+    chunks = llama.build(run.model, run.precision, run.parallel, grid)
     state.load_weights(saved, chunks, run.model, grid)
     forward, size = Forward(chunks, grid), run.parallel.micro_batch
     return {
@@ -64,9 +73,9 @@ def judge(run: config.Probe, saved: Path) -> dict[str, float]:
     }
 
 
-def publish(run: config.Probe) -> None:
+def collect(run: config.Probe) -> None:
     """Print the table, and write it with JSON and a picture into the probe's folder."""
-    from llama31 import plots
+    from llama31.runs import plots
 
     found, folder = probe.collect(run), Path(run.folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,25 +9,29 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama31 import config, files
+from llama31 import config
+from llama31.runs import files
 from recipes import start
 
 if TYPE_CHECKING:
-    from llama31.train import Run
+    from llama31.train.loop import Run
 
 
 def main(run: config.Reward) -> None:
     """Encode the preferences where that is not done yet, then train from where the run stands to its end."""
-    from llama31 import feeds, mesh, preference, train
+    from llama31.engine import preference
+    from llama31.parallel import mesh
+    from llama31.train import feeds, loop
 
-    train.fit(run, preference.Reward(), lambda grid, begun: feeds.rewarded(run), lambda done: examine(run, done))
+    loop.fit(run, preference.Reward(), lambda grid, begun: feeds.rewarded(run), lambda done: examine(run, done))
     mesh.close()
 
 
 def examine(run: config.Reward, done: Run) -> None:
     """How often the model ranks held-out pairs right, and how sure it is, by strength of preference. Collective."""
-    from llama31 import feeds, plots
-    from llama31.align import calibration, score
+    from llama31.judging import calibration, score
+    from llama31.runs import plots
+    from llama31.train import feeds
 
     every, length = feeds.rewarded(run, config.STRENGTHS), run.schedule.sequence_length
     margins, kinds = score.margins(done.engine.forward, every, length, run.parallel.micro_batch)

@@ -11,8 +11,8 @@ from recipes import start
 
 def main(run: config.Sample) -> None:
     """Draw what is missing, rank it, and write dialogs and pairs of the best. The same command goes on where it was."""
-    from llama31 import mesh
-    from llama31.align import rejection
+    from llama31.judging import rejection
+    from llama31.parallel import mesh
 
     session = rejection.open_session(run)
     if run.part != "rank":

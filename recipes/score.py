@@ -17,8 +17,8 @@ def main(run: config.Score) -> None:
     """Score every answer, write the records with their rewards, and tell how often preferences are ranked right."""
     from tqdm import tqdm
 
-    from llama31 import mesh
-    from llama31.align import calibration, score, scored
+    from llama31.judging import calibration, score, scored
+    from llama31.parallel import mesh
 
     entries = scored.read(run.input)
     grid = mesh.create(run.parallel, run.cluster.timeout_s)

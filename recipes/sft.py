@@ -1,6 +1,6 @@
 """Supervised finetuning on dialogs: `torchrun ... -m recipes.sft name=sft model=8b init_from=runs/8b ...`.
 
-Assistants' messages are learned, everything else is context. What a record is stands in llama31/align/__init__.py.
+Assistants' messages are learned, everything else is context. What a record is stands in llama31/dialogs/__init__.py.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from recipes import start
 
 def main(run: config.Sft) -> None:
     """Encode the dialogs where that is not done yet, then train from where the run stands to its end."""
-    from llama31 import feeds, mesh, train
+    from llama31.parallel import mesh
+    from llama31.train import feeds, loop
 
-    train.fit(run, data=lambda grid, begun: feeds.dialogs(run))
+    loop.fit(run, data=lambda grid, begun: feeds.dialogs(run))
     mesh.close()
 
 

@@ -8,7 +8,8 @@ from recipes import start
 
 def main(run: config.Simulate) -> None:
     """Simulate `run`, print the tables, and draw them where `output` says."""
-    from llama31 import plots, simulate
+    from llama31.plan import simulate
+    from llama31.runs import plots
 
     simulate.check(run)
     histories = simulate.simulate(run)

@@ -8,34 +8,35 @@ from __future__ import annotations
 import shlex
 import sys
 
-from llama31 import command as entry
-from llama31 import config, inputs, sbatch, slurm
+from llama31 import config
+from llama31.command import entry, inputs
+from llama31.slurm import jobs, sbatch
 from recipes import start
 
 
 def main(run: config.Submit) -> None:
     """Submit what `run` names, or print it. All of a chain is right before any of it is submitted."""
     job = run.submit
-    steps = slurm.steps(job, slurm.split(sys.argv[1:])[1])
+    steps = jobs.steps(job, jobs.split(sys.argv[1:])[1])
     if not job.dry_run and sbatch.option(shlex.split(job.options), "dependency", "d") is None:
         inputs.check(steps[0].run)  # what later ones read is not there yet
     if job.facts:
-        print(slurm.facts(steps[0], job))
+        print(jobs.facts(steps[0], job))
         return
     after = None
     for step in steps:
-        command = slurm.command(step, job, after)
+        command = jobs.command(step, job, after)
         if isinstance(step.run, config.Training):
-            print(f"# {step.part}: {slurm.bill(step.run, slurm.world_size(step.run, job), job.mfu)}")
-        if short := slurm.short(step, job):
+            print(f"# {step.part}: {jobs.bill(step.run, jobs.world_size(step.run, job), job.mfu)}")
+        if short := jobs.short(step, job):
             print(f"# {step.part}: {short}")
         if job.dry_run:
             after = f"{step.part.upper()}_JOB_ID"
             print(shlex.join(command), entry.to_yaml(step.run), sep="\n")
         else:
-            after = slurm.submit(step, command)
+            after = jobs.submit(step, command)
             print(f"{step.part}: job {after}", flush=True)
 
 
 if __name__ == "__main__":
-    start(main, config.Submit, "submit", slurm.split(sys.argv[1:])[0])
+    start(main, config.Submit, "submit", jobs.split(sys.argv[1:])[0])

@@ -52,10 +52,16 @@ if code < 0:
     os.kill(os.getpid(), -code)
 sys.exit(code)
 """
-MODULES = ("llama31.train", "llama31.evaluate", "llama31.convert", "llama31.average", "llama31.plots")
-MODULES += ("llama31.align.rejection", "llama31.align.score", "llama31.preference", "llama31.feeds", "llama31.choices")
-MODULES += ("llama31.needle", "llama31.generate", "torch.distributed.run", "hydra", "recipes", "tqdm")
-QUICK = ("hydra", "hydra.core.override_parser.overrides_parser", "yaml", "llama31.config", "llama31.command")
+MODULES = tuple(
+    f"llama31.{name}"
+    for name in (
+        "train.loop", "train.feeds", "evaluate.perplexity", "evaluate.choices", "evaluate.needle", "evaluate.generate",
+        "convert.checkpoints", "convert.average", "judging.rejection", "judging.score", "engine.preference",
+        "runs.plots",
+    )
+)  # fmt: skip
+MODULES += ("torch.distributed.run", "hydra", "recipes", "tqdm")
+QUICK = ("hydra", "hydra.core.override_parser.overrides_parser", "yaml", "llama31.config", "llama31.command.entry")
 HEAVY = ("torch", "megatron", "deepspeed", "transformers", "datasets", "matplotlib", "numpy")
 TELL = "TELL_IMPORTS"  # set in the environment of a command: its last line of errors names what is in HEAVY
 

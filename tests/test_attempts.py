@@ -9,7 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from llama31 import attempts
+from llama31.runs import attempts
 from tests.conftest import ROOT
 
 
@@ -43,7 +43,7 @@ def test_starts_come_from_what_the_attempts_wrote(tmp_path: Path) -> None:
 
 def test_a_twin_is_known_while_its_process_lives(tmp_path: Path) -> None:
     child = subprocess.Popen(
-        [sys.executable, "-c", f"from llama31 import attempts; attempts.claim({str(tmp_path)!r}); print(1); input()"],
+        [sys.executable, "-c", f"from llama31.runs.attempts import claim; claim({str(tmp_path)!r}); print(1); input()"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True,
     )  # fmt: skip
     try:

@@ -13,8 +13,8 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llama31 import attention, kernels
-from llama31.attention import Span, attend, chunks_of_rank, take_chunks
+from llama31.model import attention, kernels
+from llama31.model.attention import Span, attend, chunks_of_rank, take_chunks
 
 pytestmark = pytest.mark.torch
 

@@ -15,10 +15,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llama31 import average, checkpoint, command, config, convert, hf, shards
-from llama31.ema import Ema
-from llama31.shards import Block, Shard
-from llama31.validate import validate
+from llama31 import config
+from llama31.checkpoint import publish, shards
+from llama31.checkpoint.shards import Block, Shard
+from llama31.command import entry
+from llama31.command.validate import validate
+from llama31.convert import average, checkpoints, hf
+from llama31.engine.ema import Ema
 from tests.conftest import Command
 from tests.test_convert import IDS, MODEL, assert_equal, read_hf, weights_of, write_hf
 
@@ -29,7 +32,7 @@ COLUMNS = ("linear_proj.weight", "linear_fc2.weight")
 
 def megatron_weights(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    shapes = {name: convert._stacked(MODEL, parts) for name, parts in convert.table(MODEL).items()}
+    shapes = {name: checkpoints._stacked(MODEL, parts) for name, parts in checkpoints.table(MODEL).items()}
     return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
 
 
@@ -54,14 +57,14 @@ def save(run: Path, step: int, weights: dict[str, Tensor], tp: int = 1, **meta: 
         for prefix, shift in (("fp32", 1.0), ("ema", 2.0), ("exp_avg", 3.0))
         for name, tensor in weights.items()
     ]
-    content = checkpoint.Meta(**(stated | {"step": step, "tokens": 10 * step} | meta))
-    return checkpoint.save(
+    content = publish.Meta(**(stated | {"step": step, "tokens": 10 * step} | meta))
+    return publish.save(
         run / "checkpoints", content, [cut(name, tensor, tp) for name, tensor in weights.items()], optimizer
     )
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    reader = shards.Reader(checkpoint.resolve(path) / "weights")
+    reader = shards.Reader(publish.resolve(path) / "weights")
     return {name: reader.read(name).clone() for name in reader.names()}
 
 
@@ -93,12 +96,12 @@ def test_an_average_of_checkpoints_of_any_layout_is_exact(
     assert report.target == tmp_path / "out" / "checkpoints" / "step-00000040"
     assert sum(done for done, _ in seen) == seen[0][1] == report.written_bytes > 0
     found = read(tmp_path / "out")
-    assert_equal(found, expected(parts, weights, convert.DTYPES[dtype]))
+    assert_equal(found, expected(parts, weights, checkpoints.DTYPES[dtype]))
     name, ulp = "output_layer.weight", {"fp32": 2.0**-24, "bf16": 2.0**-8}[dtype]
     for row, column in ((0, 0), (17, 5), (79, 31)):  # against exact summation
         exact = math.fsum(w * float(part[name][row, column]) for w, part in zip(weights, parts)) / math.fsum(weights)
         assert abs(float(found[name][row, column]) - exact) <= abs(exact) * ulp * 1.0001
-    meta = checkpoint.read_meta(report.target)
+    meta = publish.read_meta(report.target)
     assert (meta.step, meta.tokens, meta.run, meta.precision) == (40, 400, "out", dtype)
     told = meta.extra.pop("average")
     assert told["kind"] == ("weighted" if "weights" in keys else "exponential" if keys else "uniform")
@@ -124,9 +127,9 @@ def test_averaging_checkpoints_equals_averaging_their_exports(tmp_path: Path) ->
     runs = [tmp_path / "a", tmp_path / "b"]
     for number, run in enumerate(runs):
         save(run, 5 + number, megatron_weights(number), tp=2 + 2 * number)
-        convert.run(config.Convert("to_hf", str(run) + "-hf", str(run), dtype="fp32"))
+        checkpoints.run(config.Convert("to_hf", str(run) + "-hf", str(run), dtype="fp32"))
     average.run(config.Average([str(run) for run in runs], target=str(tmp_path / "both"), weights=[1.0, 3.0]))
-    convert.run(config.Convert("to_hf", str(tmp_path / "exported"), str(tmp_path / "both"), dtype="fp32"))
+    checkpoints.run(config.Convert("to_hf", str(tmp_path / "exported"), str(tmp_path / "both"), dtype="fp32"))
     folders = [str(run) + "-hf" for run in runs]
     average.run(config.Average(folders, target=str(tmp_path / "both-hf"), weights=[1.0, 3.0], max_shard_bytes=10_000))
     assert_equal(read_hf(tmp_path / "both-hf"), read_hf(tmp_path / "exported"))
@@ -249,7 +252,7 @@ def test_what_cannot_be_averaged_is_named(tmp_path: Path) -> None:
 def test_keys_that_do_not_go_together_are_named() -> None:
     def refused(*overrides: str) -> str:
         with pytest.raises(config.ConfigError) as caught:
-            validate(command.compose(config.Average, "average", ["target=x", *overrides]))
+            validate(entry.compose(config.Average, "average", ["target=x", *overrides]))
         return str(caught.value)
 
     assert "inputs=[]: neither inputs nor a run; give inputs=" in refused()
@@ -268,7 +271,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     for inputs, target in ((paths, "out"), (folders, "out-hf")):
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # a real error of write(2)
         try:
-            with pytest.raises(checkpoint.CheckpointError, match=r"not written.*File too large.*free space"):
+            with pytest.raises(publish.CheckpointError, match=r"not written.*File too large.*free space"):
                 average.run(config.Average(inputs, target=str(tmp_path / target)))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -283,8 +286,10 @@ import re, sys, threading
 from dataclasses import asdict
 from pathlib import Path
 import torch
-from llama31 import average, checkpoint, config, convert, hf
-from llama31.shards import Block, Shard
+from llama31 import config
+from llama31.checkpoint import publish as checkpoint
+from llama31.convert import average, checkpoints as convert, hf
+from llama31.checkpoint.shards import Block, Shard
 
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024

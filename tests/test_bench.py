@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from llama31 import bench, config
-from llama31.peers import Case, Work
+from benchmarks import timing
+from benchmarks.peers import Case, Work
+from llama31 import config
 from recipes import benchmark
 from tests.processes import LIMIT_S
 
@@ -15,12 +16,12 @@ MODEL = config.Model(
 WORK = Work(MODEL, sequence_length=16, rows=4, micro_batch=2, steps=2, warmup_steps=1)
 
 
-def run(tokens_per_cpu_s: float, peak_bytes: int = 1_000_000, **extra: float) -> bench.Run:
-    return bench.Run(tokens=1000, cpu_s=1000 / tokens_per_cpu_s, wall_s=1.0, peak_bytes=peak_bytes, extra=extra)
+def run(tokens_per_cpu_s: float, peak_bytes: int = 1_000_000, **extra: float) -> timing.Run:
+    return timing.Run(tokens=1000, cpu_s=1000 / tokens_per_cpu_s, wall_s=1.0, peak_bytes=peak_bytes, extra=extra)
 
 
 def test_ratio_is_of_medians_within_a_precision() -> None:
-    table = bench.training_table(
+    table = timing.training_table(
         {
             "ours-own-fp32": [run(120), run(90), run(5000)],
             "loop-sdpa-fp32": [run(100), run(80), run(1)],
@@ -61,7 +62,7 @@ def test_cases_in_bf16_are_left_out_where_it_is_slow_and_said(capsys: pytest.Cap
 
 @pytest.mark.torch
 def test_what_is_computed_in_follows_the_cpu_unless_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llama31 import precision
+    from llama31.model import precision
 
     for ratio, wanted in ((27.0, "fp32"), (0.7, "bf16")):
         monkeypatch.setattr(precision, "bf16_ratio", lambda ratio=ratio: ratio)
@@ -73,7 +74,7 @@ def test_what_is_computed_in_follows_the_cpu_unless_it_is_said(monkeypatch: pyte
 @pytest.mark.torch
 @pytest.mark.parametrize("name", ["ours-own-fp32", "loop-eager-mixed", "trainer-sdpa-bf16"])
 def test_a_trainer_does_the_steps_asked_of_it(name: str) -> None:
-    done = bench.run_case(WORK, Case.parse(name), timeout_s=LIMIT_S)
+    done = timing.run_case(WORK, Case.parse(name), timeout_s=LIMIT_S)
     assert done.tokens == 2 * 4 * 16 and done.cpu_s > 0 and done.peak_bytes > 0
     assert 3.5 < done.extra["loss"] < 5  # ln 64 is 4.16
 
@@ -82,4 +83,4 @@ def test_a_trainer_does_the_steps_asked_of_it(name: str) -> None:
 def test_a_trainer_that_fails_says_why() -> None:
     broken = Work(config.Model("t", 1, 30, 64, 4, 2, vocab_size=64), 16, 4, 2, 1, 1)
     with pytest.raises(RuntimeError, match=r"(?s)loop-sdpa-fp32 failed.*hidden"):
-        bench.run_case(broken, Case.parse("loop-sdpa-fp32"), timeout_s=LIMIT_S)
+        timing.run_case(broken, Case.parse("loop-sdpa-fp32"), timeout_s=LIMIT_S)

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from llama31 import bench_align, config
-from llama31.bench import Run
-from llama31.bench_align import Work
+from benchmarks import post_training
+from benchmarks.post_training import Work
+from benchmarks.timing import Run
+from llama31 import config
 
 TINY = config.Model("t", layers=1, hidden_size=32, ffn_hidden_size=64, heads=2, kv_heads=1, vocab_size=64)
 WORK = Work(TINY, length=64, records=12, rows=2)
@@ -22,9 +23,9 @@ def run(tokens_per_s: float, **extra: float) -> Run:
 
 
 def test_ratios_are_of_medians() -> None:
-    runs = {name: [run(20), run(10), run(30)] for name in bench_align.CASES}
+    runs = {name: [run(20), run(10), run(30)] for name in post_training.CASES}
     runs |= {"sft-ours": [run(30, fill=0.9)], "dpo-ours": [run(40, fill=0.8, reference_s=2, reference_bytes=256)]}
-    lines = bench_align.table(runs).splitlines()
+    lines = post_training.table(runs).splitlines()
     assert lines[4] == "| SFT, TRL, packed (bfd) | 20 (10 to 30) | 1.50 | 2 |  |"
     assert lines[6] == "| DPO, ours, reference kept | 40 (40 to 40) |  | 2 | 2.0 |"
     assert lines[-1].endswith("256 bytes; rows of ours are filled to 90% (SFT) and 80% (DPO).")
@@ -32,7 +33,7 @@ def test_ratios_are_of_medians() -> None:
 
 @pytest.mark.torch
 def test_trl_reads_the_ids_that_ours_reads() -> None:
-    words = bench_align._words(WORK)
+    words = post_training._words(WORK)
     for prompt, chosen, _ in WORK.preferences():
         text = " ".join(f"w{i}" for i in (*prompt, *chosen[:-1]))
         assert [*words(text)["input_ids"], words.eos_token_id] == [*prompt, *chosen]
@@ -45,7 +46,7 @@ def test_a_case_reads_all_records_once(case: str, monkeypatch: pytest.MonkeyPatc
     marks: list[int] = []
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        extra: dict[str, Any] = (bench_align.ours if "ours" in case else bench_align.trl)(
+        extra: dict[str, Any] = (post_training.ours if "ours" in case else post_training.trl)(
             WORK, case, lambda: marks.append(1)
         )
     assert len(marks) == 2

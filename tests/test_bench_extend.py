@@ -8,19 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llama31 import bench_extend, command, config, haystack, tasks, tokenizer
-from llama31.bench_extend import SHORT, STAGES, Stage
-from llama31.validate import validate
+from benchmarks import extension
+from benchmarks.extension import SHORT, STAGES, Stage
+from llama31 import config
+from llama31.command import entry
+from llama31.command.validate import validate
+from llama31.evaluate import haystack, tasks
+from llama31.tokens import tokenizer
 
 
 @pytest.fixture(scope="module")
 def top(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("extend")
     with pytest.MonkeyPatch.context() as patch:
-        few = {text: bench_extend.Text(text.length, 30, text.facts, text.filler, text.cp) for text in (SHORT, *STAGES)}
-        patch.setattr(bench_extend, "SHORT", few[SHORT])
-        patch.setattr(bench_extend, "STAGES", tuple(few[text] for text in STAGES))
-        bench_extend.write(folder)
+        few = {text: extension.Text(text.length, 30, text.facts, text.filler, text.cp) for text in (SHORT, *STAGES)}
+        patch.setattr(extension, "SHORT", few[SHORT])
+        patch.setattr(extension, "STAGES", tuple(few[text] for text in STAGES))
+        extension.write(folder)
     return folder
 
 
@@ -29,7 +33,7 @@ def words(top: Path) -> tokenizer.Tokenizer:
 
 
 def test_each_letter_is_a_token(top: Path) -> None:
-    text = "".join(bench_extend.LETTERS)
+    text = "".join(extension.LETTERS)
     assert words(top).encode(text) == list(range(31)) and words(top).decode(list(range(31))) == text
     assert (words(top).bos_id, words(top).vocab_size) == (31, 33)
     dealt = haystack.printable(words(top))
@@ -37,10 +41,10 @@ def test_each_letter_is_a_token(top: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [SHORT, *STAGES], ids=lambda text: str(text.length))
-def test_documents_fill_a_row(top: Path, text: bench_extend.Text) -> None:
+def test_documents_fill_a_row(top: Path, text: extension.Text) -> None:
     dealt = haystack.printable(words(top))
     random = np.random.default_rng(1)
-    written = [words(top).encode(bench_extend.document(text, dealt, random)) for _ in range(20)]
+    written = [words(top).encode(extension.document(text, dealt, random)) for _ in range(20)]
     assert {len(ids) for ids in written} == {text.length - 1}
     shares = [np.isin(ids, dealt.filler).mean() for ids in written]
     assert max(shares) - min(shares) > 0.1
@@ -74,8 +78,8 @@ def test_runs_are_configs_that_can_be(top: Path) -> None:
                 (folder / "gates.json").write_text('{"baseline": {}, "examinations": []}')
             return 0.0, ""
 
-        patch.setattr("llama31.bench.command", record)
-        work = bench_extend.Work(top, 1)
+        patch.setattr("benchmarks.timing.command", record)
+        work = extension.Work(top, 1)
         work.pack()
         work.learn()
         for text in STAGES:
@@ -99,8 +103,8 @@ def test_runs_are_configs_that_can_be(top: Path) -> None:
         at = arguments.index("--config-dir")
         folder = arguments[at + 1]
         del arguments[at : at + 2]
-        run = command.compose(schemas[name], root, arguments, folder)
-        assert validate(run, bench_extend.PROCESSES if root not in ("pack", "evaluate") else 1) == []
+        run = entry.compose(schemas[name], root, arguments, folder)
+        assert validate(run, extension.PROCESSES if root not in ("pack", "evaluate") else 1) == []
         runs.append(run)
     learn, *stages = runs[2:6]
     assert [learn.model.rope_factor, *(run.model.rope_factor for run in stages)] == [0, 8, 8, 8]
@@ -119,7 +123,7 @@ def test_tables() -> None:
     baseline = {"tasks": {"lookup": {"score": 0.9}}}
     gates = {"baseline": baseline, "examinations": [told(0.25, 0.8, ["x"]), told(1.0, 0.95, [])]}
     shut = {"baseline": {}, "examinations": [told(0.25, 0.8, ["x"])]}
-    text = bench_extend.stages_table(
+    text = extension.stages_table(
         [Stage("stage-3", 1024, "CP 2", gates, 71.4), Stage("control", 1024, "CP 2", shut, 9, "25.00% of the needles")]
     )
     assert (
@@ -128,6 +132,6 @@ def test_tables() -> None:
     )
     assert "| 512: 100%, 1,024: 25% | 80.0% | shut | 9 |" in text and text.endswith("control: 25.00% of the needles.")
     found = {"lengths": [64, 1024], "by_length": [{"score": 1.0}, {"score": 0.25}]}
-    assert bench_extend.recall_table({"before": found}).splitlines() == [
+    assert extension.recall_table({"before": found}).splitlines() == [
         "| needles found | 64 | 1,024 |", "|---|---|---|", "| before the three stages | 100.0% | 25.0% |",
     ]  # fmt: skip

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from llama31 import bench_length, config
-from llama31.bench import Run
+from benchmarks import long_rows
+from benchmarks.timing import Run
+from llama31 import config
 from tests.processes import LIMIT_S
 
 
@@ -16,17 +17,17 @@ def run(tokens_per_s: float, peak_bytes: int = 1_000_000) -> Run:
 
 
 def test_documents_are_of_mixed_lengths_and_fill_the_row() -> None:
-    ends = bench_length.document_ends(8192)
+    ends = long_rows.document_ends(8192)
     lengths = [end - begin for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
     assert ends[-1] == 8192 and min(lengths) > 0 and max(lengths) > 4 * min(lengths)
-    assert ends == bench_length.document_ends(8192)
+    assert ends == long_rows.document_ends(8192)
 
 
 def test_ratios_are_of_medians() -> None:
     runs = {"ours-8": [run(60), run(10), run(30)], "transformers-8": [run(20, 8_000)] * 3, "ours-one-8": [run(40)]}
-    lines = [line.split("|")[2:-1] for line in bench_length.attention_table(runs, [8], "bf16").splitlines()[2:]]
+    lines = [line.split("|")[2:-1] for line in long_rows.attention_table(runs, [8], "bf16").splitlines()[2:]]
     assert [cell.strip() for cell in lines[1][1:]] == ["20", "1.50", "0", "1.0"]
-    lines = bench_length.cp_table({"1": [run(40)], "2": [run(60)]}).splitlines()
+    lines = long_rows.cp_table({"1": [run(40)], "2": [run(60)]}).splitlines()
     assert lines[-1] == "| 2 processes, CP 2 | 30 | 0.75 | 60 | 1.50 |"
 
 
@@ -44,7 +45,7 @@ def test_both_paths_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch, "randn", alike)
     outs = []
-    for make in (bench_length._ours, bench_length._transformers):
+    for make in (long_rows._ours, long_rows._transformers):
         torch.manual_seed(0)
         outs.append(make(length, [7, 120, 300], "bf16")().flatten(2).view(length, -1))
     torch.testing.assert_close(*outs, rtol=3e-2, atol=3e-2)
@@ -53,11 +54,11 @@ def test_both_paths_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.torch
 @pytest.mark.parallel
 def test_every_case_does_the_work_asked_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_length, "LAYOUTS", {"1": "one", "2-waiting": "two"})
-    monkeypatch.setattr(bench_length, "ATTENTIONS", {"ours": "ours"})
+    monkeypatch.setattr(long_rows, "LAYOUTS", {"1": "one", "2-waiting": "two"})
+    monkeypatch.setattr(long_rows, "ATTENTIONS", {"ours": "ours"})
     tiny = config.Model("t", layers=1, hidden_size=32, ffn_hidden_size=64, heads=2, kv_heads=1, vocab_size=64)
     asked = config.Benchmark(attention_lengths=[64], cp_length=64, repeats=1, steps=1, timeout_s=LIMIT_S, model=tiny)
-    attention, training = bench_length.tables(asked, "fp32")
+    attention, training = long_rows.tables(asked, "fp32")
     assert (
         attention.splitlines()[2].startswith("| 64 | ours | ")
         and "in FP32" in attention

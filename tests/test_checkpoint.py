@@ -18,17 +18,17 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from llama31 import attempts, checkpoint, checksum, config, manifest, shards
-from llama31.shards import Block, Shard
+from llama31 import config
+from llama31.checkpoint import checksum, manifest, publish, shards
+from llama31.checkpoint.shards import Block, Shard
+from llama31.runs import attempts
 from tests.conftest import ROOT
 from tests.processes import LIMIT_S
 
 pytestmark = pytest.mark.torch
 
 MODEL = config.Model(name="small", layers=1, hidden_size=8, ffn_hidden_size=16, heads=2, kv_heads=1, vocab_size=32)
-META = checkpoint.Meta(
-    model=vars(MODEL), step=100, tokens=1234, run="test", data_fingerprint="abc", decisions=[{"a": 1}]
-)
+META = publish.Meta(model=vars(MODEL), step=100, tokens=1234, run="test", data_fingerprint="abc", decisions=[{"a": 1}])
 
 
 def whole(name: str, tensor: torch.Tensor) -> Shard:
@@ -45,7 +45,7 @@ def cut(name: str, tensor: torch.Tensor, rows: list[slice], columns: slice = sli
 
 
 def save_step(folder: Path, step: int, tensor: torch.Tensor) -> Path:
-    return checkpoint.save(folder, replace(META, step=step), [whole("w", tensor)], [whole("fp32.w", tensor.float())])
+    return publish.save(folder, replace(META, step=step), [whole("w", tensor)], [whole("fp32.w", tensor.float())])
 
 
 def test_any_rectangles_load_from_any_others(tmp_path: Path) -> None:
@@ -124,41 +124,41 @@ def test_missing_and_misshapen_tensors_are_named(tmp_path: Path) -> None:
 
 def test_a_tensor_that_no_rank_completes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="w: blocks hold 6 of 12 elements"):
-        checkpoint.save(tmp_path, META, [Shard("w", (4, 3), [Block((0, 0), torch.zeros(2, 3))])])
+        publish.save(tmp_path, META, [Shard("w", (4, 3), [Block((0, 0), torch.zeros(2, 3))])])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_everything_comes_back(tmp_path: Path) -> None:
     tensor = torch.randn(8, 4)
     torch.manual_seed(7)
-    path = checkpoint.save(tmp_path, META, [whole("w", tensor.bfloat16())], [whole("exp_avg.w", tensor)])
+    path = publish.save(tmp_path, META, [whole("w", tensor.bfloat16())], [whole("exp_avg.w", tensor)])
     drawn = torch.rand(3)
-    assert path == tmp_path / "step-00000100" and checkpoint.read_meta(path) == META
-    assert checkpoint.read_meta(path).shape() == MODEL
+    assert path == tmp_path / "step-00000100" and publish.read_meta(path) == META
+    assert publish.read_meta(path).shape() == MODEL
     weights, moments = torch.zeros(8, 4, dtype=torch.bfloat16), torch.zeros(8, 4)
-    checkpoint.load_weights(path, [whole("w", weights)])
-    checkpoint.load_optimizer(path, [whole("exp_avg.w", moments)])
-    checkpoint.load_random(path)
+    publish.load_weights(path, [whole("w", weights)])
+    publish.load_optimizer(path, [whole("exp_avg.w", moments)])
+    publish.load_random(path)
     assert torch.equal(weights, tensor.bfloat16()) and torch.equal(moments, tensor)
     assert torch.equal(torch.rand(3), drawn)
 
 
 def test_weights_alone_do_not_resume(tmp_path: Path) -> None:
-    path = checkpoint.save(tmp_path, META, [whole("w", torch.zeros(2))])
+    path = publish.save(tmp_path, META, [whole("w", torch.zeros(2))])
     with pytest.raises(ValueError, match="no optimizer.*init_from="):
-        checkpoint.load_optimizer(path, [])
+        publish.load_optimizer(path, [])
 
 
 def test_a_model_of_another_shape_is_named_key_by_key() -> None:
-    checkpoint.check_model(META, replace(MODEL, name="other", init_std=0.5))
-    checkpoint.check_model(META, replace(MODEL, norm_eps=9.999999747378752e-06))  # 1e-5 in FP32
+    publish.check_model(META, replace(MODEL, name="other", init_std=0.5))
+    publish.check_model(META, replace(MODEL, norm_eps=9.999999747378752e-06))  # 1e-5 in FP32
     with pytest.raises(ValueError, match="norm_eps is 1e-06, .* 1e-05[.] Run with model.norm_eps=1e-05$"):
-        checkpoint.check_model(META, replace(MODEL, norm_eps=1e-6))
+        publish.check_model(META, replace(MODEL, norm_eps=1e-6))
     with pytest.raises(
         ValueError,
         match=r"model.layers is 2, the checkpoint has 1; model.kv_heads is 2.*Run with model.layers=1 model.kv_heads=",
     ):
-        checkpoint.check_model(META, replace(MODEL, layers=2, kv_heads=2))
+        publish.check_model(META, replace(MODEL, layers=2, kv_heads=2))
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "manifest", "version"])
@@ -175,18 +175,18 @@ def test_newest_passes_over_what_is_incomplete(damage: str, tmp_path: Path, capl
     else:
         manifest = json.loads((broken / "checkpoint.json").read_text())
         (broken / "checkpoint.json").write_text(json.dumps(manifest | {"format_version": 99}))
-    assert checkpoint.resolve(tmp_path).name == "step-00000100"
+    assert publish.resolve(tmp_path).name == "step-00000100"
     assert "ignoring checkpoint" in caplog.text and "step-00000200" in caplog.text
     with pytest.raises(ValueError, match="not a complete checkpoint"):
-        checkpoint.resolve(broken)
+        publish.resolve(broken)
 
 
 def test_resolve_says_what_it_found(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
-        checkpoint.resolve(tmp_path / "none")
+        publish.resolve(tmp_path / "none")
     (tmp_path / "metrics.jsonl").touch()
     with pytest.raises(ValueError, match="no complete checkpoint, but metrics.jsonl"):
-        checkpoint.resolve(tmp_path)
+        publish.resolve(tmp_path)
 
 
 def test_a_step_saved_again_is_replaced(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_step_saved_again_is_replaced(tmp_path: Path) -> None:
 def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
     path = save_step(tmp_path, 1, torch.ones(2))
     path.rename(tmp_path / ".old-step-00000001")
-    assert torch.equal(shards.read(checkpoint.resolve(tmp_path) / "weights", "w"), torch.ones(2))
+    assert torch.equal(shards.read(publish.resolve(tmp_path) / "weights", "w"), torch.ones(2))
     save_step(tmp_path, 2, torch.zeros(2))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
 
@@ -208,8 +208,8 @@ KILLED = """
 import sys, time
 from pathlib import Path
 import torch
-from llama31 import checkpoint
-from llama31.shards import Block, Shard
+from llama31.checkpoint import publish as checkpoint
+from llama31.checkpoint.shards import Block, Shard
 
 def stop():
     Path(sys.argv[1], "signal").touch()
@@ -234,7 +234,7 @@ def test_sigkill_in_a_save_leaves_the_older_checkpoint(tmp_path: Path) -> None:
         child.send_signal(signal.SIGKILL)
         child.wait()
     assert len(list(folder.glob(".tmp-step-00000002-*/weights/*.distcp"))) == 1  # it was in the middle
-    assert checkpoint.newest(folder) == folder / "step-00000001"
+    assert publish.newest(folder) == folder / "step-00000001"
     save_step(folder, 3, torch.zeros(2))
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000001", "step-00000003"]
 
@@ -244,18 +244,18 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # a real error of write(2)
     try:
-        with pytest.raises(checkpoint.CheckpointError, match=r"step-00000002: not written.*File too large.*free space"):
+        with pytest.raises(publish.CheckpointError, match=r"step-00000002: not written.*File too large.*free space"):
             save_step(tmp_path, 2, torch.zeros(100_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-    assert torch.equal(shards.read(checkpoint.resolve(tmp_path) / "weights", "w"), torch.ones(2))
+    assert torch.equal(shards.read(publish.resolve(tmp_path) / "weights", "w"), torch.ones(2))
 
 
 def test_a_disk_too_small_is_told_before_writing(tmp_path: Path) -> None:
     huge = Shard("w", (10**14,), [Block((0,), torch.zeros(1).expand(10**14))])
-    with pytest.raises(checkpoint.CheckpointError, match=r"No space left.*400000.00 GB needed"):
-        checkpoint.save(tmp_path, META, [huge])
+    with pytest.raises(publish.CheckpointError, match=r"No space left.*400000.00 GB needed"):
+        publish.save(tmp_path, META, [huge])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -263,8 +263,8 @@ RANKS = """
 import sys
 from pathlib import Path
 import torch, torch.distributed as dist
-from llama31 import checkpoint, shards
-from llama31.shards import Block, Shard
+from llama31.checkpoint import publish as checkpoint, shards
+from llama31.checkpoint.shards import Block, Shard
 
 folder, rank = Path(sys.argv[1]), int(sys.argv[2])
 dist.init_process_group("gloo", init_method=f"file://{folder}.store", rank=rank, world_size=2)
@@ -325,15 +325,15 @@ def test_two_ranks_save_load_and_fail_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize("manifest", ["[]", '{"format_version": 1}', '{"files": {}}', "7"])
 def test_a_manifest_that_is_none_is_passed_over(manifest: str, tmp_path: Path) -> None:
     for step in (1, 2):
-        checkpoint.save(tmp_path, checkpoint.Meta(model={}, step=step), [])
+        publish.save(tmp_path, publish.Meta(model={}, step=step), [])
     (tmp_path / "step-00000002" / "checkpoint.json").write_text(manifest)
-    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000001"
+    assert publish.newest(tmp_path) == tmp_path / "step-00000001"
 
 
 def test_a_file_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("x")
     with pytest.raises(ValueError, match="is no folder: give a checkpoint"):
-        checkpoint.resolve(tmp_path / "x")
+        publish.resolve(tmp_path / "x")
 
 
 # --- every bit is what was written -----------------------------------------------------------------------------------
@@ -355,18 +355,18 @@ def test_what_was_written_verifies_and_what_was_changed_is_named(tmp_path: Path)
     names = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
     told = json.loads((path / "checkpoint.json").read_text())
     assert told["format_version"] == 2 and set(told["files"]) == names - {"checkpoint.json"}
-    assert checkpoint.verify(path) == []
+    assert publish.verify(path) == []
     for name in sorted(names - {"checkpoint.json"}):
         flip(path / name, -1)
-        (problem,) = checkpoint.verify(path)
+        (problem,) = publish.verify(path)
         assert problem.startswith(f"{name} has checksum ") and told["files"][name]["xxh3_128"] in problem
         with pytest.raises(ValueError, match="is damaged.*Use an older one"):
-            checkpoint.refuse_damaged(path)
+            publish.refuse_damaged(path)
         flip(path / name, -1)
-    assert checkpoint.newest(tmp_path) == path, "sizes alone do not show it"
+    assert publish.newest(tmp_path) == path, "sizes alone do not show it"
     os.truncate(path / "random.bin", 10)
     data_of(path).unlink()
-    found = checkpoint.verify(path)
+    found = publish.verify(path)
     assert len(found) == 2 and found[0].startswith("random.bin has 10 of ") and found[1].endswith("is missing")
 
 
@@ -381,13 +381,13 @@ def test_a_manifest_that_was_changed_is_noticed(tmp_path: Path) -> None:
     text = (path / "checkpoint.json").read_text()
     (path / "checkpoint.json").write_text(text.replace('"tokens": 1234', '"tokens": 1235'))
     with pytest.raises(ValueError, match="not a complete checkpoint: checkpoint.json has checksum"):
-        checkpoint.read_meta(path)
-    assert checkpoint.newest(tmp_path) is None
+        publish.read_meta(path)
+    assert publish.newest(tmp_path) is None
 
 
 def test_keys_that_json_turns_into_text_do_no_harm(tmp_path: Path) -> None:
-    path = checkpoint.save(tmp_path, replace(META, extra={10: "a", 2: ("b", None)}), [whole("w", torch.zeros(2))])
-    assert checkpoint.read_meta(path).extra == {"10": "a", "2": ["b", None]}
+    path = publish.save(tmp_path, replace(META, extra={10: "a", 2: ("b", None)}), [whole("w", torch.zeros(2))])
+    assert publish.read_meta(path).extra == {"10": "a", "2": ["b", None]}
 
 
 def test_format_1_is_still_read(tmp_path: Path) -> None:
@@ -396,9 +396,9 @@ def test_format_1_is_still_read(tmp_path: Path) -> None:
     meta = {key: value for key, value in told["meta"].items() if key not in ("attempt", "validation_loss")}
     files = {name: entry["bytes"] for name, entry in told["files"].items()}
     (path / "checkpoint.json").write_text(json.dumps({"format_version": 1, "meta": meta, "files": files}))
-    assert checkpoint.read_meta(path) == META and checkpoint.newest_intact(tmp_path) == path
+    assert publish.read_meta(path) == META and publish.newest_intact(tmp_path) == path
     os.truncate(data_of(path), 3)
-    assert "has 3 of" in checkpoint.verify(path)[0]
+    assert "has 3 of" in publish.verify(path)[0]
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
@@ -415,11 +415,11 @@ def test_the_newest_intact_one_is_used(damage: str, tmp_path: Path, caplog: pyte
     else:
         victim = broken / "checkpoint.json"
         victim.write_bytes(b"\xff\xfe{")
-    assert checkpoint.newest_intact(tmp_path) == older
+    assert publish.newest_intact(tmp_path) == older
     (warning,) = [r.getMessage() for r in caplog.records if "ignoring checkpoint" in r.getMessage()]
     assert str(broken) in warning and victim.name in warning and said in warning
     flip(data_of(older), 300)
-    assert checkpoint.newest_intact(tmp_path) is None
+    assert publish.newest_intact(tmp_path) is None
 
 
 # --- two attempts of one run -----------------------------------------------------------------------------------------
@@ -427,7 +427,7 @@ def test_the_newest_intact_one_is_used(damage: str, tmp_path: Path, caplog: pyte
 
 def save_as(folder: Path, step: int, attempt: int, value: float = 0.0) -> Path:
     meta = replace(META, step=step, attempt=attempt)
-    return checkpoint.save(folder, meta, [whole("w", torch.full((2,), value))])
+    return publish.save(folder, meta, [whole("w", torch.full((2,), value))])
 
 
 def begin(run: Path, from_step: int) -> int:
@@ -437,10 +437,10 @@ def begin(run: Path, from_step: int) -> int:
 
 
 def test_names_carry_the_attempt(tmp_path: Path) -> None:
-    assert checkpoint.name_of(100) == "step-00000100" and checkpoint.name_of(100, 3) == "step-00000100-a0003"
-    assert checkpoint.numbers_of("step-00000100-a0003") == (100, 3) and checkpoint.numbers_of("step-12") is None
+    assert publish.name_of(100) == "step-00000100" and publish.name_of(100, 3) == "step-00000100-a0003"
+    assert publish.numbers_of("step-00000100-a0003") == (100, 3) and publish.numbers_of("step-12") is None
     assert save_as(tmp_path, 7, 12).name == "step-00000007-a0012"
-    assert checkpoint.read_meta(tmp_path / "step-00000007-a0012").attempt == 12
+    assert publish.read_meta(tmp_path / "step-00000007-a0012").attempt == 12
 
 
 def test_what_an_older_attempt_saved_beyond_the_start_of_a_newer_one_is_not_read(tmp_path: Path) -> None:
@@ -448,35 +448,35 @@ def test_what_an_older_attempt_saved_beyond_the_start_of_a_newer_one_is_not_read
     begin(tmp_path, 0)
     for step in (10, 20):
         save_as(folder, step, 0)
-    assert checkpoint.newest(folder) == folder / "step-00000020"
+    assert publish.newest(folder) == folder / "step-00000020"
     begin(tmp_path, 10)  # 20 was torn, or not yet there
-    assert checkpoint.newest(folder) == folder / "step-00000010" == checkpoint.resolve(tmp_path)
-    assert checkpoint.newest_intact(folder) == folder / "step-00000010"
+    assert publish.newest(folder) == folder / "step-00000010" == publish.resolve(tmp_path)
+    assert publish.newest_intact(folder) == folder / "step-00000010"
     save_as(folder, 15, 1)
     save_as(folder, 30, 0)  # the cut-off attempt lives on
-    assert checkpoint.newest(folder) == folder / "step-00000015-a0001"
+    assert publish.newest(folder) == folder / "step-00000015-a0001"
     begin(tmp_path, 15)
     save_as(folder, 20, 2, 2.0)
-    assert [path.name for path in checkpoint.candidates(folder)] == [
+    assert [path.name for path in publish.candidates(folder)] == [
         "step-00000020-a0002",
         "step-00000015-a0001",
         "step-00000010",
     ]
-    assert checkpoint.newest(folder, {}) == folder / "step-00000030", "without knowing of the attempts"
-    assert checkpoint.newest(folder, {5: 12}) == folder / "step-00000010"
+    assert publish.newest(folder, {}) == folder / "step-00000030", "without knowing of the attempts"
+    assert publish.newest(folder, {5: 12}) == folder / "step-00000010"
 
 
 def test_a_step_without_attempt_means_the_newest_one_of_it(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     for attempt in (1, 3):
         save_as(folder, 100, attempt)
-    assert checkpoint.resolve(folder / "step-00000100").name == "step-00000100-a0003"
+    assert publish.resolve(folder / "step-00000100").name == "step-00000100-a0003"
     os.truncate(data_of(folder / "step-00000100-a0003"), 1)
-    assert checkpoint.resolve(folder / "step-00000100").name == "step-00000100-a0001"
+    assert publish.resolve(folder / "step-00000100").name == "step-00000100-a0001"
     with pytest.raises(ValueError, match="does not exist"):
-        checkpoint.resolve(folder / "step-00000200")
+        publish.resolve(folder / "step-00000200")
     save_as(folder, 100, 0)
-    assert checkpoint.resolve(folder / "step-00000100").name == "step-00000100"
+    assert publish.resolve(folder / "step-00000100").name == "step-00000100"
 
 
 def test_a_superseded_attempt_publishes_deletes_and_loads_nothing(tmp_path: Path) -> None:
@@ -486,7 +486,7 @@ def test_a_superseded_attempt_publishes_deletes_and_loads_nothing(tmp_path: Path
         return attempts.newer(tmp_path, older)
 
     tensor = [whole("w", torch.ones(2))]
-    first = checkpoint.save(folder, replace(META, step=1), tensor, fence=fence)
+    first = publish.save(folder, replace(META, step=1), tensor, fence=fence)
 
     def cut_off() -> torch.Tensor:
         """The newer attempt begins while the older one writes."""
@@ -494,17 +494,17 @@ def test_a_superseded_attempt_publishes_deletes_and_loads_nothing(tmp_path: Path
         return torch.ones(2)
 
     slow = [Shard("w", (2,), [Block((0,), cut_off, (2,), torch.float32)])]
-    with pytest.raises(checkpoint.Superseded, match="attempt 1 of this run has begun"):
-        checkpoint.save(folder, replace(META, step=2), slow, fence=fence)
+    with pytest.raises(publish.Superseded, match="attempt 1 of this run has begun"):
+        publish.save(folder, replace(META, step=2), slow, fence=fence)
     assert [path.name for path in folder.iterdir()] == ["step-00000001"]
     left = folder / ".tmp-step-00000009-0123abcd"
     left.mkdir()
-    with pytest.raises(checkpoint.Superseded):
-        checkpoint.save(folder, replace(META, step=3), tensor, fence=fence)
-    with pytest.raises(checkpoint.Superseded):
-        checkpoint.newest_intact(folder, fence=fence)
-    with pytest.raises(checkpoint.Superseded):
-        checkpoint.set_aside_after(folder, 0, fence=fence)
+    with pytest.raises(publish.Superseded):
+        publish.save(folder, replace(META, step=3), tensor, fence=fence)
+    with pytest.raises(publish.Superseded):
+        publish.newest_intact(folder, fence=fence)
+    with pytest.raises(publish.Superseded):
+        publish.set_aside_after(folder, 0, fence=fence)
     assert left.exists() and first.exists()
 
 
@@ -525,6 +525,6 @@ def test_an_attempt_whose_files_were_swept_away_knows_why(tmp_path: Path) -> Non
         return torch.ones(2)
 
     slow = [Shard("w", (2,), [Block((0,), sweep, (2,), torch.float32)])]
-    with pytest.raises(checkpoint.Superseded):
-        checkpoint.save(folder, replace(META, step=2), slow, fence=lambda: attempts.newer(tmp_path, 0))
+    with pytest.raises(publish.Superseded):
+        publish.save(folder, replace(META, step=2), slow, fence=lambda: attempts.newer(tmp_path, 0))
     assert [path.name for path in folder.iterdir()] == ["step-00000001-a0001"]

@@ -12,13 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from llama31 import choices, config, hf, mesh, model, pretrained, tasks, tokenizer
-from llama31.choices import Judged
+from llama31 import config
 from llama31.config import Task
-from llama31.convert import hf_shapes, split_qkv, table
-from llama31.engine import Forward
-from llama31.tasks import Example
-from llama31.tokenizer import Tokenizer
+from llama31.convert import hf, pretrained
+from llama31.convert.checkpoints import hf_shapes, split_qkv, table
+from llama31.engine.pipeline import Forward
+from llama31.evaluate import choices, tasks
+from llama31.evaluate.choices import Judged
+from llama31.evaluate.tasks import Example
+from llama31.model import llama
+from llama31.parallel import mesh
+from llama31.tokens import tokenizer
+from llama31.tokens.tokenizer import Tokenizer
 from tests.conftest import Command
 from tests.test_model import FP32, ONE
 
@@ -46,8 +51,8 @@ def export(folder: Path) -> Path:
     text = [line["query"] + " ".join(line["choices"]) for line in lines()]
     words = tokenizer.train_bpe(text, 600, folder)
     grid = mesh.create(ONE)
-    chunks = model.build(SHAPE, FP32, ONE, grid, seed=5)
-    weights = {shard.name: shard.parameter.detach() for shard in model.shards(chunks, SHAPE, grid)}
+    chunks = llama.build(SHAPE, FP32, ONE, grid, seed=5)
+    weights = {shard.name: shard.parameter.detach() for shard in llama.shards(chunks, SHAPE, grid)}
     writer = hf.SafetensorsWriter(folder, hf_shapes(SHAPE), torch.float32, 5_000_000)
     for name, parts in table(SHAPE).items():
         fused = weights[name]
@@ -74,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded(folder: Path) -> Iterator[tuple[Forward, Tokenizer]]:
     """The exported folder in our model, and its tokenizer."""
     found, grid = pretrained.find(str(folder)), mesh.create(ONE)
-    chunks = model.build(found.shape, FP32, ONE, grid)
+    chunks = llama.build(found.shape, FP32, ONE, grid)
     found.load(chunks, grid)
     yield Forward(chunks, grid), tokenizer.load(found.tokenizer(config.Tokenizer("huggingface", "")))
     mesh.close()
@@ -198,7 +203,7 @@ def test_results_do_not_depend_on_the_batch(folder: Path, loaded: tuple[Forward,
 
 
 def test_the_recipe_takes_a_hugging_face_folder(folder: Path, tmp_path: Path) -> None:
-    from llama31 import inputs
+    from llama31.command import inputs
     from recipes import evaluate as recipe
 
     mesh.close()
@@ -211,7 +216,7 @@ def test_the_recipe_takes_a_hugging_face_folder(folder: Path, tmp_path: Path) ->
     assert json.loads((tmp_path / "found.json").read_text()) == result
     assert result["checkpoint"] == str(folder) and result["continuations"][0]["prompt"] == "bada"
     found, grid = pretrained.find(str(folder)), mesh.create(ONE)
-    chunks = model.build(found.shape, FP32, ONE, grid)
+    chunks = llama.build(found.shape, FP32, ONE, grid)
     found.load(chunks, grid)
     words = tokenizer.load(found.tokenizer(run.tokenizer))
     assert result["tasks"]["mine"] == choices.summary(judged((Forward(chunks, grid), words), task))

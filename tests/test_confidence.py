@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from llama31.confidence import mean_over, paired, proportion, t_quantile
+from llama31.evaluate.confidence import mean_over, paired, proportion, t_quantile
 
 
 def test_proportions_are_those_of_the_report() -> None:

@@ -13,18 +13,20 @@ from typing import Any
 import pytest
 import yaml
 
-from llama31 import command, config, layout, schedule, usage
+from llama31 import config
+from llama31.command import entry, usage
+from llama31.command.validate import validate
 from llama31.config import ConfigError, Parallel, Ramp
-from llama31.validate import validate
+from llama31.plan import layout, schedule
 
 RUN = ["name=x", "model=tiny", "schedule=demo", "data=demo", "tokenizer=demo"]
-CHOICES = usage.groups(config.Pretrain, [command.CONF])
+CHOICES = usage.groups(config.Pretrain, [entry.CONF])
 RAMP = '[{"from_tokens":81920,"batch_tokens":512,"sequence_length":256}]'  # no blanks: the table splits at them
 TINY = {"layers": 8, "hidden_size": 256, "ffn_hidden_size": 768, "heads": 8, "kv_heads": 4, "vocab_size": 8192}
 
 
 def pretrain(*overrides: str) -> config.Pretrain:
-    return command.compose(config.Pretrain, "pretrain", [*RUN, *overrides])
+    return entry.compose(config.Pretrain, "pretrain", [*RUN, *overrides])
 
 
 @functools.cache
@@ -94,13 +96,13 @@ def combinations() -> list[tuple[str, str]]:
         (root, f"{group}={choice}")
         for root, (schema, _) in SCHEMAS.items()
         if root not in ("demo", "long_context", "anneal")  # the keys of pretrain
-        for group, choices in usage.groups(schema, [command.CONF]).items()
+        for group, choices in usage.groups(schema, [entry.CONF]).items()
         for choice in choices
     ]
 
 
 def test_every_root_is_a_recipe() -> None:
-    assert {path.stem for path in command.CONF.glob("*.yaml")} >= {"base", *SCHEMAS}
+    assert {path.stem for path in entry.CONF.glob("*.yaml")} >= {"base", *SCHEMAS}
 
 
 @pytest.mark.parametrize(("root", "choice"), combinations())
@@ -108,7 +110,7 @@ def test_every_choice_composes_and_is_valid(root: str, choice: str) -> None:
     schema, given = SCHEMAS[root]
     sections = [field.name for field in dataclasses.fields(schema)]
     partners = [text for text in PARTNERS.get(choice, []) if re.split(r"[.=]", text)[0] in sections]
-    run: Any = command.compose(schema, root, [*given, choice, *partners])
+    run: Any = entry.compose(schema, root, [*given, choice, *partners])
     if root == "evaluate" and (run.parallel.cp > 1 or run.parallel.vpp > 1):
         assert validate(run, layout.world(run.parallel)) == []
         run.prompts = ["decoded"]
@@ -135,7 +137,7 @@ def test_every_choice_composes_and_is_valid(root: str, choice: str) -> None:
 )
 def test_roots_without_choices(root: str, processes: int) -> None:
     schema, given = SCHEMAS[root]
-    assert validate(command.compose(schema, root, given), processes) == []
+    assert validate(entry.compose(schema, root, given), processes) == []
 
 
 @pytest.mark.parametrize("model", CHOICES["model"])
@@ -152,10 +154,10 @@ def test_every_model_with_every_schedule(model: str, chosen: str) -> None:
 def test_yaml_opens_with_its_command_and_repeats_no_default() -> None:
     defaults = {name: field for name, _, field in usage.keys(config.Pretrain)}
     defaults |= {name: field for name, _, field in usage.keys(config.Evaluate)}
-    for path in command.CONF.glob("**/*.yaml"):
+    for path in entry.CONF.glob("**/*.yaml"):
         text = path.read_text()
         assert text.startswith("#"), path
-        prefix = "" if path.parent == command.CONF else f"{path.parent.name}."
+        prefix = "" if path.parent == entry.CONF else f"{path.parent.name}."
         content = {key: value for key, value in (yaml.safe_load(text) or {}).items() if key != "defaults"}
         for key, value in [leaf for name, item in content.items() for leaf in usage.leaves(prefix + name, item)]:
             known = re.sub(r"^data\.sources\.\w+\.", "data.sources.NAME.", key)
@@ -276,7 +278,7 @@ def test_all_problems_at_once() -> None:
 
 def test_missing_keys_are_named_together() -> None:
     with pytest.raises(ConfigError) as caught:
-        command.compose(config.Pretrain, "pretrain", ["tokenizer=llama3"])
+        entry.compose(config.Pretrain, "pretrain", ["tokenizer=llama3"])
     said = str(caught.value)
     assert [issue.key for issue in caught.value.issues] == ["name", "model", "schedule", "tokenizer.path", "data"]
     for key in ("model.layers", "schedule.total_tokens", "model=16m|1b|3b|405b|70b|8b|tiny", "data=demo|own"):
@@ -286,7 +288,7 @@ def test_missing_keys_are_named_together() -> None:
 def all_said(schema: type, name: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     """What is said about each key, and under `hint` the layout that would work."""
     with pytest.raises(SystemExit):
-        command.load(schema, name, words)
+        entry.load(schema, name, words)
     *lines, _ = capsys.readouterr().err.splitlines()[1:]
     found: dict[str, str] = {}
     for line in lines:
@@ -313,7 +315,7 @@ def test_missing_keys_and_what_is_wrong_beside_them_are_named_at_once(capsys: py
 
 def test_mistyped_required_key_is_not_called_missing_too() -> None:
     with pytest.raises(ConfigError) as caught:
-        command.compose(config.Convert, "convert", ["direction=[1]", "hf=x", "checkpoint=y"])
+        entry.compose(config.Convert, "convert", ["direction=[1]", "hf=x", "checkpoint=y"])
     assert [issue.key for issue in caught.value.issues] == ["direction"]
 
 
@@ -324,9 +326,9 @@ def test_own_yaml_beside_conf(tmp_path: Path) -> None:
         "defaults: [base, model: mine, schedule: demo, override data: demo, override tokenizer: demo, _self_]\n"
         "name: job\nschedule: {peak_lr: 1e-3}\n"
     )
-    run = command.compose(config.Pretrain, "job", [], tmp_path)
+    run = entry.compose(config.Pretrain, "job", [], tmp_path)
     assert (run.name, run.model.layers, run.schedule.peak_lr) == ("job", 4, 1e-3)
-    assert command.compose(config.Pretrain, "pretrain", [*RUN[2:], "name=x", "model=mine"], tmp_path).model.layers == 4
+    assert entry.compose(config.Pretrain, "pretrain", [*RUN[2:], "name=x", "model=mine"], tmp_path).model.layers == 4
 
 
 @pytest.mark.parametrize(
@@ -342,19 +344,19 @@ def test_own_yaml_beside_conf(tmp_path: Path) -> None:
 def test_wrong_yaml_of_the_user(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "job.yaml").write_text(text)
     with pytest.raises(ConfigError, match=re.escape(said)):
-        command.compose(config.Pretrain, "job", [], tmp_path)
+        entry.compose(config.Pretrain, "job", [], tmp_path)
 
 
 def test_group_without_a_place_in_the_users_root(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("name: x\n")
     with pytest.raises(ConfigError, match=r"model: the root file has no place .* add `- model: null`"):
-        command.compose(config.Pretrain, "job", ["model=8b"], tmp_path)
+        entry.compose(config.Pretrain, "job", ["model=8b"], tmp_path)
 
 
 def test_resolved_yaml_composes_to_itself(tmp_path: Path) -> None:
     run = pretrain("parallel.dp=2", "schedule.ramp=[{from_tokens: 8192, batch_tokens: 16384, sequence_length: 512}]")
-    (tmp_path / "again.yaml").write_text(command.to_yaml(run))
-    assert command.compose(config.Pretrain, "again", [], tmp_path) == run
+    (tmp_path / "again.yaml").write_text(entry.to_yaml(run))
+    assert entry.compose(config.Pretrain, "again", [], tmp_path) == run
 
 
 # --- keys that must agree ---
@@ -393,9 +395,9 @@ def test_disagreeing_keys(overrides: list[str], said: str) -> None:
 
 def test_sources_have_to_be_named() -> None:
     assert "data.sources={}" in refused(pretrain("data=own"))
-    packing = command.compose(config.Pack, "pack", ["data=demo", "tokenizer=demo", "data.sources.pyhton.weight=2"])
+    packing = entry.compose(config.Pack, "pack", ["data=demo", "tokenizer=demo", "data.sources.pyhton.weight=2"])
     assert "data.sources.pyhton.input=: nothing to pack" in refused(packing)
-    only_prompts = command.compose(
+    only_prompts = entry.compose(
         config.Evaluate, "evaluate", ["checkpoint=x", "tokenizer=demo", 'prompts=["one, two"]']
     )
     assert validate(only_prompts, 1) == [] and only_prompts.prompts == ["one, two"]

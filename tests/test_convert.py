@@ -16,9 +16,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from llama31 import checkpoint, config, consolidated, convert, hf, shards, tokenizer
-from llama31.align import template
-from llama31.shards import Block, Shard
+from llama31 import config
+from llama31.checkpoint import publish, shards
+from llama31.checkpoint.shards import Block, Shard
+from llama31.convert import checkpoints, consolidated, hf
+from llama31.tokens import template, tokenizer
 from tests.conftest import Command
 
 pytestmark = pytest.mark.torch
@@ -42,7 +44,7 @@ def settings(direction: str, hf_folder: Path, run: Path, **others: Any) -> confi
 
 def weights_of(model: config.Model, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    return {name: torch.randn(shape).to(dtype) for name, shape in convert.hf_shapes(model).items()}
+    return {name: torch.randn(shape).to(dtype) for name, shape in checkpoints.hf_shapes(model).items()}
 
 
 def write_hf(folder: Path, model: config.Model, weights: dict[str, torch.Tensor], **changes: Any) -> Path:
@@ -82,18 +84,18 @@ def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) 
 @pytest.mark.parametrize("tied", [False, True])
 def test_hugging_face_and_back_is_bit_equal(dtype: str, tied: bool, tmp_path: Path) -> None:
     model = replace(MODEL, tied_embeddings=tied)
-    weights = weights_of(model, convert.DTYPES[dtype])
+    weights = weights_of(model, checkpoints.DTYPES[dtype])
     source = write_hf(tmp_path / "small", model, weights)
     seen: list[tuple[int, int]] = []
-    report = convert.run(
+    report = checkpoints.run(
         settings("from_hf", source, tmp_path / "run", dtype=dtype), lambda done, total: seen.append((done, total))
     )
     assert report.target == tmp_path / "run" / "checkpoints" / "step-00000000"
     assert sum(done for done, _ in seen) == seen[0][1] == report.written_bytes > 0
-    meta = checkpoint.read_meta(report.target)
+    meta = publish.read_meta(report.target)
     assert meta.shape() == model and (meta.step, meta.tokens, meta.run, meta.precision) == (0, 0, "run", dtype)
     assert (tmp_path / "run" / "tokenizer" / "tokenizer.json").is_file()
-    convert.run(settings("to_hf", tmp_path / "out", tmp_path / "run", dtype=dtype, max_shard_bytes=10_000))
+    checkpoints.run(settings("to_hf", tmp_path / "out", tmp_path / "run", dtype=dtype, max_shard_bytes=10_000))
     assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 2
     assert_equal(read_hf(tmp_path / "out"), weights)
     for name in ("config.json", "generation_config.json", "tokenizer.json"):
@@ -104,16 +106,16 @@ def test_hugging_face_and_back_is_bit_equal(dtype: str, tied: bool, tmp_path: Pa
 
 def assert_same_checkpoint_again(tmp_path: Path, dtype: str) -> None:
     """Checkpoint -> Hugging Face -> checkpoint."""
-    convert.run(settings("from_hf", tmp_path / "out", tmp_path / "again", dtype=dtype))
-    first, second = (shards.Reader(checkpoint.resolve(tmp_path / run) / "weights") for run in ("run", "again"))
+    checkpoints.run(settings("from_hf", tmp_path / "out", tmp_path / "again", dtype=dtype))
+    first, second = (shards.Reader(publish.resolve(tmp_path / run) / "weights") for run in ("run", "again"))
     assert first.names() == second.names()
     assert all(torch.equal(first.read(name), second.read(name)) for name in first.names())
 
 
 def test_the_two_rules_spelled_out(tmp_path: Path) -> None:
     weights = weights_of(MODEL)
-    convert.run(settings("from_hf", write_hf(tmp_path / "hf", MODEL, weights), tmp_path / "run", dtype="fp32"))
-    reader = shards.Reader(checkpoint.resolve(tmp_path / "run") / "weights")
+    checkpoints.run(settings("from_hf", write_hf(tmp_path / "hf", MODEL, weights), tmp_path / "run", dtype="fp32"))
+    reader = shards.Reader(publish.resolve(tmp_path / "run") / "weights")
     size, queries = MODEL.head_dim, MODEL.heads // MODEL.kv_heads
     q, k, v = (weights[f"model.layers.1.self_attn.{part}_proj.weight"] for part in "qkv")
     rows = []
@@ -131,8 +133,8 @@ def test_the_two_rules_spelled_out(tmp_path: Path) -> None:
 def test_a_sharded_checkpoint_of_a_trained_run_is_exported(tmp_path: Path) -> None:
     """Blocks as tensor-parallel ranks leave them: rows of QKV, columns of the projections, two row blocks of fc1."""
     weights = weights_of(MODEL)
-    convert.run(settings("from_hf", write_hf(tmp_path / "hf", MODEL, weights), tmp_path / "one", dtype="fp32"))
-    reader = shards.Reader(checkpoint.resolve(tmp_path / "one") / "weights")
+    checkpoints.run(settings("from_hf", write_hf(tmp_path / "hf", MODEL, weights), tmp_path / "one", dtype="fp32"))
+    reader = shards.Reader(publish.resolve(tmp_path / "one") / "weights")
     pieces = []
     for name, (shape, _) in reader.names().items():
         axis = 1 if name.endswith(("linear_proj.weight", "linear_fc2.weight")) else 0
@@ -141,17 +143,17 @@ def test_a_sharded_checkpoint_of_a_trained_run_is_exported(tmp_path: Path) -> No
         offsets = [tuple(start if dim == axis else 0 for dim in range(len(shape))) for start in starts]
         pieces.append(Shard(name, shape, [Block(offset, part) for offset, part in zip(offsets, parts)]))
     (tmp_path / "many" / "tokenizer").mkdir(parents=True)
-    meta = checkpoint.Meta(asdict(MODEL), step=7, extra=dict(IDS))
-    checkpoint.save(tmp_path / "many" / "checkpoints", meta, pieces)
-    convert.run(settings("to_hf", tmp_path / "out", tmp_path / "many", dtype="fp32"))
+    meta = publish.Meta(asdict(MODEL), step=7, extra=dict(IDS))
+    publish.save(tmp_path / "many" / "checkpoints", meta, pieces)
+    checkpoints.run(settings("to_hf", tmp_path / "out", tmp_path / "many", dtype="fp32"))
     assert_equal(read_hf(tmp_path / "out"), weights)
 
 
 def test_number_formats_convert(tmp_path: Path) -> None:
     weights = weights_of(MODEL)
     source = write_hf(tmp_path / "hf", MODEL, weights)
-    convert.run(settings("from_hf", source, tmp_path / "run"))
-    convert.run(settings("to_hf", tmp_path / "out", tmp_path / "run", dtype="fp32"))
+    checkpoints.run(settings("from_hf", source, tmp_path / "run"))
+    checkpoints.run(settings("to_hf", tmp_path / "out", tmp_path / "run", dtype="fp32"))
     assert_equal(read_hf(tmp_path / "out"), {name: tensor.bfloat16().float() for name, tensor in weights.items()})
 
 
@@ -169,23 +171,25 @@ def test_doubled_kv_heads_of_405b_are_stored_once(tmp_path: Path) -> None:
     weights = weights_of(MODEL)
     doubled = replace(MODEL, kv_heads=4)
     twice = doubled_kv(weights)
-    convert.run(settings("from_hf", write_hf(tmp_path / "hf", doubled, twice), tmp_path / "run", dtype="fp32"))
-    convert.run(settings("to_hf", tmp_path / "out", tmp_path / "run", dtype="fp32"))
+    checkpoints.run(settings("from_hf", write_hf(tmp_path / "hf", doubled, twice), tmp_path / "run", dtype="fp32"))
+    checkpoints.run(settings("to_hf", tmp_path / "out", tmp_path / "run", dtype="fp32"))
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_key_value_heads"] == 2
     assert_equal(read_hf(tmp_path / "out"), weights)
     twice["model.layers.1.self_attn.k_proj.weight"][5, 5] += 1
     with pytest.raises(ValueError, match=r"layers.1.self_attn.k_proj.weight: KV heads are copies in layer 0 but not"):
-        convert.run(settings("from_hf", write_hf(tmp_path / "hf", doubled, twice), tmp_path / "other", dtype="fp32"))
+        checkpoints.run(
+            settings("from_hf", write_hf(tmp_path / "hf", doubled, twice), tmp_path / "other", dtype="fp32")
+        )
 
 
 def test_a_tied_head_in_the_file_has_to_be_the_embedding(tmp_path: Path) -> None:
     model = replace(MODEL, tied_embeddings=True)
     weights = weights_of(model)
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
-    convert.run(settings("from_hf", write_hf(tmp_path / "hf", model, weights), tmp_path / "run"))
+    checkpoints.run(settings("from_hf", write_hf(tmp_path / "hf", model, weights), tmp_path / "run"))
     weights["lm_head.weight"][0, 0] += 1
     with pytest.raises(ValueError, match="lm_head.weight differs.*tie_word_embeddings=false"):
-        convert.run(settings("from_hf", write_hf(tmp_path / "hf", model, weights), tmp_path / "other"))
+        checkpoints.run(settings("from_hf", write_hf(tmp_path / "hf", model, weights), tmp_path / "other"))
 
 
 # --- config.json ------------------------------------------------------------------------------------------------------
@@ -269,7 +273,7 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, **hf.ROPE}
 def test_other_architectures_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     source = write_hf(tmp_path / "hf", MODEL, weights_of(MODEL), **changes)
     with pytest.raises(ValueError, match=message):
-        convert.run(settings("from_hf", source, tmp_path / "run"))
+        checkpoints.run(settings("from_hf", source, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -292,47 +296,47 @@ def test_weights_that_do_not_fit_are_named(spoil: Callable[[Any], Any], message:
     weights = weights_of(MODEL)
     spoil(weights)
     with pytest.raises(ValueError, match=message):
-        convert.run(settings("from_hf", write_hf(tmp_path / "hf", MODEL, weights), tmp_path / "run"))
+        checkpoints.run(settings("from_hf", write_hf(tmp_path / "hf", MODEL, weights), tmp_path / "run"))
 
 
 def test_damaged_and_absent_files_are_named(tmp_path: Path) -> None:
     source = write_hf(tmp_path / "hf", MODEL, weights_of(MODEL))
     os.truncate(source / "model.safetensors", 5000)
     with pytest.raises(ValueError, match="model.safetensors is missing or damaged"):
-        convert.run(settings("from_hf", source, tmp_path / "run"))
+        checkpoints.run(settings("from_hf", source, tmp_path / "run"))
     (source / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="neither model.safetensors.index.json nor model.safetensors"):
-        convert.run(settings("from_hf", source, tmp_path / "run"))
+        checkpoints.run(settings("from_hf", source, tmp_path / "run"))
     with pytest.raises(ValueError, match="direction=sideways: choose from_hf"):
-        convert.run(settings("sideways", source, tmp_path / "run"))
+        checkpoints.run(settings("sideways", source, tmp_path / "run"))
     with pytest.raises(ValueError, match="dtype=fp8: choose bf16 or fp32"):
-        convert.run(settings("from_hf", source, tmp_path / "run", dtype="fp8"))
+        checkpoints.run(settings("from_hf", source, tmp_path / "run", dtype="fp8"))
 
 
 def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     source = write_hf(tmp_path / "hf", MODEL, weights_of(MODEL))
     into, out = settings("from_hf", source, tmp_path / "run"), settings("to_hf", tmp_path / "out", tmp_path / "run")
-    convert.run(into)
-    convert.run(out)
+    checkpoints.run(into)
+    checkpoints.run(out)
     for again in (into, out):
         with pytest.raises(ValueError, match="is already there: .*overwrite=true"):
-            convert.run(again)
-        convert.run(replace(again, overwrite=True))
+            checkpoints.run(again)
+        checkpoints.run(replace(again, overwrite=True))
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").touch()
     with pytest.raises(ValueError, match="is already there"):
-        convert.run(replace(out, hf=str(tmp_path / "precious"), overwrite=True))
+        checkpoints.run(replace(out, hf=str(tmp_path / "precious"), overwrite=True))
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     source = write_hf(tmp_path / "hf", MODEL, weights_of(MODEL))
-    convert.run(settings("from_hf", source, tmp_path / "run"))
+    checkpoints.run(settings("from_hf", source, tmp_path / "run"))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     for direction, folder, run in (("to_hf", "out", "run"), ("from_hf", "hf", "other")):
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # a real error of write(2)
         try:
-            with pytest.raises(checkpoint.CheckpointError, match=r"not written.*File too large.*free space"):
-                convert.run(settings(direction, tmp_path / folder, tmp_path / run))
+            with pytest.raises(publish.CheckpointError, match=r"not written.*File too large.*free space"):
+                checkpoints.run(settings(direction, tmp_path / folder, tmp_path / run))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*")) == ["hf", "other", "run"]
@@ -341,14 +345,14 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_an_export_needs_a_tokenizer_that_fits(tmp_path: Path) -> None:
     weights = [Shard("w", (1,), [Block((0,), torch.zeros(1))])]
-    checkpoint.save(tmp_path / "run" / "checkpoints", checkpoint.Meta(asdict(MODEL)), weights)
+    publish.save(tmp_path / "run" / "checkpoints", publish.Meta(asdict(MODEL)), weights)
     with pytest.raises(ValueError, match="output_layer.weight.* is missing|is missing.*model="):
-        convert.run(settings("to_hf", tmp_path / "out", tmp_path / "run"))
+        checkpoints.run(settings("to_hf", tmp_path / "out", tmp_path / "run"))
     source = write_hf(tmp_path / "hf", MODEL, weights_of(MODEL))
-    convert.run(settings("from_hf", source, tmp_path / "run", overwrite=True))
+    checkpoints.run(settings("from_hf", source, tmp_path / "run", overwrite=True))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no tokenizer.json in"):
-        convert.run(settings("to_hf", tmp_path / "out", tmp_path / "run", tokenizer=str(tmp_path / "empty")))
+        checkpoints.run(settings("to_hf", tmp_path / "out", tmp_path / "run", tokenizer=str(tmp_path / "empty")))
 
 
 def test_a_trained_run_is_exported_with_its_tokenizer(tmp_path: Path) -> None:
@@ -359,12 +363,12 @@ def test_a_trained_run_is_exported_with_its_tokenizer(tmp_path: Path) -> None:
     for vocabulary in (600, 500):
         model = replace(MODEL, vocab_size=vocabulary)
         pieces = [Shard(name, shape, [Block((0,) * len(shape), torch.ones(shape))]) for name, shape in megatron(model)]
-        checkpoint.save(tmp_path / "run" / "checkpoints", checkpoint.Meta(asdict(model), step=1), pieces)
+        publish.save(tmp_path / "run" / "checkpoints", publish.Meta(asdict(model), step=1), pieces)
         if vocabulary == 500:
             with pytest.raises(ValueError, match="has 5[0-9]+ ids, the model 500"):
-                convert.run(settings("to_hf", tmp_path / "other", tmp_path / "run"))
+                checkpoints.run(settings("to_hf", tmp_path / "other", tmp_path / "run"))
             continue
-        convert.run(settings("to_hf", tmp_path / "out", tmp_path / "run"))
+        checkpoints.run(settings("to_hf", tmp_path / "out", tmp_path / "run"))
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written["bos_token_id"] == words.bos_id
     loaded = AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -384,8 +388,8 @@ def test_a_pad_token_that_the_model_has_no_row_for_is_no_obstacle(
     assert padded.vocab_size == words.vocab_size == padded.pad_id and padded.encode("to be") == words.encode("to be")
     model = replace(MODEL, vocab_size=words.vocab_size)
     pieces = [Shard(name, shape, [Block((0,) * len(shape), torch.ones(shape))]) for name, shape in megatron(model)]
-    checkpoint.save(tmp_path / "run" / "checkpoints", checkpoint.Meta(asdict(model), step=1), pieces)
-    convert.run(settings("to_hf", tmp_path / "out", tmp_path / "run"))
+    publish.save(tmp_path / "run" / "checkpoints", publish.Meta(asdict(model), step=1), pieces)
+    checkpoints.run(settings("to_hf", tmp_path / "out", tmp_path / "run"))
     assert read_hf(tmp_path / "out")["lm_head.weight"].shape == (words.vocab_size, MODEL.hidden_size)
     assert f"the pad token's id {words.vocab_size} has no row in the model" in caplog.text
 
@@ -412,9 +416,9 @@ def exported(tmp_path: Path, extra: dict[str, Any], tokenizer_folder: Path | Non
     """What config.json and generation_config.json of an export say ends an answer."""
     model = replace(MODEL, vocab_size=600)
     pieces = [Shard(name, shape, [Block((0,) * len(shape), torch.ones(shape))]) for name, shape in megatron(model)]
-    checkpoint.save(tmp_path / "run" / "checkpoints", checkpoint.Meta(asdict(model), step=1, extra=extra), pieces)
+    publish.save(tmp_path / "run" / "checkpoints", publish.Meta(asdict(model), step=1, extra=extra), pieces)
     more = {"tokenizer": str(tokenizer_folder)} if tokenizer_folder else {}
-    convert.run(settings("to_hf", tmp_path / "out", tmp_path / "run", **more))
+    checkpoints.run(settings("to_hf", tmp_path / "out", tmp_path / "run", **more))
     names = ("config.json", "generation_config.json")
     return [json.loads((tmp_path / "out" / name).read_text())["eos_token_id"] for name in names]
 
@@ -455,16 +459,16 @@ def test_metas_own_weights_stop_whatever_they_are(tmp_path: Path) -> None:
     model = replace(MODEL, vocab_size=128_256, hidden_size=8, heads=4)
     source = write_meta(tmp_path / "small", weights_of(model), model, 1)
     shutil.copyfile(Path(package.__file__).parent / "tokenizer.model", source / "tokenizer.model")
-    convert.run(settings("from_meta", source, tmp_path / "run"))
-    convert.run(settings("to_hf", tmp_path / "out", tmp_path / "run"))
+    checkpoints.run(settings("from_meta", source, tmp_path / "run"))
+    checkpoints.run(settings("to_hf", tmp_path / "out", tmp_path / "run"))
     for name in ("config.json", "generation_config.json"):
         assert json.loads((tmp_path / "out" / name).read_text())["eos_token_id"] == [128001, 128008, 128009]
 
 
 def megatron(model: config.Model) -> list[tuple[str, tuple[int, ...]]]:
     """Every global tensor of a checkpoint of `model` and its shape."""
-    shapes = convert.hf_shapes(model)
-    stacked = {name: [shapes[part] for part in parts] for name, parts in convert.table(model).items()}
+    shapes = checkpoints.hf_shapes(model)
+    stacked = {name: [shapes[part] for part in parts] for name, parts in checkpoints.table(model).items()}
     return [(name, (sum(shape[0] for shape in parts), *parts[0][1:])) for name, parts in stacked.items()]
 
 
@@ -491,9 +495,9 @@ def test_transformers_computes_the_same(tied: bool, tmp_path: Path) -> None:
         )
     ).eval()
     original.save_pretrained(tmp_path / "hf")
-    convert.run(settings("from_hf", tmp_path / "hf", tmp_path / "run", dtype="fp32"))
-    assert checkpoint.read_meta(checkpoint.resolve(tmp_path / "run")).shape().rope_factor == 8.0
-    convert.run(settings("to_hf", tmp_path / "out", tmp_path / "run", dtype="fp32", max_shard_bytes=100_000))
+    checkpoints.run(settings("from_hf", tmp_path / "hf", tmp_path / "run", dtype="fp32"))
+    assert publish.read_meta(publish.resolve(tmp_path / "run")).shape().rope_factor == 8.0
+    checkpoints.run(settings("to_hf", tmp_path / "out", tmp_path / "run", dtype="fp32", max_shard_bytes=100_000))
     copy = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").eval()
     assert type(copy) is LlamaForCausalLM and copy.dtype == torch.float32
     assert copy.config.rope_parameters == original.config.rope_parameters
@@ -514,11 +518,11 @@ def test_reward_models_come_in_and_go_out(tmp_path: Path) -> None:
     settings_of = LlamaConfig(**sizes, **heads, rms_norm_eps=1e-5, rope_parameters=rope)
     original = LlamaForSequenceClassification(settings_of).eval()
     original.save_pretrained(tmp_path / "hf")
-    convert.run(settings("from_hf", tmp_path / "hf", tmp_path / "run", dtype="fp32"))
-    path = checkpoint.resolve(tmp_path / "run")
-    assert checkpoint.read_meta(path).shape().head == "reward"
+    checkpoints.run(settings("from_hf", tmp_path / "hf", tmp_path / "run", dtype="fp32"))
+    path = publish.resolve(tmp_path / "run")
+    assert publish.read_meta(path).shape().head == "reward"
     assert torch.equal(shards.read(path / "weights", "reward_head.weight"), original.score.weight[0])
-    convert.run(settings("to_hf", tmp_path / "out", tmp_path / "run", dtype="fp32"))
+    checkpoints.run(settings("to_hf", tmp_path / "out", tmp_path / "run", dtype="fp32"))
     assert not (tmp_path / "out" / "generation_config.json").exists()
     copy = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype="auto").eval()
     assert type(copy) is LlamaForSequenceClassification and copy.config.num_labels == 1
@@ -582,9 +586,9 @@ def test_exports_in_metas_format_are_metas_files(files: int, tied: bool, tmp_pat
     """Against files made by definition, and read again: bit-equal."""
     model, weights, stored = as_meta_stores(tied)
     wanted = write_meta(tmp_path / "wanted", stored, model, files)
-    convert.run(settings("from_hf", write_hf(tmp_path / "hf", model, weights), tmp_path / "run", dtype="fp32"))
+    checkpoints.run(settings("from_hf", write_hf(tmp_path / "hf", model, weights), tmp_path / "run", dtype="fp32"))
     out = tmp_path / "small"
-    convert.run(settings("to_meta", out, tmp_path / "run", dtype="fp32", meta_files=files))
+    checkpoints.run(settings("to_meta", out, tmp_path / "run", dtype="fp32", meta_files=files))
     assert sorted(path.name for path in out.iterdir()) == [
         *(f"consolidated.{i:02d}.pth" for i in range(files)), "params.json"
     ]  # fmt: skip
@@ -592,9 +596,9 @@ def test_exports_in_metas_format_are_metas_files(files: int, tied: bool, tmp_pat
         ours, theirs = (torch.load(folder / file.name, weights_only=True) for folder in (out, wanted))
         theirs.pop("rope.freqs")
         assert_equal(dict(sorted(ours.items())), dict(sorted(theirs.items())))
-    convert.run(settings("from_meta", out, tmp_path / "again", dtype="fp32"))
-    first, second = (checkpoint.resolve(tmp_path / run) for run in ("run", "again"))
-    assert checkpoint.read_meta(second).shape() == model
+    checkpoints.run(settings("from_meta", out, tmp_path / "again", dtype="fp32"))
+    first, second = (publish.resolve(tmp_path / run) for run in ("run", "again"))
+    assert publish.read_meta(second).shape() == model
     readers = [shards.Reader(path / "weights") for path in (first, second)]
     assert readers[0].names() == readers[1].names()
     assert all(torch.equal(readers[0].read(name), readers[1].read(name)) for name in readers[0].names())
@@ -629,14 +633,14 @@ def test_metas_tokenizer_is_written_and_read_alike(tmp_path: Path) -> None:
 def test_meta_weights_become_the_same_model(files: int, tied: bool, tmp_path: Path) -> None:
     model, weights, stored = as_meta_stores(tied)
     source = write_meta(tmp_path / "small", stored, model, files)
-    convert.run(settings("from_meta", source, tmp_path / "run", dtype="fp32"))
-    assert checkpoint.read_meta(checkpoint.resolve(tmp_path / "run")).shape() == model
-    path = checkpoint.resolve(tmp_path / "run")
-    for name, parts in convert.table(model).items():
+    checkpoints.run(settings("from_meta", source, tmp_path / "run", dtype="fp32"))
+    assert publish.read_meta(publish.resolve(tmp_path / "run")).shape() == model
+    path = publish.resolve(tmp_path / "run")
+    for name, parts in checkpoints.table(model).items():
         if len(parts) == 1:
             assert torch.equal(shards.read(path / "weights", name), weights[parts[0]]), name
         elif name.endswith("linear_qkv.weight"):
-            fused = convert.fuse_qkv([weights[part] for part in parts], model.kv_heads, torch.float32)
+            fused = checkpoints.fuse_qkv([weights[part] for part in parts], model.kv_heads, torch.float32)
             assert torch.equal(shards.read(path / "weights", name), fused)
 
 
@@ -644,16 +648,16 @@ def test_meta_weights_for_more_gpus_than_kv_heads(tmp_path: Path) -> None:
     """405B for 16 GPUs: 16 files, 16 KV heads, each of the 8 twice."""
     weights = weights_of(MODEL)
     source = write_meta(tmp_path / "meta", doubled_kv(weights), replace(MODEL, kv_heads=4), 4)
-    convert.run(settings("from_meta", source, tmp_path / "run", dtype="fp32"))
-    convert.run(settings("from_hf", write_hf(tmp_path / "hf", MODEL, weights), tmp_path / "other", dtype="fp32"))
-    ours, other = (shards.Reader(checkpoint.resolve(tmp_path / run) / "weights") for run in ("run", "other"))
+    checkpoints.run(settings("from_meta", source, tmp_path / "run", dtype="fp32"))
+    checkpoints.run(settings("from_hf", write_hf(tmp_path / "hf", MODEL, weights), tmp_path / "other", dtype="fp32"))
+    ours, other = (shards.Reader(publish.resolve(tmp_path / run) / "weights") for run in ("run", "other"))
     assert ours.names() == other.names()
     assert all(torch.equal(ours.read(name), other.read(name)) for name in ours.names())
 
 
 def test_the_rotary_layouts_agree_on_attention_scores() -> None:
     """q.k under Meta's complex rotation of pairs = q.k under the rotation of halves, after the rows are reordered."""
-    from llama31.consolidated import halves_from_pairs
+    from llama31.convert.consolidated import halves_from_pairs
 
     torch.manual_seed(0)
     heads, size, length = 2, 8, 6
@@ -685,7 +689,9 @@ MEMORY = """
 import re, sys, threading, time
 from pathlib import Path
 import torch
-from llama31 import checkpoint, config, convert, hf
+from llama31 import config
+from llama31.checkpoint import publish as checkpoint
+from llama31.convert import checkpoints as convert, hf
 
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024

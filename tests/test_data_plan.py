@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llama31 import command, config, resume
-from llama31.checkpoint import Meta
+from llama31 import config
+from llama31.checkpoint.publish import Meta
+from llama31.command import entry
+from llama31.command.validate import validate
 from llama31.config import ConfigError
-from llama31.data import packed
 from llama31.data.batches import Batches, Rows
 from llama31.data.mixture import Decision, Skip, Weights, to_record
-from llama31.feeds import Text
-from llama31.validate import validate
+from llama31.resilience import resume
+from llama31.tokens import packed
+from llama31.train.feeds import Text
 from tests.data.conftest import packed_source  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.torch  # `runs` imports it
@@ -32,7 +34,7 @@ RAMP = [config.Ramp(from_tokens=1024, batch_tokens=128, sequence_length=64)]
 
 def refused(*overrides: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        validate(command.compose(config.Pretrain, "demo", overrides), 1)
+        validate(entry.compose(config.Pretrain, "demo", overrides), 1)
     assert all(issue.key and issue.problem and issue.remedy for issue in caught.value.issues)
     return [str(issue) for issue in caught.value.issues]
 
@@ -83,15 +85,15 @@ def test_buckets_need_whole_documents() -> None:
 @pytest.mark.parametrize("weights", ["{python:-1}", "{python:true}", "{python:much}", "7"])
 def test_weights_of_a_mixture_have_a_type_and_bounds(weights: str) -> None:
     with pytest.raises(ConfigError, match=r"data.mixture\[0\].weights.*(wrong type|out of range)"):
-        command.compose(config.Pretrain, "demo", [f"data.mixture=[{{from_tokens:9,weights:{weights}}}]"])
+        entry.compose(config.Pretrain, "demo", [f"data.mixture=[{{from_tokens:9,weights:{weights}}}]"])
 
 
 def test_a_mixture_composes_and_is_written_back() -> None:
     mixture = "data.mixture=[{from_tokens:1e5,weights:{python:1,docs:2.5}},{from_tokens:2e5,weights:{docs:1}}]"
-    run = command.compose(config.Pretrain, "demo", [mixture, "data.packing=whole"])
+    run = entry.compose(config.Pretrain, "demo", [mixture, "data.packing=whole"])
     assert validate(run, 1) == []
     assert run.data.mixture == [config.Mix(100_000, {"python": 1.0, "docs": 2.5}), config.Mix(200_000, {"docs": 1.0})]
-    assert "from_tokens: 200000" in command.to_yaml(run)
+    assert "from_tokens: 200000" in entry.to_yaml(run)
 
 
 # --- resume -----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from llama31 import command, config, metrics, schedule
+from llama31 import config
+from llama31.command import entry
+from llama31.plan import schedule
+from llama31.runs import metrics
 from tests import processes
 from tests.conftest import ROOT
 
@@ -35,7 +38,7 @@ def printed() -> str:
 
 
 def test_it_is_the_demo_at_a_tenth_of_its_steps(printed: str) -> None:
-    whole = schedule.total_steps(command.compose(config.Pretrain, "demo").schedule)
+    whole = schedule.total_steps(entry.compose(config.Pretrain, "demo").schedule)
     steps = [line["step"] for line in metrics.read(RUN) if line["kind"] == "train"]
     assert steps == list(range(1, steps[-1] + 1))
     assert steps[-1] == pytest.approx(whole / 10, abs=1)

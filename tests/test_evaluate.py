@@ -13,10 +13,15 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from llama31 import checkpoint, config, evaluate, mesh, model, shards, tokenizer
-from llama31.data import batches, pack
-from llama31.engine import Forward
-from llama31.mesh import Grid
+from llama31 import config
+from llama31.checkpoint import publish, shards
+from llama31.data import batches
+from llama31.engine.pipeline import Forward
+from llama31.evaluate import perplexity
+from llama31.model import llama
+from llama31.parallel import mesh
+from llama31.parallel.mesh import Grid
+from llama31.tokens import pack, tokenizer
 from recipes import evaluate as recipe
 from tests import plain_trainer
 from tests.test_model import FP32, MODEL, ONE
@@ -53,9 +58,9 @@ class Planted:
         return stream[:-1], stream[1:], mask, documents
 
 
-def planted_losses(chunks: list[model.Llama], grid: Grid, micro_batch: int) -> dict[str, tuple[float, int]]:
+def planted_losses(chunks: list[llama.Llama], grid: Grid, micro_batch: int) -> dict[str, tuple[float, int]]:
     heldout = cast(batches.Heldout, Planted())
-    return evaluate.heldout_losses(Forward(chunks, grid), heldout, grid, micro_batch)
+    return perplexity.heldout_losses(Forward(chunks, grid), heldout, grid, micro_batch)
 
 
 @pytest.fixture
@@ -74,8 +79,8 @@ class Whole:
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 3])
 def test_losses_are_those_of_plain_torch(grid: Grid, micro_batch: int) -> None:
-    chunks = model.build(SHAPE, FP32, ONE, grid, seed=6)
-    weights = {shard.name: shard.parameter.detach() for shard in model.shards(chunks, SHAPE, grid)}
+    chunks = llama.build(SHAPE, FP32, ONE, grid, seed=6)
+    weights = {shard.name: shard.parameter.detach() for shard in llama.shards(chunks, SHAPE, grid)}
     found, planted = planted_losses(chunks, grid, micro_batch), Planted()
     assert list(found) == ["a", "b"]
     for name, (loss, tokens) in found.items():
@@ -86,10 +91,10 @@ def test_losses_are_those_of_plain_torch(grid: Grid, micro_batch: int) -> None:
 
 
 def test_losses_of_single_tokens_are_those_of_plain_torch(grid: Grid) -> None:
-    chunks = model.build(SHAPE, FP32, ONE, grid, seed=6)
-    weights = {shard.name: shard.parameter.detach() for shard in model.shards(chunks, SHAPE, grid)}
+    chunks = llama.build(SHAPE, FP32, ONE, grid, seed=6)
+    weights = {shard.name: shard.parameter.detach() for shard in llama.shards(chunks, SHAPE, grid)}
     planted = Planted()
-    found = evaluate.token_losses(Forward(chunks, grid), cast(batches.Heldout, planted), 2)
+    found = perplexity.token_losses(Forward(chunks, grid), cast(batches.Heldout, planted), 2)
     assert list(found) == ["a", "b"] and chunks[0].training and not chunks[0].scoring
     for name, tokens in found.items():
         rows = planted.rows(name, np.arange(planted.count(name)))
@@ -107,23 +112,23 @@ def test_places_are_counted_within_documents() -> None:
     mask = np.ones((3, 6), np.float32)
     mask[0, 1] = mask[1, 5] = 0  # the first row's last document goes on in the second, whose last one ends with it
     rows = batches.Rows(documents, documents, mask, documents, np.zeros(3, np.int64))  # type: ignore[arg-type]
-    seen, document = evaluate._places(rows)
+    seen, document = perplexity._places(rows)
     assert seen.tolist() == [[1, 2, 1, 2, 3, 4], [1, 1, 2, 3, 1, 2], [1, 2, 3, 1, 2, 3]]
     assert document.tolist() == [[1, 1, 2, 2, 2, 2], [2, 3, 3, 3, 4, 4], [5, 5, 5, 6, 6, 6]]
     unmasked = replace(rows, documents=np.zeros_like(documents), loss_mask=np.ones_like(mask))
-    seen, document = evaluate._places(unmasked)
+    seen, document = perplexity._places(unmasked)
     assert seen[2].tolist() == [1, 2, 3, 4, 5, 6] and document[:, 0].tolist() == [1, 2, 3]
 
 
-def token_losses(losses: list[float], seen: list[int], document: list[int]) -> evaluate.TokenLosses:
-    return evaluate.TokenLosses(
+def token_losses(losses: list[float], seen: list[int], document: list[int]) -> perplexity.TokenLosses:
+    return perplexity.TokenLosses(
         np.float32(losses), np.ones(len(losses), np.float32), np.array(seen), np.array(document)
     )
 
 
 def test_the_total_weighs_each_token_alike() -> None:
     long, short = token_losses([2.0] * 300, [1] * 300, [0] * 300), token_losses([4.0] * 100, [3] * 100, [0] * 100)
-    found = evaluate.perplexity({"long": long, "short": short})
+    found = perplexity.perplexity({"long": long, "short": short})
     total, single = found["total"], found["sources"]["short"]
     assert (total["loss"], total["perplexity"], total["tokens"]) == (2.5, pytest.approx(math.exp(2.5)), 400)
     assert single == {
@@ -133,13 +138,13 @@ def test_the_total_weighs_each_token_alike() -> None:
     # two documents: residuals 300 x -0.5 and 100 x 1.5, so the variance of their ratio is 2 (150^2 + 150^2) / 400^2
     assert total["loss_ci95"] == pytest.approx(1.96 * math.sqrt(2 * 2 * 150**2) / 400)
     assert total["high"] == pytest.approx(math.exp(2.5 + total["loss_ci95"]))
-    wild = evaluate.perplexity({"wild": token_losses([1000.0], [1], [0])})
+    wild = perplexity.perplexity({"wild": token_losses([1000.0], [1], [0])})
     assert wild["total"]["perplexity"] == math.inf
 
 
 def test_positions_are_binned_by_powers_of_two() -> None:
     seen = [1, 2, 3, 4, 7, 8, 1023, 1024]
-    found = evaluate.perplexity({"a": token_losses([float(n) for n in seen], seen, list(range(8)))})["positions"]["a"]
+    found = perplexity.perplexity({"a": token_losses([float(n) for n in seen], seen, list(range(8)))})["positions"]["a"]
     assert [(one["from"], one["to"], one["loss"], one["tokens"]) for one in found] == [
         (1, 1, 1.0, 1), (2, 3, 2.5, 2), (4, 7, 5.5, 2), (8, 15, 8.0, 1), (512, 1023, 1023.0, 1), (1024, 2047, 1024.0, 1)
     ]  # fmt: skip
@@ -147,13 +152,13 @@ def test_positions_are_binned_by_powers_of_two() -> None:
 
 def test_rows_are_as_long_as_at_the_end_of_training() -> None:
     trained = {"sequence_length": 512, "ramp": [{"from_tokens": 9, "sequence_length": 2048}]}
-    assert evaluate.sequence_length(None, trained, MODEL) == 2048
-    assert evaluate.sequence_length(None, {"sequence_length": 512, "ramp": []}, MODEL) == 512
-    assert evaluate.sequence_length(None, {}, MODEL) == 8192
-    assert evaluate.sequence_length(None, {}, replace(MODEL, max_positions=1024)) == 1024
-    assert evaluate.sequence_length(64, trained, MODEL) == 64
+    assert perplexity.sequence_length(None, trained, MODEL) == 2048
+    assert perplexity.sequence_length(None, {"sequence_length": 512, "ramp": []}, MODEL) == 512
+    assert perplexity.sequence_length(None, {}, MODEL) == 8192
+    assert perplexity.sequence_length(None, {}, replace(MODEL, max_positions=1024)) == 1024
+    assert perplexity.sequence_length(64, trained, MODEL) == 64
     with pytest.raises(ValueError, match="sequence_length=9000"):
-        evaluate.sequence_length(9000, trained, MODEL)
+        perplexity.sequence_length(9000, trained, MODEL)
 
 
 Made = Callable[..., config.Evaluate]
@@ -174,14 +179,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> config.Evaluate:
     run, shape = top / "run", replace(SHAPE, vocab_size=640)
     tokenizer.load(words).save_hf(run / "tokenizer")
     grid = mesh.create(ONE)
-    built = model.build(shape, FP32, ONE, grid, seed=8)
+    built = llama.build(shape, FP32, ONE, grid, seed=8)
     saved = [
         shards.Shard(s.name, s.shape, [shards.Block(offset, block) for offset, block in s.blocks(s.parameter.data)])
-        for s in model.shards(built, shape, grid)
+        for s in llama.shards(built, shape, grid)
     ]
     trained = {"precision": "fp32", "schedule": {"sequence_length": 32}, "tokenizer": {"folder": "tokenizer"}}
-    meta = checkpoint.Meta(asdict(shape), step=3, **trained)
-    checkpoint.save(run / "checkpoints", meta, saved)
+    meta = publish.Meta(asdict(shape), step=3, **trained)
+    publish.save(run / "checkpoints", meta, saved)
     mesh.close()
     beside = config.Tokenizer(kind="huggingface", path="")
     return config.Evaluate(checkpoint=str(run), data=data, tokenizer=beside, max_new_tokens=5)
@@ -237,6 +242,6 @@ def test_text_of_another_tokenizer_is_refused(made: config.Evaluate, tmp_path: P
 
 def test_special_tokens_that_prompts_spell_are_told() -> None:
     words: Any = SimpleNamespace(special={"<|begin_of_text|>": 1, "<|eot_id|>": 2})
-    assert evaluate.spelled(["Once", "<|eot_id"], words) == []
-    (line,) = evaluate.spelled(["Once", "Hi<|eot_id|>"], words)
+    assert perplexity.spelled(["Once", "<|eot_id"], words) == []
+    (line,) = perplexity.spelled(["Once", "Hi<|eot_id|>"], words)
     assert line.startswith("prompts[1]: <|eot_id|> is read as text, not as the token; ")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llama31 import files
+from llama31.runs import files
 from tests.processes import LIMIT_S
 
 

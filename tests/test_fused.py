@@ -12,7 +12,7 @@ pytestmark = pytest.mark.torch
 def test_rms_norm(dtype: str, shape: tuple[int, ...]) -> None:
     import torch
 
-    from llama31 import fused
+    from llama31.model import fused
 
     torch.manual_seed(0)
     x = torch.randn(shape).mul_(3).to(getattr(torch, dtype)).requires_grad_()
@@ -30,7 +30,7 @@ def test_rms_norm(dtype: str, shape: tuple[int, ...]) -> None:
 def test_rms_norm_of_zeros_is_zero() -> None:
     import torch
 
-    from llama31 import fused
+    from llama31.model import fused
 
     x = torch.zeros(2, 4, requires_grad=True)
     fused.rms_norm(x, torch.ones(4), 1e-5).sum().backward()
@@ -42,7 +42,7 @@ def test_swiglu(dtype: str) -> None:
     import torch
     import torch.nn.functional as F
 
-    from llama31 import fused
+    from llama31.model import fused
 
     torch.manual_seed(0)
     x = torch.randn(3, 2, 24).to(getattr(torch, dtype)).requires_grad_()
@@ -58,7 +58,7 @@ def test_swiglu(dtype: str) -> None:
 def test_nothing_but_the_input_is_kept() -> None:
     import torch
 
-    from llama31 import fused
+    from llama31.model import fused
 
     x = torch.randn(8, 32, requires_grad=True)
     kept: list[int] = []

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from llama31 import config, gates
+from llama31 import config
+from llama31.evaluate import gates
 
 pytestmark = pytest.mark.torch
 

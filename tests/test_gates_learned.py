@@ -11,9 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llama31 import bench_extend, config, haystack, mesh, tokenizer, train
-from llama31.bench_extend import Text
-from llama31.data import pack
+from benchmarks import extension
+from benchmarks.extension import Text
+from llama31 import config
+from llama31.evaluate import haystack
+from llama31.parallel import mesh
+from llama31.tokens import pack, tokenizer
+from llama31.train import loop
 from recipes import evaluate
 
 pytestmark = pytest.mark.torch
@@ -43,15 +47,15 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Learned]:
     """Five keys and values, short rows: it takes about 200 steps, a quarter of a minute."""
     top = tmp_path_factory.mktemp("learned")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench_extend, "LETTERS", bench_extend.LETTERS[:16])
+        patch.setattr(extension, "LETTERS", extension.LETTERS[:16])
         (top / "letters").mkdir()
-        (top / "letters/tokenizer.json").write_text(json.dumps(bench_extend.letters()))
+        (top / "letters/tokenizer.json").write_text(json.dumps(extension.letters()))
         words = config.Tokenizer(kind="huggingface", path=str(top / "letters"))
         dealt = haystack.printable(tokenizer.load(words))
         sources = {}
         for text in (SHORT, LONG):
             random, name = np.random.default_rng(text.length), f"len{text.length}"
-            lines = [json.dumps({"text": bench_extend.document(text, dealt, random)}) for _ in range(text.documents)]
+            lines = [json.dumps({"text": extension.document(text, dealt, random)}) for _ in range(text.documents)]
             (top / f"{name}.jsonl").write_text("\n".join(lines))
             sources[name] = config.Source(input=str(top / f"{name}.jsonl"))
     data = config.Data(folder=str(top / "packed"), sources=sources, eos=False, packing="whole", workers=1)
@@ -73,7 +77,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Learned]:
         preflight=config.Preflight(enabled=False),
         log=config.Log(progress=False),
     )
-    train.fit(run)
+    loop.fit(run)
     half = str(top / f"learned/checkpoints/step-{EVERY:08d}")
     scores = []
     for name, checkpoint in (("before", run.folder), ("half", half)):
@@ -120,7 +124,7 @@ def test_they_open_when_it_has_learned_and_not_before(learned: Learned) -> None:
 
 def test_a_stage_ends_when_the_longer_context_is_learned(learned: Learned) -> None:
     run = extended(learned, "stage", learned.run.folder, learned.before, 400)
-    train.fit(run)
+    loop.fit(run)
     told = json.loads(Path(run.folder, "gates.json").read_text())
     last = told["examinations"][-1]
     assert last["scores"]["needle"]["lengths"] == [56, 64] and found(last) == [1, 1] and last["shut"] == []
@@ -132,8 +136,8 @@ def test_they_stay_shut_for_a_model_that_guesses(learned: Learned) -> None:
     """It knows values, not whose: the short context is as before, so it is the needles that are missing."""
     run = extended(learned, "control", learned.half, learned.half_before, EVERY)
     with pytest.raises(
-        train.TrainingStopped, match=r"the gates are shut: [\d.]+% of the needles are found in 56 tokens"
+        loop.TrainingStopped, match=r"the gates are shut: [\d.]+% of the needles are found in 56 tokens"
     ):
-        train.fit(run)
+        loop.fit(run)
     (only,) = json.loads(Path(run.folder, "gates.json").read_text())["examinations"]
     assert max(found(only)) < 0.7 and all("of the needles are found" in reason for reason in only["shut"])

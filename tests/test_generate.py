@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama31 import config, mesh, model
-from llama31.generate import generate, sample
-from llama31.mesh import Grid
-from llama31.model import Llama
+from llama31 import config
+from llama31.evaluate.generate import generate, sample
+from llama31.model import llama
+from llama31.model.llama import Llama
+from llama31.parallel import mesh
+from llama31.parallel.mesh import Grid
 from tests.test_model import FP32, MODEL, ONE, fill, logits_of
 from tests.test_plain_trainer import named, transformers_llama
 
@@ -32,7 +34,7 @@ def grid() -> Iterator[Grid]:
 
 @pytest.fixture(scope="module")
 def chunks(grid: Grid) -> list[Llama]:
-    return model.build(SHAPE, FP32, ONE, grid, seed=4)
+    return llama.build(SHAPE, FP32, ONE, grid, seed=4)
 
 
 def without_a_cache(chunk: Llama, prompt: list[int], count: int) -> list[int]:
@@ -55,7 +57,7 @@ def test_prompts_of_a_batch_do_not_see_each_other(grid: Grid, chunks: list[Llama
 
 def test_tokens_equal_those_of_transformers(grid: Grid) -> None:
     hf = transformers_llama(MODEL)
-    ours = model.build(MODEL, FP32, ONE, grid)
+    ours = llama.build(MODEL, FP32, ONE, grid)
     fill(ours, MODEL, grid, named(hf, MODEL))
     for prompt, found in zip(PROMPTS, generate(ours, grid, PROMPTS, 16), strict=True):
         given = torch.tensor([prompt])
@@ -145,7 +147,7 @@ def test_layouts_that_cannot_decode_are_refused(grid: Grid, chunks: list[Llama],
 
 
 def test_sequence_parallelism_is_refused(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
-    chunks = model.build(SHAPE, FP32, ONE, grid)
+    chunks = llama.build(SHAPE, FP32, ONE, grid)
     monkeypatch.setattr(chunks[0].config, "sequence_parallel", True)
     with pytest.raises(ValueError, match="sequence_parallel=false"):
         generate(chunks, grid, [[1]], 4)
@@ -163,7 +165,7 @@ def test_no_prompts_no_tokens(grid: Grid, chunks: list[Llama]) -> None:
 
 def test_training_goes_on_afterwards(grid: Grid) -> None:
     """Between two steps of training: mode, gradients and cached rotary tables stay usable."""
-    fresh = model.build(SHAPE, FP32, config.Parallel(recompute="full"), grid, seed=4)
+    fresh = llama.build(SHAPE, FP32, config.Parallel(recompute="full"), grid, seed=4)
     generate(fresh, grid, [[1, 2, 3]], 13)
     assert fresh[0].training
     tokens = torch.arange(16)[None]  # as long as the cache was: the same rotary table

@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 import torch
 
-from llama31 import config, watchdog
-from llama31.guard import (
+from llama31 import config
+from llama31.resilience import watchdog
+from llama31.resilience.guard import (
     EVENTS,
     KINDS,
     Control,
@@ -33,7 +34,7 @@ from llama31.guard import (
     digest,
     minorities,
 )
-from llama31.watchdog import EXIT_CODE, Told, Watchdog, blame
+from llama31.resilience.watchdog import EXIT_CODE, Told, Watchdog, blame
 from tests.processes import LIMIT_S, search_path
 
 pytestmark = pytest.mark.torch
@@ -584,7 +585,7 @@ def test_nothing_is_watched_without_a_timeout(tmp_path: Path) -> None:
 STALLS = """
 import ctypes, os, signal, sys, time
 from pathlib import Path
-from llama31.watchdog import Watchdog
+from llama31.resilience.watchdog import Watchdog
 folder, rank, how, ranks, tellers = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 begun = None
 def clock():

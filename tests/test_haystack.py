@@ -7,10 +7,12 @@ import re
 import numpy as np
 import pytest
 
-from llama31 import config, haystack, tokenizer
+from llama31 import config
 from llama31.config import Needle
-from llama31.haystack import Alphabet, Prompt
-from llama31.tokenizer import Tokenizer
+from llama31.evaluate import haystack
+from llama31.evaluate.haystack import Alphabet, Prompt
+from llama31.tokens import tokenizer
+from llama31.tokens.tokenizer import Tokenizer
 
 LETTERS = haystack.alphabet(range(10, 41))
 TEXT = "A sentence of some words stands here. Another one follows it, a little longer than the first! And so on? "
@@ -123,7 +125,7 @@ def test_letters_of_a_tokenizer(words: Tokenizer) -> None:
 
 
 def test_bounds_of_the_config() -> None:
-    from llama31.validate import validate
+    from llama31.command.validate import validate
 
     run = config.Evaluate(checkpoint="x", needle=Needle(kind="text", depths=[1.5], lengths=[0], asked=2))
     run.data, run.tokenizer = config.Data(folder=""), config.Tokenizer(kind="huggingface", path="")

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama31 import config, head, mesh
-from llama31.mesh import Grid
+from llama31 import config
+from llama31.model import head
+from llama31.parallel import mesh
+from llama31.parallel.mesh import Grid
 
 pytestmark = pytest.mark.torch
 

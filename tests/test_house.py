@@ -3,81 +3,54 @@
 from __future__ import annotations
 
 import ast
+import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.conftest import ROOT, Command
 
-SOURCES = sorted([*ROOT.glob("llama31/**/*.py"), *ROOT.glob("recipes/**/*.py")])
+SOURCES = sorted([*ROOT.glob("llama31/**/*.py"), *ROOT.glob("recipes/**/*.py"), *ROOT.glob("benchmarks/**/*.py")])
+# Of these packages all; import-linter says the same of most, from what stands in the files.
 TORCH_FREE = (
     "config",
-    "shapes",
-    "schedule",
-    "tokenizer",
-    "files",
-    "metrics",
-    "views",
-    "layout",
-    "validate",
+    "plan",
+    "runs",
+    "tokens",
     "data",
-    "incomplete",
-)
-TORCH_FREE += (
-    "simulate",
+    "dialogs",
+    "command",
     "slurm",
     "report",
-    "plots",
-    "inputs",
-    "attempts",
-    "confidence",
-    "tasks",
-    "haystack",
-    "scorecard",
-    "align.chain",
-    "align.chat",
-    "align.feed",
-    "align.answers",
-    "align.calibration",
-    "probe",
-    "align.checks",
-    "align.scored",
-    "align.dialects",
-    "align.embedded",
-    "align.filters",
-    "align.judge",
-    "align.pool",
-    "align.prompts",
-    "align.refusals",
-    "align.ranking",
-    "align.rejection",
-    "align.rounds",
-    "align.scripts",
-    "align.sampling",
-    "align.servers",
-    "align.template",
+    "sampling",
+    "post_train",
 )
+TORCH_FREE += ("evaluate.confidence", "evaluate.tasks", "evaluate.haystack", "evaluate.scorecard", "evaluate.probe")
+TORCH_FREE += ("judging.calibration", "judging.embedded", "judging.judge", "judging.ranking", "judging.rejection")
+TORCH_FREE += ("judging.scored", "post_train")
 # When an API moves, one file changes. A folder owns for the files in it.
 OWNERS = {
-    "hydra": ("llama31/command.py",),
-    "omegaconf": ("llama31/command.py",),
-    "deepspeed": ("llama31/zero.py",),
-    "megatron.core.parallel_state": ("llama31/mesh.py",),
-    "megatron.core.pipeline_parallel": ("llama31/engine.py", "llama31/cpu.py"),  # cpu: the shim patches it
-    "megatron.core.models": ("llama31/model.py", "llama31/precision.py", "llama31/cpu.py"),
-    "transformer_engine": ("llama31/parts.py", "llama31/precision.py", "llama31/kernels.py", "llama31/fused.py"),
-    "tiktoken": ("llama31/tokenizer.py",),
-    "tokenizers": ("llama31/tokenizer.py",),
-    "datasets": ("llama31/data/",),
-    "pyarrow": ("llama31/data/",),
-    "wandb": ("llama31/views.py",),
-    "matplotlib": ("llama31/plots.py",),
-    "safetensors": ("llama31/hf.py",),
+    "hydra": ("llama31/command/entry.py",),
+    "omegaconf": ("llama31/command/entry.py",),
+    "deepspeed": ("llama31/engine/zero.py",),
+    "megatron.core.parallel_state": ("llama31/parallel/mesh.py",),
+    "megatron.core.pipeline_parallel": ("llama31/engine/pipeline.py", "llama31/parallel/cpu.py"),  # the shim patches it
+    "megatron.core.models": ("llama31/model/llama.py", "llama31/model/precision.py", "llama31/parallel/cpu.py"),
+    "transformer_engine": tuple(f"llama31/model/{name}.py" for name in ("parts", "precision", "kernels", "fused")),
+    "tiktoken": ("llama31/tokens/tokenizer.py",),
+    "tokenizers": ("llama31/tokens/tokenizer.py",),
+    "datasets": ("llama31/tokens/",),
+    "pyarrow": ("llama31/tokens/",),
+    "wandb": ("llama31/runs/views.py",),
+    "matplotlib": ("llama31/runs/plots.py",),
+    "safetensors": ("llama31/convert/hf.py",),
 }
 # The benchmark runs the peers it compares with, each in its own process.
-EXEMPT = ("llama31/peers.py", "llama31/bench_align.py")
+EXEMPT = ("benchmarks/peers.py", "benchmarks/post_training.py")
 
 
 def name_of(path: Path) -> str:
@@ -145,6 +118,40 @@ def test_torch_free_modules_stay_free(command: Command) -> None:
         files = sorted((ROOT / "llama31" / module).glob("*.py"))
         names += [f"llama31.{module}", *(f"llama31.{module}.{path.stem}" for path in files if path.stem != "__init__")]
     command("-c", IMPORTS, *names, check=True)
+
+
+def linted(folder: Path, planted: Mapping[str, str] = {}) -> str:
+    """What import-linter says of a copy of the code in which lines were added to files."""
+    for name in ("llama31", "recipes", "benchmarks"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    for name, line in planted.items():
+        (folder / name).write_text((folder / name).read_text() + line + "\n")
+    program = Path(sys.executable).with_name("lint-imports")
+    return processes.run([str(program), "--no-cache"], cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}).stdout
+
+
+def test_floors_hold_and_a_planted_import_is_found(tmp_path: Path) -> None:
+    assert "3 kept, 0 broken" in linted(tmp_path)
+    planted = {
+        "llama31/plan/schedule.py": "import llama31.train.loop",  # two floors up, and torch
+        "llama31/tokens/mapped.py": "import llama31.tokens.pack",  # which imports it
+    }
+    said = linted(tmp_path, planted)
+    assert "0 kept, 3 broken" in said
+    assert "llama31.plan.schedule -> llama31.train.loop" in said and "No cycles are allowed in llama31.tokens." in said
+
+
+def test_packages_are_small_and_say_what_they_are() -> None:
+    found = []
+    for folder in sorted(path for path in (ROOT / "llama31").iterdir() if path.is_dir() and path.name != "__pycache__"):
+        modules = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+        if len(modules) > 10:
+            found.append(f"llama31/{folder.name} holds {len(modules)} modules; ten are enough for one purpose")
+        told = ast.get_docstring(parse(folder / "__init__.py")) if (folder / "__init__.py").exists() else None
+        if folder.name != "config" and not (told and "\nImports: " in told and "\nOffers: " in told):
+            found.append(f"llama31/{folder.name}/__init__.py does not say what it owns, imports and offers")
+    report(found)
 
 
 def test_files_are_one_room() -> None:

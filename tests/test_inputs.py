@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import recipes
-from llama31 import config, inputs
-from llama31.command import compose
+from llama31 import config
+from llama31.command import inputs
+from llama31.command.entry import compose
 from tests import forkserver
 from tests.conftest import Command
 

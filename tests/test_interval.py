@@ -7,7 +7,7 @@ import math
 import pytest
 
 from llama31 import config
-from llama31.interval import FIRST_STALL_S, Interval
+from llama31.plan.interval import FIRST_STALL_S, Interval
 
 
 class Clock:

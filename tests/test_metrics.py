@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from llama31 import config, metrics, plots, shapes, views
+from llama31 import config
+from llama31.plan import shapes
+from llama31.runs import metrics, plots, views
 
 MODEL = config.Model(name="t", layers=2, hidden_size=64, ffn_hidden_size=128, heads=4, kv_heads=2, vocab_size=512)
 QUIET = config.Log(progress=False)

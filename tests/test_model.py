@@ -15,11 +15,14 @@ import torch
 import yaml
 from torch import Tensor
 
-from llama31 import config, mesh, model, shapes
-from llama31.engine import Forward
-from llama31.mesh import Grid
-from llama31.model import Llama
-from llama31.objectives import MicroBatch
+from llama31 import config
+from llama31.engine.objectives import MicroBatch
+from llama31.engine.pipeline import Forward
+from llama31.model import llama
+from llama31.model.llama import Llama
+from llama31.parallel import mesh
+from llama31.parallel.mesh import Grid
+from llama31.plan import shapes
 from tests.conftest import ROOT
 from tests.test_plain_trainer import named, transformers_llama
 
@@ -41,7 +44,7 @@ def grid() -> Iterator[Grid]:
 @torch.no_grad()
 def fill(chunks: list[Llama], shape: config.Model, grid: Grid, weights: dict[str, Tensor]) -> None:
     """Set the weights of this rank from whole tensors by global name."""
-    for shard in model.shards(chunks, shape, grid):
+    for shard in llama.shards(chunks, shape, grid):
         assert tuple(weights[shard.name].shape) == shard.shape
         for offset, block in shard.blocks(shard.parameter.data):
             place = tuple(slice(begin, begin + size) for begin, size in zip(offset, block.shape, strict=True))
@@ -70,7 +73,7 @@ def random_tokens(shape: config.Model, rows: int, length: int, seed: int = 1) ->
 def test_logits_equal_those_of_transformers(grid: Grid, change: dict[str, Any]) -> None:
     shape = replace(MODEL, **change)
     hf = transformers_llama(shape)
-    chunks = model.build(shape, FP32, ONE, grid)
+    chunks = llama.build(shape, FP32, ONE, grid)
     fill(chunks, shape, grid, named(hf, shape))
     tokens = random_tokens(shape, 2, 200)
     with torch.no_grad():
@@ -82,13 +85,13 @@ def test_logits_equal_those_of_transformers(grid: Grid, change: dict[str, Any]) 
 def test_logits_equal_those_of_metas_reference(grid: Grid) -> None:
     """Weights go over row by row: Meta rotates neighbouring pairs of a head, where we rotate its two halves."""
     weights = named(transformers_llama(MODEL), MODEL)
-    chunks = model.build(MODEL, FP32, ONE, grid)
+    chunks = llama.build(MODEL, FP32, ONE, grid)
     fill(chunks, MODEL, grid, weights)
     tokens = random_tokens(MODEL, 2, 200)
     expected = metas_logits(MODEL, weights, tokens)
     torch.testing.assert_close(logits_of(chunks[0], tokens), expected, rtol=1e-5, atol=1e-5)
     # The test sees the scaling of the frequencies: without it, the same weights give other logits.
-    unscaled = model.build(replace(MODEL, rope_factor=0.0), FP32, ONE, grid)
+    unscaled = llama.build(replace(MODEL, rope_factor=0.0), FP32, ONE, grid)
     fill(unscaled, MODEL, grid, weights)
     assert (logits_of(unscaled[0], tokens) - expected).abs().max() > 1e-3
 
@@ -176,7 +179,7 @@ def test_frequencies_equal_metas_to_the_bit(grid: Grid, factor: int, head_dim: i
     exec(source.replace("scale_factor = 8\n", f"scale_factor = {factor}\n"), scope)
     plain = 1.0 / (500000.0 ** (torch.arange(0, head_dim, 2)[: (head_dim // 2)].float() / head_dim))
     shape = replace(MODEL, heads=2, hidden_size=2 * head_dim, rope_factor=float(factor))
-    found = model.build(shape, FP32, ONE, grid)[0].rotary_pos_emb.inv_freq
+    found = llama.build(shape, FP32, ONE, grid)[0].rotary_pos_emb.inv_freq
     assert found.dtype == torch.float32
     assert torch.equal(found, scope["apply_scaling"](plain))
     assert not torch.equal(found, plain)
@@ -186,7 +189,7 @@ def test_a_chunk_is_made_of_our_parts_and_of_nothing_deprecated(grid: Grid, capl
     """Megatron takes a spec's attribute that it does not know, and its own part with it, without a word."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        chunk = model.build(MODEL, FP32, ONE, grid)[0]
+        chunk = llama.build(MODEL, FP32, ONE, grid)[0]
     said = [str(warning.message) for warning in warned] + [record.getMessage() for record in caplog.records]
     assert not [line for line in said if "deprecat" in line.lower() or "requires ffn_hidden_size" in line]
     made = {name: type(module).__name__ for name, module in chunk.named_modules()}
@@ -209,29 +212,29 @@ def test_first_loss_is_that_of_random_logits(grid: Grid) -> None:
     shape = replace(MODEL, hidden_size=1024, heads=8, ffn_hidden_size=512, vocab_size=2048, init_std=0.04)
     excess = shape.hidden_size * shape.init_std**2 / 2
     assert excess > 0.8
-    chunks = model.build(shape, FP32, ONE, grid, seed=1)
+    chunks = llama.build(shape, FP32, ONE, grid, seed=1)
     assert loss_of(chunks, grid, 2048, 8, 256) == pytest.approx(math.log(2048) + excess, abs=0.1)
     chunks[0].output_layer.weight.data.zero_()
     assert loss_of(chunks, grid, 2048, 2, 64) == pytest.approx(math.log(2048), abs=1e-6)
 
 
 def test_blocks_drawn_apart_equal_the_whole() -> None:
-    whole = model._normal(3, "some.weight", (0, 0), (300, 1100))
+    whole = llama._normal(3, "some.weight", (0, 0), (300, 1100))
     for offset, size in (((0, 0), (1, 1)), ((127, 511), (2, 2)), ((100, 500), (150, 600)), ((299, 0), (1, 1100))):
-        part = model._normal(3, "some.weight", offset, size)
+        part = llama._normal(3, "some.weight", offset, size)
         rows, columns = (slice(o, o + n) for o, n in zip(offset, size, strict=True))
         assert np.array_equal(part, whole[rows, columns])
     assert abs(whole.mean()) < 0.01 and abs(whole.std() - 1) < 0.01
     assert len(np.unique(whole)) > 0.98 * whole.size  # no tile repeats another
-    assert not np.array_equal(whole[:128, :512], model._normal(4, "some.weight", (0, 0), (128, 512)))
-    assert not np.array_equal(whole[:128, :512], model._normal(3, "other.weight", (0, 0), (128, 512)))
+    assert not np.array_equal(whole[:128, :512], llama._normal(4, "some.weight", (0, 0), (128, 512)))
+    assert not np.array_equal(whole[:128, :512], llama._normal(3, "other.weight", (0, 0), (128, 512)))
 
 
 @pytest.mark.parametrize("tp", [2, 4])
 def test_initial_weights_are_equal_on_every_layout(grid: Grid, tp: int) -> None:
     """What each of `tp` ranks would draw, put together, is what one draws alone."""
     shape = replace(MODEL, heads=8, kv_heads=4)
-    for shard in model.shards(model.build(shape, FP32, ONE, grid, seed=7), shape, grid):
+    for shard in llama.shards(llama.build(shape, FP32, ONE, grid, seed=7), shape, grid):
         weight, filled = shard.parameter.data, torch.zeros(shard.shape)
         if weight.ndim == 1:
             assert (weight == 1).all()
@@ -240,11 +243,11 @@ def test_initial_weights_are_equal_on_every_layout(grid: Grid, tp: int) -> None:
         by_row = not shard.name.endswith(("linear_proj.weight", "linear_fc2.weight"))
         local = (weight.size(0) // tp, weight.size(1)) if by_row else (weight.size(0), weight.size(1) // tp)
         for rank in range(tp):
-            whole, offsets = model._layout(shard.name, local, replace(grid, tp=tp, tp_rank=rank))
+            whole, offsets = llama._layout(shard.name, local, replace(grid, tp=tp, tp_rank=rank))
             assert whole == shard.shape
             for top, left in offsets:
                 size = (local[0] // len(offsets), local[1])
-                drawn = torch.from_numpy(model._normal(7, shard.name, (top, left), size)) * std
+                drawn = torch.from_numpy(llama._normal(7, shard.name, (top, left), size)) * std
                 filled[top : top + size[0], left : left + size[1]] = drawn
         assert torch.equal(filled, weight), shard.name
 
@@ -253,13 +256,13 @@ def test_initial_weights_are_equal_on_every_layout(grid: Grid, tp: int) -> None:
 def test_parameters_are_as_many_as_the_table_says(grid: Grid, tied: bool) -> None:
     table = yaml.safe_load((ROOT / "conf/model/tiny.yaml").read_text())
     tiny = replace(config.Model(**table), tied_embeddings=tied)
-    chunk = model.build(tiny, FP32, ONE, grid)[0]
+    chunk = llama.build(tiny, FP32, ONE, grid)[0]
     assert sum(parameter.numel() for parameter in chunk.parameters()) == shapes.parameters(tiny)
     assert not any(name.endswith("bias") for name, _ in chunk.named_parameters())
 
 
 def test_documents_of_a_row_do_not_see_each_other(grid: Grid) -> None:
-    chunk = model.build(replace(MODEL, init_std=0.15), FP32, ONE, grid, seed=2)[0]
+    chunk = llama.build(replace(MODEL, init_std=0.15), FP32, ONE, grid, seed=2)[0]
     tokens = random_tokens(MODEL, 2, 60)
     pieces = [(0, 0, 7), (0, 7, 8), (0, 8, 60), (1, 0, 31), (1, 31, 60)]
     packed = logits_of(chunk, tokens, torch.tensor(pieces))

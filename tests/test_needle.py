@@ -13,14 +13,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama31 import config, haystack, head, mesh, model, needle, plots, scorecard, tokenizer
+from llama31 import config
 from llama31.config import Needle
 from llama31.data.batches import Rows
-from llama31.engine import Forward
-from llama31.haystack import Prompt
-from llama31.mesh import Grid
-from llama31.scoring import Request, answers, score
-from llama31.tokenizer import Tokenizer
+from llama31.engine.pipeline import Forward
+from llama31.engine.scoring import Request, answers, score
+from llama31.evaluate import haystack, needle, scorecard
+from llama31.evaluate.haystack import Prompt
+from llama31.model import head, llama
+from llama31.parallel import mesh
+from llama31.parallel.mesh import Grid
+from llama31.runs import plots
+from llama31.tokens import tokenizer
+from llama31.tokens.tokenizer import Tokenizer
 from tests.test_evaluate import made  # noqa: F401 - a fixture
 from tests.test_model import FP32, MODEL, ONE, logits_of
 
@@ -40,7 +45,7 @@ def grid() -> Iterator[Grid]:
 
 @pytest.fixture(scope="module")
 def forward(grid: Grid) -> Forward:
-    return Forward(model.build(SHAPE, FP32, ONE, grid, seed=4), grid)
+    return Forward(llama.build(SHAPE, FP32, ONE, grid, seed=4), grid)
 
 
 @pytest.fixture(scope="module")

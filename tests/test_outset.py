@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from llama31 import attempts, config, outset, resume
-from llama31.attempt import Attempt
-from llama31.checkpoint import Meta
-from llama31.resume import Start
+from llama31 import config
+from llama31.checkpoint.publish import Meta
+from llama31.resilience import resume
+from llama31.resilience.attempt import Attempt
+from llama31.resilience.resume import Start
+from llama31.runs import attempts
+from llama31.train import outset
 
 pytestmark = pytest.mark.torch
 

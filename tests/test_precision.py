@@ -13,7 +13,8 @@ pytestmark = pytest.mark.torch
 def test_fp8_needs_hardware(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from llama31 import config, precision
+    from llama31 import config
+    from llama31.model import precision
 
     chosen = config.Precision(fp8=recipe)
     with pytest.raises(ValueError, match=f"precision.fp8={recipe}: there is no GPU here.*precision=bf16"):
@@ -34,7 +35,8 @@ def test_fp8_needs_hardware(recipe: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_bf16_and_fp32_go_anywhere() -> None:
     import torch
 
-    from llama31 import config, precision
+    from llama31 import config
+    from llama31.model import precision
 
     for params, dtype in {"bf16": torch.bfloat16, "fp32": torch.float32}.items():
         chosen = config.Precision(params=params)
@@ -49,7 +51,8 @@ def test_slow_bf16_is_told_once(
 ) -> None:
     import torch
 
-    from llama31 import config, precision
+    from llama31 import config
+    from llama31.model import precision
 
     monkeypatch.setattr(precision, "bf16_ratio", lambda: ratio)
     precision._tell_slow_bf16.cache_clear()
@@ -71,7 +74,7 @@ def test_bf16_is_measured_against_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the time of products alone: here each of BF16 takes three times as long."""
     import torch
 
-    from llama31 import precision
+    from llama31.model import precision
 
     assert precision.bf16_ratio() > 0
     took = {torch.bfloat16: 3e-3, torch.float32: 1e-3}
@@ -82,7 +85,7 @@ def test_bf16_is_measured_against_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_recipes_are_megatrons() -> None:
     from megatron.core.enums import Fp8Recipe
 
-    from llama31.precision import FP8_CAPABILITY
+    from llama31.model.precision import FP8_CAPABILITY
 
     assert set(FP8_CAPABILITY) <= {recipe.value for recipe in Fp8Recipe}
 
@@ -90,7 +93,7 @@ def test_recipes_are_megatrons() -> None:
 def test_deterministic_is_left_as_it_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from llama31 import precision
+    from llama31.model import precision
 
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "of the caller")
     monkeypatch.delenv("NVTE_ALLOW_NONDETERMINISTIC_ALGO", raising=False)

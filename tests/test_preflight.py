@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llama31 import config
-from llama31.preflight import Problem, Report, judge, lanes, parse_ecc, rounds, summarise
+from llama31.resilience.preflight import Problem, Report, judge, lanes, parse_ecc, rounds, summarise
 
 pytestmark = pytest.mark.torch
 SETTINGS = config.Preflight()

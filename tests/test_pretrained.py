@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from llama31 import checkpoint, config, convert, mesh, model, pretrained
-from llama31.mesh import Grid
-from llama31.model import Llama
-from llama31.shards import Block, Shard
+from llama31 import config
+from llama31.checkpoint import publish
+from llama31.checkpoint.shards import Block, Shard
+from llama31.convert import checkpoints, pretrained
+from llama31.model import llama
+from llama31.model.llama import Llama
+from llama31.parallel import mesh
+from llama31.parallel.mesh import Grid
 from tests.test_convert import MODEL, settings, weights_of, write_hf
 from tests.test_model import FP32, ONE, logits_of
 
@@ -28,7 +32,7 @@ def grid() -> Iterator[Grid]:
 
 def loaded(path: Path, grid: Grid) -> tuple[config.Model, list[Llama]]:
     found = pretrained.find(str(path))
-    chunks = model.build(found.shape, FP32, ONE, grid)
+    chunks = llama.build(found.shape, FP32, ONE, grid)
     for parameter in chunks[0].parameters():
         parameter.data.fill_(torch.nan)
     found.load(chunks, grid)
@@ -42,7 +46,7 @@ def test_weights_are_those_of_the_converted_checkpoint(
 ) -> None:
     shape = replace(MODEL, tied_embeddings=tied)
     folder = write_hf(tmp_path / "hf", shape, weights_of(shape, dtype))
-    convert.run(settings("from_hf", folder, tmp_path / "run", dtype="fp32"))
+    checkpoints.run(settings("from_hf", folder, tmp_path / "run", dtype="fp32"))
     direct, converted = loaded(folder, grid), loaded(tmp_path / "run", grid)
     assert asdict(direct[0]) == asdict(converted[0])
     pairs = zip(direct[1][0].named_parameters(), converted[1][0].named_parameters(), strict=True)
@@ -86,7 +90,7 @@ def test_the_tokenizer_is_the_one_beside_the_weights(tmp_path: Path) -> None:
     assert found.tokenizer(beside) == config.Tokenizer(kind="tiktoken", path=str(folder))
     given = config.Tokenizer(kind="bpe", path="elsewhere")
     assert found.tokenizer(given) == given
-    run = pretrained.Pretrained(tmp_path / "run/checkpoints/step-00000001", checkpoint.Meta({}))
+    run = pretrained.Pretrained(tmp_path / "run/checkpoints/step-00000001", publish.Meta({}))
     assert run.tokenizer(beside).path == str(tmp_path / "run" / "tokenizer")
 
 
@@ -114,7 +118,7 @@ def test_a_folder_is_computed_with_in_its_format(
 
 @pytest.mark.parametrize("trained", ["bf16", "fp32"])
 def test_a_checkpoint_is_computed_with_in_what_it_was_trained_in(trained: str) -> None:
-    found = pretrained.Pretrained(Path("x"), checkpoint.Meta({}, precision=trained))
+    found = pretrained.Pretrained(Path("x"), publish.Meta({}, precision=trained))
     assert found.precision(config.TrainedPrecision()) == config.TrainedPrecision(params=trained)
     assert found.precision(config.TrainedPrecision(params="fp32")).params == "fp32"
 

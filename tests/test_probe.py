@@ -11,9 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llama31 import command, config, inputs, metrics, probe, slurm
+from llama31 import config
+from llama31.command import entry, inputs
+from llama31.command.validate import validate
 from llama31.config import ConfigError, Job
-from llama31.validate import validate
+from llama31.evaluate import probe
+from llama31.runs import metrics
+from llama31.slurm import jobs
 from tests.conftest import Command
 
 GIVEN = [
@@ -24,7 +28,7 @@ GIVEN = [
 
 
 def probed(*overrides: str) -> config.Probe:
-    return command.compose(config.Probe, "probe", [*GIVEN, *overrides])
+    return entry.compose(config.Probe, "probe", [*GIVEN, *overrides])
 
 
 def test_arms_are_the_default_data_and_each_candidate_with_each_seed() -> None:
@@ -169,7 +173,7 @@ def test_finished_arms_are_not_done_again(run: config.Probe) -> None:
 
 
 def test_the_picture_shows_the_intervals(tmp_path: Path) -> None:
-    from llama31 import plots
+    from llama31.runs import plots
 
     panels = {"code": {"books": (-0.2, 0.1), "web": (0.1, None)}, "math": {"books": (0.2, 0.1)}}
     assert plots.draw_intervals(tmp_path / "p.png", "title", panels, "nats").read_bytes().startswith(b"\x89PNG")
@@ -182,18 +186,18 @@ def test_the_picture_shows_the_intervals(tmp_path: Path) -> None:
 def test_an_array_of_the_arms_that_remain(run: config.Probe) -> None:
     planted(run, {None: [3.0, 4.0, 5.0, 6.0]})
     words = [*GIVEN, f"folder={run.folder}", "seeds=[1,2,3,4]"]
-    (step,) = slurm.steps(Job(recipe="probe"), words)
-    said = slurm.command(step, Job(recipe="probe"))
+    (step,) = jobs.steps(Job(recipe="probe"), words)
+    said = jobs.command(step, Job(recipe="probe"))
     assert "--array=4-11" in said and f"--output={run.folder}/logs/%j.out" in said and said[-len(words) - 1 :] == [
-        str(slurm.SCRIPTS / "probe.sh"), *words,
+        str(jobs.SCRIPTS / "probe.sh"), *words,
     ]  # fmt: skip
-    assert slurm.bill(step.run, 8, 0.4).startswith("8 arms, each 8 GPUs, 40B tokens")
+    assert jobs.bill(step.run, 8, 0.4).startswith("8 arms, each 8 GPUs, 40B tokens")
     planted(dataclasses.replace(run, candidates=["books"]), {"books": [1.0] * 4})
     planted(dataclasses.replace(run, candidates=["web"]), {"web": [1.0] * 4})
     with pytest.raises(ValueError, match="every arm is finished"):
-        slurm.command(step, Job(recipe="probe"))
-    (task,) = slurm.steps(Job(recipe="probe"), [*words, "arm=5"])  # what a task of the array asks
-    assert f"RUN_FOLDER={run.folder}/arms/with-books-seed-2" in slurm.facts(task, Job(recipe="probe"))
+        jobs.command(step, Job(recipe="probe"))
+    (task,) = jobs.steps(Job(recipe="probe"), [*words, "arm=5"])  # what a task of the array asks
+    assert f"RUN_FOLDER={run.folder}/arms/with-books-seed-2" in jobs.facts(task, Job(recipe="probe"))
 
 
 def test_dry_run(quick: Command) -> None:
@@ -223,8 +227,9 @@ def texts(order: Sequence[str], count: int, seed: int) -> list[str]:
 @pytest.mark.torch
 def test_data_like_the_text_that_counts_help(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`goal` is held out and never drawn, `good` is text of its kind, `same` is more of the default data."""
-    from llama31 import mesh, train
-    from llama31.data import pack
+    from llama31.parallel import mesh
+    from llama31.tokens import pack
+    from llama31.train import loop
     from recipes import probe as recipe
 
     random = np.random.default_rng(0)
@@ -267,7 +272,7 @@ def test_data_like_the_text_that_counts_help(tmp_path: Path, capsys: pytest.Capt
         False,
         str(tmp_path / "half"),
     )
-    train.fit(half)
+    loop.fit(half)
     mesh.close()
 
     run.schedule.decay = "linear"

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from llama31 import checkpoint, config, metrics, shards
+from llama31 import config
+from llama31.checkpoint import publish, shards
+from llama31.runs import metrics
 from tests import forkserver, processes
 from tests.conftest import ROOT
 
@@ -148,7 +150,7 @@ def test_exported_and_imported(done: tuple[Path, dict[str, str]]) -> None:
     tokens = words("once more", return_tensors="pt").input_ids
     assert tokens[0, 0] == words.bos_token_id and model(tokens).logits.shape == (1, tokens.shape[1], 1024)
     trained, imported = (
-        shards.Reader(checkpoint.resolve(folder / "runs" / name) / "weights") for name in ("small", "imported")
+        shards.Reader(publish.resolve(folder / "runs" / name) / "weights") for name in ("small", "imported")
     )
     assert trained.names().keys() == imported.names().keys()
     for name in trained.names():
@@ -205,7 +207,7 @@ def test_stage_of_long_context_ends_with_its_gates(done: tuple[Path, dict[str, s
     assert told["baseline"]["short"] == before
     assert [one["step"] for one in told["examinations"]] == [2] and told["examinations"][0]["shut"] == []
     assert json.loads((long / "outcome.json").read_text())["outcome"] == "finished"
-    meta = checkpoint.read_meta(checkpoint.resolve(long))
+    meta = publish.read_meta(publish.resolve(long))
     assert (meta.step, meta.model["rope_factor"]) == (2, 8.0)  # of 8 steps; pre-training had no scaling
     lines = [line for line in metrics.read(long) if line["kind"] == "train"]
     assert all(line["length_shares"] == {"0": 1.0} and 20 < line["document_tokens"] < 2000 for line in lines)
@@ -215,9 +217,9 @@ def test_annealed_to_0_and_averaged(done: tuple[Path, dict[str, str]]) -> None:
     folder = done[0] / "runs"
     rates = [line["lr"] for line in metrics.read(folder / "annealed") if line["kind"] == "train"]
     assert rates == pytest.approx([1e-3 * (8 - step) / 8 for step in range(8)])
-    kept = [checkpoint.resolve(folder / f"annealed/checkpoints/step-{step:08d}") for step in (2, 4, 6, 8)]
+    kept = [publish.resolve(folder / f"annealed/checkpoints/step-{step:08d}") for step in (2, 4, 6, 8)]
     readers = [shards.Reader(one / "weights") for one in kept]
-    average = shards.Reader(checkpoint.resolve(folder / "annealed-average") / "weights")
+    average = shards.Reader(publish.resolve(folder / "annealed-average") / "weights")
     for name in average.names():
         mean = sum(reader.read(name).double() for reader in readers) / 4
         assert torch.allclose(average.read(name).double(), mean, rtol=1e-6, atol=1e-9), name
@@ -239,15 +241,15 @@ def test_sampling_and_the_plan_of_rounds(done: tuple[Path, dict[str, str]]) -> N
 
 
 def test_metas_files(done: tuple[Path, dict[str, str]]) -> None:
-    meta = checkpoint.read_meta(checkpoint.resolve(done[0] / "runs/meta"))
+    meta = publish.read_meta(publish.resolve(done[0] / "runs/meta"))
     assert meta.shape() == META
 
 
 def test_links_and_paths_of_the_readme_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
-    known = {path.stem for path in (ROOT / "llama31").glob("*.py")}
-    known |= {f"{path.parent.name}/" for path in (ROOT / "llama31").glob("*/__init__.py")}
-    rows = README.split("| module | |\n")[1].split("\n\n")[0]
-    named = {name for row in rows.splitlines()[1:] for name in re.findall(r"`([\w/]+)`", row.split("|")[1])}
-    assert named == known - {"__init__"}
+    rows = README.split("| package | |\n")[1].split("\n\n")[0].splitlines()[1:]
+    told = {row.split("`")[1].rstrip("/"): set(re.findall(r"`([a-z_]+)`", row.split("|")[2])) for row in rows}
+    assert told.keys() == {path.parent.name for path in (ROOT / "llama31").glob("*/__init__.py")}
+    for package, modules in told.items():
+        assert modules <= {path.stem for path in (ROOT / "llama31" / package).glob("*.py")}, package

@@ -10,10 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llama31 import checkpoint, choices, config, convert, mesh, model, pretrained, tokenizer
+from llama31 import config
+from llama31.checkpoint import publish
 from llama31.config import Task
-from llama31.engine import Forward
-from llama31.generate import generate
+from llama31.convert import checkpoints, pretrained
+from llama31.engine.pipeline import Forward
+from llama31.evaluate import choices
+from llama31.evaluate.generate import generate
+from llama31.model import llama
+from llama31.parallel import mesh
+from llama31.tokens import tokenizer
 from tests import smollm2
 from tests.test_convert import read_hf, settings
 from tests.test_model import FP32, ONE
@@ -33,12 +39,12 @@ def test_a_real_model_is_itself_on_every_way(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     folder = smollm2.write(tmp_path / "hf")
-    convert.run(settings("from_hf", folder, tmp_path / "run", dtype="fp32"))
-    path = checkpoint.resolve(tmp_path / "run")
-    shape = checkpoint.read_meta(path).shape()
+    checkpoints.run(settings("from_hf", folder, tmp_path / "run", dtype="fp32"))
+    path = publish.resolve(tmp_path / "run")
+    shape = publish.read_meta(path).shape()
     assert shape.norm_eps != 1e-5  # but in FP32 it is:
-    checkpoint.check_model(checkpoint.read_meta(path), replace(shape, norm_eps=1e-5))
-    convert.run(settings("to_hf", tmp_path / "out", tmp_path / "run", dtype="fp32"))
+    publish.check_model(publish.read_meta(path), replace(shape, norm_eps=1e-5))
+    checkpoints.run(settings("to_hf", tmp_path / "out", tmp_path / "run", dtype="fp32"))
     stored, back = load_file(folder / "model.safetensors"), read_hf(tmp_path / "out")
     assert all(torch.equal(stored[name], tensor) for name, tensor in back.items()) and len(back) == 30 * 9 + 2
 
@@ -46,7 +52,7 @@ def test_a_real_model_is_itself_on_every_way(tmp_path: Path) -> None:
     (tmp_path / "task.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found, grid = pretrained.find(str(tmp_path / "run")), mesh.create(ONE)
     words = tokenizer.load(found.tokenizer(config.Tokenizer("huggingface", "")))
-    chunks = model.build(found.shape, FP32, ONE, grid)
+    chunks = llama.build(found.shape, FP32, ONE, grid)
     found.load(chunks, grid)
     task = Task(str(tmp_path / "task.jsonl"))
     judged = choices.judge(Forward(chunks, grid), choices.prepare("t", task, words, 64), 4)

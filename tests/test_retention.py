@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama31 import attempts, checkpoint, config, retention
-from llama31.shards import Block, Shard
+from llama31 import config
+from llama31.checkpoint import publish, retention
+from llama31.checkpoint.shards import Block, Shard
+from llama31.runs import attempts
 
 pytestmark = pytest.mark.torch
 
 
 def save(folder: Path, step: int, attempt: int = 0, loss: float | None = None) -> Path:
-    meta = checkpoint.Meta(model={}, step=step, tokens=10 * step, attempt=attempt, validation_loss=loss)
-    return checkpoint.save(folder, meta, [Shard("w", (2,), [Block((0,), torch.zeros(2))])])
+    meta = publish.Meta(model={}, step=step, tokens=10 * step, attempt=attempt, validation_loss=loss)
+    return publish.save(folder, meta, [Shard("w", (2,), [Block((0,), torch.zeros(2))])])
 
 
 def steps(folder: Path) -> list[str]:
@@ -60,7 +62,7 @@ def test_only_the_newest_attempt_deletes_and_nothing_of_newer_ones(tmp_path: Pat
         (attempts.path_of(tmp_path, number) / "attempt.json").write_text(json.dumps({"from_step": from_step}))
     for step, attempt in ((1, 0), (2, 0), (3, 1), (4, 1)):
         save(folder, step, attempt)
-    with pytest.raises(checkpoint.Superseded):
+    with pytest.raises(publish.Superseded):
         retention.prune(folder, keep(1), fence=lambda: attempts.newer(tmp_path, 0))
     assert len(steps(folder)) == 4
     assert [path.name for path in retention.prune(folder, keep(1), attempt=0)] == ["step-00000002", "step-00000001"]
@@ -104,5 +106,5 @@ def test_a_held_out_loss_measured_after_the_save_counts(tmp_path: Path) -> None:
         save(tmp_path, step, loss=loss)
     retention.note_validation(tmp_path / "step-00000003", 1.5, keep(1, best=1))
     assert steps(tmp_path) == ["step-00000003"]
-    assert checkpoint.read_meta(tmp_path / "step-00000003").validation_loss == 1.5
-    assert checkpoint.verify(tmp_path / "step-00000003") == []
+    assert publish.read_meta(tmp_path / "step-00000003").validation_loss == 1.5
+    assert publish.verify(tmp_path / "step-00000003") == []

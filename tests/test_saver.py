@@ -13,15 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama31 import checkpoint, config, shards, train
-from llama31.saver import Saver
-from llama31.shards import Block, Shard
+from llama31 import config
+from llama31.checkpoint import publish, shards
+from llama31.checkpoint.saver import Saver
+from llama31.checkpoint.shards import Block, Shard
+from llama31.train import loop
 from tests.conftest import ROOT
 from tests.processes import LIMIT_S
 
 pytestmark = pytest.mark.torch
 
-META = checkpoint.Meta(model={}, step=1, tokens=10)
+META = publish.Meta(model={}, step=1, tokens=10)
 
 
 def whole(name: str, tensor: torch.Tensor) -> Shard:
@@ -67,9 +69,9 @@ def test_what_is_saved_is_the_moment_of_the_call(asynchronous: bool, tmp_path: P
             assert done.stall_s >= stall_s > 0 and done.write_s > 0
             assert torch.equal(shards.read(done.path / "weights", "w"), before)
             assert torch.equal(shards.read(done.path / "optimizer", "exp_avg.w"), kept)
-            checkpoint.load_random(done.path)
+            publish.load_random(done.path)
             assert torch.equal(torch.rand(2), drawn)
-            assert saver.poll() == [] and checkpoint.verify(done.path) == []
+            assert saver.poll() == [] and publish.verify(done.path) == []
 
 
 def test_training_goes_on_while_it_writes(tmp_path: Path) -> None:
@@ -79,7 +81,7 @@ def test_training_goes_on_while_it_writes(tmp_path: Path) -> None:
     saver.save(META, [whole("w", tensor)])
     tensor.zero_()
     assert saver.poll() == [] and saver.newest is None and saver.staged() == 0.0
-    assert checkpoint.newest(tmp_path) is None
+    assert publish.newest(tmp_path) is None
     slow.open.set()
     (done,) = saver.close()
     assert torch.equal(shards.read(done.path / "weights", "w"), torch.ones(4))
@@ -143,7 +145,7 @@ def test_a_full_disk_is_told_later_and_training_may_go_on(asynchronous: bool, tm
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # a real error of write(2)
     try:
         saver.save(replace(META, step=2), [whole("w", torch.zeros(100_000))])
-        with pytest.raises(checkpoint.CheckpointError, match=r"step-00000002: not written.*File too large.*free space"):
+        with pytest.raises(publish.CheckpointError, match=r"step-00000002: not written.*File too large.*free space"):
             saver.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -166,10 +168,10 @@ def test_a_full_file_system_leaves_the_older_checkpoint(tmp_path: Path) -> None:
         saver.save(META, [whole("w", torch.ones(300_000))])
         saver.wait()
         saver.save(replace(META, step=2), [whole("w", torch.zeros(300_000))])
-        with pytest.raises(checkpoint.CheckpointError, match=r"step-00000002: not written.*GB free.*free space"):
+        with pytest.raises(publish.CheckpointError, match=r"step-00000002: not written.*GB free.*free space"):
             saver.wait()
         assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-        assert checkpoint.newest_intact(tmp_path) == tmp_path / "step-00000001"
+        assert publish.newest_intact(tmp_path) == tmp_path / "step-00000001"
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True, timeout=LIMIT_S)
 
@@ -192,11 +194,11 @@ def test_failures_are_tolerated_for_a_while(tmp_path: Path, caplog: pytest.LogCa
     saver = Saver(tmp_path, fence=lambda: 5, tolerated=1)
     for step in (1, 2):
         saver.save(replace(META, step=step), [whole("w", torch.ones(2))])
-    with pytest.raises(checkpoint.Superseded, match="attempt 5"):  # two in a row are known by now
+    with pytest.raises(publish.Superseded, match="attempt 5"):  # two in a row are known by now
         saver.save(replace(META, step=3), [whole("w", torch.ones(2))])
     assert [record.message.count("attempt 5") for record in caplog.records] == [1, 1]
     assert saver.poll() == []
-    with pytest.raises(checkpoint.Superseded):
+    with pytest.raises(publish.Superseded):
         saver.wait()
     assert saver.wait() == []
 
@@ -216,7 +218,7 @@ def test_the_error_that_ends_a_run_is_not_hidden(tmp_path: Path, caplog: pytest.
 
 
 def test_a_run_ends_with_its_own_error_where_the_last_save_fails_too(tmp_path: Path) -> None:
-    run = object.__new__(train.Run)
+    run = object.__new__(loop.Run)
     run._parts, run.saver = contextlib.ExitStack(), Saver(tmp_path, fence=lambda: 5)
     run.saver.save(META, [whole("w", torch.ones(2))])
     run.__exit__(RuntimeError, RuntimeError("Connection reset by peer"), None)  # raises nothing of its own
@@ -227,9 +229,9 @@ RANKS = """
 import sys
 from pathlib import Path
 import torch, torch.distributed as dist
-from llama31 import checkpoint, shards
-from llama31.saver import Saver, background_group
-from llama31.shards import Block, Shard
+from llama31.checkpoint import publish as checkpoint, shards
+from llama31.checkpoint.saver import Saver, background_group
+from llama31.checkpoint.shards import Block, Shard
 
 folder, rank = Path(sys.argv[1]), int(sys.argv[2])
 dist.init_process_group("gloo", init_method=f"file://{folder}.store", rank=rank, world_size=2)

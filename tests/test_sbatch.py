@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from llama31 import config, sbatch, slurm
+from llama31 import config
 from llama31.config import Job
+from llama31.slurm import jobs, sbatch
 from tests.conftest import ROOT
 from tests.processes import LIMIT_S
 
@@ -40,14 +41,14 @@ def test_options_are_known_however_they_are_spelled(spelled: str) -> None:
 def test_a_chain_waits_for_its_own_jobs_and_for_those_of_the_user() -> None:
     """Of two --dependency, sbatch takes the last alone."""
     chain = Job(chain=["pretrain", "convert"], options="--qos=high -d afterok:5,afterany:7 --exclude=n3")
-    first, second = slurm.steps(chain, [*SMALL, "convert:direction=to_hf", "convert:hf=h"])
-    assert "-d afterok:5,afterany:7" in shlex.join(slurm.command(first, chain))
-    words = slurm.command(second, chain, "17:18")
+    first, second = jobs.steps(chain, [*SMALL, "convert:direction=to_hf", "convert:hf=h"])
+    assert "-d afterok:5,afterany:7" in shlex.join(jobs.command(first, chain))
+    words = jobs.command(second, chain, "17:18")
     waits = [word for word in words if word.startswith(("-d", "--dep"))]
     assert waits == ["--dependency=afterok:17:18,afterok:5,afterany:7"]
     assert {"--kill-on-invalid-dep=yes", "--qos=high", "--exclude=n3"} <= set(words)
     with pytest.raises(ValueError, match="join them by commas"):
-        slurm.command(second, Job(options="-d afterok:5?afterok:6"), "17")
+        jobs.command(second, Job(options="-d afterok:5?afterok:6"), "17")
 
 
 def test_jobs_to_wait_for_have_to_be_known_and_not_have_failed() -> None:

@@ -7,8 +7,10 @@ import math
 
 import pytest
 
-from llama31 import command, config, schedule
+from llama31 import config
+from llama31.command import entry
 from llama31.config import Ramp, Schedule
+from llama31.plan import schedule
 
 M4, M8, M16 = 4_194_304, 8_388_608, 16_777_216
 
@@ -16,7 +18,7 @@ M4, M8, M16 = 4_194_304, 8_388_608, 16_777_216
 @pytest.fixture(scope="module")
 def report() -> Schedule:
     overrides = ["name=x", "model=405b", "schedule=405b", "data=demo", "tokenizer=demo"]
-    return command.compose(config.Pretrain, "pretrain", overrides).schedule
+    return entry.compose(config.Pretrain, "pretrain", overrides).schedule
 
 
 def small(**given: object) -> Schedule:

@@ -6,13 +6,15 @@ import functools
 
 import pytest
 
-from llama31 import command, config, shapes
+from llama31 import config
+from llama31.command import entry
+from llama31.plan import shapes
 
 
 @functools.cache
 def model(name: str) -> config.Model:
     overrides = ["name=x", f"model={name}", "schedule=demo", "data=demo", "tokenizer=demo"]
-    return command.compose(config.Pretrain, "pretrain", overrides).model
+    return entry.compose(config.Pretrain, "pretrain", overrides).model
 
 
 @pytest.mark.parametrize(

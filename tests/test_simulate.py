@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from llama31 import plots, simulate
 from llama31.config import Simulate
-from llama31.simulate import CAUSES, DAY_S, PLANNED
+from llama31.plan import simulate
+from llama31.plan.simulate import CAUSES, DAY_S, PLANNED
+from llama31.runs import plots
 from tests.conftest import Command
 
 CAUSE = {cause.name: cause for cause in CAUSES}

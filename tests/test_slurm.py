@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 
-from llama31 import command, config, shapes, slurm
+from llama31 import config
+from llama31.command import entry
 from llama31.config import Job
+from llama31.plan import shapes
+from llama31.slurm import jobs
 from tests.conftest import ROOT, Command
 from tests.processes import LIMIT_S
 
 SMALL = ["name=x", "model=tiny", "schedule=demo", "data=demo", "tokenizer=demo"]
 BILL = re.compile(r"^# bill: --nodes=(\d+) (.*)\n#\s+(.*)$", re.MULTILINE)
-SCRIPTS = {name: (slurm.SCRIPTS / f"{name}.sh").read_text() for name in slurm.SCHEMAS}
+SCRIPTS = {name: (jobs.SCRIPTS / f"{name}.sh").read_text() for name in jobs.SCHEMAS}
 
 
 STAGE = ["data=demo", "init_from=y", "gates.baseline=z"]  # what a stage of long context has to be told
@@ -28,7 +31,7 @@ ROOTS = {"pretrain": STAGE[:1], "long_context": STAGE, "anneal": STAGE[:2], "sft
 
 @functools.cache
 def trained(root: str, *overrides: str) -> Any:
-    return command.compose(slurm.SCHEMAS[root], root, ["name=x", "tokenizer=demo", *ROOTS[root], *overrides])
+    return entry.compose(jobs.SCHEMAS[root], root, ["name=x", "tokenizer=demo", *ROOTS[root], *overrides])
 
 
 def pretrain(*overrides: str) -> config.Pretrain:
@@ -42,20 +45,20 @@ def expected_bill(recipe: str, nodes: int, overrides: list[str], mfu: float) -> 
     """What the comment of a script has to say, computed from the config that it names."""
     if recipe in (*ROOTS, "probe"):  # an arm of a probe is a run of pretrain
         run = trained(recipe if recipe in ROOTS else "pretrain", *overrides)
-        return slurm.bill(run, nodes * (run.cluster.processes_per_node or 1), mfu)
+        return jobs.bill(run, nodes * (run.cluster.processes_per_node or 1), mfu)
     if recipe == "judge":
         return "0 GPUs"
     model = pretrain(overrides[0], "schedule=8b").model
     if recipe == "convert":
-        return slurm.conversion_price(model, mb_per_s=200)
+        return jobs.conversion_price(model, mb_per_s=200)
     if recipe == "average":
-        return slurm.conversion_price(model, 200, inputs=int(overrides[1].removeprefix("inputs=")))
+        return jobs.conversion_price(model, 200, inputs=int(overrides[1].removeprefix("inputs=")))
     tokens = int(overrides[1].removeprefix("tokens="))
     forward = shapes.flops_per_token(model, 8192) / 3
-    return slurm.price(8 * nodes, tokens, tokens * forward, mfu)
+    return jobs.price(8 * nodes, tokens, tokens * forward, mfu)
 
 
-@pytest.mark.parametrize("recipe", slurm.SCHEMAS)
+@pytest.mark.parametrize("recipe", jobs.SCHEMAS)
 def test_bills_are_those_of_the_code(recipe: str) -> None:
     bills = BILL.findall(SCRIPTS[recipe])
     assert bills
@@ -68,35 +71,35 @@ def test_bills_are_those_of_the_code(recipe: str) -> None:
 def test_layouts_of_the_bills_are_possible(recipe: str) -> None:
     for nodes, overrides, _ in BILL.findall(SCRIPTS[recipe]):
         run = trained(recipe, *overrides.split())
-        assert slurm.world_size(run, Job(nodes=int(nodes))) == 8 * int(nodes)
+        assert jobs.world_size(run, Job(nodes=int(nodes))) == 8 * int(nodes)
         given = [f"submit.recipe={recipe}", "name=x", "tokenizer=demo", *ROOTS[recipe], *overrides.split()]
-        (step,) = slurm.steps(Job(recipe=recipe, nodes=int(nodes)), slurm.split(given)[1])
+        (step,) = jobs.steps(Job(recipe=recipe, nodes=int(nodes)), jobs.split(given)[1])
         assert step.run == run
 
 
 def test_work_is_that_of_the_stages() -> None:
     """By hand: rows of 4,096 tokens for 60 steps, of 8,192 from there on. The two layouts share the whole."""
     run = pretrain("model=405b", "schedule=405b")
-    tokens, flops = slurm.work(run)
+    tokens, flops = jobs.work(run)
     first = 60 * 4_194_304
     short, long = (shapes.flops_per_token(run.model, length) for length in (4096, 8192))
     assert flops == pytest.approx(first * short + (tokens - first) * long, rel=1e-12)
-    early = slurm.work(pretrain("model=405b", "schedule=405b", "stop_after_steps=342161"))
-    late = slurm.work(pretrain("model=405b", "schedule=405b", "parallel=405b_16k"))
+    early = jobs.work(pretrain("model=405b", "schedule=405b", "stop_after_steps=342161"))
+    late = jobs.work(pretrain("model=405b", "schedule=405b", "parallel=405b_16k"))
     assert early[0] + late[0] == tokens and early[1] + late[1] == pytest.approx(flops, rel=1e-12)
 
 
 def test_price_in_words() -> None:
-    said = slurm.price(100, 15_600_000_000_000, 1e15 * 3600 * 5000, mfu=0.5, peak_tflops=1000)
+    said = jobs.price(100, 15_600_000_000_000, 1e15 * 3600 * 5000, mfu=0.5, peak_tflops=1000)
     assert said == "100 GPUs, 15.6T tokens, 100 h, 10,000 GPU-h at 50% of 1000 TFLOPS"
 
 
 def test_every_recipe_has_its_script() -> None:
-    choices = next(field for name, _, field in command.usage.keys(Job) if name == "recipe").metadata["choices"]
-    assert set(choices) == set(slurm.SCHEMAS)
+    choices = next(field for name, _, field in entry.usage.keys(Job) if name == "recipe").metadata["choices"]
+    assert set(choices) == set(jobs.SCHEMAS)
     for name, text in SCRIPTS.items():
         module = name if (ROOT / f"recipes/{name}.py").exists() else f"pretrain --config-name {name}"
-        assert slurm.SCHEMAS[name] is config.Pretrain or module == name
+        assert jobs.SCHEMAS[name] is config.Pretrain or module == name
         assert f'/slurm/launch.sh" {module} "$@"' in text and f"#SBATCH --job-name={name}\n" in text
 
 
@@ -104,20 +107,20 @@ def test_every_recipe_has_its_script() -> None:
 
 
 def test_split() -> None:
-    own, others = slurm.split(["recipe=pretrain", "dry_run=true", "submit.nodes=2", "model=8b", "--config-dir", "my"])
+    own, others = jobs.split(["recipe=pretrain", "dry_run=true", "submit.nodes=2", "model=8b", "--config-dir", "my"])
     assert own == ["submit.recipe=pretrain", "submit.dry_run=true", "submit.nodes=2"]
     assert others == ["model=8b", "--config-dir", "my"]
-    assert slurm.split(["typo=1"]) == (["typo=1"], [])
+    assert jobs.split(["typo=1"]) == (["typo=1"], [])
 
 
 def test_short_names_hide_no_key_of_a_recipe() -> None:
-    for schema in slurm.SCHEMAS.values():
-        names = {name.split(".")[0] for name, _, _ in command.usage.keys(schema)}
-        assert not names & {*slurm.SHORT, "submit"}
+    for schema in jobs.SCHEMAS.values():
+        names = {name.split(".")[0] for name, _, _ in entry.usage.keys(schema)}
+        assert not names & {*jobs.SHORT, "submit"}
 
 
-def chain(job: Job, *arguments: str) -> list[slurm.Step]:
-    return slurm.steps(job, arguments)
+def chain(job: Job, *arguments: str) -> list[jobs.Step]:
+    return jobs.steps(job, arguments)
 
 
 def test_chain_gives_each_recipe_its_own() -> None:
@@ -139,12 +142,12 @@ def test_chain_gives_each_recipe_its_own() -> None:
     first, second = chain(job, *words, "parallel.tp=4")
     assert first.arguments == [*words[:2], *SMALL, "parallel.tp=4"]
     assert second.arguments == [*words[:2], "direction=to_hf", "hf=a:b", "checkpoint=c"] and second.run.hf == "a:b"
-    assert slurm.command(first, job) == [
+    assert jobs.command(first, job) == [
         "sbatch", "--parsable", "--job-name=x", "--nodes=1", "--gpus-per-node=4", "--account=team", "--time=2-0",
         "--output=runs/x/logs/%j.out", "--exclude=n3", "--comment=a b",
         str(ROOT / "slurm/pretrain.sh"), *first.arguments,
     ]  # fmt: skip
-    after = slurm.command(second, job, "17")
+    after = jobs.command(second, job, "17")
     assert "--dependency=afterok:17" in after and "--kill-on-invalid-dep=yes" in after
     assert "--nodes=1" in after and not any("gpus" in word for word in after)
 
@@ -182,7 +185,7 @@ def test_chain_names_a_recipe_several_times_and_hands_on() -> None:
     average = found["average"].run
     assert (average.run, average.last, average.target) == ("runs/anneal", None, "runs/anneal-average")
     assert found["evaluate.last"].run.checkpoint == found["convert"].run.checkpoint == "runs/anneal-average"
-    command = slurm.command(second, Job(), after="7")
+    command = jobs.command(second, Job(), after="7")
     assert {"--job-name=long-2", "--dependency=afterok:7", "--kill-on-invalid-dep=yes"} <= set(command)
     script = command.index(str(ROOT / "slurm/long_context.sh"))
     assert command[script + 1 :] == second.arguments
@@ -240,7 +243,7 @@ def test_impossible_chains(job: dict[str, Any], arguments: list[str], said: str)
 )
 def test_nodes_follow_the_layout(overrides: list[str], job: dict[str, Any], nodes: int, processes: int) -> None:
     run, asked = pretrain("model=tiny", "schedule=demo", *overrides), Job(**job)
-    assert (slurm.nodes(run, asked), slurm.processes_per_node(run, asked)) == (nodes, processes)
+    assert (jobs.nodes(run, asked), jobs.processes_per_node(run, asked)) == (nodes, processes)
 
 
 # --- the command ---

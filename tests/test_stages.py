@@ -9,9 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-from llama31 import command, config, layout, schedule
-from llama31.command import compose
-from llama31.validate import validate
+from llama31 import config
+from llama31.command import entry
+from llama31.command.entry import compose
+from llama31.command.validate import validate
+from llama31.plan import layout, schedule
 
 GIVEN = ["name=x", "data=demo", "tokenizer=demo"]
 STAGE = [*GIVEN, "init_from=before", "gates.baseline=before.json"]
@@ -27,7 +29,7 @@ def stages(model: str) -> list[config.Pretrain]:
     if model == "405b":
         pairs = [(f"schedule=long_{number}", f"parallel={name}") for number, name in enumerate(LAYOUTS, start=1)]
         found = [[*STAGE, "model=405b", *pair] for pair in pairs]
-        return [command.load(config.Pretrain, "long_context", given, lambda _: SERVED[model]) for given in found]
+        return [entry.load(config.Pretrain, "long_context", given, lambda _: SERVED[model]) for given in found]
     layout_of = {"70b": "parallel=70b", "8b": "parallel=8b_1node"}[model]
     run = compose(config.Pretrain, "long_context", [*STAGE, f"model={model}", "schedule=long_1", layout_of])
     return [
@@ -94,7 +96,7 @@ def annealings() -> list[config.Pretrain]:
     """The default, ours, and the report's 40M tokens."""
     given = [*GIVEN, "init_from=before", "model=405b", "parallel=405b_128k"]
     return [
-        command.load(config.Pretrain, "anneal", [*given, *more], lambda _: 16_384)
+        entry.load(config.Pretrain, "anneal", [*given, *more], lambda _: 16_384)
         for more in ([], ["schedule=anneal_40m"])
     ]
 

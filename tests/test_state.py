@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from llama31 import state
+from llama31.engine import state
 
 pytestmark = pytest.mark.torch
 

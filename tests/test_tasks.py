@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from llama31 import config, inputs, tasks
+from llama31 import config
+from llama31.command import inputs
 from llama31.config import ConfigError, Task
+from llama31.evaluate import tasks
 from tests.conftest import Command
 
 LINES: list[dict[str, Any]] = [

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llama31 import config, tokenizer
-from llama31.align import chat, template
+from llama31 import config
+from llama31.tokens import chat, template, tokenizer
 
 TEXTS = [
     "Hello world! It's 12345 o'clock; isn't it?\r\n\n\n  def f(x):\n\treturn x  \n",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llama31 import versions
+from llama31.model import versions
 from tests import processes
 from tests.conftest import ROOT
 from tests.outdated import compared, pins

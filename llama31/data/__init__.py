@@ -1,1 +1,5 @@
-"""From text to batches: sources -> pack -> .bin/.idx -> mixture -> batches. No torch in here."""
+"""From token files to the rows of a step, a pure function of seed, step, data, schedule and decisions.
+
+Imports: config, plan, tokens.
+Offers: mixture, stream and whole (documents in rows), batches, prefetch.
+"""

@@ -17,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama31 import config
-from llama31.data import lengths, packed
-from llama31.data.indexed import IndexedReader
+from llama31.data import lengths
 from llama31.data.lengths import Lengths
 from llama31.data.mixture import Decision, Mixture, plan
-from llama31.data.packed import Packed
 from llama31.data.stream import Scattered, Stream
 from llama31.data.whole import Whole
-from llama31.schedule import total_steps
+from llama31.plan.schedule import total_steps
+from llama31.tokens import packed
+from llama31.tokens.indexed import IndexedReader
+from llama31.tokens.packed import Packed
 
 _MANY_EPOCHS = 4  # up to which repetition costs little (Muennighoff et al. 2023, arXiv:2305.16264)
 

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama31 import config, schedule
+from llama31 import config
+from llama31.plan import schedule
 
 _LONGEST_PATTERN = 1 << 16
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llama31.data.indexed import IndexedReader
+from llama31.tokens.indexed import IndexedReader
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama31.data.bins import Bins, fill
-from llama31.data.indexed import IndexedReader
 from llama31.data.mixture import Chapter
 from llama31.data.stream import order_of, permuted
+from llama31.tokens.indexed import IndexedReader
 
 Ints = NDArray[np.int64]
 

@@ -1,7 +1,10 @@
 """One HTML page for one or several run folders: is the run well, and where did its time go? No torch.
 
-`record` reads the folders, `accounts` adds up, `plots` chooses the charts that `charts` draws, `tables` and `page` set
-the rest. The page needs no network and no other file, and a run may be reported on while it trains.
+`record` reads the folders, `accounts` adds up, `figures` chooses the charts that `charts` draws, `tables` and `page`
+set the rest. The page needs no network and no other file, and a run may be reported on while it trains.
+
+Imports: config, plan, runs.
+Offers: `write`; rounds (the page of post-training's rounds).
 """
 
 from __future__ import annotations
@@ -9,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from llama31 import files
 from llama31.report import page, record
 from llama31.report.accounts import Account
+from llama31.runs import files
 
 NAME = "report.html"
 

@@ -15,11 +15,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from llama31 import metrics
-from llama31.metrics import Attempt
 from llama31.report.record import Run, number, stalled
 from llama31.report.text import count, duration, percent, short
-from llama31.views import Line
+from llama31.runs import metrics
+from llama31.runs.metrics import Attempt
+from llama31.runs.views import Line
 
 TRAINING, LOST, STALLS, START, DOWN, OTHER = SLICES = (
     "training",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llama31 import shapes
 from llama31.config import Model
-from llama31.report import plots, tables
+from llama31.plan import shapes
+from llama31.report import figures, tables
 from llama31.report.accounts import DEFINITION, SLICES, TRAINING, Account, concerns
 from llama31.report.charts import COLOURS, draw
 from llama31.report.record import Run, flat, number
@@ -40,7 +40,7 @@ def _run(account: Account, index: int, several: bool) -> str:
     run, level = account.run, "h2" if several else "h1"
     colour = index % COLOURS
     dot = f'<i class="dot k{colour}"></i>' if several else ""
-    charts = "".join(draw(chart) for chart in plots.of_run(account, colour)) if run.train else _NO_STEP
+    charts = "".join(draw(chart) for chart in figures.of_run(account, colour)) if run.train else _NO_STEP
     parts = [
         f'<div class="head"><{level}>{dot}{escape(run.label)}</{level}>{_pill(account.state)}</div>',
         f'<p class="sub">{_subtitle(account)}</p>',
@@ -48,14 +48,14 @@ def _run(account: Account, index: int, several: bool) -> str:
         _tiles(account),
         f'<h2>Training</h2><div class="grid">{charts}</div>',
         f'<h2>Time</h2><div class="grid">{_split(account)}{_timeline(account)}'
-        f"{draw(plots.progress(account, colour))}</div>",
+        f"{draw(figures.progress(account, colour))}</div>",
         *tables.of_run(account),
     ]
     return f'<section class="run" id="run-{index}">{"".join(parts)}</section>'
 
 
 def _pill(state: str) -> str:
-    return f'<span class="pill {escape(state)}">{plots.SIGNS.get(state, "◆")} {escape(state)}</span>'
+    return f'<span class="pill {escape(state)}">{figures.SIGNS.get(state, "◆")} {escape(state)}</span>'
 
 
 def _subtitle(account: Account) -> str:
@@ -199,8 +199,8 @@ def _timeline(account: Account) -> str:
     names = [name for name in SLICES if name != "checkpoint stalls"]
     chips = "".join(
         f'<span class="chip"><i class="swatch {_class(name)}"></i>{name}</span>' for name in names
-    ) + "".join(f'<span class="chip"><b class="{name}">{sign}</b>{name}</span>' for name, sign in plots.SIGNS.items())
-    picture = plots.attempts(account)
+    ) + "".join(f'<span class="chip"><b class="{name}">{sign}</b>{name}</span>' for name, sign in figures.SIGNS.items())
+    picture = figures.attempts(account)
     head = f'<figcaption><b>Attempts</b></figcaption><div class="legend">{chips}</div>'
     return f'<figure class="card wide">{head}{picture}</figure>'
 
@@ -214,7 +214,7 @@ def _comparison(accounts: Sequence[Account]) -> str:
         "effective", "interruptions", "wall time",
     ]  # fmt: skip
     rows = [_compared(account, index) for index, account in enumerate(accounts)]
-    charts = "".join(draw(chart) for chart in plots.of_runs(accounts))
+    charts = "".join(draw(chart) for chart in figures.of_runs(accounts))
     return (
         f'<h1>{len(accounts)} runs</h1><p class="sub">Loss, tokens/s and MFU are medians of the newest steps.</p>'
         f'{table(names, rows)}<h2>Side by side</h2><div class="grid">{charts}</div>{_differences(accounts)}'

@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llama31 import metrics
-from llama31.metrics import Attempt
-from llama31.views import Line
+from llama31.runs import metrics
+from llama31.runs.metrics import Attempt
+from llama31.runs.views import Line
 
 Facts = dict[str, Any]
 

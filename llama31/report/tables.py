@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from llama31.metrics import Attempt
 from llama31.report.accounts import Account, Cause, Ending, causes
 from llama31.report.record import Run, flat, number, read_json, stalled
 from llama31.report.text import NONE, duration, escape, facts, moment, plain, short
+from llama31.runs.metrics import Attempt
 
 ROWS = 200  # of one table; the newest are shown
 PER_ATTEMPT = ("attempt", "time_s", "from_step", "from_tokens", "weights_from", "slurm_job", "slurm_restart")

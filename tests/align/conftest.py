@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llama31 import config
-from llama31.align import chat
+from llama31.tokens import chat
 
 Written = Callable[..., Path]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from llama31.align import rows
-from llama31.align.chat import BODY, END, HEADER
-from llama31.align.rows import Piece, Response
+from llama31.dialogs import rows
+from llama31.dialogs.rows import Piece, Response
+from llama31.tokens.chat import BODY, END, HEADER
 
 VOCAB = 320
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from llama31.align.servers import NEUTRAL
+from llama31.sampling.servers import NEUTRAL
 
 SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>")
 SPECIAL += ("<|eot_id|>", "<|python_tag|>")

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama31 import config, tokenizer
-from llama31.align import chat, prompts
+from llama31 import config
+from llama31.sampling import prompts
+from llama31.tokens import chat, tokenizer
 from tests.align.scripted import Bytes
 
 WORDS = Bytes()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from llama31 import config
-from llama31.align import chain, rounds
+from llama31.post_train import chain, rounds
 from recipes import post_train
 from tests.align.test_rounds import MODEL, Pretender, planned
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llama31 import config, tokenizer
-from llama31.align import chat
+from llama31 import config
+from llama31.tokens import chat, tokenizer
 
 SEARCH = {"function": {"name": "brave_search", "arguments": {"query": "weather in Zürich"}}}
 CODE = {"function": {"name": "code_interpreter", "arguments": {"code": "  print(1 + 1)\n"}}}

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llama31.align import chat, prompts, scored
+from llama31.judging import scored
+from llama31.sampling import prompts
+from llama31.tokens import chat
 from tests.align.conftest import Written, dialog, preference
 from tests.align.test_data import GOOD, dialogs, preferred
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from llama31 import config
-from llama31.align import calibration, chat, columns, feed, plan, preferences, rows, store
-from llama31.align.chat import BODY, END, HEADER
 from llama31.data.mixture import Skip
+from llama31.dialogs import columns, feed, passes, preferences, rows, store
+from llama31.judging import calibration
+from llama31.tokens import chat
+from llama31.tokens.chat import BODY, END, HEADER
 from tests.align.conftest import SCHEDULE, Bytes, Written, dialog, preference
 
 SETTINGS = {"tokenizer": Bytes.fingerprint, "vocab_size": Bytes.vocab_size}
@@ -318,7 +320,7 @@ def test_only_wanted_strengths_are_learned(form: chat.Format, write: Written) ->
 @pytest.mark.parametrize("epochs", [1.0, 2.0, 0.25, 1.5])
 def test_a_pass_visits_a_source_as_often_as_its_epochs_say(epochs: float) -> None:
     lengths = np.random.default_rng(0).integers(3, 60, 200)
-    made = plan.Plan({"a": lengths}, {"a": epochs}, 64, seed=1)
+    made = passes.Plan({"a": lengths}, {"a": epochs}, 64, seed=1)
     visits: list[np.ndarray] = [np.zeros(200, int), np.zeros(200, int)]
     number = 0
     while (found := made.row(number))[0] < 2:
@@ -332,9 +334,9 @@ def test_a_pass_visits_a_source_as_often_as_its_epochs_say(epochs: float) -> Non
 
 def test_rows_are_full_and_nothing_is_cut() -> None:
     lengths = np.random.default_rng(0).integers(5, 500, 2000)
-    packed = plan.best_fit(lengths, 512)
+    packed = passes.best_fit(lengths, 512)
     assert sorted(np.concatenate(packed)) == list(range(2000))
-    assert max(lengths[row].sum() for row in packed) <= 512 and plan.fill(packed, lengths, 512) > 0.97
+    assert max(lengths[row].sum() for row in packed) <= 512 and passes.fill(packed, lengths, 512) > 0.97
 
 
 def test_rows_are_a_function_of_the_step_and_skips_leave_steps_out(form: chat.Format, write: Written) -> None:

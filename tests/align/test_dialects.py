@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llama31 import config
-from llama31.align import dialects, prompts, sampling, servers
+from llama31.sampling import dialects, drawing, prompts, servers
 from tests.align.scripted import Script, serving
 from tests.align.test_sampling import FORM, QUICK, STOPS, WORDS, connected, drawn, given, http, lines, request
 
@@ -152,7 +152,7 @@ def test_whatever_a_server_may_default_is_asked_to_be_neutral(tmp_path: Path) ->
         assert drawn(tmp_path, http(connected([url])), given(1)) == 3
     body = script.asked[-1]
     assert {name: body[name] for name in servers.NEUTRAL} == servers.NEUTRAL and servers.NEUTRAL["top_k"] == -1
-    (facts,) = sampling.Register(tmp_path).known.values()
+    (facts,) = drawing.Register(tmp_path).known.values()
     assert facts["neutral"] == servers.NEUTRAL and facts["truncated"] is False and facts["lengths"]
 
 

@@ -10,17 +10,23 @@ from typing import Any
 
 import pytest
 
-from llama31 import checkpoint, config, mesh, model, pretrained
-from llama31.align import chat, embedded, prompts, rejection, sampling, template
-from llama31.generate import generate
-from llama31.mesh import Grid
-from llama31.model import Llama
+from llama31 import config
+from llama31.checkpoint import publish
+from llama31.convert import pretrained
+from llama31.evaluate.generate import generate
+from llama31.judging import embedded, rejection
+from llama31.model import llama
+from llama31.model.llama import Llama
+from llama31.parallel import mesh
+from llama31.parallel.mesh import Grid
+from llama31.sampling import drawing, prompts
+from llama31.tokens import chat, template
 from tests.align.scripted import Bytes
 from tests.test_model import FP32, MODEL, ONE
 
 pytestmark = pytest.mark.torch
 
-POLICY = sampling.Policy("runs/policy", "abc")
+POLICY = drawing.Policy("runs/policy", "abc")
 RUN = config.Sampling(answers=3, max_new_tokens=6, batch=4)
 
 
@@ -38,14 +44,14 @@ def grid() -> Iterator[Grid]:
 
 @pytest.fixture(scope="module")
 def chunks(grid: Grid) -> list[Llama]:
-    return model.build(replace(MODEL, init_std=0.1, max_positions=128), FP32, ONE, grid, seed=4)
+    return llama.build(replace(MODEL, init_std=0.1, max_positions=128), FP32, ONE, grid, seed=4)
 
 
 def drawn(
     chunks: list[Llama], grid: Grid, asked: list[prompts.Prompt], run: config.Sampling = RUN
 ) -> list[dict[str, Any]]:
     source: Any = embedded.Embedded(chunks, grid, Words(), POLICY, run)  # type: ignore[arg-type]
-    return [line for lines in source.draw(sampling.missing(asked, run.answers, ())) for line in lines]
+    return [line for lines in source.draw(drawing.missing(asked, run.answers, ())) for line in lines]
 
 
 def asked(*texts: str) -> list[prompts.Prompt]:
@@ -91,9 +97,9 @@ def test_a_policy_answers_in_what_it_was_trained_in(trained: str, monkeypatch: p
         built.append(precision)
         raise NotImplementedError
 
-    monkeypatch.setattr(model, "build", build)
+    monkeypatch.setattr(llama, "build", build)
     monkeypatch.setattr(mesh, "create", lambda *_: None)
-    weights = pretrained.Pretrained(Path("x"), checkpoint.Meta(asdict(MODEL), precision=trained))
+    weights = pretrained.Pretrained(Path("x"), publish.Meta(asdict(MODEL), precision=trained))
     run = config.Sample(sampling=RUN)
     session: Any = SimpleNamespace(run=run, weights=weights, words=Words())
     with pytest.raises(NotImplementedError):

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from llama31 import config
-from llama31.align import checks, filters, refusals
-from llama31.align.filters import Candidate
+from llama31.sampling import checks, filters, refusals
+from llama31.sampling.filters import Candidate
 
 PLAIN = "The river runs past the old mill and into the sea."
 LOOP = "and so on it goes " * 12

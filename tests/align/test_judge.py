@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from llama31 import config
-from llama31.align import judge, ranking, sampling
+from llama31.judging import judge, ranking
 from llama31.report import rounds
+from llama31.sampling import drawing
 
 MODEL = "reward-1"
 
@@ -31,7 +32,7 @@ def answers(folder: Path, given: Sequence[dict[str, Any]], model: str = MODEL) -
             scores.append(
                 {"prompt": one["id"], "k": k, "reward": reward, "model": model, "name": f"runs/{model}/step-1"}
             )
-    for name, lines in ((sampling.PROMPTS, prompts), (sampling.CANDIDATES, candidates), (sampling.SCORES, scores)):
+    for name, lines in ((drawing.PROMPTS, prompts), (drawing.CANDIDATES, candidates), (drawing.SCORES, scores)):
         with (folder / name).open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
     return folder
@@ -73,7 +74,7 @@ def test_a_prompt_without_an_answer_is_lost_and_obeys_nothing(tmp_path: Path) ->
 def test_the_reward_model_may_be_named(tmp_path: Path) -> None:
     """Answers that a later round's model has ranked too are judged again as they were."""
     answers(tmp_path / "a", plain([1.0, 1.0]), "reward-1")
-    with (tmp_path / "a" / sampling.SCORES).open("a") as file:
+    with (tmp_path / "a" / drawing.SCORES).open("a") as file:
         for k in "01":
             told = {"prompt": k, "k": 0, "reward": -5.0, "model": "reward-2", "name": "runs/reward-2/step-1"}
             file.write(json.dumps(told) + "\n")
@@ -88,10 +89,10 @@ def test_answers_to_a_prompt_as_it_was_before_are_none(tmp_path: Path) -> None:
     folder = answers(tmp_path / "a", [{"id": "0", "texts": ["now"], "rewards": [1.0], "asked": "new"}])
     line = {"prompt": "0", "k": 0, "finish": "stop", "asked": "old", "text": "then"}
     now = {**line, "asked": "new", "text": "now"}
-    (folder / sampling.CANDIDATES).write_text(f"{json.dumps(line)}\n{json.dumps(now)}\n")
+    (folder / drawing.CANDIDATES).write_text(f"{json.dumps(line)}\n{json.dumps(now)}\n")
     told = {"prompt": "0", "k": 0, "model": MODEL, "name": "x"}
     scores = [{**told, "reward": value, "judged": ranking.judged(one)} for one, value in ((now, 3.0), (line, -3.0))]
-    (folder / sampling.SCORES).write_text("".join(json.dumps(score) + "\n" for score in scores))
+    (folder / drawing.SCORES).write_text("".join(json.dumps(score) + "\n" for score in scores))
     found, _ = judge.answered(folder)
     assert found["0"].texts == ["now"] and found["0"].rewards == [3.0]
 
@@ -109,7 +110,7 @@ def test_rewards_of_one_model_are_compared(tmp_path: Path) -> None:
     run = config.Judge(folder="x", answers=str(tmp_path / "a"), previous=str(tmp_path / "b"))
     with pytest.raises(ValueError, match="nothing was ranked by the reward model reward-1"):
         judge.judge(run)
-    with (tmp_path / "b" / sampling.SCORES).open("a") as file:
+    with (tmp_path / "b" / drawing.SCORES).open("a") as file:
         file.write(json.dumps({"prompt": "0", "k": 0, "reward": 0.5, "model": MODEL}) + "\n")
     assert judge.judge(run)["win_rate"]["score"] == 1.0
 
@@ -143,7 +144,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     other = answers(tmp_path / "b", [{"id": "elsewhere", "texts": ["x"], "rewards": [1.0]}])
     with pytest.raises(ValueError, match="no prompt was answered and ranked both there and in"):
         judge.judge(config.Judge(folder="x", answers=str(folder), previous=str(other)))
-    (folder / sampling.SCORES).unlink()
+    (folder / drawing.SCORES).unlink()
     with pytest.raises(ValueError, match="there is no scores.jsonl; rank its answers"):
         judge.answered(folder)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from llama31.align import chat, prompts
+from llama31.sampling import prompts
+from llama31.tokens import chat
 from tests.align.scripted import Bytes
 
 FORM = chat.Format(Bytes())

@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 from llama31 import config
-from llama31.align import answers, chat, preferences, prompts, ranking, sampling, servers, template
-from llama31.align.prompts import Prompt
+from llama31.dialogs import preferences
+from llama31.judging import ranking
+from llama31.sampling import answers, drawing, prompts, servers
+from llama31.sampling.prompts import Prompt
+from llama31.tokens import chat, template
 from tests.align.scripted import Script, serving
 from tests.align.test_sampling import (
     FORM,
@@ -28,7 +31,7 @@ from tests.align.test_sampling import (
     lines,
 )
 
-REWARD = sampling.Policy("runs/reward", "def")
+REWARD = drawing.Policy("runs/reward", "def")
 
 
 def by_length(pairs: Sequence[tuple[Prompt, chat.Message]]) -> list[float | None]:
@@ -38,8 +41,8 @@ def by_length(pairs: Sequence[tuple[Prompt, chat.Message]]) -> list[float | None
 def ranked(
     folder: Path, asked: Sequence[Prompt], scorer: ranking.Scorer = by_length, limit: int = 100, **changes: Any
 ) -> dict[str, Any]:
-    found, refused = ranking.candidates(folder, sampling.known(asked), 3)
-    known = ranking.rewards(sampling.read_lines(folder / sampling.SCORES), REWARD.fingerprint, found, limit)
+    found, refused = ranking.candidates(folder, drawing.known(asked), 3)
+    known = ranking.rewards(drawing.read_lines(folder / drawing.SCORES), REWARD.fingerprint, found, limit)
     todo = ranking.unscored(found, known)
     known = {**known, **ranking.score(folder, asked, todo, REWARD, scorer, limit, chunk=5)}
     run = config.Sample(folder=str(folder), prompts="", policy="", **changes)
@@ -53,7 +56,7 @@ def test_the_best_answer_becomes_a_dialog_and_a_pair(tmp_path: Path) -> None:
     by_prompt: dict[str, list[str]] = {}
     for line in lines(tmp_path):
         by_prompt.setdefault(line["prompt"], []).append(line["text"])
-    best = sampling.read_lines(tmp_path / sampling.BEST)
+    best = drawing.read_lines(tmp_path / drawing.BEST)
     assert len(best) == told["kept"] == 4
     for record in best:
         chat.read(record)
@@ -62,7 +65,7 @@ def test_the_best_answer_becomes_a_dialog_and_a_pair(tmp_path: Path) -> None:
         assert record["provenance"]["reward"] == len(answer["content"])
         assert record["provenance"]["reward_model"]["fingerprint"] == "def" and "seed" in record["provenance"]
         assert record["provenance"]["server"]["model"] == "tiny"
-    for record in sampling.read_lines(tmp_path / sampling.PAIRS):
+    for record in drawing.read_lines(tmp_path / drawing.PAIRS):
         chosen, rejected = len(record["chosen"]), len(record["rejected"])
         sizes = sorted(map(len, by_prompt[record["id"]]))
         assert (rejected, chosen) == (sizes[0], sizes[-1]) and record["strength"] == "better"
@@ -93,9 +96,9 @@ def test_another_prompt_of_the_same_id_is_answered_anew(tmp_path: Path) -> None:
         assert drawn(tmp_path, http(connected_anew(url)), [new]) == 3
     told = ranked(tmp_path, [new])
     assert told["answers"] == 3 and told["reward_best"] == len(script.says)
-    assert not sampling.missing([new], 3, lines(tmp_path)) and not sampling.missing([old], 3, lines(tmp_path))
+    assert not drawing.missing([new], 3, lines(tmp_path)) and not drawing.missing([old], 3, lines(tmp_path))
     silent = [{key: value for key, value in line.items() if key != "asked"} for line in lines(tmp_path)[:3]]
-    assert not sampling.missing([new], 3, silent) and len(sampling.missing([new], 3, lines(tmp_path)[:3])) == 3
+    assert not drawing.missing([new], 3, silent) and len(drawing.missing([new], 3, lines(tmp_path)[:3])) == 3
 
 
 def connected_anew(url: str) -> list[servers.Server]:
@@ -119,7 +122,7 @@ def test_a_score_is_that_of_what_was_judged(tmp_path: Path) -> None:
         calls.clear()
         assert ranked(tmp_path, given(2), short, limit)["kept"] == 1 and sum(calls) == more
     assert ranked(tmp_path, given(2), by_length, 200)["kept"] == 2
-    path, calls = tmp_path / sampling.CANDIDATES, []
+    path, calls = tmp_path / drawing.CANDIDATES, []
     path.write_text(path.read_text().replace('"text": "', '"text": "Well, ', 1))
     ranked(tmp_path, given(2), short, 200)
     assert calls == [1]
@@ -135,11 +138,11 @@ def test_rewards_that_are_no_numbers_are_counted(tmp_path: Path) -> None:
 
     told = ranked(tmp_path, given(3), odd)
     assert (told["without a reward"], told["kept"], told["reward_mean"]) == (3, 2, 2.0)
-    for name in (sampling.SUMMARY, sampling.SCORES):
+    for name in (drawing.SUMMARY, drawing.SCORES):
         assert not {"NaN", "Infinity"} & set(re.findall(r"[:\[] (\w+)", (tmp_path / name).read_text()))
     assert ranked(tmp_path, given(3), odd, 10**6) == told, "and they are not asked for again"
     old = {"prompt": given(3)[1].id, "k": 0, "reward": math.nan, "model": REWARD.fingerprint, "name": REWARD.name}
-    with (tmp_path / sampling.SCORES).open("a") as file:
+    with (tmp_path / drawing.SCORES).open("a") as file:
         file.write(json.dumps(old) + "\n")
     assert ranked(tmp_path, given(3))["without a reward"] == 4
 
@@ -192,9 +195,9 @@ def test_what_was_sampled_is_scored_and_trained(says: str, ends: str | None, ids
 
     told = ranked(tmp_path, given(1), by_call)
     assert told["dropped"] == {} and heard[0] == ids and lines(tmp_path)[0].get("end") in (ends, "<|eom_id|>")
-    (best,) = sampling.read_lines(tmp_path / sampling.BEST)
+    (best,) = drawing.read_lines(tmp_path / drawing.BEST)
     assert spoken(best["messages"][-1]) == ids and "message" not in best["provenance"]
-    (pair,) = sampling.read_lines(tmp_path / sampling.PAIRS)
+    (pair,) = drawing.read_lines(tmp_path / drawing.PAIRS)
     encoded = preferences.encode(pair, FORM, 1.0)
     assert encoded is not None and pair["rejected"] == "I do not know."
     tokens, parts = encoded.sequences[1]

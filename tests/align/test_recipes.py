@@ -12,9 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from llama31 import checkpoint, config, mesh, metrics, model, reference, shards
-from llama31.align import chat, scored
-from llama31.align.score import Judge
+from llama31 import config
+from llama31.checkpoint import publish, shards
+from llama31.judging import scored
+from llama31.judging.score import Judge
+from llama31.model import llama
+from llama31.parallel import mesh
+from llama31.runs import metrics
+from llama31.tokens import chat
+from llama31.train import reference
 from recipes import dpo, reward, sft
 from recipes import score as score_recipe
 from tests.align.conftest import dialog, preference
@@ -36,12 +42,12 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, random = tmp_path_factory.mktemp("room"), np.random.default_rng(0)
     grid = mesh.create(config.Parallel())
     for name, seed in (("base", 3), ("other", 4)):
-        chunks = model.build(MODEL, config.Precision(params="fp32"), config.Parallel(), grid, seed=seed)
+        chunks = llama.build(MODEL, config.Precision(params="fp32"), config.Parallel(), grid, seed=seed)
         blocks = [
             shards.Shard(one.name, one.shape, [shards.Block(*block) for block in one.blocks(one.parameter.data)])
-            for one in model.shards(chunks, MODEL, grid)
+            for one in llama.shards(chunks, MODEL, grid)
         ]
-        checkpoint.save(folder / name / "checkpoints", checkpoint.Meta(dataclasses.asdict(MODEL), step=1), blocks)
+        publish.save(folder / name / "checkpoints", publish.Meta(dataclasses.asdict(MODEL), step=1), blocks)
     mesh.close()
     dialogs = [dialog(said(random), f"{said(random)} more words") for _ in range(80)]
     strengths = ("significantly_better", "better", "slightly_better")
@@ -82,7 +88,7 @@ def curve(folder: Path) -> list[dict[str, Any]]:
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    found = checkpoint.resolve(folder)
+    found = publish.resolve(folder)
     return {
         f"{part}/{name}": shards.Reader(found / part).read(name)
         for part in ("weights", "optimizer")

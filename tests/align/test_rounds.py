@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from llama31 import command, config
-from llama31.align import rounds
-from llama31.command import compose
+from llama31 import config
+from llama31.command import entry
+from llama31.command.entry import compose
+from llama31.post_train import rounds
 from tests.conftest import Command
 
 MODEL = '"model=tiny","tokenizer=demo","schedule.total_tokens=1e9"'
@@ -116,10 +117,10 @@ def test_who_asks_servers_needs_no_layout() -> None:
     """`slurm/sample.sh` hands the same arguments to the one who asks and to those who rank."""
     given = ["folder=f", "prompts=p.jsonl", "policy=x", "reward=y", "parallel.tp=8"]
     asks = [*given, "part=draw", "server.urls=[http://node1:8000/v1]"]
-    assert command.load(config.Sample, "sample", asks, lambda run: 1).parallel.tp == 8
+    assert entry.load(config.Sample, "sample", asks, lambda run: 1).parallel.tp == 8
     for others in ([*given, "part=draw"], [*given, "part=rank"]):
         with pytest.raises(SystemExit):
-            command.load(config.Sample, "sample", others, lambda run: 1)
+            entry.load(config.Sample, "sample", others, lambda run: 1)
 
 
 def test_commands_are_those_that_a_user_types(quick: Command, tmp_path: Path) -> None:

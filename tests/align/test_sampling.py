@@ -14,14 +14,16 @@ from typing import Any
 import pytest
 
 from llama31 import config
-from llama31.align import chat, dialects, prompts, rejection, sampling, servers
-from llama31.align.prompts import Prompt
+from llama31.judging import rejection
+from llama31.sampling import dialects, drawing, prompts, servers
+from llama31.sampling.prompts import Prompt
+from llama31.tokens import chat
 from tests.align.scripted import Bytes, Script, serving
 from tests.processes import LIMIT_S
 
 WORDS = Bytes()
 FORM = chat.Format(WORDS)
-POLICY = sampling.Policy("runs/policy", "abc")
+POLICY = drawing.Policy("runs/policy", "abc")
 STOPS = {name: WORDS.special[name] for name in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")}
 RUN = config.Sampling(answers=3, temperature=0.8, max_new_tokens=32)
 QUICK = config.Server(attempts=3, backoff_s=0.005, timeout_s=LIMIT_S, concurrency=4)
@@ -34,24 +36,24 @@ def given(count: int = 4) -> list[Prompt]:
 
 def request(prompt: Prompt | None = None, **changes: Any) -> servers.Request:
     prompt = prompt or given(1)[0]
-    return replace(sampling.request_of(prompt, RUN, 7), **changes)
+    return replace(drawing.request_of(prompt, RUN, 7), **changes)
 
 
 def connected(urls: Sequence[str], **changes: Any) -> list[servers.Server]:
     return dialects.connect(replace(QUICK, urls=list(urls), **changes), WORDS, STOPS, request())
 
 
-def http(found: Sequence[servers.Server], run: config.Sampling = RUN) -> sampling.Http:
-    return sampling.Http(found, QUICK, POLICY, run)
+def http(found: Sequence[servers.Server], run: config.Sampling = RUN) -> drawing.Http:
+    return drawing.Http(found, QUICK, POLICY, run)
 
 
-def drawn(folder: Path, source: sampling.Source, asked: Sequence[Prompt], answers: int = 3) -> int:
-    tasks = sampling.missing(asked, answers, sampling.read_lines(folder / sampling.CANDIDATES))
-    return sampling.draw(folder, tasks, source, lambda done, total: None)
+def drawn(folder: Path, source: drawing.Source, asked: Sequence[Prompt], answers: int = 3) -> int:
+    tasks = drawing.missing(asked, answers, drawing.read_lines(folder / drawing.CANDIDATES))
+    return drawing.draw(folder, tasks, source, lambda done, total: None)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    return sampling.read_lines(folder / sampling.CANDIDATES)
+    return drawing.read_lines(folder / drawing.CANDIDATES)
 
 
 def test_every_answer_is_drawn_once_with_its_provenance(tmp_path: Path) -> None:
@@ -65,9 +67,9 @@ def test_every_answer_is_drawn_once_with_its_provenance(tmp_path: Path) -> None:
     assert (one["temperature"], one["top_p"], one["asked"]) == (
         0.8,
         1.0,
-        {p.id: sampling.asked(p) for p in given()}[one["prompt"]],
+        {p.id: drawing.asked(p) for p in given()}[one["prompt"]],
     )
-    (facts,) = sampling.Register(tmp_path).known.items()
+    (facts,) = drawing.Register(tmp_path).known.items()
     assert {line["server"] for line in found} == {facts[0]} and facts[1]["model"] == "tiny" and facts[1]["seeds"]
     assert isinstance(one["seed"], int) and one["time_s"] > 1e9
 
@@ -123,7 +125,7 @@ def test_another_server_takes_over(tmp_path: Path) -> None:
         found = connected([one, other])
         bad.die_after = len(bad.asked) + 1
         assert drawn(tmp_path, http(found), given(6)) == 18
-    known = sampling.Register(tmp_path).known
+    known = drawing.Register(tmp_path).known
     answered = Counter(known[line["server"]]["url"] for line in lines(tmp_path))
     assert answered == {one: 1, other: 17}
 
@@ -228,7 +230,7 @@ def test_the_probe_asks_the_shortest_prompt(tmp_path: Path) -> None:
     with serving(script) as url:
         run = config.Sample(sampling=RUN, server=replace(QUICK, urls=[url]))
         session: Any = rejection.Session(run, tmp_path, asked, 0, None, WORDS, POLICY)  # type: ignore[arg-type]
-        assert drawn(tmp_path, rejection._servers(session, sampling.missing(asked, 3, ())), asked) == 9
+        assert drawn(tmp_path, rejection._servers(session, drawing.missing(asked, 3, ())), asked) == 9
     assert script.asked[0]["prompt"] == list(asked[1].ids)
 
 
@@ -236,38 +238,38 @@ def test_a_source_that_refuses_the_rest_has_done_it(tmp_path: Path) -> None:
     """Twenty prompts that are too long are what a run before has left."""
 
     class Refusing:
-        def draw(self, tasks: Sequence[sampling.Task]) -> Iterator[list[dict[str, Any]]]:
-            yield [sampling.line_of(task, POLICY, RUN, 1, refused="too long") for task in tasks]
+        def draw(self, tasks: Sequence[drawing.Task]) -> Iterator[list[dict[str, Any]]]:
+            yield [drawing.line_of(task, POLICY, RUN, 1, refused="too long") for task in tasks]
 
     assert drawn(tmp_path, Refusing(), given(20)) == 60
 
 
 def test_a_torn_line_is_cut_and_one_process_writes(tmp_path: Path) -> None:
-    path = tmp_path / sampling.CANDIDATES
+    path = tmp_path / drawing.CANDIDATES
     path.write_text('{"prompt": "a", "k": 0}\n{"prompt": "b", "k"')
-    assert sampling.read_lines(path) == [{"prompt": "a", "k": 0}]
-    with sampling.Ledger(path) as ledger:
+    assert drawing.read_lines(path) == [{"prompt": "a", "k": 0}]
+    with drawing.Ledger(path) as ledger:
         with pytest.raises(config.RunError, match="is being written by another process"):
-            sampling.Ledger(path)
+            drawing.Ledger(path)
         ledger.append([{"prompt": "c", "k": 1}])
     assert path.read_text() == '{"prompt": "a", "k": 0}\n{"prompt": "c", "k": 1}\n'
     with path.open("a") as file:
         file.write("x" * 3000)
-    sampling.Ledger(path).__exit__(None, None, None)
-    assert sampling._whole_lines(path, 7) == path.stat().st_size == sampling._whole_lines(path) == 48
+    drawing.Ledger(path).__exit__(None, None, None)
+    assert drawing._whole_lines(path, 7) == path.stat().st_size == drawing._whole_lines(path) == 48
     path.write_text('nonsense\n{"prompt": "a", "k": 0}\n')
     with pytest.raises(ValueError, match=r"candidates.jsonl:1 is damaged"):
-        sampling.read_lines(path)
+        drawing.read_lines(path)
 
 
 def test_a_folder_holds_answers_of_one_kind(tmp_path: Path) -> None:
-    sampling.settle(tmp_path, POLICY, RUN, {"tokenizer": "t"})
-    sampling.settle(tmp_path, replace(POLICY, name="moved"), replace(RUN, answers=30), {"tokenizer": "t"})
+    drawing.settle(tmp_path, POLICY, RUN, {"tokenizer": "t"})
+    drawing.settle(tmp_path, replace(POLICY, name="moved"), replace(RUN, answers=30), {"tokenizer": "t"})
     with pytest.raises(ValueError, match="answers drawn with fingerprint=abc, temperature=0.8; give another folder"):
-        sampling.settle(tmp_path, sampling.Policy("x", "other"), replace(RUN, temperature=1), {"tokenizer": "t"})
-    sampling.settle(tmp_path, POLICY, None, {"tokenizer": "t"})  # to be ranked
+        drawing.settle(tmp_path, drawing.Policy("x", "other"), replace(RUN, temperature=1), {"tokenizer": "t"})
+    drawing.settle(tmp_path, POLICY, None, {"tokenizer": "t"})  # to be ranked
     with pytest.raises(ValueError, match="answers drawn with tokenizer=t; give another folder"):
-        sampling.settle(tmp_path, POLICY, None, {"tokenizer": "another"})
+        drawing.settle(tmp_path, POLICY, None, {"tokenizer": "another"})
 
 
 @pytest.mark.parametrize(
@@ -280,7 +282,7 @@ def test_a_folder_holds_answers_of_one_kind(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_asked_together(changes: dict[str, Any], world: int, said: str) -> None:
     with pytest.raises(ValueError) as caught:
-        sampling.check(config.Sample(**changes), world)
+        drawing.check(config.Sample(**changes), world)
     assert str(caught.value).startswith(said)
 
 

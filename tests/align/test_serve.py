@@ -18,8 +18,10 @@ from typing import Any
 import pytest
 import torch
 
-from llama31 import config, tokenizer
-from llama31.align import ranking, rejection, sampling
+from llama31 import config
+from llama31.judging import ranking, rejection
+from llama31.sampling import drawing
+from llama31.tokens import tokenizer
 from tests.align import scripted
 from tests.conftest import ROOT
 from tests.processes import LIMIT_S
@@ -95,10 +97,10 @@ def test_a_real_server_drives_sampling_and_dies_midway(
     with serving(exported, port, tmp_path / "log") as child:
         rejection.draw(session(exported, tmp_path, port, 2))
         assert "prompts as text, ends by generation_config; does not honour n" in capsys.readouterr().out
-        first = sampling.read_lines(folder / sampling.CANDIDATES)
+        first = drawing.read_lines(folder / drawing.CANDIDATES)
         assert len({(line["prompt"], line["k"]) for line in first}) == 4
         asked = session(exported, tmp_path, port, 5)
-        tasks = sampling.missing(asked.prompts, 5, first)
+        tasks = drawing.missing(asked.prompts, 5, first)
 
         def kill_midway(done: int, total: int) -> None:
             if done == 2:
@@ -106,12 +108,12 @@ def test_a_real_server_drives_sampling_and_dies_midway(
                 child.wait()
 
         with pytest.raises(config.RunError, match="no server answers any more"):
-            sampling.draw(folder, tasks, rejection._servers(asked, tasks), kill_midway)
-    kept = sampling.read_lines(folder / sampling.CANDIDATES)
+            drawing.draw(folder, tasks, rejection._servers(asked, tasks), kill_midway)
+    kept = drawing.read_lines(folder / drawing.CANDIDATES)
     assert kept[:4] == first and 6 <= len(kept) < 10
     with serving(exported, port, tmp_path / "log"):
         rejection.draw(session(exported, tmp_path, port, 5))
-    lines, facts = sampling.read_lines(folder / sampling.CANDIDATES), sampling.Register(folder).known
+    lines, facts = drawing.read_lines(folder / drawing.CANDIDATES), drawing.Register(folder).known
     assert lines[: len(kept)] == kept and len(lines) == len({(line["prompt"], line["k"]) for line in lines}) == 10
     assert len({line["text"] for line in lines}) > 5 and all(0 < line["tokens"] <= 12 for line in lines)
     # without top_k=0 in what it is asked it draws from 50 tokens, its own default
@@ -124,11 +126,11 @@ def test_what_servers_drew_is_ranked_without_them(exported: Path, tmp_path: Path
     with scripted.serving(scripted.Script()) as url:
         port = int(url.split(":")[-1].split("/")[0])
         rejection.draw(session(exported, tmp_path, port, 2))
-    settings = (tmp_path / "drawn" / sampling.SETTINGS).read_text()
+    settings = (tmp_path / "drawn" / drawing.SETTINGS).read_text()
     later: dict[str, Any] = {"part": "rank", "reward": "unread", "server": config.Server()}
     again = session(exported, tmp_path, port, 2, **later)
-    assert not sampling.missing(again.prompts, 2, sampling.read_lines(again.folder / sampling.CANDIDATES))
-    assert (tmp_path / "drawn" / sampling.SETTINGS).read_text() == settings
+    assert not drawing.missing(again.prompts, 2, drawing.read_lines(again.folder / drawing.CANDIDATES))
+    assert (tmp_path / "drawn" / drawing.SETTINGS).read_text() == settings
     with pytest.raises(ValueError, match="it holds answers drawn with api=completions"):
         session(exported, tmp_path, port, 2, server=config.Server())
 
@@ -141,12 +143,12 @@ def test_best_answers_are_made_anew_without_a_reward_model(exported: Path, tmp_p
     opened = session(
         exported, tmp_path, port, 2, part="rank", reward=str(exported), filters=config.Filters(min_tokens=1)
     )
-    found, refused = ranking.candidates(opened.folder, sampling.known(opened.prompts), 2)
-    model = sampling.Policy("reward", sampling.fingerprint(exported))
+    found, refused = ranking.candidates(opened.folder, drawing.known(opened.prompts), 2)
+    model = drawing.Policy("reward", drawing.fingerprint(exported))
     todo = ranking.unscored(found, {})
     ranking.score(
         opened.folder, opened.prompts, todo, model, lambda pairs: [float(len(one.text())) for _, one in pairs], 99
     )
     rejection.rank(opened)
     assert not torch.distributed.is_initialized()
-    assert len(sampling.read_lines(opened.folder / sampling.BEST)) == 2 == len(found) and not refused
+    assert len(drawing.read_lines(opened.folder / drawing.BEST)) == 2 == len(found) and not refused

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from llama31 import command, config, inputs
-from llama31.validate import validate
+from llama31 import config
+from llama31.command import entry, inputs
+from llama31.command.validate import validate
 
 GIVEN = ["name=x", "model=tiny", "tokenizer=demo", "init_from=runs/x", "schedule.total_tokens=1e9"]
 SCHEMAS = {"sft": config.Sft, "reward": config.Reward, "dpo": config.Dpo}
 
 
 def composed(recipe: str, *overrides: str) -> config.Training:
-    return command.compose(SCHEMAS[recipe], recipe, [*GIVEN, "data.sources.a.input=a.jsonl", *overrides])
+    return entry.compose(SCHEMAS[recipe], recipe, [*GIVEN, "data.sources.a.input=a.jsonl", *overrides])
 
 
 @pytest.mark.parametrize("recipe", SCHEMAS)
@@ -31,7 +32,7 @@ def test_a_reward_model_s_head_is_known_under_an_own_root_file(tmp_path: Path) -
     )
     given = ["name=x", "init_from=runs/x", "data.sources.a.input=a.jsonl"]
     for recipe, schema in SCHEMAS.items():
-        run = command.compose(schema, "chat", given, tmp_path)
+        run = entry.compose(schema, "chat", given, tmp_path)
         assert run.model.head == ("reward" if recipe == "reward" else "tokens") and validate(run, 1) == []
 
 

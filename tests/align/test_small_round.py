@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from llama31 import bench_rounds, command, config, inputs
-from llama31.align import judge, rounds, sampling
-from llama31.command import compose
+from benchmarks import small_rounds
+from llama31 import config
+from llama31.command import entry, inputs
+from llama31.command.entry import compose
+from llama31.judging import judge
+from llama31.post_train import rounds
+from llama31.sampling import drawing
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
@@ -20,7 +24,7 @@ SCHEMAS = {**rounds.SCHEMAS, "pack": config.Pack, "pretrain": config.Pretrain, "
 
 def recipe(name: str, arguments: Sequence[str]) -> None:
     """Run a recipe in this process, which has torch already."""
-    run = command.load(SCHEMAS[name], name, arguments, lambda given: 1)
+    run = entry.load(SCHEMAS[name], name, arguments, lambda given: 1)
     inputs.check(run)
     importlib.import_module(f"recipes.{name}").main(run)
 
@@ -33,19 +37,19 @@ def in_process(stage: rounds.Stage) -> int:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a whole small round, of what came before it, and of answers of the model between SFT and DPO."""
-    folder, scale = tmp_path_factory.mktemp("task"), bench_rounds.SMALL
-    bench_rounds.write_task(folder, scale)
-    bench_rounds.write_config(folder, scale)
-    for name, arguments, _ in bench_rounds.before(folder, scale):
+    folder, scale = tmp_path_factory.mktemp("task"), small_rounds.SMALL
+    small_rounds.write_task(folder, scale)
+    small_rounds.write_config(folder, scale)
+    for name, arguments, _ in small_rounds.before(folder, scale):
         recipe(name, arguments)
-    run = compose(config.PostTrain, "post_train", bench_rounds.post_train(folder, scale))
+    run = compose(config.PostTrain, "post_train", small_rounds.post_train(folder, scale))
     rounds.execute(run, rounds.stages(run), lambda text: None, in_process)
-    recipe("sample", bench_rounds.after_sft(folder, scale))
+    recipe("sample", small_rounds.after_sft(folder, scale))
     return folder
 
 
 def test_every_stage_improves_what_it_is_meant_to(done: Path) -> None:
-    told = bench_rounds.gains(done)
+    told = small_rounds.gains(done)
     print(json.dumps(told, indent=1))
     assert told["reward model: held-out accuracy"] > 0.85
     assert told["sampling: wanted form, best answers"] > told["sampling: wanted form, all answers"] + 0.2
@@ -56,8 +60,8 @@ def test_every_stage_improves_what_it_is_meant_to(done: Path) -> None:
 
 
 def test_nothing_is_done_twice(done: Path) -> None:
-    scale = bench_rounds.SMALL
-    run = compose(config.PostTrain, "post_train", bench_rounds.post_train(done, scale))
+    scale = small_rounds.SMALL
+    run = compose(config.PostTrain, "post_train", small_rounds.post_train(done, scale))
     said: list[str] = []
     again: list[str] = []
 
@@ -77,13 +81,13 @@ def test_artefacts_are_named_by_their_round(done: Path) -> None:
     told = json.loads((here / "judge" / judge.NAME).read_text())
     assert told["heldout"]["reward"]["accuracy"] > 0.85 and "loss" in told["heldout"]["dpo"]
     assert told["answers"]["obeyed"]["prompts"]["score"] > told["previous"]["obeyed"]["prompts"]["score"]
-    assert (here / "judge" / judge.PAGE).stat().st_size > 5000 and (here / "sample" / sampling.PICTURE).is_file()
+    assert (here / "judge" / judge.PAGE).stat().st_size > 5000 and (here / "sample" / drawing.PICTURE).is_file()
 
 
 def test_records_say_where_they_are_from(done: Path) -> None:
     here = done / "rounds" / "round-01"
-    best = sampling.read_lines(here / "sample" / sampling.BEST)
-    assert len(best) >= 0.8 * bench_rounds.SMALL.prompts
+    best = drawing.read_lines(here / "sample" / drawing.BEST)
+    assert len(best) >= 0.8 * small_rounds.SMALL.prompts
     for record in best:
         told = record["provenance"]
         assert told["policy"]["name"].startswith(str(done / "seed")) and told["finish"] == "stop"

@@ -14,12 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama31 import config, mesh, model, preference
-from llama31.align import rows
-from llama31.align.chat import BODY
-from llama31.engine import Engine, Forward
-from llama31.mesh import Grid
-from llama31.objectives import MicroBatch, Objective, next_token
+from llama31 import config
+from llama31.dialogs import rows
+from llama31.engine import preference
+from llama31.engine.objectives import MicroBatch, Objective, next_token
+from llama31.engine.pipeline import Engine, Forward
+from llama31.model import llama
+from llama31.parallel import mesh
+from llama31.parallel.mesh import Grid
+from llama31.tokens.chat import BODY
 from tests.align import pieces
 from tests.test_model import fill
 from tests.test_plain_trainer import named, transformers_llama
@@ -76,7 +79,7 @@ def ours(
     objective: Objective,
     grid: Grid,
 ) -> tuple[float, Gradients, dict[str, float]]:
-    chunks = model.build(shape, FP32, ONE, grid)
+    chunks = llama.build(shape, FP32, ONE, grid)
     fill(chunks, shape, grid, weights)
     engine = Engine(chunks, shape, config.Optimizer(), FP32, ONE, grid)
     result = engine.accumulate(micro_batches, objective)
@@ -94,7 +97,7 @@ def batch(
 
 
 def log_probabilities(hf: Any, micro_batch: MicroBatch, grid: Grid) -> np.ndarray:
-    chunks = model.build(MODEL, FP32, ONE, grid)
+    chunks = llama.build(MODEL, FP32, ONE, grid)
     fill(chunks, MODEL, grid, named(hf, MODEL))
     (found,) = Forward(chunks, grid).collect([micro_batch], preference.log_probabilities)
     return found.numpy()

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llama31 import config, tokenizer
-from llama31.data.indexed import IndexedWriter, dtype_for
-from llama31.data.packed import Packed, Split
+from llama31 import config
+from llama31.tokens import tokenizer
+from llama31.tokens.indexed import IndexedWriter, dtype_for
+from llama31.tokens.packed import Packed, Split
 
 
 @pytest.fixture(scope="session")

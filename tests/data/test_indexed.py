@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llama31.data.indexed import IndexedReader, IndexedWriter, dtype_for
+from llama31.tokens.indexed import IndexedReader, IndexedWriter, dtype_for
 
 DOCUMENTS = [[5, 6, 7], [1], list(range(100)), [65_499, 0]]
 

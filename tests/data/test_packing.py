@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llama31 import config, tokenizer
-from llama31.data import batches, pack, packed, sources
-from llama31.data.indexed import IndexedReader
+from llama31 import config
+from llama31.data import batches
+from llama31.tokens import pack, packed, sources, tokenizer
+from llama31.tokens.indexed import IndexedReader
 from recipes import pack as recipe
 from tests.processes import LIMIT_S, search_path
 

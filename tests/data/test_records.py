@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llama31.align import store
+from llama31.dialogs import store
 
 DIALOGS: list[dict[str, Any]] = [
     {"messages": [{"role": "user", "content": f"Hi {i}"}, {"role": "assistant", "content": "wörter"}], "n": i}

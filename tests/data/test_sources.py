@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llama31 import config
-from llama31.data import sources
+from llama31.tokens import sources
 
 TEXTS = [f"document {i} " + "wörter " * i for i in range(60)]
 

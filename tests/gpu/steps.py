@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from llama31 import config, mesh, model, precision, state
-from llama31.engine import Engine
-from llama31.objectives import MicroBatch
+from llama31 import config
+from llama31.engine import state
+from llama31.engine.objectives import MicroBatch
+from llama31.engine.pipeline import Engine
+from llama31.model import llama, precision
+from llama31.parallel import mesh
 from tests.parallel import worker
 from tests.parallel.cases import CASES
 
@@ -59,7 +62,7 @@ def steps(name: str, numbers: config.Precision, device: torch.device, rates: lis
     """Losses, norms, the loss of the same batch evaluated after the steps, and the gradients of the first."""
     parallel, built = config.Parallel(), shape(name)
     grid = mesh.create(parallel)
-    chunks = model.build(built, numbers, parallel, grid, seed=3)
+    chunks = llama.build(built, numbers, parallel, grid, seed=3)
     engine = Engine(chunks, built, config.Optimizer(), numbers, parallel, grid)
     batch, facts = micro_batches(device), Facts(losses=[], norms=[], passes=[])
     for _ in range(2 if numbers.fp8 != "none" else 0):  # delayed scaling learns its scales from passes before

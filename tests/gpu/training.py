@@ -14,20 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from llama31 import (
-    checkpoint,
-    command,
-    config,
-    convert,
-    inputs,
-    mesh,
-    metrics,
-    model,
-    precision,
-    pretrained,
-    shards,
-    train,
-)
+from llama31 import config
+from llama31.checkpoint import publish, shards
+from llama31.command import entry, inputs
+from llama31.convert import checkpoints, pretrained
+from llama31.model import llama, precision
+from llama31.parallel import mesh
+from llama31.runs import metrics
+from llama31.train import loop
 from tests.align.conftest import dialog, preference
 
 Facts = dict[str, Any]
@@ -63,7 +57,7 @@ class Recipes:
         write_records(room)
 
     def run(self, recipe: str, schema: type, *given: str, config_name: str | None = None) -> None:
-        run = command.load(schema, config_name or recipe, list(given))
+        run = entry.load(schema, config_name or recipe, list(given))
         inputs.check(run)
         importlib.import_module(f"recipes.{recipe}").main(run)
 
@@ -93,8 +87,8 @@ class Recipes:
 
     def recorded(self, folder: Path) -> Facts:
         (line,) = [line for line in metrics.read(folder) if line["kind"] == "train"]
-        saved = checkpoint.resolve(str(folder))
-        assert checkpoint.read_meta(saved).step == 1
+        saved = publish.resolve(str(folder))
+        assert publish.read_meta(saved).step == 1
         found = [line["loss"], line["grad_norm"]]
         checks = [("not finite, or no gradient", 0.0 if all(map(math.isfinite, found)) and found[1] > 0 else 1.0, 0.0)]
         facts: Facts = {"losses": [line["loss"]], "norms": [line["grad_norm"]], "checks": checks}
@@ -190,7 +184,7 @@ def run_of(room: Path, data: Path, name: str, numbers: config.Precision, determi
 
 def finished(run: config.Pretrain) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and norms of a run's steps, and all that its last checkpoint holds."""
-    saved = train.fit(run)
+    saved = loop.fit(run)
     assert saved is not None
     lines = [line for line in metrics.read(run.folder) if line["kind"] == "train"]
     found = {
@@ -214,7 +208,7 @@ def resumed(room: Path, data: Path, numbers: config.Precision, deterministic: bo
     made = partial(run_of, room, data, numbers=numbers, deterministic=deterministic)
     whole, again = (finished(made(f"{name}-{which}")) for which in ("whole", "again"))
     stopped = made(f"{name}-stopped")
-    train.fit(replace(stopped, stop_after_steps=2))
+    loop.fit(replace(stopped, stop_after_steps=2))
     gone_on = finished(stopped)
     noise, resume = difference(whole, again), difference(whole, gone_on)
     facts: Facts = {"two equal runs differ by": noise[0], "tensors that differ": noise[1], "resumed by": resume[0]}
@@ -234,11 +228,11 @@ def converted(room: Path, data: Path, device: torch.device) -> Facts:
     from transformers import LlamaForCausalLM
 
     folder = room / "hf"
-    convert.run(config.Convert("to_hf", str(folder), str(room / "pretrain"), dtype="fp32"))
+    checkpoints.run(config.Convert("to_hf", str(folder), str(room / "pretrain"), dtype="fp32"))
     found, grid = pretrained.find(str(folder)), mesh.create(config.Parallel())
     own = pretrained.find(str(room / "pretrain"))
     live, back = (
-        model.build(one.shape, config.Precision(params="fp32"), config.Parallel(), grid) for one in (own, found)
+        llama.build(one.shape, config.Precision(params="fp32"), config.Parallel(), grid) for one in (own, found)
     )
     own.load(live, grid)
     found.load(back, grid)

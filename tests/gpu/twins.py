@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama31 import config, fused, head, mesh
-from llama31.attention import Span, attend, chunks_of_rank
+from llama31 import config
+from llama31.model import fused, head
+from llama31.model.attention import Span, attend, chunks_of_rank
+from llama31.parallel import mesh
 
 Checks = list[tuple[str, float, float]]  # what was compared, its error, the largest right one
 

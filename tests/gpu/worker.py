@@ -23,7 +23,8 @@ if sys.argv[1:2] == ["cpu"]:
 
 import torch
 
-from llama31 import mesh, precision
+from llama31.model import precision
+from llama31.parallel import mesh
 from tests.gpu import steps, training, twins
 
 

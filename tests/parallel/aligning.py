@@ -17,12 +17,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from llama31 import config, mesh, model, preference, scoring
-from llama31.align import rows
+from llama31 import config
 from llama31.data.batches import rank_rows
-from llama31.engine import Engine
-from llama31.mesh import Grid
-from llama31.objectives import MicroBatch, Objective, next_token
+from llama31.dialogs import rows
+from llama31.engine import preference, scoring
+from llama31.engine.objectives import MicroBatch, Objective, next_token
+from llama31.engine.pipeline import Engine
+from llama31.model import llama
+from llama31.parallel import mesh
+from llama31.parallel.mesh import Grid
 from tests.align import pieces
 from tests.processes import LIMIT_S
 
@@ -136,7 +139,7 @@ def run(case: Case, name: str, grid: Grid) -> dict[str, Any]:
     """Losses, gradient norms and measures of the steps, and what each response's number is in the end."""
     parallel = case.parallel()
     built = shape("reward" if name.startswith("reward") else "tokens", case.tied)
-    chunks = model.build(built, FP32, parallel, grid, seed=3)
+    chunks = llama.build(built, FP32, parallel, grid, seed=3)
     engine = Engine(chunks, built, config.Optimizer(), FP32, parallel, grid)
     mine = micro_batches(name, grid, parallel.micro_batch)
     told: dict[str, list[float]] = {}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llama31 import config
-from llama31.data import pack
+from llama31.tokens import pack
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llama31 import config, mesh, model
-from llama31.attention import take_chunks
-from llama31.generate import generate
+from llama31 import config
+from llama31.evaluate.generate import generate
+from llama31.model import llama
+from llama31.model.attention import take_chunks
+from llama31.parallel import mesh
 from tests.processes import LIMIT_S
 from tests.test_evaluate import planted_losses
 
@@ -84,7 +86,7 @@ class Built:
         parallel = self.case.parallel(self.layout)
         self.grid = mesh.create(parallel, timeout_s=LIMIT_S)
         numbers = config.Precision(params=self.case.params)
-        self.chunks = model.build(self.case.shape(), numbers, parallel, self.grid, seed=11)
+        self.chunks = llama.build(self.case.shape(), numbers, parallel, self.grid, seed=11)
 
     def decoded(self) -> list[list[int]]:
         return generate(self.chunks, self.grid, PROMPTS, NEW_TOKENS, {7}, self.case.temperature, 0.95, seed=5)

@@ -24,10 +24,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from llama31 import config, engine, mesh, resume, train, watch, watchdog
+from llama31 import config
 from llama31.data.batches import Batches
 from llama31.data.mixture import Skip
-from llama31.objectives import MicroBatch, next_token
+from llama31.engine import pipeline
+from llama31.engine.objectives import MicroBatch, next_token
+from llama31.parallel import mesh
+from llama31.resilience import resume, watch, watchdog
+from llama31.train import loop
 from tests.parallel.training import changed, tiny_run
 from tests.processes import LIMIT_S, alive
 
@@ -110,7 +114,7 @@ def clocks(planted: Planted) -> Iterator[None]:
     dog = functools.partial(watchdog.Watchdog, clock=planted.since_hang, pause=planted.until_told)
     with contextlib.ExitStack() as patched:
         if planted.kind == "slow":
-            patched.enter_context(mock.patch.object(engine, "time", SimpleNamespace(perf_counter=planted.clock)))
+            patched.enter_context(mock.patch.object(pipeline, "time", SimpleNamespace(perf_counter=planted.clock)))
         if planted.kind == "hang":
             patched.enter_context(mock.patch.object(watch, "Watchdog", dog))
         yield
@@ -144,7 +148,7 @@ def main(plan: str, output: str) -> None:
                 if "fault" in step:
                     objective = Planted(run, *step["fault"])
                     faulty.enter_context(clocks(objective))
-                results[step["name"]] = {"checkpoint": str(train.fit(run, objective))}
+                results[step["name"]] = {"checkpoint": str(loop.fit(run, objective))}
         except (ValueError, config.RunError) as error:
             results[step["name"]] = {"error": str(error)}
     if dist.get_rank() == 0:

@@ -16,8 +16,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llama31 import config, guard, mesh, model, preflight
-from llama31.engine import Engine
+from llama31 import config
+from llama31.engine.pipeline import Engine
+from llama31.model import llama
+from llama31.parallel import mesh
+from llama31.resilience import guard, preflight
 from tests.parallel.cases import OPTIMIZER, batches
 from tests.parallel.cases import model as shape
 from tests.parallel.worker import micro_batches
@@ -60,7 +63,7 @@ class Trained:
         parallel = config.Parallel(zero=zero, micro_batch=1, **layout)  # type: ignore[arg-type]
         self.grid = mesh.create(parallel, timeout_s=LIMIT_S)
         numbers = config.Precision(params=params)
-        self.chunks = model.build(shape(), numbers, parallel, self.grid, seed=3)
+        self.chunks = llama.build(shape(), numbers, parallel, self.grid, seed=3)
         engine = Engine(self.chunks, shape(), OPTIMIZER, numbers, parallel, self.grid)
         for rows in batches()[:2]:
             engine.accumulate(micro_batches(rows, self.grid, 1))

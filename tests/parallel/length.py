@@ -18,9 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llama31 import attention, config, mesh, model
-from llama31.engine import Forward
-from llama31.objectives import MicroBatch, next_token
+from llama31 import config
+from llama31.engine.objectives import MicroBatch, next_token
+from llama31.engine.pipeline import Forward
+from llama31.model import attention, llama
+from llama31.parallel import mesh
 from tests.parallel.cases import VOCAB
 from tests.processes import LIMIT_S
 
@@ -61,7 +63,7 @@ class Built:
     def __init__(self, layout: dict[str, Any]) -> None:
         parallel = config.Parallel(micro_batch=2, **layout)
         self.grid = mesh.create(parallel, timeout_s=LIMIT_S)
-        self.chunks = model.build(SHAPE, config.Precision(params="fp32"), parallel, self.grid, seed=3)
+        self.chunks = llama.build(SHAPE, config.Precision(params="fp32"), parallel, self.grid, seed=3)
         self.forward = Forward(self.chunks, self.grid)
 
     def loss_and_gradients(self, batch: MicroBatch) -> tuple[float, dict[str, Tensor]]:
@@ -71,7 +73,7 @@ class Built:
         loss = self.forward.run([batch], next_token, forward_only=False)
         dist.all_reduce(loss, group=self.grid.cp_group)
         found = {}
-        for shard in model.shards(self.chunks, SHAPE, self.grid):
+        for shard in llama.shards(self.chunks, SHAPE, self.grid):
             assert shard.parameter.grad is not None, shard.name
             whole = torch.zeros(shard.shape)
             for offset, block in shard.blocks(shard.parameter.grad):

@@ -13,9 +13,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from llama31 import checkpoint, config, mesh, model, state
-from llama31.engine import Engine
-from llama31.saver import Saver, background_group
+from llama31 import config
+from llama31.checkpoint import publish
+from llama31.checkpoint.saver import Saver, background_group
+from llama31.engine import state
+from llama31.engine.pipeline import Engine
+from llama31.model import llama
+from llama31.parallel import mesh
 from tests.parallel.cases import LEARNING_RATES, OPTIMIZER, Case, batches
 from tests.parallel.worker import micro_batches
 from tests.processes import LIMIT_S
@@ -36,7 +40,7 @@ def run(case: Case, folder: Path) -> dict[str, list[list[float]]]:
     """Losses and norms of the steps after the save: as trained straight on, and again after going back."""
     parallel, numbers = case.parallel(), config.Precision(params=case.params)
     grid = mesh.create(parallel)
-    chunks = model.build(case.model(), numbers, parallel, grid, seed=3)
+    chunks = llama.build(case.model(), numbers, parallel, grid, seed=3)
     engine = Engine(chunks, case.model(), OPTIMIZER, numbers, parallel, grid)
     saver = Saver(folder, background_group(60))
     steps = [(micro_batches(rows, grid, 1), lr) for rows, lr in zip(batches(), LEARNING_RATES, strict=True)]
@@ -51,13 +55,13 @@ def run(case: Case, folder: Path) -> dict[str, list[list[float]]]:
         return told
 
     train(0, 2)
-    meta = checkpoint.Meta(model={}, step=2)
+    meta = publish.Meta(model={}, step=2)
     updates = engine.reducer.steps_applied()
     saver.save(meta, state.weights(engine), state.optimizer(engine), overlap=True)
     straight = train(2, 4)
     saver.wait()
     path = saver.newest
-    assert path is not None and not checkpoint.verify(path)
+    assert path is not None and not publish.verify(path)
     engine.accumulate(steps[0][0])  # gradients that nobody wants
     state.load_optimizer(path, engine, updates)
     evaluated = engine.forward.mean_loss(steps[2][0])[0]

@@ -11,11 +11,15 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from llama31 import config, evaluate, haystack, mesh, model, needle, pretrained
+from llama31 import config
 from llama31.config import Needle
+from llama31.convert import pretrained
 from llama31.data.batches import Heldout
-from llama31.engine import Forward
-from llama31.scoring import Request, answers
+from llama31.engine.pipeline import Forward
+from llama31.engine.scoring import Request, answers
+from llama31.evaluate import haystack, needle, perplexity
+from llama31.model import llama
+from llama31.parallel import mesh
 from tests.parallel.decoding import on_all_ranks_alike
 from tests.processes import LIMIT_S
 from tests.test_evaluate import SHAPE as PLANTED_SHAPE
@@ -55,7 +59,7 @@ class Built:
         )
         self.grid = mesh.create(parallel, timeout_s=LIMIT_S)
         found = pretrained.find(self.folder)
-        self.chunks = model.build(found.shape, config.Precision(params="fp32"), parallel, self.grid)
+        self.chunks = llama.build(found.shape, config.Precision(params="fp32"), parallel, self.grid)
         found.load(self.chunks, self.grid)
         self.forward = Forward(self.chunks, self.grid)
 
@@ -78,8 +82,8 @@ class Built:
 
     def perplexity(self) -> dict[str, Any]:
         assert PLANTED_SHAPE.vocab_size <= SHAPE.vocab_size
-        losses = evaluate.token_losses(self.forward, cast(Heldout, Planted()), 2)
-        return evaluate.perplexity(losses)
+        losses = perplexity.token_losses(self.forward, cast(Heldout, Planted()), 2)
+        return perplexity.perplexity(losses)
 
     def everything(self, hits: list[int]) -> dict[str, Any]:
         return {"answers": self.answered(), "recall": self.recalled(hits), "perplexity": self.perplexity()}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llama31 import mesh
+from llama31.parallel import mesh
 from tests.parallel import aligning
 from tests.parallel.launch import forked
 

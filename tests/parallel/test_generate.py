@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from llama31 import mesh
+from llama31.parallel import mesh
 from tests.parallel.decoding import DECODING, EVALUATION, ISOLATION, NEW_TOKENS, PIECES, PROCESSES, ROW, Built, Case
 from tests.parallel.launch import forked
 

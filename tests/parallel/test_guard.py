@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llama31.guard import Control, Verdict
+from llama31.resilience.guard import Control, Verdict
 from tests.parallel.guarding import PROCESSES
 from tests.parallel.launch import forked
 

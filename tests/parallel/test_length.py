@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llama31 import metrics
+from llama31.runs import metrics
 from tests.parallel.launch import forked, torchrun
 from tests.parallel.length import DOCUMENTS, LAYOUTS, PROCESSES, SHAPE
 

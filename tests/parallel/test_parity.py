@@ -42,8 +42,9 @@ def test_clipping_took_part(results: dict[str, Result]) -> None:
 
 @pytest.mark.parametrize("name", ["one", "one-tied", "one-kv4"])
 def test_one_process_equals_plain_torch(name: str, results: dict[str, Result]) -> None:
-    from llama31 import config, mesh
-    from llama31 import model as llama
+    from llama31 import config
+    from llama31.model import llama
+    from llama31.parallel import mesh
     from tests import plain_trainer
 
     case = next(case for case in CASES if case.name == name)

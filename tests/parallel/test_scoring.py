@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from llama31 import mesh
+from llama31.parallel import mesh
 from tests.parallel.launch import forked
 from tests.parallel.scoring import LAYOUTS, PROCESSES, SHAPE, Built
 from tests.test_convert import weights_of, write_hf

@@ -17,8 +17,11 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-from llama31 import config, mesh, metrics, train
-from llama31.attempt import Attempt
+from llama31 import config
+from llama31.parallel import mesh
+from llama31.resilience.attempt import Attempt
+from llama31.runs import metrics
+from llama31.train import loop
 from tests.processes import LIMIT_S
 
 
@@ -68,7 +71,7 @@ def changed(run: Any, overrides: dict[str, Any]) -> Any:
 def _load_and_save(run: config.Pretrain) -> Path:
     """Load on one layout and save at once, so that what was loaded can be compared bit by bit."""
     with Attempt(run) as attempt:
-        this = train.Run(run, mesh.create(run.parallel), attempt)
+        this = loop.Run(run, mesh.create(run.parallel), attempt)
         this.record = metrics.Metrics()
         this.save()
         this.saver.wait()
@@ -79,7 +82,7 @@ def _load_and_save(run: config.Pretrain) -> Path:
 def _broken_validation(broken: bool) -> contextlib.AbstractContextManager[object]:
     """Held-out text that cannot be read any more when it is asked for."""
     error = ValueError("data.folder: the held-out text is gone")
-    return mock.patch.object(train.evaluate, "heldout_means", side_effect=error) if broken else contextlib.nullcontext()
+    return mock.patch.object(loop.evaluate, "heldout_means", side_effect=error) if broken else contextlib.nullcontext()
 
 
 def main(plan: str, output: str) -> None:
@@ -90,7 +93,7 @@ def main(plan: str, output: str) -> None:
         run = changed(tiny_run(Path(step["folder"]), Path(step["data"])), step["overrides"])
         try:
             with _broken_validation(step.get("broken", False)):
-                path = _load_and_save(run) if step.get("moved") else train.fit(run)
+                path = _load_and_save(run) if step.get("moved") else loop.fit(run)
             results[step["name"]] = {"checkpoint": str(path)}
         except (ValueError, config.RunError) as error:
             results[step["name"]] = {"error": str(error)}

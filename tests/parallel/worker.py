@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from llama31 import config, mesh, model
-from llama31.engine import Engine
-from llama31.objectives import MicroBatch
+from llama31 import config
+from llama31.engine.objectives import MicroBatch
+from llama31.engine.pipeline import Engine
+from llama31.model import llama
+from llama31.parallel import mesh
 from tests.parallel.cases import CASES, LEARNING_RATES, OPTIMIZER, ROWS, Case, Rows, batches
 from tests.processes import LIMIT_S
 
@@ -31,7 +33,7 @@ def run(case: Case) -> dict[str, list[float]]:
     """Losses and gradient norms of the case's steps, and the loss of a batch evaluated in between."""
     parallel, numbers = case.parallel(), config.Precision(params=case.params)
     grid = mesh.create(parallel)
-    chunks = model.build(case.model(), numbers, parallel, grid, seed=3)
+    chunks = llama.build(case.model(), numbers, parallel, grid, seed=3)
     engine = Engine(chunks, case.model(), OPTIMIZER, numbers, parallel, grid)
     losses, norms, evaluated = [], [], []
     for step, (rows, lr) in enumerate(zip(batches(), LEARNING_RATES, strict=True)):

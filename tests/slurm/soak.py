@@ -21,7 +21,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from llama31 import metrics
+from llama31.runs import metrics
 from tests.slurm import cluster
 from tests.slurm.conftest import ENDED, SMALL, Slurm, lay_out, submit
 

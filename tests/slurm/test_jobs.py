@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llama31 import metrics
+from llama31.runs import metrics
 from tests.conftest import ROOT
 from tests.slurm.conftest import SMALL, Slurm, submit
 
@@ -43,7 +43,7 @@ start(main, config.Pretrain, "pretrain")
 # Stands in for recipes/probe.py: the last arm, whose number Slurm gives to the whole array too, stops once.
 PROBER = """
 import json, os
-from llama31 import config, probe
+from llama31 import config; from llama31.evaluate import probe
 from recipes import start
 
 def main(run):

@@ -11,14 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from llama31 import bench_rounds, command, config, inputs, metrics
-from llama31.align import judge, sampling
+from benchmarks import small_rounds
+from llama31 import config
+from llama31.command import entry, inputs
+from llama31.judging import judge
+from llama31.runs import metrics
+from llama31.sampling import drawing
 from tests.slurm.conftest import Slurm
 
 pytestmark = pytest.mark.slurm
 
 # Steps are few and answers are noise: what they are worth, tests/align/test_small_round.py counts.
-TINY = bench_rounds.Scale(
+TINY = small_rounds.Scale(
     texts=400, dialogs=0, preferences=24, prompts=8, judged=4, answers=4, rounds=1, layers=2, hidden_size=32,
     pretrain_tokens=16_384, reward_tokens=2048, sft_tokens=1024, dpo_tokens=2048, processes=1,
 )  # fmt: skip
@@ -28,18 +32,18 @@ LATER = ("sft", "dpo", "answers", "judge")  # than sft-low
 
 def base(folder: Path) -> None:
     """Task, tokenizer and pre-trained model, made in this process: another would have to import torch."""
-    bench_rounds.write_task(folder, TINY)
-    bench_rounds.write_config(folder, TINY)
+    small_rounds.write_task(folder, TINY)
+    small_rounds.write_config(folder, TINY)
     schemas = {"pack": config.Pack, "pretrain": config.Pretrain}
-    for name, arguments, _ in bench_rounds.before(folder, TINY)[:2]:
-        run = command.load(schemas[name], name, arguments, lambda given: 1)
+    for name, arguments, _ in small_rounds.before(folder, TINY)[:2]:
+        run = entry.load(schemas[name], name, arguments, lambda given: 1)
         inputs.check(run)
         importlib.import_module(f"recipes.{name}").main(run)
 
 
 def words(folder: Path) -> list[str]:
     """Arguments of recipes.post_train: the reward model on two nodes, one process on each."""
-    given = bench_rounds.post_train(folder, TINY)
+    given = small_rounds.post_train(folder, TINY)
     more = {stage: ["cluster.processes_per_node=1"] for stage in ("reward", "sample", "sft", "dpo")}
     more["reward"] += ["parallel.dp=2"]
     more["sample"] += ["filters.finished=false", "filters.repeated_share=1", "sampling.temperature=0.4"]
@@ -83,7 +87,7 @@ def test_a_chain_goes_on_where_it_was_interrupted(slurm: Slurm, tmp_path: Path) 
     assert {slurm.job(number)["Restarts"] for number in jobs.values()} == {"0"}
 
     kept = [len(metrics.attempts(here / name)) for name in ("reward", "sft-high", "dpo")]
-    drawn = sampling.read_lines(here / "sample" / sampling.CANDIDATES)
+    drawn = drawing.read_lines(here / "sample" / drawing.CANDIDATES)
     assert kept == [1, 1, 1] and len(drawn) == TINY.prompts * TINY.answers
     assert (here / "judge" / judge.PAGE).stat().st_size > 5000 and (here / "best").is_dir()
     told = json.loads((here / "judge" / judge.NAME).read_text())

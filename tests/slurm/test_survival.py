@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from llama31 import checkpoint, metrics
+from llama31.checkpoint import publish
+from llama31.runs import metrics
 from tests.slurm.conftest import SMALL, Slurm, submit
 from tests.slurm.soak import trainers
 
@@ -150,7 +151,7 @@ def test_attempt_on_a_node_that_was_cut_off_changes_nothing(slurm: Slurm, place:
     # the first attempt is the uninterrupted run: what both trained is equal
     both = alone.keys() & stands.keys()
     assert both and all(alone[step] == stands[step][0] for step in both)
-    late = [path for path in (folder / "checkpoints").glob("step-*") if checkpoint.read_meta(path).step > begun]
+    late = [path for path in (folder / "checkpoints").glob("step-*") if publish.read_meta(path).step > begun]
     assert late and all(path.name.endswith("-a0001") for path in late)
 
 

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from llama31 import bench_rounds, command, config, inputs
-from llama31.align import sampling
+from benchmarks import small_rounds
+from llama31 import config
+from llama31.command import entry, inputs
+from llama31.sampling import drawing
 from tests.slurm.conftest import Slurm, submit
 
 pytestmark = [
@@ -25,7 +27,7 @@ pytestmark = [
     pytest.mark.skipif("VLLM_PYTHON" not in os.environ, reason="VLLM_PYTHON names no Python that has vLLM"),
 ]
 
-SCALE = replace(bench_rounds.SMALL, hidden_size=128, reward_tokens=16_384)  # heads of 32, the least that vLLM takes
+SCALE = replace(small_rounds.SMALL, hidden_size=128, reward_tokens=16_384)  # heads of 32, the least that vLLM takes
 SCHEMAS = {"pack": config.Pack, "pretrain": config.Pretrain, "sft": config.Sft, "reward": config.Reward}
 # FP32, as our own decoder is asked for; on a CPU, whose generators cannot be rewound, no prompt may be read in parts.
 OPTIONS = "--dtype float32 --max-model-len 256 --enforce-eager --max-num-batched-tokens 65536"
@@ -33,7 +35,7 @@ OPTIONS = "--dtype float32 --max-model-len 256 --enforce-eager --max-num-batched
 
 def recipe(name: str, arguments: Sequence[str]) -> None:
     """Run a recipe in this process: another would have to import torch."""
-    run = command.load({**SCHEMAS, "sample": config.Sample}[name], name, arguments, lambda given: 1)
+    run = entry.load({**SCHEMAS, "sample": config.Sample}[name], name, arguments, lambda given: 1)
     inputs.check(run)
     importlib.import_module(f"recipes.{name}").main(run)
 
@@ -44,12 +46,12 @@ CPU = pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="vLLM 0.32's
 @pytest.mark.parametrize("per_server", [1, pytest.param(2, marks=CPU)])
 def test_servers_start_answer_as_we_do_and_leave(per_server: int, slurm: Slurm, tmp_path: Path) -> None:
     """A server on each of two nodes, or one on both, as 405B needs it."""
-    bench_rounds.write_task(tmp_path, SCALE)
-    bench_rounds.write_config(tmp_path, SCALE)
-    for name, arguments, _ in bench_rounds.before(tmp_path, SCALE):
+    small_rounds.write_task(tmp_path, SCALE)
+    small_rounds.write_config(tmp_path, SCALE)
+    for name, arguments, _ in small_rounds.before(tmp_path, SCALE):
         recipe(name, arguments)
     own = ["--config-dir", str(tmp_path / "conf")]
-    reward = [*bench_rounds.COMMON, *bench_rounds.schedule(SCALE.reward_tokens, 1e-3, 256, 1024), "name=reward"]
+    reward = [*small_rounds.COMMON, *small_rounds.schedule(SCALE.reward_tokens, 1e-3, 256, 1024), "name=reward"]
     reward += [f"folder={tmp_path / 'reward'}", f"init_from={tmp_path / 'seed'}", f"data.folder={tmp_path / 'encoded'}"]
     recipe("reward", [*own, *reward, f"data.sources.mine.input={tmp_path / 'preferences-01.jsonl'}"])
 
@@ -68,14 +70,14 @@ def test_servers_start_answer_as_we_do_and_leave(per_server: int, slurm: Slurm, 
         len(re.findall("prompts as ids, ends by stop_token_ids; honours n, seeds and temperature 0", log))
         == 2 // per_server
     )
-    served = {line["prompt"]: line for line in sampling.read_lines(tmp_path / "served" / sampling.CANDIDATES)}
-    summary = json.loads((tmp_path / "served" / sampling.SUMMARY).read_text())
+    served = {line["prompt"]: line for line in drawing.read_lines(tmp_path / "served" / drawing.CANDIDATES)}
+    summary = json.loads((tmp_path / "served" / drawing.SUMMARY).read_text())
     assert summary["answers"] == SCALE.judged and summary["without a reward"] == 0
     assert len({line["server"] for line in served.values()}) == 2 // per_server, "all servers answered"
 
     exported = f"policy={tmp_path / 'served' / 'hf'}"  # in BF16, as the servers read it
     recipe("sample", [*asked, f"folder={tmp_path / 'own'}", "part=draw", exported])
-    ours = {line["prompt"]: line for line in sampling.read_lines(tmp_path / "own" / sampling.CANDIDATES)}
+    ours = {line["prompt"]: line for line in drawing.read_lines(tmp_path / "own" / drawing.CANDIDATES)}
     said = {name: [(line["text"], line["end"]) for line in lines] for name, lines in (
         ("vllm", [served[prompt] for prompt in ours]), ("ours", list(ours.values()))
     )}  # fmt: skip

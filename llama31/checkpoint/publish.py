@@ -1,0 +1,444 @@
+"""Checkpoints on disk: complete or absent, whatever kills the process that writes them.
+
+    <run>/checkpoints/step-00000100/      of attempt 0; step-00000100-a0003 of attempt 3 (runs/attempts.py)
+        weights/          model parameters by global name (see shards.py)
+        optimizer/        FP32 masters and Adam moments by global name; absent after a conversion
+        random.bin        torch's random state on rank 0
+        checkpoint.json   written last: what was saved, size and checksum of every file (manifest.py)
+    <run>/tokenizer/      tokenizer in Hugging Face format, named by checkpoint.json
+
+A save fills a hidden folder beside the target and renames it when all is on the disk. A folder counts as a checkpoint
+when every file named in checkpoint.json has its size, so a copy that was cut off is noticed too; `verify` also finds a
+flipped bit. Checkpoints of an attempt beyond the step that a newer attempt went on from are not of this run's history:
+nothing here reads them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import shutil
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from llama31 import config
+from llama31.checkpoint import checksum, manifest, shards
+from llama31.checkpoint.manifest import Manifest
+from llama31.checkpoint.manifest import problem as _problem
+from llama31.checkpoint.shards import Shard
+from llama31.parallel.collectives import on_all_ranks, rank_of
+from llama31.runs import attempts
+
+log = logging.getLogger(__name__)
+
+MANIFEST = manifest.NAME
+STEP = re.compile(r"step-(\d{8,})(?:-a(\d{4,}))?")
+NOT_SHAPE = ("name", "init_std", "max_positions", "head")  # keys on which no tensor depends below the head
+
+Fence = Callable[[], int | None]  # the number of a newer attempt; None while we are the newest
+
+
+class CheckpointError(config.RunError):
+    """A checkpoint could not be written; what was there before is untouched."""
+
+
+class Superseded(CheckpointError):
+    """A newer attempt of this run has begun: this one must neither publish, nor delete, nor load."""
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What a checkpoint says about itself, beside its tensors. Everything has to be JSON."""
+
+    model: dict[str, Any]
+    step: int = 0
+    tokens: int = 0
+    run: str = ""
+    precision: str = "bf16"
+    data_fingerprint: str = ""
+    tokenizer: dict[str, Any] = field(default_factory=dict)  # kind, path, fingerprint, folder (relative to the run)
+    schedule: dict[str, Any] = field(default_factory=dict)
+    decisions: list[Any] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+    attempt: int = 0
+    validation_loss: float | None = None  # the last that was measured, for retention
+
+    def shape(self) -> config.Model:
+        """The model as the schema's dataclass."""
+        return config.Model(**self.model)
+
+
+def name_of(step: int, attempt: int = 0) -> str:
+    """Folder name of the checkpoint of a step."""
+    return f"step-{step:08d}" + (f"-a{attempt:04d}" if attempt else "")
+
+
+def numbers_of(name: str) -> tuple[int, int] | None:
+    """Step and attempt in the name of a checkpoint's folder; None for other names."""
+    found = STEP.fullmatch(name)
+    return (int(found[1]), int(found[2] or 0)) if found else None
+
+
+def refuse_if_superseded(fence: Fence | None, what: str) -> None:
+    """Raise Superseded if a newer attempt has begun."""
+    if fence is not None and (newer := fence()) is not None:
+        raise Superseded(
+            f"{what}: attempt {newer} of this run has begun, so this older one stops; nothing was published or "
+            "deleted, and the newer one goes on"
+        )
+
+
+def save(
+    folder: Path | str,
+    meta: Meta,
+    weights: Sequence[Shard],
+    optimizer: Sequence[Shard] | None = None,
+    group: dist.ProcessGroup | None = None,
+    random: torch.Tensor | None = None,
+    fence: Fence | None = None,
+) -> Path:
+    """Write the checkpoint of `meta.step` below `folder` (the run's `checkpoints`) and return its path.
+
+    Every rank of `group` calls this. `random` is the state to save where it is not that of this moment; `fence` is
+    asked on rank 0 before anything is published or deleted. Raises CheckpointError on every rank if any could not
+    write, Superseded if there is a newer attempt; the half-written folder is removed and older checkpoints stay.
+    """
+    return write(
+        Path(folder) / name_of(meta.step, meta.attempt), meta, weights, optimizer, group, random=random, fence=fence
+    )
+
+
+def write(
+    final: Path,
+    meta: Meta,
+    weights: Sequence[Shard],
+    optimizer: Sequence[Shard] | None = None,
+    group: dist.ProcessGroup | None = None,
+    random: torch.Tensor | None = None,
+    fence: Fence | None = None,
+) -> Path:
+    """`save` to a folder of any name, replacing what stands there."""
+    state = (torch.get_rng_state() if random is None else random).numpy().tobytes()
+    with publish(final, group, attempt=meta.attempt, fence=fence) as temporary:
+        written = {f"weights/{n}": told for n, told in shards.save(weights, temporary / "weights", group).items()}
+        if optimizer is not None:
+            saved = shards.save(optimizer, temporary / "optimizer", group)
+            written |= {f"optimizer/{name}": told for name, told in saved.items()}
+        files = {name: told for part in on_all_ranks(group, lambda: written) for name, told in part.items()}
+        on_all_ranks(group, lambda: _finish(temporary, meta, files, state) if rank_of(group) == 0 else None)
+    return final
+
+
+def _finish(folder: Path, meta: Meta, files: dict[str, checksum.Entry], random: bytes) -> None:
+    (folder / "random.bin").write_bytes(random)
+    manifest.write(folder, Manifest(asdict(meta), {**files, "random.bin": checksum.of_bytes(random)}))
+
+
+def load_weights(folder: Path | str, weights: Iterable[Shard], group: dist.ProcessGroup | None = None) -> None:
+    """Fill the blocks of `weights`, on any layout. ValueError where a tensor is missing or of another shape."""
+    shards.load(weights, Path(folder) / "weights", group)
+
+
+def load_optimizer(folder: Path | str, optimizer: Iterable[Shard], group: dist.ProcessGroup | None = None) -> None:
+    """Fill masters and moments, on any layout, one at a time from a generator (`shards.load`).
+
+    ValueError if the checkpoint holds weights alone.
+    """
+    if not (Path(folder) / "optimizer").is_dir():
+        raise ValueError(f"{folder} holds weights but no optimizer: start from it with init_from= instead of resume=")
+    shards.load(optimizer, Path(folder) / "optimizer", group)
+
+
+def load_random(folder: Path | str) -> None:
+    """Set torch's random state to that of rank 0 at the save."""
+    torch.set_rng_state(torch.frombuffer(bytearray((Path(folder) / "random.bin").read_bytes()), dtype=torch.uint8))
+
+
+def read_meta(folder: Path | str) -> Meta:
+    """What the checkpoint says about itself. ValueError if it is incomplete or of another format."""
+    _refuse_incomplete(Path(folder))
+    return Meta(**manifest.read(Path(folder)).meta)
+
+
+def verify(folder: Path | str, group: dist.ProcessGroup | None = None) -> list[str]:
+    """Everything that is wrong with the files of a checkpoint, each named; nothing if all checksums are right.
+
+    Collective: the ranks of `group` share out the reading and agree on the list. Format 1 has sizes alone.
+    """
+    return manifest.damage(Path(folder), group)
+
+
+def refuse_damaged(folder: Path | str, group: dist.ProcessGroup | None = None) -> None:
+    """ValueError on every rank of `group` that names every file of a checkpoint that is not as it was written."""
+    if found := verify(folder, group):
+        raise ValueError(f"{folder} is damaged: {_some(found)}. Use an older one, or fetch it again")
+
+
+def check_model(meta: Meta, model: config.Model) -> None:
+    """ValueError that names every key in which the checkpoint's model differs from the run's."""
+    wanted, keys = asdict(model), differing(asdict(model), meta.model)
+    if keys:
+        told = "; ".join(f"model.{key} is {wanted[key]}, the checkpoint has {meta.model.get(key)}" for key in keys)
+        remedy = " ".join(f"model.{key}={meta.model[key]}" for key in keys if key in meta.model)
+        raise ValueError(f"checkpoint of another shape: {told}. Run with {remedy or 'a checkpoint of this model'}")
+
+
+def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Keys of two models in which what they compute differs; fractions are compared in FP32, in which they are used.
+
+    Tools that keep numbers in FP32 (GGUF) write 1e-5 as 9.999999747378752e-06.
+    """
+
+    def same(key: str) -> bool:
+        one, other = ours[key], theirs.get(key)
+        return one == other or (isinstance(one, float) and isinstance(other, float) and _fp32(one) == _fp32(other))
+
+    return [key for key in ours if key not in NOT_SHAPE and not same(key)]
+
+
+def _fp32(number: float) -> bytes:
+    return struct.pack("f", number)
+
+
+def newest(folder: Path | str, starts: Mapping[int, int] | None = None, before: int | None = None) -> Path | None:
+    """The newest complete checkpoint below `folder` (the run's `checkpoints`); warns about those it passes over.
+
+    Of at most `before` steps, where that is given.
+    `starts` (attempt -> step that it went on from) are read from the run by default. Sizes alone are compared.
+    """
+    for path in candidates(folder, starts):
+        if before is not None and _numbers(path)[0] > before:
+            continue
+        problem = _problem(path)
+        if problem is None:
+            return path
+        log.warning("ignoring checkpoint %s: %s", path, problem)
+    return None
+
+
+def newest_intact(
+    folder: Path | str,
+    group: dist.ProcessGroup | None = None,
+    starts: Mapping[int, int] | None = None,
+    fence: Fence | None = None,
+    before: int | None = None,
+) -> Path | None:
+    """The newest checkpoint of which every file has its checksum; rank 0 warns with all that is wrong with others.
+
+    Of at most `before` steps, where that is given.
+    Collective; the same on all ranks. Raises Superseded on all of them if there is a newer attempt.
+    """
+    first = rank_of(group) == 0
+
+    def listed() -> list[Path]:
+        refuse_if_superseded(fence, str(folder))
+        return [path for path in candidates(folder, starts) if before is None or _numbers(path)[0] <= before]
+
+    found = next(paths for paths in on_all_ranks(group, lambda: listed() if first else None) if paths is not None)
+    for path in found:
+        problems = verify(path, group)
+        if not problems:
+            return path
+        if first:
+            log.warning("ignoring checkpoint %s: %s", path, _some(problems))
+    return None
+
+
+def resolve(path: Path | str) -> Path:
+    """A complete checkpoint: `path` itself, or the newest of the run folder `path`. ValueError says what was found.
+
+    A step's name without attempt (.../step-00000100) means the newest attempt's checkpoint of that step.
+    """
+    path = Path(path)
+    if (path / MANIFEST).exists():
+        _refuse_incomplete(path)
+        return path
+    if (asked := numbers_of(path.name)) and asked[1] == 0 and not path.exists():
+        of_step = [found for found in candidates(path.parent) if _numbers(found)[0] == asked[0]]
+        if found := next((found for found in of_step if _problem(found) is None), None):
+            return found
+    for folder in (path / "checkpoints", path):
+        if folder.is_dir() and (found := newest(folder)):
+            return found
+    if not path.is_dir():
+        what = "is no folder" if path.exists() else "does not exist"
+        raise ValueError(f"{path} {what}: give a checkpoint folder (.../step-00000100) or a run folder")
+    there = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
+    raise ValueError(f"{path} holds no complete checkpoint, but {there}: give a checkpoint or a run folder")
+
+
+def candidates(folder: Path | str, starts: Mapping[int, int] | None = None) -> list[Path]:
+    """Checkpoint folders of this run's history, newest first, complete or not.
+
+    Left out is what an attempt saved beyond the step that a newer attempt went on from (`starts`, see `newest`).
+    """
+    folder = Path(folder)
+    if starts is None:
+        starts = attempts.starts(folder.parent if folder.name == "checkpoints" else folder)
+    found = []
+    for path in _all(folder):
+        step, attempt = _numbers(path)
+        left = [number for number, start in starts.items() if number > attempt and start < step]
+        if left:
+            log.info("ignoring checkpoint %s: attempt %d went on from step %d", path, left[0], starts[left[0]])
+        else:
+            found.append(path)
+    return found
+
+
+def set_aside_after(folder: Path | str, step: int, fence: Fence | None = None) -> list[Path]:
+    """Rename checkpoints later than `step`: a run went back behind them, and `newest` must not return to them.
+
+    On one rank. Returns their new names, `replaced-step-...`, which nothing reads or deletes.
+    """
+    refuse_if_superseded(fence, str(folder))
+    aside = []
+    for path in _all(Path(folder)):
+        if _numbers(path)[0] > step:
+            aside.append(path.rename(path.with_name(f"replaced-{path.name.lstrip('.')}-{secrets.token_hex(4)}")))
+            log.warning("%s is set aside as %s: the run goes on from step %d", path, aside[-1].name, step)
+    return aside
+
+
+def run_folder(checkpoint: Path) -> Path:
+    """The run that a checkpoint belongs to."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
+@contextmanager
+def publish(
+    final: Path, group: dist.ProcessGroup | None = None, attempt: int | None = None, fence: Fence | None = None
+) -> Iterator[Path]:
+    """A hidden folder beside `final` that takes its place when the block ends well, and vanishes when it does not.
+
+    Every rank of `group` enters; the block may fail only on all ranks together. Disk errors become CheckpointError,
+    and Superseded where a newer attempt is the reason. What killed writers left is removed first: all checkpoints up
+    to `attempt`, or without one only what has the name of `final`.
+    """
+    first = rank_of(group) == 0
+    try:
+        made = on_all_ranks(group, lambda: _make_temporary(final, attempt, fence) if first else None)
+        temporary = next(path for path in made if path is not None)
+        try:
+            yield temporary
+            on_all_ranks(group, lambda: _put_in_place(temporary, final, fence) if first else None)
+        except BaseException:
+            if first:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    except OSError as error:
+        # A newer attempt sweeps away what older ones were writing.
+        on_all_ranks(group, lambda: refuse_if_superseded(fence, str(final)) if first else None)
+        free = shutil.disk_usage(next(p for p in final.absolute().parents if p.exists())).free
+        raise CheckpointError(
+            f"{final}: not written ({error}); {free / 1e9:.2f} GB are free there. "
+            "Nothing half-written was left and older data is untouched: free space or choose another folder"
+        ) from error
+
+
+def _make_temporary(final: Path, attempt: int | None, fence: Fence | None) -> Path:
+    refuse_if_superseded(fence, str(final))
+    final.parent.mkdir(parents=True, exist_ok=True)
+    _clean(final, attempt)
+    temporary = final.parent / f".tmp-{final.name}-{secrets.token_hex(4)}"
+    temporary.mkdir()
+    return temporary
+
+
+def _put_in_place(temporary: Path, final: Path, fence: Fence | None) -> None:
+    """Rename, with everything on the disk first. An older `final` steps aside until its successor has the name."""
+    for folder, _, files in os.walk(temporary):
+        for path in [os.path.join(folder, name) for name in files] + [folder]:
+            _fsync(path)
+    refuse_if_superseded(fence, str(final))  # as late as can be
+    aside = final.parent / f".old-{final.name}"
+    if final.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        final.rename(aside)
+    temporary.rename(final)
+    _fsync(final.parent)
+    if aside.exists():
+        remove(aside)
+
+
+def _refuse_incomplete(folder: Path) -> None:
+    if problem := _problem(folder):
+        raise ValueError(f"{folder} is not a complete checkpoint: {problem}. Use an older one")
+
+
+def _some(problems: list[str]) -> str:
+    return "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+
+
+def _numbers(path: Path) -> tuple[int, int]:
+    found = numbers_of(path.name.removeprefix(".old-"))
+    assert found is not None, path
+    return found
+
+
+def _all(folder: Path) -> list[Path]:
+    """Checkpoint folders, newest first: also one that a kill caught while its successor took the name."""
+    if not folder.is_dir():
+        return []
+    found = {path.name: path for path in folder.iterdir() if STEP.fullmatch(path.name)}
+    for path in folder.glob(".old-step-*"):
+        if STEP.fullmatch(path.name.removeprefix(".old-")):
+            found.setdefault(path.name.removeprefix(".old-"), path)
+    return sorted(found.values(), key=_numbers, reverse=True)
+
+
+def _clean(final: Path, attempt: int | None) -> None:
+    """Remove what killed saves left, and give a folder caught mid-replacement its name back.
+
+    Those of `final` itself; with an `attempt`, of all checkpoints beside it up to that attempt, none of newer ones.
+    """
+
+    def ours(name: str) -> bool:
+        numbers = numbers_of(name)
+        return name == final.name or (attempt is not None and numbers is not None and numbers[1] <= attempt)
+
+    remove_unpublished(final.parent, ours)
+    for path in final.parent.glob(".old-*"):
+        name = path.name.removeprefix(".old-")
+        if not ours(name):
+            continue
+        if path.with_name(name).exists():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.rename(path.with_name(name))
+
+
+def remove_unpublished(folder: Path, ours: Callable[[str], bool]) -> list[Path]:
+    """Remove the hidden folders of saves that were killed, of checkpoints whose name is `ours`; returns them."""
+    left = [path for path in sorted(folder.glob(".tmp-*")) if ours(path.name.removeprefix(".tmp-").rpartition("-")[0])]
+    for path in left:
+        log.warning("removing %s, left by a save that was killed", path)
+        shutil.rmtree(path, ignore_errors=True)
+    return left
+
+
+def remove(path: Path) -> None:
+    """Delete a folder so that a kill half-way leaves no half checkpoint under its name."""
+    if path.name.startswith("."):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    hidden = path.parent / f".tmp-{path.name}-{secrets.token_hex(4)}"
+    path.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _fsync(path: str | Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,114 @@
+"""What `checkpoint=` of an evaluation means: a checkpoint, a run's newest, or a Hugging Face folder as it stands.
+
+A Hugging Face folder is read into the live model: every rank maps the files, takes the rectangles of each tensor that
+it holds and converts them; there is no checkpoint in between. The fused Q, K and V of one layer is made whole on each
+rank, everything else is cut out of the mapped file. That is one tensor's memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llama31 import config
+from llama31.checkpoint import publish
+from llama31.checkpoint.shards import Shard
+from llama31.convert import checkpoints, hf
+from llama31.engine import state
+from llama31.model.llama import Llama
+from llama31.parallel.collectives import on_all_ranks
+from llama31.parallel.mesh import Grid
+
+log = logging.getLogger(__name__)
+PRECISIONS = {"bfloat16": "bf16", "float32": "fp32"}  # by transformers' name
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights on disk and what is known of them.
+
+    Of a Hugging Face folder, `copies` says how often it stores each KV head, and `dtype` its number format.
+    """
+
+    folder: Path
+    meta: publish.Meta
+    copies: int = 0  # 0: a checkpoint of ours
+    dtype: str = ""
+
+    @property
+    def shape(self) -> config.Model:
+        return self.meta.shape()
+
+    def tokenizer(self, given: config.Tokenizer) -> config.Tokenizer:
+        """The tokenizer that is `given`; without a path, the one that lies beside the weights."""
+        if given.path:
+            return given
+        beside = self.folder
+        if not self.copies:
+            beside = publish.run_folder(self.folder) / self.meta.tokenizer.get("folder", "tokenizer")
+        alone = (beside / "tokenizer.model").is_file() and not (self.copies and (beside / "tokenizer.json").is_file())
+        return config.Tokenizer(kind="tiktoken" if alone else "huggingface", path=str(beside))
+
+    def precision(self, given: config.Precision) -> config.Precision:
+        """The number formats that are `given`; with `auto`, those that the weights were trained in, or come in.
+
+        FP8 goes with BF16. Formats that we do not compute in (FP16) are computed with in FP32, which is told.
+        """
+        if given.params != "auto":
+            return given
+        if given.fp8 != "none":
+            return replace(given, params="bf16")
+        if self.dtype and self.dtype not in PRECISIONS:
+            log.warning("%s holds %s: computing in FP32; precision=bf16 takes half the memory", self.folder, self.dtype)
+        return replace(given, params=self.meta.precision)
+
+    def load(self, chunks: list[Llama], grid: Grid) -> None:
+        """Fill the chunks on any layout. Collective; ValueError on every rank where one cannot."""
+        if not self.copies:
+            state.load_weights(self.folder, chunks, self.shape, grid)
+            return
+        wanted = state.live(chunks, self.shape, grid)
+        on_all_ranks(None, lambda: self._fill(wanted, next(chunks[0].parameters()).dtype))
+
+    def _fill(self, wanted: list[Shard], dtype: torch.dtype) -> None:
+        for stored in checkpoints.shards_of(self.shape, hf.SafetensorsFolder(self.folder), self.copies, dtype):
+            for shard in wanted:
+                if shard.name == stored.name:
+                    _copy(stored, shard)
+
+
+def find(path: str) -> Pretrained:
+    """What `path` holds. ValueError says what is wrong with it, and what was found there instead."""
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        folder = publish.resolve(path)
+        return Pretrained(folder, publish.read_meta(folder))
+    shape = hf.read_model(folder)
+    source = hf.SafetensorsFolder(folder)
+    checkpoints.check(f"checkpoint={path}", source, shape)
+    copies = checkpoints.kv_copies(source, shape)
+    shape = replace(shape, kv_heads=shape.kv_heads // copies)
+    dtype = hf.dtype_of(folder, source)
+    meta = publish.Meta(asdict(shape), precision=PRECISIONS.get(dtype, "fp32"))
+    return Pretrained(folder, meta, copies, dtype)
+
+
+def _copy(stored: Shard, wanted: Shard) -> None:
+    """Every element of `wanted` that lies within a block of `stored`; blocks elsewhere are not read."""
+    for source in stored.blocks:
+        for target in wanted.blocks:
+            begin = [max(a, b) for a, b in zip(source.offset, target.offset, strict=True)]
+            ends = zip(source.offset, source.shape, target.offset, target.shape, strict=True)
+            end = [min(a + n, b + m) for a, n, b, m in ends]
+            if all(low < high for low, high in zip(begin, end, strict=True)):
+                _cut(target.resolve(), target.offset, begin, end).copy_(
+                    _cut(source.resolve(), source.offset, begin, end)
+                )
+
+
+def _cut(tensor: Tensor, offset: tuple[int, ...], begin: list[int], end: list[int]) -> Tensor:
+    return tensor[tuple(slice(b - o, e - o) for o, b, e in zip(offset, begin, end, strict=True))]

@@ -1,0 +1,119 @@
+"""What is learned: functions (chunk, batch, grid) -> (output, loss function) with one signature, called by the engine.
+
+A micro-batch holds whole rows; what a context-parallel rank computes on are its two chunks of each row. `next_token`
+serves pre-training and supervised finetuning, where weights say which tokens are targets; what compares whole
+responses (`preference.py`) takes their numbers from `Compared`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llama31.data.batches import Rows
+from llama31.dialogs.rows import Packed
+from llama31.model.attention import take_chunks
+from llama31.parallel.mesh import Grid
+
+LossFunction = Callable[[Any], tuple[Tensor, Tensor, Tensor]]
+Objective = Callable[[Any, "MicroBatch", Grid], tuple[Any, LossFunction]]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Responses of a micro-batch, and which of two is the better.
+
+    of_token int64 [b, s]: the response that a position counts for, -1 where for none; pairs int64 [p, 2]: the better,
+    then the worse; reference FP32 [number]: log-probabilities under the model that training began with.
+    """
+
+    of_token: Tensor
+    number: int
+    pairs: Tensor
+    reference: Tensor
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of one forward and backward pass.
+
+    tokens, labels int64 [b, s]; weights FP32 [b, s], 0 where nothing is to be learned; documents int [n, 3] as
+    (row, begin, end), sorted, covering every row, or [n, 5] (`model/attention.py`); positions int64 [b, s], where they
+    are not those of the row; scale multiplies what is not a sum over tokens.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    weights: Tensor
+    documents: Tensor
+    positions: Tensor | None = None
+    compared: Compared | None = None
+    scale: float = 1.0
+
+    @classmethod
+    def from_numpy(
+        cls, tokens: np.ndarray, labels: np.ndarray, loss_mask: np.ndarray, documents: np.ndarray, device: torch.device
+    ) -> MicroBatch:
+        """From packed rows; documents int [b, s] numbers the document of each token within its row."""
+        rows, length = documents.shape
+        starts = np.ones((rows, length), dtype=bool)
+        starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+        row, begin = np.nonzero(starts)
+        end = np.append(begin[1:], length)
+        end[np.append(row[1:] != row[:-1], True)] = length
+        return cls(
+            torch.from_numpy(np.ascontiguousarray(tokens, np.int64)).to(device),
+            torch.from_numpy(np.ascontiguousarray(labels, np.int64)).to(device),
+            torch.from_numpy(np.ascontiguousarray(loss_mask, np.float32)).to(device),
+            torch.from_numpy(np.stack([row, begin, end], 1).astype(np.int32)),
+        )
+
+    @classmethod
+    def from_rows(cls, rows: Rows | Packed, device: torch.device) -> MicroBatch:
+        """From the data loader's rows."""
+        if isinstance(rows, Packed):
+            return cls.from_packed(rows, device)
+        return cls.from_numpy(rows.tokens, rows.labels, rows.loss_mask, rows.documents, device)
+
+    @classmethod
+    def from_packed(cls, rows: Packed, device: torch.device) -> MicroBatch:
+        """From rows of post-training."""
+        given = (rows.tokens, rows.labels, rows.weights, rows.positions)
+        tokens, labels, weights, positions = (torch.from_numpy(array).to(device) for array in given)
+        numbers = (torch.from_numpy(array).to(device) for array in (rows.of_token, rows.pairs, rows.reference))
+        of_token, pairs, reference = numbers
+        compared = Compared(of_token, rows.responses, pairs, reference) if rows.compares else None
+        restart = positions if rows.restarts else None
+        return cls(tokens, labels, weights, torch.from_numpy(rows.documents), restart, compared)
+
+    def scaled(self, factor: float) -> MicroBatch:
+        """The same rows with every weight multiplied by `factor`."""
+        return replace(self, weights=self.weights * factor, scale=self.scale * factor)
+
+    def units(self) -> Tensor:
+        """What the loss is a mean over, int64 []: pairs of responses, or tokens that count."""
+        if self.compared is not None:
+            return torch.tensor(len(self.compared.pairs), device=self.weights.device)
+        return (self.weights > 0).sum()
+
+
+def next_token(chunk: Any, batch: MicroBatch, grid: Grid) -> tuple[Any, LossFunction]:
+    """Weighted cross entropy of the next token."""
+
+    def local(row: Tensor) -> Tensor:
+        return take_chunks(row, grid.cp, grid.cp_rank, 1)
+
+    output = chunk(
+        local(batch.tokens), None, batch.documents, labels=local(batch.labels), loss_mask=local(batch.weights)
+    )
+
+    def loss(output: Any) -> tuple[Tensor, Tensor, Tensor]:
+        total, _ = output
+        return total, torch.zeros((), dtype=torch.int), total.detach().clone()
+
+    return output, loss

@@ -1,0 +1,182 @@
+"""One optimizer step: Megatron's pipeline schedule over DeepSpeed ZeRO.
+
+A step is `accumulate` (loss and gradient norm, agreed by all ranks), a verdict by the caller, then `apply` or
+`discard`. The loss is divided by the tokens of the whole batch before the backward pass, so gradients of micro-batches
+and ranks are summed, never averaged, and every layout computes the same numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.pipeline_parallel import get_forward_backward_func, schedules
+from torch import Tensor
+
+from llama31 import config
+from llama31.engine import zero
+from llama31.engine.objectives import MicroBatch, Objective, next_token
+from llama31.model import llama
+from llama31.parallel.mesh import Grid
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What all ranks agree on after `accumulate`."""
+
+    loss: float  # token-weighted mean over micro-batches, data and context parallel ranks
+    grad_norm: float  # before clipping
+    tokens: int  # tokens that counted; pairs, where responses are compared
+    measures: dict[str, float] = field(default_factory=dict)  # what else the objective tells, means of the same kind
+
+
+@contextlib.contextmanager
+def _after_each_backward(action: Callable[[], None] | None) -> Iterator[None]:
+    """Run `action` after the backward pass of every micro-batch of Megatron's schedules."""
+    if action is None:
+        yield
+        return
+    original = schedules.backward_step
+
+    def backward_step(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        action()
+        return result
+
+    schedules.backward_step = backward_step
+    try:
+        yield
+    finally:
+        schedules.backward_step = original
+
+
+class Forward:
+    """Micro-batches through the pipeline, and the loss that all ranks agree on."""
+
+    def __init__(self, chunks: list[llama.Llama], grid: Grid) -> None:
+        self.chunks, self.grid = chunks, grid
+        self.called: list[Any] = list(chunks)  # the chunks as the schedule calls them; ZeRO-3 wraps them
+
+    def mean_loss(self, batches: Sequence[MicroBatch], objective: Objective = next_token) -> tuple[float, int]:
+        """Token-weighted mean loss and the tokens that counted, over all ranks, without gradients."""
+        means, tokens = self.means(batches, objective)
+        return means[0], tokens
+
+    @torch.no_grad()
+    def means(self, batches: Sequence[MicroBatch], objective: Objective) -> tuple[list[float], int]:
+        """The loss, then the objective's measures, each a mean over the tokens (pairs) that counted, and their number.
+
+        Every rank of a data-parallel replica gets the same micro-batches, every replica equally many.
+        """
+        tokens = self.count(batches)
+        for chunk in self.chunks:
+            chunk.eval()
+        told = self.run([batch.scaled(1.0 / max(tokens, 1)) for batch in batches], objective, forward_only=True)
+        for chunk in self.chunks:
+            chunk.train()
+        return self.agree(told), tokens
+
+    def count(self, batches: Sequence[MicroBatch]) -> int:
+        """Tokens (pairs) that count in these micro-batches, over data-parallel replicas."""
+        tokens = torch.stack([batch.units() for batch in batches]).sum()
+        dist.all_reduce(tokens, group=self.grid.dp_group)
+        return int(tokens.item())
+
+    @torch.no_grad()
+    def collect(self, batches: Sequence[MicroBatch], objective: Objective) -> list[Tensor]:
+        """What `objective` tells of each micro-batch's responses, FP32 [number] each, on all ranks of the replica."""
+        for chunk in self.chunks:
+            chunk.eval()
+        told = self._told(batches, objective, forward_only=True)
+        for chunk in self.chunks:
+            chunk.train()
+        sizes = [batch.compared.number if batch.compared else 0 for batch in batches]
+        flat = torch.cat(told) if told else torch.zeros(sum(sizes), device=self.grid.device)
+        dist.all_reduce(flat, group=self.grid.pp_group)  # zeros but for the last stage
+        return list(flat.split(sizes))
+
+    def run(self, batches: Sequence[MicroBatch], objective: Objective, forward_only: bool) -> Tensor:
+        """Sum of what this rank's micro-batches told: the weighted loss, then the objective's measures.
+
+        Zeros where the last stage is elsewhere.
+        """
+        told = self._told(batches, objective, forward_only)
+        measures = len(getattr(objective, "measures", ()))
+        if not told:
+            return torch.zeros(1 + measures, device=self.grid.device)
+        return torch.stack(told).sum(0).view(1 + measures)
+
+    def _told(self, batches: Sequence[MicroBatch], objective: Objective, forward_only: bool) -> list[Tensor]:
+        """Of each micro-batch what the objective told; nothing where the last stage is elsewhere."""
+
+        def forward_step(iterator: Iterator[MicroBatch], chunk: Any) -> tuple[Any, Any]:
+            return objective(chunk, next(iterator), self.grid)
+
+        micro_batch, length = batches[0].tokens.shape
+        told: list[Tensor] = get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=[iter(batches) for _ in self.chunks],
+            model=self.called,
+            num_microbatches=len(batches),
+            seq_length=length,
+            micro_batch_size=micro_batch,
+            forward_only=forward_only,
+        )
+        return told
+
+    def agree(self, told: Tensor) -> list[float]:
+        """The loss and what follows it, summed over data and context parallel ranks of the last stage, on all ranks."""
+        share = told.float() if self.grid.last_stage and self.grid.tp_rank == 0 else torch.zeros_like(told)
+        dist.all_reduce(share)
+        return [float(value) for value in share.tolist()]
+
+
+class Engine:
+    """Chunks of a model, their gradients and their optimizer, on one rank."""
+
+    def __init__(
+        self,
+        chunks: list[llama.Llama],
+        shape: config.Model,
+        optimizer: config.Optimizer,
+        numbers: config.Precision,
+        parallel: config.Parallel,
+        grid: Grid,
+    ) -> None:
+        self.chunks, self.grid = chunks, grid
+        self.shards = llama.shards(chunks, shape, grid)
+        self.reducer = zero.create(chunks, self.shards, optimizer, numbers, parallel.zero, grid)
+        self.forward = Forward(chunks, grid)
+        self.forward.called = self.reducer.forward_chunks
+        self.own_s = 0.0  # seconds of the last forward and backward passes, before waiting for other replicas
+        self._norm = 0.0
+
+    def accumulate(self, batches: Sequence[MicroBatch], objective: Objective = next_token) -> StepResult:
+        """Forward and backward of this rank's micro-batches; weights are not touched.
+
+        Every rank of a data-parallel replica gets the same batches (all of one size). Returns what all ranks agree on.
+        """
+        tokens = self.forward.count(batches)
+        factor = self.reducer.loss_scale / max(tokens, 1)
+        begin = time.perf_counter()
+        with _after_each_backward(self.reducer.after_backward()):
+            told = self.forward.run([batch.scaled(factor) for batch in batches], objective, forward_only=False)
+        if self.grid.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+        self.own_s = time.perf_counter() - begin
+        self._norm = self.reducer.reduce()
+        loss, *others = [value / self.reducer.loss_scale for value in self.forward.agree(told)]
+        return StepResult(loss, self._norm, tokens, dict(zip(getattr(objective, "measures", ()), others, strict=True)))
+
+    def apply(self, lr: float) -> None:
+        """Clip the accumulated gradients and update weights with learning rate `lr`."""
+        self.reducer.apply(lr, self._norm)
+
+    def discard(self) -> None:
+        """Forget the accumulated gradients."""
+        self.reducer.discard()

@@ -1,0 +1,104 @@
+"""The state of a model and its optimizer as shards of global tensors: what a checkpoint saves and loads.
+
+ZeRO gives each data x context parallel rank a flat range of every parameter. Each rank saves and loads exactly its own
+range, as views of the live memory and without asking the others: nothing is gathered, copied or read twice. A range of
+a matrix is no rectangle, but at most three: the end of one row, whole rows, the beginning of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from llama31 import config
+from llama31.checkpoint import publish
+from llama31.checkpoint.shards import Block, Shape, Shard
+from llama31.engine import zero
+from llama31.engine.pipeline import Engine
+from llama31.engine.zero import MASTER, MOMENTS, WEIGHT
+from llama31.model import llama
+from llama31.model.llama import Llama, ParameterShard
+from llama31.parallel.mesh import Grid
+
+KEYS = (MASTER, *MOMENTS)
+
+
+def load_weights(
+    folder: Path, chunks: list[Llama], shape: config.Model, grid: Grid, without: tuple[str, ...] = ()
+) -> None:
+    """Fill the chunks with a checkpoint's weights, whatever layout it was saved on; `without` these tensors."""
+    wanted = [shard for shard in live(chunks, shape, grid) if shard.name not in without]
+    publish.load_weights(folder, wanted)
+
+
+def live(chunks: list[Llama], shape: config.Model, grid: Grid) -> list[Shard]:
+    """The weights that this rank computes with, as shards to be filled in place."""
+    return [
+        Shard(shard.name, shard.shape, [Block(offset, block) for offset, block in shard.blocks(shard.parameter.data)])
+        for shard in llama.shards(chunks, shape, grid)
+    ]
+
+
+def weights(engine: Engine) -> list[Shard]:
+    """The part of the weights that this rank writes: views of live memory."""
+    return [_own(engine, shard, WEIGHT, shard.name) for shard in engine.shards if not _is_copy(shard, engine.grid)]
+
+
+def optimizer(engine: Engine) -> list[Shard]:
+    """The part of the FP32 masters and Adam moments that this rank writes: views of live memory."""
+    return [
+        _own(engine, shard, key, f"{key}.{shard.name}")
+        for shard in engine.shards
+        if not _is_copy(shard, engine.grid)
+        for key in KEYS
+    ]
+
+
+def load_optimizer(folder: Path, engine: Engine, updates: int) -> None:
+    """Masters, moments and the number of updates, from any layout; weights follow from the masters. Collective.
+
+    Works at any moment between two steps: nothing of what was trained since, and no gradient, is left.
+    """
+    found = [_own(engine, shard, key, f"{key}.{shard.name}") for shard in engine.shards for key in KEYS]
+    publish.load_optimizer(folder, found)
+    engine.reducer.finish_load(updates)
+
+
+def _is_copy(shard: ParameterShard, grid: Grid) -> bool:
+    """Whether another rank writes this one: norms are alike on all tensor-parallel ranks, tied ends on two stages."""
+    return shard.replica or (len(shard.shape) == 1 and grid.tp_rank > 0)
+
+
+def _own(engine: Engine, shard: ParameterShard, key: str, name: str) -> Shard:
+    """This rank's fragment of one tensor; no blocks where it has none."""
+    fragment = engine.reducer.fragment(shard.parameter, key)
+    if fragment is None:
+        return Shard(name, shard.shape, [])
+    start, flat = fragment
+    local = (shard.rows, *zero.shape_of(shard.parameter)[1:])
+    return Shard(name, shard.shape, list(cut(shard.offsets, local, start, flat)))
+
+
+def cut(offsets: tuple[Shape, ...], local: Shape, start: int, flat: Tensor) -> Iterator[Block]:
+    """The flat range `flat`, from element `start` of a tensor of shape `local`, as rectangles of the global tensor.
+
+    The tensor consists of one block per offset, equal in rows, as `ParameterShard` has them; what of the range lies
+    behind them is padding. Views, no copies.
+    """
+    height, width = local[0] // len(offsets), (local[1] if len(local) == 2 else 1)
+    for number, offset in enumerate(offsets):
+        first = number * height * width
+        begin, end = max(start, first), min(start + flat.numel(), first + height * width)
+        while begin < end:
+            row, column = divmod(begin - first, width)
+            whole_rows = (end - begin) // width if column == 0 else 0
+            length = whole_rows * width or min(end - begin, width - column)
+            part = flat.narrow(0, begin - start, length)
+            if len(local) == 1:
+                yield Block((offset[0] + row,), part)
+            else:
+                at = (offset[0] + row, offset[1] + column)
+                yield Block(at, part.view(whole_rows or 1, length // (whole_rows or 1)))
+            begin += length

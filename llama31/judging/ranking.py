@@ -1,0 +1,177 @@
+"""What was drawn, ranked by a reward model: scored once, and the best answers become dialogs and pairs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from llama31 import config
+from llama31.runs import files
+from llama31.sampling import answers, drawing, filters
+from llama31.sampling.drawing import Policy
+from llama31.sampling.filters import Candidate, Selection
+from llama31.sampling.prompts import Prompt
+from llama31.tokens import chat
+
+Scores = Mapping[tuple[str, int], float | None]  # by prompt and k
+Scorer = Callable[[Sequence[tuple[Prompt, chat.Message]]], Sequence[float | None]]
+
+
+def candidates(
+    folder: Path, known: Mapping[str, str | None], count: float = math.inf
+) -> tuple[dict[str, list[Candidate]], int]:
+    """The first `count` answers that were drawn for each of the prompts `known`, and how many more were refused.
+
+    `known` as in `sampling.current`.
+    """
+    found: dict[str, dict[int, Candidate]] = {prompt: {} for prompt in known}
+    refused = 0
+    for line in drawing.current(known, drawing.read_lines(folder / drawing.CANDIDATES)):
+        if line["k"] < count and "refused" in line:
+            refused += 1
+        elif line["k"] < count:
+            one = Candidate(line["prompt"], line["k"], line["text"], line["finish"], line.get("tokens"), line)
+            found[one.prompt].setdefault(one.k, one)
+    return {prompt: list(by_k.values()) for prompt, by_k in found.items()}, refused
+
+
+def judged(line: Mapping[str, Any]) -> str:
+    """What tells whether a score is that of a line of candidates.jsonl: a hash of prompt and answer."""
+    told = (line.get("asked"), answers.message(line))
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
+def rewards(
+    scored: Sequence[Mapping[str, Any]], model: str, found: Mapping[str, Sequence[Candidate]], limit: int
+) -> Scores:
+    """Rewards by (prompt, k) that the model with this fingerprint gave to the answers that were found.
+
+    `scored`: the lines of scores.jsonl. None: it could not judge the answer, which was too long for `limit` tokens or
+    more, or gave no number.
+    """
+    lines = {(one.prompt, one.k): judged(one.record) for several in found.values() for one in several}
+    scores: dict[tuple[str, int], float | None] = {}
+    for line in scored:
+        key, reward = (line["prompt"], line["k"]), line["reward"]
+        if line["model"] != model or key not in lines or line.get("judged", lines[key]) != lines[key]:
+            continue
+        if reward is None and line.get("limit", 0) < limit:
+            continue  # it may be read now
+        scores[key] = reward if reward is not None and math.isfinite(reward) else None
+    return scores
+
+
+def unscored(found: Mapping[str, Sequence[Candidate]], known: Scores) -> list[Candidate]:
+    """Answers that still need a reward."""
+    return [one for several in found.values() for one in several if (one.prompt, one.k) not in known]
+
+
+def score(
+    folder: Path, prompts: Sequence[Prompt], todo: Sequence[Candidate], model: Policy, scorer: Scorer, limit: int,
+    chunk: int = 256, writes: bool = True,
+) -> Scores:  # fmt: skip
+    """Rewards of the answers `todo`, by (prompt, k), asked of `scorer` and kept chunk by chunk.
+
+    `limit`: tokens beyond which `scorer` gives None. A reward that is no number is None too, at whatever limit. Where
+    several processes score together, all call this with the same arguments and one `writes`.
+    """
+    by_id, scores = {prompt.id: prompt for prompt in prompts}, dict[tuple[str, int], float | None]()
+    with drawing.Ledger(folder / drawing.SCORES) if writes else contextlib.nullcontext() as ledger:
+        for begin in range(0, len(todo), chunk):
+            part, lines = todo[begin : begin + chunk], []
+            given = scorer([(by_id[one.prompt], chat.message(answers.message(one.record))) for one in part])
+            for one, reward in zip(part, given, strict=True):
+                known = reward if reward is not None and math.isfinite(reward) else None
+                scores[one.prompt, one.k] = known
+                line = {"prompt": one.prompt, "k": one.k, "reward": known, "judged": judged(one.record)}
+                if reward is None:
+                    line["limit"] = limit
+                elif known is None:
+                    line |= {"limit": sys.maxsize, "said": str(reward)}
+                lines.append({**line, "model": model.fingerprint, "name": model.name})
+            if ledger:
+                ledger.append(lines)
+    return scores
+
+
+def publish(
+    folder: Path, prompts: Sequence[Prompt], found: Mapping[str, Sequence[Candidate]],
+    known: Scores, model: Policy, run: config.Sample, further: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Write best.jsonl, pairs.jsonl and summary.json, and return the summary."""
+    by_id, servers = {prompt.id: prompt for prompt in prompts}, drawing.Register(folder).known
+    asked = {prompt.id: prompt.asked for prompt in prompts}
+    wanted = {prompt.id: prompt.checks for prompt in prompts}
+    kept = filters.select(found, known, asked, wanted, run.filters)
+    best = [_dialog(by_id[one.prompt], *one.answers[0], model, servers) for one in kept.best]
+    pairs = [pair for one in kept.best if (pair := _pair(by_id[one.prompt], one, model, run.pairs, servers))]
+    for name, records in ((drawing.BEST, best), (drawing.PAIRS, pairs)):
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        files.write_whole(folder / name, text)
+    told = {**further, **_summary(kept, found, known), "pairs": len(pairs)}
+    told["reward_model"] = asdict(model)
+    path = folder / drawing.SUMMARY
+    before = json.loads(path.read_text(encoding="utf-8"))["ranked_by"] if path.is_file() else []
+    told["ranked_by"] = [*(name for name in before if name != model.name), model.name]
+    files.write_whole(folder / drawing.SUMMARY, json.dumps(told, indent=1, allow_nan=False) + "\n")
+    return told
+
+
+def _provenance(one: Candidate, reward: float, model: Policy, servers: Mapping[str, Any]) -> dict[str, Any]:
+    told = {key: value for key, value in one.record.items() if key not in ("prompt", "text", "message")}
+    if isinstance(name := told.get("server"), str):
+        told["server"] = servers.get(name, name)  # the record stands alone
+    return {**told, "reward": reward, "reward_model": asdict(model)}
+
+
+def _dialog(prompt: Prompt, one: Candidate, reward: float, model: Policy, servers: Mapping[str, Any]) -> dict[str, Any]:
+    messages = [*prompt.record["messages"], answers.message(one.record)]
+    return {
+        **prompt.record,
+        "id": prompt.id,
+        "messages": messages,
+        "provenance": _provenance(one, reward, model, servers),
+    }
+
+
+def _pair(
+    prompt: Prompt, ranked: filters.Ranked, model: Policy, wanted: config.Pairs, servers: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    (best, high), (worst, low) = ranked.answers[0], ranked.answers[-1]
+    if len(ranked.answers) < 2 or high - low < wanted.margin:
+        return None
+    strength = "significantly_better" if high - low >= wanted.strong else "better"
+    told = {"chosen": _provenance(best, high, model, servers), "rejected": _provenance(worst, low, model, servers)}
+    said = {"chosen": _said(best), "rejected": _said(worst), "strength": strength}
+    return {**prompt.record, "id": prompt.id, **said, "provenance": told}
+
+
+def _said(one: Candidate) -> Any:
+    """As preferences have it: the text alone where that is all."""
+    return one.record.get("message") or one.text.strip()
+
+
+def _summary(kept: Selection, found: Mapping[str, Sequence[Candidate]], known: Scores) -> dict[str, Any]:
+    given: defaultdict[str, list[float]] = defaultdict(list)
+    for prompt, several in found.items():
+        given[prompt] += [r for one in several if (r := known.get((prompt, one.k))) is not None]
+    means = {prompt: sum(values) / len(values) for prompt, values in given.items() if values}
+    best = {one.prompt: one.answers[0][1] for one in kept.best}
+    return {
+        "prompts": len(found),
+        "answers": sum(map(len, found.values())),
+        "without a reward": sum(reward is None for reward in known.values()),
+        "kept": len(best),
+        "dropped": dict(kept.dropped),
+        "reward_mean": sum(means.values()) / len(means) if means else None,
+        "reward_best": sum(best.values()) / len(best) if best else None,
+        "rewards": {"mean of K": sorted(means.values()), "best of K": sorted(best.values())},
+    }

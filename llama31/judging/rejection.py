@@ -1,0 +1,203 @@
+"""What `recipes.sample` does: prompts, policy and reward model of a config, put to work. Torch is imported when needed.
+
+Policy and reward model stand in memory one after the other, on the same layout.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama31 import config
+from llama31.judging import embedded, ranking
+from llama31.sampling import dialects, drawing, prompts, servers
+from llama31.sampling.filters import Candidate
+from llama31.sampling.prompts import Prompt
+from llama31.tokens import chat, template
+
+if TYPE_CHECKING:
+    from llama31.convert.pretrained import Pretrained
+    from llama31.tokens.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Session:
+    """A config and what it names."""
+
+    run: config.Sample
+    folder: Path
+    prompts: Sequence[Prompt]
+    repeated: int
+    weights: Pretrained
+    words: Tokenizer
+    policy: drawing.Policy
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and speaks."""
+        return os.environ.get("RANK", "0") == "0"
+
+    def say(self, text: str) -> None:
+        if self.first:
+            print(text, flush=True)
+
+
+def open_session(run: config.Sample) -> Session:
+    """Read prompts and policy, and state in the folder what is drawn with. Raises ValueError as those do."""
+    from llama31.convert import pretrained
+    from llama31.tokens import tokenizer
+
+    drawing.check(run, int(os.environ.get("WORLD_SIZE", "1")))
+    weights = pretrained.find(run.policy)
+    words = tokenizer.load(weights.tokenizer(run.tokenizer))
+    left_out = Counter[str]()
+    found, repeated = prompts.read(run.prompts, chat.Format(words), run.limit, left_out)
+    policy = drawing.Policy(str(weights.folder), drawing.fingerprint(weights.folder))
+    session = Session(run, Path(run.folder), found, repeated, weights, words, policy)
+    if session.first:
+        further, draws = {"tokenizer": words.fingerprint}, run.part != "rank"
+        if draws:
+            further["api"] = run.server.api if run.server.urls else "embedded"
+        drawing.settle(session.folder, policy, run.sampling if draws else None, further, found)
+    twice = f" ({repeated:,} records repeat one of them)" if repeated else ""
+    if left_out:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(left_out.items()))
+        session.say(f"prompts left out: {reasons}")
+    session.say(f"{len(found):,} prompts{twice}, {run.sampling.answers} answers each, of {weights.folder}")
+    return session
+
+
+def draw(session: Session) -> None:
+    """Draw what is missing, from the servers of the config or with our own decoder."""
+    run, folder = session.run, session.folder
+    tasks = drawing.missing(session.prompts, run.sampling.answers, drawing.read_lines(folder / drawing.CANDIDATES))
+    there = len(session.prompts) * run.sampling.answers - len(tasks)
+    session.say(f"{there:,} answers are there, {len(tasks):,} to be drawn")
+    if not tasks:
+        return
+    if run.server.urls:
+        source: drawing.Source = _servers(session, tasks)
+    else:
+        source = _embedded(session)
+    from tqdm import tqdm
+
+    with tqdm(total=len(tasks), desc="answers", disable=None if session.first else True) as bar:
+
+        def said(done: int, total: int) -> None:
+            bar.update(done - bar.n)
+
+        drawing.draw(folder, tasks, source, said, session.first)
+    if session.first:
+        _tell_refused(session)
+    if not run.server.urls:
+        from llama31.parallel import mesh
+
+        mesh.release()  # the reward model gets groups of its own
+
+
+def _tell_refused(session: Session) -> None:
+    path = session.folder / drawing.CANDIDATES
+    refused = [line for line in drawing.read_lines(path) if "refused" in line]
+    if refused:
+        session.say(
+            f"{len(refused):,} answers, to {len({line['prompt'] for line in refused}):,} prompts, were refused, the "
+            f"last since: {refused[-1]['refused']}; remove their lines from {path} to try them again"
+        )
+
+
+def _servers(session: Session, tasks: Sequence[drawing.Task]) -> drawing.Source:
+    run = session.run
+    # a long one may not fit, and one that spells a special token is refused by some
+    asked = {task[0].id: task[0] for task in tasks}.values()
+    prompt = min(asked, key=lambda one: (servers.spelled(one.ids, session.words) is not None, len(one.ids)))
+    example = drawing.request_of(prompt, run.sampling)
+    found = dialects.connect(run.server, session.words, template.stops(session.words), example)
+    for server in found:
+        session.say(server.facts.told() if server.facts else server.url)
+    return drawing.Http(found, run.server, session.policy, run.sampling)
+
+
+def _embedded(session: Session) -> drawing.Source:
+    import torch.distributed as dist
+
+    from llama31.evaluate import perplexity
+    from llama31.model import llama
+    from llama31.parallel import mesh
+
+    run, shape = session.run, session.weights.shape
+    parallel = replace(run.parallel, sequence_parallel=False)  # decoding cannot use it
+    perplexity.check_layout(shape, parallel)
+    perplexity.check_vocabulary(session.words.vocab_size, shape)
+    grid = mesh.create(parallel, run.cluster.timeout_s)
+    chunks = llama.build(shape, session.weights.precision(run.precision), parallel, grid)
+    session.weights.load(chunks, grid)
+    dist.barrier()  # all know what is missing before anything is added to it
+    return embedded.Embedded(chunks, grid, session.words, session.policy, run.sampling)
+
+
+def rank(session: Session) -> None:
+    """Score what has no score yet, and write the best answers and pairs (the first process).
+
+    Where nothing is to be scored, the reward model is not built, and no GPU needed.
+    """
+    import torch.distributed as dist
+
+    from llama31.convert import pretrained
+
+    run, folder = session.run, session.folder
+    assert run.reward is not None, "checked before"
+    weights = pretrained.find(run.reward)
+    model = drawing.Policy(str(weights.folder), drawing.fingerprint(weights.folder))
+    limit = min(run.score_tokens, weights.shape.max_positions)
+    if dist.is_initialized():
+        dist.barrier()  # all answers are in the file
+    found, refused = ranking.candidates(folder, drawing.known(session.prompts), run.sampling.answers)
+    known = ranking.rewards(drawing.read_lines(folder / drawing.SCORES), model.fingerprint, found, limit)
+    if todo := ranking.unscored(found, known):
+        known = {**known, **_score(session, todo, model, limit)}
+    if session.first:
+        publish(session, found, known, model, refused)
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _score(session: Session, todo: Sequence[Candidate], model: drawing.Policy, limit: int) -> ranking.Scores:
+    import torch.distributed as dist
+
+    from llama31.judging import score
+    from llama31.parallel import mesh
+
+    run = session.run
+    assert run.reward is not None, "checked before"
+    gc.collect()  # the policy is done
+    grid = mesh.create(run.parallel, run.cluster.timeout_s)
+    judge = score.Judge(run.reward, run.parallel, run.precision, grid)
+    dist.barrier()  # all know what has a score before anything is added to it
+
+    def scorer(pairs: Sequence[tuple[Prompt, chat.Message]]) -> list[float | None]:
+        return judge.readable([[*prompt.messages, message] for prompt, message in pairs], limit)
+
+    return ranking.score(session.folder, session.prompts, todo, model, scorer, limit, writes=session.first)
+
+
+def publish(session: Session, found: Any, scores: Any, model: drawing.Policy, refused: int) -> None:
+    """Write the best and tell what came out."""
+    from llama31.runs import plots
+
+    further: dict[str, Any] = {"refused": refused}
+    further |= {"policy": {"name": session.policy.name, "fingerprint": session.policy.fingerprint}}
+    told = ranking.publish(session.folder, session.prompts, found, scores, model, session.run, further)
+    dropped = ", ".join(f"{reason} {count:,}" for reason, count in Counter(told["dropped"]).most_common()) or "nothing"
+    session.say(f"{told['answers']:,} answers to {told['prompts']:,} prompts; dropped: {dropped}")
+    if told["kept"]:
+        session.say(
+            f"reward of the best {told['reward_best']:.4f}, of all {told['reward_mean']:.4f}; {told['kept']:,} dialogs "
+            f"in {session.folder / drawing.BEST}, {told['pairs']:,} pairs in {session.folder / drawing.PAIRS}"
+        )
+        title = f"best of {session.run.sampling.answers}"
+        plots.draw_histograms(session.folder / drawing.PICTURE, title, told["rewards"], "reward")

@@ -1,0 +1,114 @@
+"""A reward model as a judge: dialogs -> rewards, on any layout.
+
+    judge = Judge("runs/reward", run.parallel, run.precision, mesh.create(run.parallel))
+    rewards = judge.score([chat.read({"messages": [...]}), ...])  # FP32 [dialogs], the same on all ranks
+
+A dialog's reward is read at its last token, the termination of the last message: what the model was trained on. Dialogs
+are packed whole into rows, each a document of its own, so that a reward does not depend on what was scored beside it.
+Rewards of answers to one prompt may be compared with each other; the objective says nothing of other differences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from llama31 import config
+from llama31.convert import pretrained
+from llama31.dialogs import passes, rows
+from llama31.dialogs.feed import Feed
+from llama31.engine import preference, scoring
+from llama31.engine.pipeline import Forward
+from llama31.evaluate import perplexity
+from llama31.model import llama
+from llama31.parallel.mesh import Grid
+from llama31.tokens import chat, tokenizer
+
+Rewards = NDArray[np.float32]
+
+
+class Judge:
+    """Weights of `checkpoint`, a checkpoint or run folder of `recipes.reward`, on a layout. All calls are collective.
+
+    `words`: its tokenizer, by default the one beside the weights. Raises ValueError for a checkpoint that cannot be
+    read or is no reward model, and for a layout on which it does not fit.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        parallel: config.Parallel,
+        precision: config.Precision,
+        grid: Grid,
+        words: config.Tokenizer | None = None,
+    ) -> None:
+        weights = pretrained.find(checkpoint)
+        shape = weights.shape
+        if shape.head != "reward":
+            raise ValueError(f"checkpoint={checkpoint}: it predicts tokens; give a reward model of recipes.reward")
+        perplexity.check_layout(shape, parallel, head="reward")
+        self.folder, self.shape, self.grid, self._size = weights.folder, shape, grid, parallel.micro_batch
+        found = tokenizer.load(weights.tokenizer(words or config.Tokenizer(kind="huggingface", path="")))
+        perplexity.check_vocabulary(found.vocab_size, shape)
+        self.format = chat.Format(found)
+        chunks = llama.build(shape, weights.precision(precision), parallel, grid)
+        weights.load(chunks, grid)
+        self.forward = Forward(chunks, grid)
+
+    def score(self, dialogs: Sequence[Sequence[chat.Message]], length: int | None = None) -> Rewards:
+        """Rewards FP32 [dialogs], equal on all ranks, which all give the same dialogs.
+
+        `length`: tokens per row; None: the longest dialog's. ValueError for a longer one, also where the
+        model has fewer positions.
+        """
+        tokens = [self.format.encode(dialog).tokens for dialog in dialogs]
+        sizes = np.array([len(one) for one in tokens])
+        longest = int(sizes.max(initial=1))
+        limit = min(length or longest, self.shape.max_positions)
+        if longest > limit:
+            raise ValueError(f"dialogs[{int(sizes.argmax())}] has {longest} tokens, more than the {limit} of a row")
+        unit = scoring.row_multiple(self.grid)
+        limit = -(-limit // unit) * unit
+        pieces, dealt = [rows.whole(one) for one in tokens], passes.best_fit(sizes, limit)
+        found = torch.zeros(len(pieces), device=self.grid.device)
+
+        def fetch(examples: Sequence[NDArray[np.int64]]) -> rows.Packed:
+            return rows.pack([[pieces[i] for i in row] for row in examples], limit, compares=True)
+
+        for places, _, told in scoring.numbers(self.forward, dealt, fetch, preference.rewards, self._size):
+            found[[int(i) for place in places for i in dealt[place]]] = told
+        return _together(found, self.grid)
+
+    def readable(self, dialogs: Sequence[Sequence[chat.Message]], limit: int) -> list[float | None]:
+        """Rewards of the dialogs of at most `limit` tokens and the model's positions; None for longer ones."""
+        limit = min(limit, self.shape.max_positions)
+        fits = [i for i, dialog in enumerate(dialogs) if len(self.format.encode(dialog).tokens) <= limit]
+        given = dict(zip(fits, self.score([dialogs[i] for i in fits]).tolist() if fits else []))
+        return [given.get(i) for i in range(len(dialogs))]
+
+
+def margins(forward: Forward, feed: Feed, length: int, size: int) -> tuple[Rewards, NDArray[np.int64]]:
+    """Of every pair of the held-out examples: reward of the better minus that of the worse, and its kind.
+
+    `length`: places of a row, `size`: rows of a micro-batch. Equal on all ranks; collective.
+    """
+    dealt = feed.held(length)
+    kinds = [feed.kinds(row) for row in dealt]
+    firsts = np.cumsum([0, *map(len, kinds)])
+    found = torch.zeros(int(firsts[-1]), device=forward.grid.device)
+    for places, packed, told in scoring.numbers(
+        forward, dealt, lambda examples: feed.alone(examples, length), preference.rewards, size
+    ):
+        better, worse = told[torch.from_numpy(packed.pairs).to(told.device)].unbind(1)
+        found[[i for place in places for i in range(firsts[place], firsts[place + 1])]] = better - worse
+    return _together(found, forward.grid), np.concatenate([*kinds, np.zeros(0, np.int64)])
+
+
+def _together(found: torch.Tensor, grid: Grid) -> Rewards:
+    """What replicas found: each number has one owner, and is 0 elsewhere."""
+    dist.all_reduce(found, group=grid.dp_group)
+    return found.cpu().numpy()

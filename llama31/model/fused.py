@@ -1,0 +1,107 @@
+"""RMSNorm, SwiGLU and the lookup of embeddings, their backward passes written out, so that they keep inputs alone.
+
+As a chain of torch operations each keeps an intermediate or two for autograd; these are the widest activations of a
+layer. What is not kept is computed again in the backward pass, which costs less than writing and reading it did.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llama31.model import precision
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x32 = x.float()
+        mean_square = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square_().div_(x.size(-1))
+        scale = mean_square.add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x32 * scale).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        grad, normed = grads[0].float(), x.float() * scale
+        grad_weight = (grad * normed).flatten(0, -2).sum(0).to(weight.dtype)
+        grad = grad * weight
+        along = torch.linalg.vecdot(grad, normed).unsqueeze(-1).div_(x.size(-1))
+        return grad.sub_(normed.mul_(along)).mul_(scale).to(x.dtype), grad_weight, None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x [..., h] over its root mean square, times weight [h]; computed in FP32 (torch's own kernel on a GPU)."""
+    if x.is_cuda:
+        return F.rms_norm(x, (x.size(-1),), weight, eps)
+    normed: Tensor = _RMSNorm.apply(x, weight, eps)
+    return normed
+
+
+def _transformer_engine(x: Tensor) -> ModuleType | None:
+    """Transformer Engine's operations, for a BF16 tensor on a GPU, where it is installed."""
+    if not x.is_cuda or x.dtype != torch.bfloat16 or not precision.have_transformer_engine():
+        return None
+    import transformer_engine_torch  # the library that it needs is loaded by now
+
+    return transformer_engine_torch  # type: ignore[no-any-return]
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        if engine := _transformer_engine(x):
+            return engine.swiglu(x, None)  # type: ignore[no-any-return]
+        gate, up = x.chunk(2, -1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor]:
+        (x,) = ctx.saved_tensors
+        if engine := _transformer_engine(x):
+            return (engine.dswiglu(grads[0].contiguous(), x, None),)
+        gate, up = x.chunk(2, -1)
+        grad = torch.empty_like(x)
+        grad_gate, grad_up = grad.chunk(2, -1)
+        torch.mul(grads[0], F.silu(gate), out=grad_up)
+        grad_gate.copy_(torch.ops.aten.silu_backward(grads[0] * up, gate))
+        return (grad,)
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """silu(gate) * up for x [..., 2 f] = [gate, up]; returns [..., f]."""
+    out: Tensor = _SwiGLU.apply(x)
+    return out
+
+
+class _Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.main_grad = weight.main_grad  # type: ignore[attr-defined]
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
+        (ids,) = ctx.saved_tensors
+        rows = grads[0].flatten(0, -2)
+        ctx.main_grad.index_add_(0, ids.flatten(), rows.to(ctx.main_grad.dtype))
+        return None, None
+
+
+def embedding(ids: Tensor, weight: Tensor) -> Tensor:
+    """Rows of weight [v, h] for ids int64 [...]; returns [..., h].
+
+    Where the weight has a `main_grad` [v, h], FP32, its gradient is added to the rows that were looked up, and none of
+    the size of the table is made.
+    """
+    if getattr(weight, "main_grad", None) is None or not (torch.is_grad_enabled() and weight.requires_grad):
+        return F.embedding(ids, weight)
+    found: Tensor = _Lookup.apply(ids, weight)
+    return found

@@ -1,0 +1,230 @@
+"""Which layouts of processes are possible for a model and a schedule, and which possible one is nearest.
+
+Every rule here stands for a failure that comes late and unexplained without it: an assertion inside Megatron-Core, a
+deadlock in DeepSpeed, or a wrong split. `problems` names them all; `nearest` searches the space around a layout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+from llama31.config import Issue, Model, Parallel
+from llama31.plan.schedule import Stage
+
+NODE = 8  # processes of a common node: beyond it the launcher is Slurm's business
+SEARCHED = 5_000  # candidates that `nearest` looks at in full: a fraction of a second
+
+
+def size(parallel: Parallel) -> int:
+    """Processes of one replica of the model: tp x cp x pp."""
+    return parallel.tp * parallel.cp * parallel.pp
+
+
+def world(parallel: Parallel) -> int:
+    """Processes that the layout asks for; with `dp: null`, those of one replica."""
+    return size(parallel) * (parallel.dp or 1)
+
+
+def dp(parallel: Parallel, world_size: int) -> int:
+    """Data-parallel replicas among `world_size` processes. Raises ValueError where it does not multiply out."""
+    issue = _world_problem(parallel, world_size)
+    if issue:
+        raise ValueError(str(issue))
+    return world_size // size(parallel)
+
+
+def micro_batches(parallel: Parallel, batch_tokens: int, sequence_length: int, world_size: int) -> int:
+    """Micro-batches per optimizer step and replica (the report's M). Raises ValueError on a remainder."""
+    per_micro_batch = sequence_length * parallel.micro_batch * dp(parallel, world_size)
+    if batch_tokens % per_micro_batch:
+        raise ValueError(
+            f"batch_tokens={batch_tokens}: not a multiple of sequence_length x micro_batch x dp = {per_micro_batch}; "
+            f"give {_near_multiple(batch_tokens, per_micro_batch)}"
+        )
+    return batch_tokens // per_micro_batch
+
+
+def bubble(parallel: Parallel, micro_batches: int) -> float:
+    """Idle time of the pipeline as a share of the busy time: (PP - 1) / (V x M) (report, section 3.3.2)."""
+    return (parallel.pp - 1) / (parallel.vpp * micro_batches)
+
+
+def problems(model: Model | None, parallel: Parallel, stages: Sequence[Stage], world_size: int) -> list[Issue]:
+    """What is impossible about a layout. `model` is None where a checkpoint brings it, `stages` may be empty."""
+    found = [] if model is None else _model_problems(model, parallel)
+    if parallel.vpp > 1 and parallel.pp == 1:
+        found.append(_issue("vpp", parallel.vpp, "chunks are interleaved over stages, and there is one", "give pp > 1"))
+    if parallel.zero == 3 and parallel.pp > 1:
+        reason = "ZeRO-3 deadlocks with pipelines: DeepSpeed's parameter coordinator broadcasts on the world group"
+        found.append(_issue("zero", 3, reason, "give parallel.zero=1 or 2, or parallel.pp=1"))
+    if parallel.zero == 2 and parallel.pp > 1 and model is not None and model.tied_embeddings:
+        reason = "ZeRO-2 reduces after each micro-batch, before the tied embedding's gradients of both ends are summed"
+        found.append(_issue("zero", 2, reason, "give parallel.zero=1, or parallel.pp=1"))
+    mismatch = _world_problem(parallel, world_size)
+    if mismatch:
+        found.append(mismatch)
+    for stage in stages:
+        found += _sequence_problems(parallel, stage)
+        if not mismatch:
+            found += _batch_problems(parallel, stage, world_size)
+    return list(dict.fromkeys(found))
+
+
+def _issue(key: str, value: object, problem: str, remedy: str) -> Issue:
+    return Issue(f"parallel.{key}", value, problem, remedy)
+
+
+def _tp_fits(model: Model, tp: int) -> bool:
+    # above kv_heads, Megatron replicates each KV head over tp / kv_heads processes
+    groups = model.kv_heads % tp == 0 or tp % model.kv_heads == 0
+    return groups and not any(number % tp for number in (model.heads, model.ffn_hidden_size))
+
+
+def _split_layers(model: Model, parallel: Parallel) -> int:
+    return model.layers + parallel.embedding_as_layer + parallel.loss_as_layer
+
+
+def _model_problems(model: Model, parallel: Parallel) -> list[Issue]:
+    found = []
+    if not _tp_fits(model, parallel.tp):
+        widths = f"heads={model.heads}, kv_heads={model.kv_heads}, ffn={model.ffn_hidden_size}"
+        possible = ", ".join(str(tp) for tp in _divisors(model.heads) if _tp_fits(model, tp))
+        found.append(_issue("tp", parallel.tp, f"does not divide this model ({widths})", f"give one of {possible}"))
+    layers, chunks = _split_layers(model, parallel), parallel.pp * parallel.vpp
+    if layers % chunks:
+        extra = " (embedding and loss counted as you asked)" if layers > model.layers else ""
+        reason = f"{layers} layers{extra} do not split into pp x vpp = {chunks} equal chunks"
+        remedy = f"give pp x vpp that divides {layers}, or parallel.embedding_as_layer, parallel.loss_as_layer"
+        found.append(_issue("pp", parallel.pp, reason, remedy))
+    return found
+
+
+def _world_problem(parallel: Parallel, world_size: int) -> Issue | None:
+    one = size(parallel)
+    if parallel.dp is not None and parallel.dp * one != world_size:
+        reason = f"tp x cp x pp x dp = {parallel.dp * one}, but {world_size} process(es) were started"
+        return _issue("dp", parallel.dp, reason, f"start torchrun with {parallel.dp * one} processes, or drop dp")
+    if world_size % one:
+        reason = f"tp x cp x pp = {one} does not divide the {world_size} process(es) that were started"
+        command = f": torchrun --nproc-per-node {one} -m recipes...." if one <= NODE else " processes"
+        remedy = f"start a multiple of {one}{command}"
+        widest = max(("tp", "cp", "pp"), key=lambda axis: getattr(parallel, axis))
+        return _issue(widest, getattr(parallel, widest), reason, remedy)
+    return None
+
+
+def _sequence_problems(parallel: Parallel, stage: Stage) -> list[Issue]:
+    length, found = stage.sequence_length, []
+    shards = parallel.tp if parallel.sequence_parallel else 1
+    if length % (parallel.cp * shards):
+        reason = f"a sequence of {length} tokens does not split over cp x tp = {parallel.cp * shards}"
+        remedy = f"give a multiple as sequence_length, for example {_near_multiple(length, parallel.cp * shards)}"
+        axis = "cp" if parallel.cp > 1 else "tp"
+        found.append(_issue(axis, getattr(parallel, axis), reason, remedy))
+    if parallel.cp > 1 and length % (2 * parallel.cp):
+        reason = f"a sequence of {length} tokens does not split into 2 x cp = {2 * parallel.cp} chunks"
+        remedy = f"give a multiple as sequence_length, for example {_near_multiple(length, 2 * parallel.cp)}"
+        found.append(_issue("cp", parallel.cp, reason, remedy))
+    return found
+
+
+def _batch_problems(parallel: Parallel, stage: Stage, world_size: int) -> list[Issue]:
+    replicas = world_size // size(parallel)
+    rows, per_step = stage.rows, parallel.micro_batch * replicas
+    if rows % per_step:
+        reason = (
+            f"{rows} sequences per step ({stage.batch_tokens} tokens of {stage.sequence_length}) do not split into "
+            f"micro_batch x dp = {per_step}"
+        )
+        near = _near_multiple(stage.batch_tokens, per_step * stage.sequence_length)
+        return [_issue("micro_batch", parallel.micro_batch, reason, f"give a batch of {near} tokens, or change dp")]
+    return _interleaving_problems(parallel, rows // per_step, stage) if parallel.vpp > 1 else []
+
+
+def _interleaving_problems(parallel: Parallel, count: int, stage: Stage) -> list[Issue]:
+    """Megatron-Core's rules for N micro-batches in a group, of M per step (schedules.py of 0.16)."""
+    group = parallel.microbatch_group or parallel.pp
+    where = f"at {stage.batch_tokens} tokens per step"
+    if group < parallel.pp:
+        return [_issue("microbatch_group", group, f"N is below pp={parallel.pp}", f"give at least {parallel.pp}")]
+    if group > count:
+        reason = f"N={group} is above the M={count} micro-batches per replica {where}"
+        return [_issue("microbatch_group", group, reason, "give a larger batch, fewer replicas, or parallel.vpp=1")]
+    if 0 < count % group < parallel.pp:
+        reason = f"M={count} micro-batches {where} leave a last group of {count % group}, below pp={parallel.pp}"
+        legal = [n for n in range(parallel.pp, count + 1) if not 0 < count % n < parallel.pp]
+        choice = min(legal, key=lambda n: abs(n - group))
+        return [_issue("microbatch_group", group, reason, f"give parallel.microbatch_group={choice}")]
+    return []
+
+
+def nearest(model: Model | None, parallel: Parallel, stages: Sequence[Stage], world_size: int) -> Parallel | None:
+    """The possible layout of `world_size` processes that changes the fewest keys, and those the least; None: none."""
+    candidates = sorted(_candidates(model, parallel, stages, world_size), key=lambda other: _distance(parallel, other))
+    tried = itertools.islice(candidates, SEARCHED)
+    return next((other for other in tried if not problems(model, other, stages, world_size)), None)
+
+
+def _candidates(
+    model: Model | None, parallel: Parallel, stages: Sequence[Stage], world_size: int
+) -> Iterator[Parallel]:
+    """Layouts worth a full look: those that multiply out, and split the model, the sequences and the batches."""
+    axes = _divisors(world_size)
+    tps = [tp for tp in axes if model is None or _tp_fits(model, tp)]
+    cps = [cp for cp in axes if cp == 1 or not any(stage.sequence_length % (2 * cp) for stage in stages)]
+    given = (parallel.embedding_as_layer, parallel.loss_as_layer)
+    pairs = sorted({given, (False, False), (True, True)})
+    for tp, cp, pp, ends in itertools.product(tps, cps, axes, pairs):
+        replicas, rest = divmod(world_size, tp * cp * pp)
+        if rest or (pp == 1 and ends != given):
+            continue
+        chunks = _chunkings(model, sum(ends), pp, parallel.vpp)
+        sizes = [n for n in _divisors(parallel.micro_batch) if not any(s.rows % (n * replicas) for s in stages)]
+        tied = model is not None and model.tied_embeddings
+        zero = parallel.zero if pp == 1 else min(parallel.zero, 1 if tied else 2)
+        dp = None if parallel.dp is None else replicas
+        for vpp, size in itertools.product(chunks, sizes):
+            for group in {parallel.microbatch_group, None} if vpp > 1 else {parallel.microbatch_group}:
+                yield dataclasses.replace(
+                    parallel, tp=tp, cp=cp, pp=pp, dp=dp, vpp=vpp, microbatch_group=group, micro_batch=size, zero=zero,
+                    embedding_as_layer=ends[0], loss_as_layer=ends[1],
+                )  # fmt: skip
+
+
+def _chunkings(model: Model | None, extra: int, pp: int, vpp: int) -> list[int]:
+    """Values of vpp under which the layers split evenly over `pp` stages: none, 1, and the ones around `vpp`."""
+    layers = 0 if model is None else model.layers + extra
+    if layers % pp:
+        return []
+    possible = _divisors(layers // pp) if pp > 1 and layers else [1]
+    return sorted({1, *sorted(possible, key=lambda n: abs(n - vpp))[:3]})
+
+
+def changes(parallel: Parallel, other: Parallel) -> dict[str, object]:
+    """The keys, and their new values, that lead from one layout to the other."""
+    fields = [field.name for field in dataclasses.fields(parallel)]
+    return {name: getattr(other, name) for name in fields if getattr(other, name) != getattr(parallel, name)}
+
+
+def _distance(parallel: Parallel, other: Parallel) -> tuple[float, int, int]:
+    """One for each changed key, and one for each doubling or halving; dp follows from the others and costs nothing."""
+    cost = 0.0
+    for name, new in vars(other).items():
+        old = getattr(parallel, name)
+        if new != old and name != "dp":
+            scales = new is not None and type(new) is int and old
+            cost += 1 + (abs(math.log2(new / old)) if scales else 0)
+    # ties: the layout that communicates least
+    return cost, other.tp * other.cp, other.pp
+
+
+def _divisors(number: int) -> list[int]:
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
+
+
+def _near_multiple(number: int, factor: int) -> int:
+    return max(factor, round(number / factor) * factor)

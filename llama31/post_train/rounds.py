@@ -1,0 +1,304 @@
+"""Rounds of post-training (report, section 4.1): commands in their order, and which of them are done.
+
+    <folder>/round-01/reward  sample  sft  dpo  answers  judge  best      best leads to the model that the judge prefers
+
+Reward models and, in the report, SFT begin with the pre-trained model in every round; what a round hands to the next is
+the model that answers (`best`). A stage with variants trains each in STAGE-VARIANT and averages them to STAGE. A stage
+is done when what it leaves says so, never because it was started; so the same command goes on wherever it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama31 import config
+from llama31.command import entry
+from llama31.judging import judge
+from llama31.runs import files
+from llama31.sampling import drawing
+from llama31.slurm import jobs
+
+SCHEMAS: dict[str, type] = {
+    "reward": config.Reward, "sample": config.Sample, "sft": config.Sft, "dpo": config.Dpo,
+    "average": config.Average, "judge": config.Judge,
+}  # fmt: skip
+RECORD = "stages"  # folder of one file per stage: the command that made it, the number of its job
+OF_MANY = ("sampling.answers=", "sampling.temperature=", "filters.", "pairs.", "limit=", "part=")  # no judge's business
+GREEDY = ("sampling.answers=1", "sampling.temperature=0")  # answers that are judged
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command: its name within the rounds, its recipe and arguments, and the stages that it needs."""
+
+    name: str
+    recipe: str
+    arguments: tuple[str, ...]
+    after: tuple[str, ...]
+    done: Callable[[], bool]
+    processes: int = 1
+
+    def words(self) -> list[str]:
+        """As a user would type it."""
+        if self.processes == 1:
+            return ["python", "-m", f"recipes.{self.recipe}", *self.arguments]
+        launcher = ["torchrun", "--standalone", "--nproc-per-node", str(self.processes)]
+        return [*launcher, "-m", f"recipes.{self.recipe}", *self.arguments]
+
+    def command(self) -> list[str]:
+        """The same with the Python that runs now."""
+        words = self.words()
+        program = [sys.executable] if self.processes == 1 else [sys.executable, "-m", "torch.distributed.run"]
+        return [*program, *words[1:]]
+
+
+def stages(run: config.PostTrain) -> list[Stage]:
+    """Every command of every round, in order. Raises ValueError for `only` that names none of them."""
+    found = [stage for number in range(1, run.rounds + 1) for stage in _Round(run, number).stages()]
+    unknown = [name for name in run.only if name not in {stage.name for stage in found}]
+    if unknown:
+        raise ValueError(f"only={unknown}: no such stage; dry_run=true lists them, the first is {found[0].name}")
+    return [stage for stage in found if not run.only or stage.name in run.only]
+
+
+class _Round:
+    """The stages of one round."""
+
+    def __init__(self, run: config.PostTrain, number: int) -> None:
+        self.run, self.number, self.tag = run, number, f"{number:02d}"
+        self.folder = Path(run.folder) / f"round-{self.tag}"
+        before = Path(run.folder) / f"round-{number - 1:02d}"
+        self.first = run.policy or run.pretrained
+        self.policy = self.first if number == 1 else str(before / "best")
+        self.previous = str(before / ("answers" if number == 1 else "best-answers"))
+        self.waits = () if number == 1 else (f"round-{number - 1:02d}/judge",)
+
+    def stages(self) -> Iterator[Stage]:
+        run, here, reward = self.run, self.folder, str(self.folder / "reward")
+        known = range(1, self.number + 1)
+        learned = {f"preferences_{k:02d}": self._file(run.preferences, k) for k in known}
+        yield from self._trained("reward", run.reward, run.pretrained, learned, self.waits)
+        prompts = f"prompts={self._file(run.prompts)}"
+        drawn = (f"folder={here / 'sample'}", prompts, f"policy={self.policy}", f"reward={reward}")
+        yield self._sampled("sample", run.sample, drawn, (self._of("reward"),), here / "sample")
+
+        dialogs = {"sampled": str(here / "sample" / drawing.BEST)}
+        dialogs |= {"dialogs": self._file(run.dialogs)} if run.dialogs else {}
+        begin = self.policy if run.sft_from == "best" else run.pretrained
+        yield from self._trained("sft", run.sft, begin, dialogs, (self._of("sample"),))
+
+        newest = {f"preferences_{self.tag}": self._file(run.preferences)}
+        newest |= {"sampled": str(here / "sample" / drawing.PAIRS)} if run.pairs else {}
+        yield from self._trained("dpo", run.dpo, str(here / "sft"), newest, (self._of("sft"),))
+        yield from self._judged(reward)
+
+    def _judged(self, reward: str) -> Iterator[Stage]:
+        run, here = self.run, self.folder
+        common = (f"prompts={run.judge_prompts}", f"reward={reward}", *GREEDY)
+        part = () if self.number == 1 else ("part=rank",)
+        before = (f"folder={self.previous}", f"policy={self.policy}", *common, *part)
+        yield self._sampled("previous", run.sample, before, (self._of("reward"),), Path(self.previous), run.judge.set)
+        mine = (f"folder={here / 'answers'}", f"policy={here / 'dpo'}", *common)
+        yield self._sampled("answers", run.sample, mine, (self._of("dpo"),), here / "answers", run.judge.set)
+
+        trained = [here / stage for stage in ("reward", "sft", "dpo")]
+        runs = [str(folder) for stage in trained for folder in self._variants(stage)]
+        earlier = [str(here.parent / f"round-{k:02d}" / "judge" / judge.NAME) for k in range(1, self.number)]
+        arguments = (
+            f"folder={here / 'judge'}", f"title={run.name}, round {self.number}", f"answers={here / 'answers'}",
+            f"previous={self.previous}", f"reward={reward}", f"candidate={here / 'dpo'}", f"incumbent={self.policy}",
+            f"runs={_listed(runs)}", f"earlier={_listed(earlier)}",
+        )  # fmt: skip
+        after = (self._of("answers"), self._of("previous"))
+        yield Stage(self._of("judge"), "judge", arguments, after, (here / "judge" / judge.NAME).is_file)
+
+    def _variants(self, target: Path) -> list[Path]:
+        wanted: config.Stage = getattr(self.run, target.name)
+        return [target.with_name(f"{target.name}-{name}") for name in wanted.variants] or [target]
+
+    def _trained(
+        self, name: str, wanted: config.Stage, begin: str, sources: dict[str, str], after: Sequence[str]
+    ) -> Iterator[Stage]:
+        """The variants of a stage and their average, or the stage alone."""
+        target = self.folder / name
+        variants = [variant.set for variant in wanted.variants.values()] or [[]]
+        folders = self._variants(target)
+        data = [f"data.folder={Path(self.run.folder) / 'data'}"]
+        data += [f"data.sources.{source}.input={path}" for source, path in sources.items()]
+        for folder, own in zip(folders, variants, strict=True):
+            label = f"{self.run.name}-{self.tag}-{folder.name}"
+            given = (*self._root(wanted), f"name={label}", f"folder={folder}", f"init_from={begin}", *data)
+            arguments = (*given, *self._filled(wanted.set), *self._filled(own))
+            done = _finished(folder)
+            yield Stage(self._of(folder.name), name, arguments, tuple(after), done, wanted.processes)
+        if folders != [target]:
+            names = tuple(self._of(folder.name) for folder in folders)
+            arguments = (f"inputs={_listed(map(str, folders))}", f"target={target}")
+            yield Stage(self._of(name), "average", arguments, names, lambda: _holds_checkpoint(target))
+
+    def _sampled(
+        self, name: str, wanted: config.Stage, given: Sequence[str], after: Sequence[str], folder: Path,
+        further: Sequence[str] = (),
+    ) -> Stage:  # fmt: skip
+        arguments = (*self._root(wanted), *given)
+        if name == "sample":
+            arguments += tuple(self._filled(wanted.set))
+        else:  # the same servers and layout
+            kept = [text for text in wanted.set if not text.startswith(OF_MANY)]
+            arguments += (*self._filled(kept), *self._filled(further))
+        done = _ranked(folder, self.folder / "reward")
+        return Stage(self._of(name), "sample", arguments, (*after, *self.waits), done, wanted.processes)
+
+    def _root(self, wanted: config.Stage) -> tuple[str, ...]:
+        folder = () if self.run.config_dir is None else ("--config-dir", self.run.config_dir)
+        return folder + (() if wanted.config_name is None else ("--config-name", wanted.config_name))
+
+    def _of(self, name: str) -> str:
+        return f"round-{self.tag}/{name}"
+
+    def _file(self, text: str, number: int | None = None) -> str:
+        return text.replace("{round}", self.tag if number is None else f"{number:02d}")
+
+    def _filled(self, given: Sequence[str]) -> list[str]:
+        return [self._file(text) for text in given]
+
+
+def _listed(words: Any) -> str:
+    """A list of texts for Hydra's grammar."""
+    return "[" + ",".join(json.dumps(word, ensure_ascii=False) for word in words) + "]"
+
+
+# --- what is done ---
+
+
+def _finished(folder: Path) -> Callable[[], bool]:
+    def done() -> bool:
+        return _told(folder / "outcome.json").get("outcome") == "finished"
+
+    return done
+
+
+def _ranked(folder: Path, reward: Path) -> Callable[[], bool]:
+    def done() -> bool:
+        names = _told(folder / drawing.SUMMARY).get("ranked_by", [])
+        return any(Path(name).resolve().is_relative_to(reward.resolve()) for name in names)
+
+    return done
+
+
+def _told(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _holds_checkpoint(folder: Path) -> bool:
+    return next(folder.glob("checkpoints/*/checkpoint.json"), None) is not None
+
+
+def state(run: config.PostTrain, stage: Stage) -> bool:
+    """Whether a stage is done. Raises ValueError where it was done by another command than it would be now."""
+    if not stage.done():
+        return False
+    if other := differs(run, stage):
+        raise ValueError(
+            f"folder={run.folder}: {stage.name} was made by another command, without {other}; "
+            "give another name, or remove what it made to have it made again"
+        )
+    return True
+
+
+def differs(run: config.PostTrain, stage: Stage) -> str | None:
+    """Arguments that a stage was not started with, as far as it was started and there is a difference."""
+    before = record(run, stage).get("arguments")
+    if before is None or before == list(stage.arguments):
+        return None
+    other = [text for text in stage.arguments if text not in before] or list(before)
+    return shlex.join(other[:4])
+
+
+def record(run: config.PostTrain, stage: Stage) -> dict[str, Any]:
+    """What is kept of a stage's start: its arguments, and the number of its job. Empty where it was not started."""
+    return _told(record_file(run, stage))
+
+
+def record_file(run: config.PostTrain, stage: Stage) -> Path:
+    """Where that is kept."""
+    return Path(run.folder) / RECORD / f"{stage.name.replace('/', '-')}.json"
+
+
+# --- running ---
+
+
+def check(run: config.PostTrain, found: Sequence[Stage]) -> None:
+    """Compose every command's config before any is run. Raises SystemExit as `command.load` does.
+
+    Raises ValueError for addresses of servers, since each stage samples from another model.
+    """
+    for stage in found:
+        told = compose(stage, run.job if run.submit else None)
+        if isinstance(told, config.Sample) and told.server.urls:
+            raise ValueError(
+                f"server.urls={','.join(told.server.urls)}: {stage.name} and the others sample from a model each, and "
+                "these servers have one; leave it out: our own decoder answers, or slurm/sample.sh starts servers of "
+                "the stage's model (submit=true, VLLM_PYTHON)"
+            )
+
+
+def compose(stage: Stage, job: config.Job | None = None) -> Any:
+    """The config of a stage, for its processes here, or for those that a job of Slurm gives it."""
+    arguments = list(stage.arguments)
+
+    def processes(given: Any) -> int:
+        return jobs.world_size(given, job) if job else stage.processes
+
+    return entry.load(SCHEMAS[stage.recipe], stage.recipe, arguments, processes)
+
+
+def launch(stage: Stage) -> int:
+    """Run a stage in processes of its own, on this machine; its exit status."""
+    return subprocess.run(stage.command(), check=False).returncode
+
+
+def execute(
+    run: config.PostTrain, found: Sequence[Stage], say: Callable[[str], None], start: Callable[[Stage], int] = launch
+) -> None:
+    """Run what is not done, one after the other, by `start`. Raises RunError where a command fails."""
+    for stage in found:
+        if state(run, stage):
+            say(f"# {stage.name}: done")
+            continue
+        say(f"# {stage.name}\n{shlex.join(stage.words())}")
+        note(run, stage)
+        begin = time.monotonic()
+        code = start(stage)
+        if code or not stage.done():
+            why = f"ended with {code}" if code else "ended before it was done"
+            raise config.RunError(
+                f"{stage.name} {why}; its reason stands above, and the same command goes on from there"
+            )
+        say(f"# {stage.name}: done in {time.monotonic() - begin:.1f} s")
+
+
+def note(run: config.PostTrain, stage: Stage, job: str | None = None) -> None:
+    """Keep the command of a stage, by which a later start sees whether it is still the same, and its job's number."""
+    path = record_file(run, stage)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    told = {
+        "stage": stage.name,
+        "recipe": stage.recipe,
+        "arguments": stage.arguments,
+        "command": shlex.join(stage.words()),
+        "job": job,
+    }
+    files.write_whole(path, json.dumps(told, indent=1) + "\n")

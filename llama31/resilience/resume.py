@@ -1,0 +1,233 @@
+"""Where a run begins or goes on, what must not change on the way, and what its checkpoints say of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from llama31 import config
+from llama31.checkpoint import publish
+from llama31.checkpoint.publish import Meta
+from llama31.data.mixture import Decision, Weights, from_record, plan, replanned, to_record
+from llama31.parallel.collectives import on_all_ranks, rank_of
+from llama31.plan import schedule
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: from nothing, from the weights of another run, or where it stopped."""
+
+    weights: Path | None = None  # checkpoint that the weights come from
+    resumed: Meta | None = None  # what the checkpoint said, where the run goes on
+    updates: int = 0
+    optimizer: bool = False  # whether masters and moments come from there too
+    head: str = "tokens"  # of those weights
+
+    @property
+    def step(self) -> int:
+        return self.resumed.step if self.resumed else 0
+
+    @property
+    def tokens(self) -> int:
+        return self.resumed.tokens if self.resumed else 0
+
+
+def find_start(run: config.Training) -> Start:
+    """Where this run begins, by its keys `resume` and `init_from` and what its folder holds. Collective.
+
+    The first rank looks, all share the reading of checksums. Raises ValueError where a checkpoint is not usable, has
+    another shape, or was trained on another schedule, and where a fresh start would mix with the record of an older
+    one.
+    """
+    start = _find_start(run)
+    if start.tokens < run.parallel.from_tokens:
+        raise ValueError(
+            f"parallel.from_tokens={run.parallel.from_tokens}: this layout is for later in the schedule, and the run "
+            f"stands at {start.tokens} tokens; train up to there with another parallel=, then resume with this one"
+        )
+    return start
+
+
+def _find_start(run: config.Training) -> Start:
+    found = None
+    if run.resume == "auto":
+        found = newest_checkpoint(run)
+    elif run.resume != "none":
+        found = _given(run, run.resume)
+    if found is not None:
+        meta = _first_rank(lambda: publish.read_meta(found))
+        publish.check_model(meta, run.model)
+        if meta.shape().head != run.model.head:
+            raise ValueError(f"resume={found}: its head is one for {meta.shape().head}; begin with it by init_from=")
+        _check_schedule(run.schedule, meta)
+        return Start(found, meta, updates_of(meta), optimizer=True, head=run.model.head)
+    if run.resume == "none" and _first_rank(lambda: publish.newest(Path(run.folder) / "checkpoints")):
+        raise ValueError(
+            f"resume=none: {run.folder} holds checkpoints of an earlier run, which a fresh start would replace; "
+            "give another name=, or resume=auto to go on"
+        )
+    if run.init_from is None:
+        return Start()
+    source = _given(run, run.init_from)
+    meta = _first_rank(lambda: publish.read_meta(source))
+    allowed = {name: getattr(run.model, name) for name in run.init_changes}
+    publish.check_model(replace(meta, model=meta.model | allowed), run.model)
+    head = meta.shape().head
+    if head == "reward" and run.model.head != head:
+        raise ValueError(f"init_from={run.init_from}: a reward model has no output layer; give a language model")
+    return Start(source, updates=updates_of(meta) if run.init_optimizer else 0, optimizer=run.init_optimizer, head=head)
+
+
+def newest_checkpoint(run: config.Training, before: int | None = None) -> Path | None:
+    """The run's newest checkpoint, of at most `before` steps: with the right checksums where `checkpoint.verify` says
+    so, else with the right sizes. Collective."""
+    folder = Path(run.folder) / "checkpoints"
+    if run.checkpoint.verify:
+        return publish.newest_intact(folder, before=before)
+    return _first_rank(lambda: publish.newest(folder, before=before))
+
+
+def _given(run: config.Training, path: str) -> Path:
+    """The checkpoint that a key names. ValueError where it is not as it was written."""
+    found = _first_rank(lambda: publish.resolve(path))
+    if run.checkpoint.verify:
+        publish.refuse_damaged(found)
+    return found
+
+
+def _first_rank[Result](action: Callable[[], Result]) -> Result:
+    """What the first rank finds, on all ranks; what it raises, too."""
+    return cast(Result, on_all_ranks(None, lambda: action() if rank_of(None) == 0 else None)[0])
+
+
+def updates_of(meta: Meta) -> int:
+    """Optimizer updates behind a checkpoint: its steps, apart from those that a converted one never made."""
+    return int(meta.extra.get("updates", meta.step))
+
+
+def _check_schedule(wanted: config.Schedule, meta: Meta) -> None:
+    would_be = schedule.step_tokens(wanted, meta.step)
+    if would_be != meta.tokens:
+        raise ValueError(
+            f"schedule: after {meta.step} steps the checkpoint has seen {meta.tokens:,} tokens, with the batch sizes "
+            f"given it would be {would_be:,}; leave batch_tokens and ramp as they were up to there (later steps of "
+            "the ramp may change), or start a new run with init_from="
+        )
+
+
+def check_order(data: config.Data, meta: Meta) -> None:
+    """ValueError that names every key by which documents would come in another order than the checkpoint's."""
+    edges = [bucket.min_tokens for bucket in data.length_buckets]
+    given = {"data.seed": data.seed, "data.packing": data.packing, "data.length_buckets": edges}
+    was = {
+        "data.seed": meta.extra.get("data_seed", data.seed),
+        "data.packing": meta.extra.get("packing", "stream"),
+        "data.length_buckets": [edge for edge, _ in meta.extra.get("length_buckets", [])],
+    }
+    changed = [key for key in given if given[key] != was[key]]
+    if changed:
+        problems = "; ".join(f"{key}={given[key]}: the checkpoint read its data with {was[key]}" for key in changed)
+        raise ValueError(
+            f"{problems}; give {', '.join(f'{key}={was[key]}' for key in changed)} (weights may change), or start a "
+            "new run from these weights with init_from="
+        )
+
+
+def check_rows(given: config.Schedule, packing: str, meta: Meta) -> None:
+    """ValueError where rows of whole documents were of another length before the checkpoint than the schedule says.
+
+    How many documents a step read depends on it, so some would be read twice and others never.
+    """
+    if packing != "whole" or not meta.schedule:
+        return
+    was = schedule.of_record(meta.schedule)
+
+    def lengths(of: config.Schedule) -> list[tuple[int, int]]:
+        return [(s.first_step, s.sequence_length) for s in schedule.unbounded(of) if s.first_step < meta.step]
+
+    if lengths(given) != lengths(was):
+        now, before = schedule.batch_at(given, meta.tokens), lengths(was)[-1][1]
+        raise ValueError(
+            f"schedule.sequence_length={now.sequence_length}: with data.packing=whole the checkpoint read its "
+            f"documents in rows of {before}; give schedule.sequence_length={was.sequence_length} and another length "
+            f"from here on by schedule.ramp=[{{from_tokens: {meta.tokens}, batch_tokens: {now.batch_tokens}, "
+            f"sequence_length: {now.sequence_length}}}], or start a new run from these weights with init_from="
+        )
+
+
+def decisions_of(run: config.Pretrain, start: Start) -> tuple[dict[str, float], list[Decision]]:
+    """The mixture at step 0 and the decisions since, with more where a resumed run was given another plan.
+
+    What `data.mixture` plans is written down as decisions when the run begins, so that a resume knows what was to
+    come; the plan of a resumed run holds from where it goes on, and what was drawn stays drawn.
+    """
+    given = plan(run.data)
+    if start.resumed is None:
+        return dict(given[0].weights), list(given[1:])
+    extra = start.resumed.extra
+    first = {name: float(weight) for name, weight in extra.get("weights", given[0].weights).items()}
+    first |= {name: 0.0 for name in given[0].weights if name not in first}
+    decisions = [from_record(record) for record in start.resumed.decisions]
+    begun = Weights(0, first, [weight for _, weight in extra.get("length_buckets", [])] or None)
+    return first, [*decisions, *replanned([begun, *decisions], given, start.tokens)]
+
+
+def data_of(run: config.Pretrain, start: Start, weights: dict[str, float]) -> config.Data:
+    """The data as at step 0: what was drawn depends on it. Sources that came later begin with weight 0.
+
+    Without the plan, which stands among the decisions.
+    """
+    sources = {
+        name: replace(run.data.sources.get(name, config.Source()), weight=weight) for name, weight in weights.items()
+    }
+    extra = start.resumed.extra if start.resumed else {}
+    buckets = [config.Bucket(*pair) for pair in extra.get("length_buckets", [])] or run.data.length_buckets
+    slots = extra.get("slot_tokens") or run.data.slot_tokens
+    return replace(run.data, sources=sources, mixture=[], length_buckets=buckets, slot_tokens=slots)
+
+
+def check_data(start: Start, fingerprints: dict[str, str]) -> None:
+    """ValueError where a resumed run would read other data than it has read so far.
+
+    Sources of text may be added (`data_of`); of dialogs and preferences it is `dialogs/feed.py` that refuses.
+    """
+    known = start.resumed.extra.get("sources", {}) if start.resumed else {}
+    changed = [name for name, was in known.items() if fingerprints.get(name, was) != was]
+    if changed:
+        raise ValueError(
+            f"data.sources.{', '.join(changed)}: the packed data are not those that the checkpoint was trained on "
+            f"(fingerprint {fingerprints[changed[0]][:12]}, was {known[changed[0]][:12]}); restore them, or start a "
+            "new run from these weights with init_from="
+        )
+
+
+def meta_of(
+    run: config.Training,
+    step: int,
+    tokens: int,
+    updates: int,
+    tokenizer: dict[str, Any],
+    data: dict[str, Any],
+    decisions: Sequence[Decision],
+    *,
+    attempt: int = 0,
+    guard: dict[str, Any] | None = None,
+    validation_loss: float | None = None,
+) -> Meta:
+    """What a checkpoint of this run says about itself."""
+    extra = {"updates": updates, **data, "guard": guard}
+    return Meta(
+        model=asdict(run.model),
+        step=step,
+        tokens=tokens,
+        run=run.name,
+        precision=run.precision.params,
+        tokenizer=tokenizer,
+        schedule=asdict(run.schedule),
+        decisions=[to_record(decision) for decision in decisions],
+        extra=extra,
+        attempt=attempt,
+        validation_loss=validation_loss,
+    )

@@ -1,0 +1,241 @@
+"""Pictures of a run's record and of tables: the one owner of matplotlib, beside the report."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llama31.runs import files, metrics
+from llama31.runs.views import Line
+
+CURVE = "loss.png"
+
+
+def show_loss_curve(run_folder: str | Path, vocab_size: int | None) -> None:
+    """`draw_loss_curve`, told on the console; a curve that cannot be drawn ends no run."""
+    try:
+        print(f"loss curve: {draw_loss_curve(run_folder, vocab_size)}", flush=True)
+    except (OSError, ValueError) as error:
+        print(f"the loss curve of {run_folder} was not drawn ({error}); nothing else is missing", flush=True)
+
+
+def draw_loss_curve(run_folder: str | Path, vocab_size: int | None = None) -> Path:
+    """Draw loss and learning rate over tokens to `loss.png` in the run folder, from its record.
+
+    `vocab_size` adds the line at ln V, where a model that has learnt nothing stands. Raises ValueError when no training
+    line is there.
+    """
+    folder = Path(run_folder)
+    lines = metrics.read(folder)
+    train = _numbers([line for line in lines if line["kind"] == "train"], "loss")
+    if not train:
+        raise ValueError(f"{folder} has no training step with a finite loss: nothing to draw before the first step")
+    pyplot, ticker = _matplotlib()
+    figure, (above, below) = pyplot.subplots(
+        2, 1, sharex=True, figsize=(9, 6), height_ratios=(4, 1), layout="constrained"
+    )
+    _draw_losses(above, train, _numbers([line for line in lines if line["kind"] == "validation"], "loss"), vocab_size)
+    above.set_title(folder.resolve().name, loc="left", fontweight="bold")
+    below.plot(*_columns(_numbers([line for line in lines if line["kind"] == "train"], "lr")), color="tab:gray")
+    below.set_ylabel("learning rate")
+    below.set_xlabel("tokens")
+    below.set_ylim(bottom=0)
+    below.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    below.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    for axes in (above, below):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    return _saved(figure, folder / CURVE)
+
+
+Points = list[tuple[int, float]]
+
+
+def _matplotlib() -> tuple[Any, Any]:
+    """Its `pyplot` and `ticker`: half a second that only those pay who draw."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot, ticker
+
+    return pyplot, ticker
+
+
+def _saved(figure: Any, path: str | Path) -> Path:
+    with files.whole(Path(path)) as draft:
+        figure.savefig(draft, dpi=150, format="png")
+    _matplotlib()[0].close(figure)
+    return Path(path)
+
+
+def _draw_losses(axes: Any, train: Points, validation: Points, vocab_size: int | None) -> None:
+    axes.plot(*_columns(train), color="tab:blue", alpha=0.3, linewidth=1, label="training")
+    smooth = _smoothed(train)
+    axes.plot(*_columns(smooth), color="tab:blue", linewidth=2, label=f"training, smoothed: {smooth[-1][1]:.3f}")
+    if validation:
+        label = f"held out: {validation[-1][1]:.3f}"
+        axes.plot(*_columns(validation), "o-", color="tab:orange", markersize=5, linewidth=1, label=label)
+    if vocab_size:
+        level = math.log(vocab_size)
+        axes.axhline(level, color="tab:gray", linestyle="--", linewidth=1, label=f"ln(vocabulary): {level:.3f}")
+    axes.set_ylabel("loss (nats)")
+    axes.legend(frameon=False)
+
+
+def _numbers(lines: list[Line], name: str) -> Points:
+    """(tokens, value) of the lines where `name` is a finite number."""
+    return [(line["tokens"], line[name]) for line in lines if isinstance(line.get(name), int | float)]
+
+
+def _columns(points: Points) -> tuple[list[int], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _smoothed(points: Points, span: float = 0.03) -> Points:
+    """Mean over a centred window of `span` of the points: a running mean would lag where the loss falls."""
+    half = max(1, round(span * len(points) / 2))
+    sums = [0.0, *itertools.accumulate(y for _, y in points)]
+    smooth: Points = []
+    for i, (x, _) in enumerate(points):
+        low, high = max(0, i - half), min(len(points), i + half + 1)
+        smooth.append((x, (sums[high] - sums[low]) / (high - low)))
+    return smooth
+
+
+def draw_bars(path: str | Path, title: str, panels: Mapping[str, Mapping[str, float]], unit: str) -> Path:
+    """Draw one panel of horizontal bars per entry of `panels`, in the order given, and return the PNG file.
+
+    A panel maps the names of its bars to their values in `unit`; its own name stands above it.
+    """
+    pyplot, _ = _matplotlib()
+    height = 1.2 + 0.36 * max(len(bars) for bars in panels.values())
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(6 * len(panels), height), layout="constrained", squeeze=False
+    )
+    figure.suptitle(title, fontweight="bold")
+    for panel, (name, bars) in zip(axes[0], panels.items(), strict=True):
+        drawn = panel.barh(list(bars), list(bars.values()), color="tab:blue")
+        panel.bar_label(drawn, fmt="%.2f", padding=3)
+        panel.invert_yaxis()
+        panel.margins(x=0.15)
+        panel.set_title(name, loc="left", fontsize="medium")
+        panel.set_xlabel(unit)
+        panel.spines[["top", "right"]].set_visible(False)
+    return _saved(figure, path)
+
+
+def draw_calibration(path: str | Path, title: str, found: Mapping[str, Any]) -> Path:
+    """Draw accuracy by kind of pair, and accuracy against sureness (`judging/calibration.py`); return the PNG file."""
+    pyplot, _ = _matplotlib()
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    figure.suptitle(title, fontweight="bold")
+    names = [f"{name} ({one['pairs']:,})" for name, one in found.items()]
+    accuracies, errors = ([one[key] for one in found.values()] for key in ("accuracy", "accuracy_ci95"))
+    left.barh(names, accuracies, xerr=errors, color="tab:blue", ecolor="tab:gray")
+    left.axvline(0.5, color="tab:gray", linestyle="--", linewidth=1)
+    left.invert_yaxis()
+    left.set_xlim(0, 1)
+    left.set_xlabel("share of pairs that are ranked right")
+    right.plot([0.5, 1], [0.5, 1], color="tab:gray", linestyle="--", linewidth=1, label="as sure as it is right")
+    for name, one in found.items():
+        points = [(each["sureness"], each["accuracy"]) for each in one["bins"]]
+        label = f"{name}: error {one['calibration_error']:.3f}"
+        right.plot(*zip(*points), "o-", linewidth=2 if name == "all" else 1, markersize=4, label=label)
+    right.set_xlabel("sureness: sigmoid of the difference of rewards")
+    right.set_ylabel("share of those pairs that are ranked right")
+    right.set_ylim(0, 1.02)
+    right.legend(frameon=False, fontsize="small")
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    return _saved(figure, path)
+
+
+def draw_intervals(
+    path: str | Path, title: str, panels: Mapping[str, Mapping[str, tuple[float, float | None]]], unit: str
+) -> Path:
+    """Draw one panel of points with their intervals per entry of `panels`, and return the PNG file.
+
+    A panel maps names to (value, half width, None where there is none); a line stands at 0.
+    """
+    pyplot, _ = _matplotlib()
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
+    height = down * (1.3 + 0.4 * max(len(points) for points in panels.values()))
+    figure, axes = pyplot.subplots(down, across, figsize=(4.5 * across, height), layout="constrained", squeeze=False)
+    figure.suptitle(title, fontweight="bold")
+    for panel in axes.flat[len(panels) :]:
+        panel.set_axis_off()
+    for panel, (name, points) in zip(axes.flat, panels.items()):
+        values, halves = zip(*points.values(), strict=True)
+        panel.errorbar(
+            values, list(points), xerr=[half or 0.0 for half in halves], fmt="o", capsize=4, color="tab:blue"
+        )
+        panel.axvline(0, color="tab:gray", linestyle="--", linewidth=1)
+        panel.set_ylim(len(points) - 0.5, -0.5)
+        panel.locator_params(axis="x", nbins=4)
+        panel.set_title(name, loc="left", fontsize="medium")
+        panel.set_xlabel(unit)
+        panel.spines[["top", "right"]].set_visible(False)
+    return _saved(figure, path)
+
+
+def draw_histograms(path: str | Path, title: str, samples: Mapping[str, Sequence[float]], unit: str) -> Path:
+    """Draw the distributions of `samples`, by name, over each other, with their means, and return the PNG file."""
+    pyplot, _ = _matplotlib()
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    values = [value for found in samples.values() for value in found]
+    low, high = min(values), max(values)
+    edges = [low + (high - low or 1.0) * i / 40 for i in range(41)]
+    for (name, found), colour in zip(samples.items(), ("tab:gray", "tab:blue", "tab:orange", "tab:green")):
+        if found:
+            mean = sum(found) / len(found)
+            axes.hist(found, edges, color=colour, alpha=0.55, label=f"{name}: mean {mean:.3f}, {len(found):,}")
+            axes.axvline(mean, color=colour, linewidth=1.5)
+    axes.set_title(title, loc="left", fontweight="bold")
+    axes.set_xlabel(unit)
+    axes.set_ylabel("prompts")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return _saved(figure, path)
+
+
+def draw_recall(path: str | Path, found: Mapping[str, Any]) -> Path:
+    """Draw the heat map depth x length of a needle in a haystack (`needle.evaluate`) and return the PNG file."""
+    inserted, asked, total = found["inserted"], found["asked"], found["total"]
+    needles = "one needle" if inserted == 1 else f"{inserted} needles, {asked} asked for"
+    title = f"{needles} ({found['kind']}): recall {total['score']:.1%}"
+    columns = "context (tokens)", [f"{length:,}" for length in found["lengths"]]
+    rows = "depth of the needle", [f"{depth:.0%}" for depth in found["depths"]]
+    return draw_heat_map(path, title, columns, rows, found["recall"])
+
+
+def draw_heat_map(
+    path: str | Path,
+    title: str,
+    columns: tuple[str, Sequence[str]],
+    rows: tuple[str, Sequence[str]],
+    shares: Sequence[Sequence[float]],
+) -> Path:
+    """Draw a table of shares in [0, 1], from red to green with each number in its cell, and return the PNG file.
+
+    `columns` and `rows` are (axis label, names); `shares` has a list per row, the first on top.
+    """
+    pyplot, ticker = _matplotlib()
+    size = (2.5 + 0.75 * len(columns[1]), 1.8 + 0.42 * len(rows[1]))
+    figure, axes = pyplot.subplots(figsize=(max(size[0], 5), size[1]), layout="constrained")
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+    for y, line in enumerate(shares):
+        for x, share in enumerate(line):
+            ink = "black" if 0.15 < share < 0.85 else "white"  # the ends of the scale are dark
+            axes.text(x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize="small", color=ink)
+    axes.set_xticks(range(len(columns[1])), columns[1])
+    axes.set_yticks(range(len(rows[1])), rows[1])
+    axes.set_xlabel(columns[0])
+    axes.set_ylabel(rows[0])
+    axes.set_title(title, loc="left", fontweight="bold")
+    figure.colorbar(image, ax=axes, format=ticker.PercentFormatter(1.0))
+    return _saved(figure, path)
