@@ -46,4 +46,4 @@ def _tell_launcher(folder: str | None, cause: str) -> None:
 def _is_ours(error: BaseException) -> bool:
     """Whether the error was raised by a line of this repository, so that its message was written for the user."""
     origin = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-    return origin.is_relative_to(ROOT / "llama31") or origin.is_relative_to(ROOT / "recipes")
+    return any(origin.is_relative_to(ROOT / name) for name in ("llama31", "recipes", "benchmarks"))

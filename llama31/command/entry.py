@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from llama31.command import incomplete, usage, validate
 from llama31.config import MISSING, ConfigError, Issue
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def load[T](

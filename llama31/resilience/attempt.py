@@ -176,7 +176,7 @@ def _installed(name: str) -> bool:
 
 def _commit() -> str | None:
     """Commit of the code, marked where files differ from it; None outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=10)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llama31 import config
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "slurm"
+SCRIPTS = Path(__file__).resolve().parents[2] / "slurm"
 OWN = ("SLURM_CONF", "SLURM_CLUSTERS")  # which cluster; every other SLURM_ is of the job that a command is typed in
 PASSING = re.compile(
     r"(SLURM|SLURMD|SRUN|SQUEUE|PMI|PMIX|PET|TORCHELASTIC)_|SBATCH_WAIT$|"
