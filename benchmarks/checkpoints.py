@@ -150,7 +150,7 @@ def _in_background(
 
 
 def _trainer(params: str) -> tuple[Train, Engine]:
-    """One optimizer step as `train.fit` does it, given what to call just before the update; and the engine."""
+    """One optimizer step as `loop.fit` does it, given what to call just before the update; and the engine."""
     import numpy as np
 
     from llama31.engine.objectives import MicroBatch

@@ -28,6 +28,8 @@ def start[T](main: Callable[[T], object], schema: type[T], config_name: str, arg
         inputs.check(run)
         begun = True
         main(run)
+    except KeyboardInterrupt:
+        sys.exit(130)  # as shells say it: whoever pressed Ctrl-C knows why
     except (ValueError, config.RunError) as error:
         if not _is_ours(error):
             raise

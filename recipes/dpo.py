@@ -13,9 +13,12 @@ def main(run: config.Dpo) -> None:
     """Encode preferences and compute the reference where that is not done yet, then train to the end."""
     from llama31.engine import preference
     from llama31.parallel import mesh
-    from llama31.train import feeds, loop
+    from llama31.train import feeds, loop, reference, setup
 
-    loop.fit(run, preference.Dpo(run.beta, run.length_normalised), lambda grid, begun: feeds.preferred(run, grid))
+    with setup.placed(run) as place:
+        pairs = feeds.preferred(run)
+        reference.attach(pairs, run, place.grid)
+        loop.fit(setup.setup(run, place, pairs), preference.Dpo(run.beta, run.length_normalised))
     mesh.close()
 
 

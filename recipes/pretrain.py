@@ -12,9 +12,10 @@ from recipes import start
 def main(run: config.Pretrain) -> None:
     """Train from where the run stands to its end."""
     from llama31.parallel import mesh
-    from llama31.train import loop
+    from llama31.train import feeds, loop, setup
 
-    loop.fit(run)
+    with setup.placed(run) as place:
+        loop.fit(setup.setup(run, place, feeds.Text(run)))
     mesh.close()  # a process that leaves while gloo's threads run may abort
 
 

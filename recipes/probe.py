@@ -39,9 +39,11 @@ def anneal(run: config.Probe, arm: Arm, source: str) -> bool:
     from llama31.checkpoint import publish
     from llama31.parallel.collectives import on_all_ranks, rank_of
     from llama31.plan import schedule
-    from llama31.train import loop
+    from llama31.train import feeds, loop, setup
 
-    saved = loop.fit(replace(probe.pretraining(run, arm), init_from=source))
+    annealing = replace(probe.pretraining(run, arm), init_from=source)
+    with setup.placed(annealing) as place:
+        saved = loop.fit(setup.setup(annealing, place, feeds.Text(annealing)))
     gc.unfreeze()  # the model of this arm is garbage now
     gc.collect()
     if saved is None or publish.read_meta(saved).step < schedule.total_steps(run.schedule):

@@ -14,34 +14,38 @@ from llama31.runs import files
 from recipes import start
 
 if TYPE_CHECKING:
-    from llama31.train.loop import Run
+    from llama31.train.setup import State
 
 
 def main(run: config.Reward) -> None:
     """Encode the preferences where that is not done yet, then train from where the run stands to its end."""
     from llama31.engine import preference
     from llama31.parallel import mesh
-    from llama31.train import feeds, loop
+    from llama31.train import feeds, loop, setup
 
-    loop.fit(run, preference.Reward(), lambda grid, begun: feeds.rewarded(run), lambda done: examine(run, done))
+    with setup.placed(run) as place:
+        state = setup.setup(run, place, feeds.rewarded(run))
+        loop.fit(state, preference.Reward())
+        if state.finished:
+            calibrate(run, state)
     mesh.close()
 
 
-def examine(run: config.Reward, done: Run) -> None:
+def calibrate(run: config.Reward, state: State) -> None:
     """How often the model ranks held-out pairs right, and how sure it is, by strength of preference. Collective."""
     from llama31.judging import calibration, score
     from llama31.runs import plots
     from llama31.train import feeds
 
     every, length = feeds.rewarded(run, config.STRENGTHS), run.schedule.sequence_length
-    margins, kinds = score.margins(done.engine.forward, every, length, run.parallel.micro_batch)
+    margins, kinds = score.margins(state.engine.forward, every, length, run.parallel.micro_batch)
     found = calibration.table(margins, kinds)
-    if done.main and not found:
+    if state.main and not found:
         print(f"calibration: {calibration.missing(margins, run.data.heldout_fraction)}", flush=True)
-    elif done.main:
+    elif state.main:
         folder = Path(run.folder)
-        files.write_whole(folder / "calibration.json", json.dumps({"step": done.step, **found}, indent=1))
-        drawn = plots.draw_calibration(folder / "calibration.png", f"{run.name} after {done.step:,} steps", found)
+        files.write_whole(folder / "calibration.json", json.dumps({"step": state.step, **found}, indent=1))
+        drawn = plots.draw_calibration(folder / "calibration.png", f"{run.name} after {state.step:,} steps", found)
         print(f"{calibration.text(found)}\ncalibration: {drawn}", flush=True)
 
 

@@ -12,9 +12,10 @@ from recipes import start
 def main(run: config.Sft) -> None:
     """Encode the dialogs where that is not done yet, then train from where the run stands to its end."""
     from llama31.parallel import mesh
-    from llama31.train import feeds, loop
+    from llama31.train import feeds, loop, setup
 
-    loop.fit(run, data=lambda grid, begun: feeds.dialogs(run))
+    with setup.placed(run) as place:
+        loop.fit(setup.setup(run, place, feeds.dialogs(run)))
     mesh.close()
 
 

@@ -17,8 +17,9 @@ from llama31 import config
 from llama31.evaluate import haystack
 from llama31.parallel import mesh
 from llama31.tokens import pack, tokenizer
-from llama31.train import loop
+from llama31.train import rollback
 from recipes import evaluate
+from tests.parallel.training import fit
 
 pytestmark = pytest.mark.torch
 
@@ -77,7 +78,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Learned]:
         preflight=config.Preflight(enabled=False),
         log=config.Log(progress=False),
     )
-    loop.fit(run)
+    fit(run)
     half = str(top / f"learned/checkpoints/step-{EVERY:08d}")
     scores = []
     for name, checkpoint in (("before", run.folder), ("half", half)):
@@ -124,7 +125,7 @@ def test_they_open_when_it_has_learned_and_not_before(learned: Learned) -> None:
 
 def test_a_stage_ends_when_the_longer_context_is_learned(learned: Learned) -> None:
     run = extended(learned, "stage", learned.run.folder, learned.before, 400)
-    loop.fit(run)
+    fit(run)
     told = json.loads(Path(run.folder, "gates.json").read_text())
     last = told["examinations"][-1]
     assert last["scores"]["needle"]["lengths"] == [56, 64] and found(last) == [1, 1] and last["shut"] == []
@@ -136,8 +137,8 @@ def test_they_stay_shut_for_a_model_that_guesses(learned: Learned) -> None:
     """It knows values, not whose: the short context is as before, so it is the needles that are missing."""
     run = extended(learned, "control", learned.half, learned.half_before, EVERY)
     with pytest.raises(
-        loop.TrainingStopped, match=r"the gates are shut: [\d.]+% of the needles are found in 56 tokens"
+        rollback.TrainingStopped, match=r"the gates are shut: [\d.]+% of the needles are found in 56 tokens"
     ):
-        loop.fit(run)
+        fit(run)
     (only,) = json.loads(Path(run.folder, "gates.json").read_text())["examinations"]
     assert max(found(only)) < 0.7 and all("of the needles are found" in reason for reason in only["shut"])

@@ -229,8 +229,8 @@ def test_data_like_the_text_that_counts_help(tmp_path: Path, capsys: pytest.Capt
     """`goal` is held out and never drawn, `good` is text of its kind, `same` is more of the default data."""
     from llama31.parallel import mesh
     from llama31.tokens import pack
-    from llama31.train import loop
     from recipes import probe as recipe
+    from tests.parallel.training import fit
 
     random = np.random.default_rng(0)
     words = [c + v for c in CONSONANTS for v in VOWELS]
@@ -272,7 +272,7 @@ def test_data_like_the_text_that_counts_help(tmp_path: Path, capsys: pytest.Capt
         False,
         str(tmp_path / "half"),
     )
-    loop.fit(half)
+    fit(half)
     mesh.close()
 
     run.schedule.decay = "linear"

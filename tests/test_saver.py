@@ -9,6 +9,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -217,12 +218,22 @@ def test_the_error_that_ends_a_run_is_not_hidden(tmp_path: Path, caplog: pytest.
     assert "the last save failed as well" in caplog.text
 
 
-def test_a_run_ends_with_its_own_error_where_the_last_save_fails_too(tmp_path: Path) -> None:
-    run = object.__new__(loop.Run)
-    run._parts, run.saver = contextlib.ExitStack(), Saver(tmp_path, fence=lambda: 5)
-    run.saver.save(META, [whole("w", torch.ones(2))])
-    run.__exit__(RuntimeError, RuntimeError("Connection reset by peer"), None)  # raises nothing of its own
-    assert run.saver.wait() == []
+def test_a_run_ends_with_its_own_error_where_the_last_save_fails_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = Saver(tmp_path, fence=lambda: 5)
+    watch = SimpleNamespace(begin=lambda parts, record: None)
+    gates = SimpleNamespace(begin=lambda forward, step: None)
+    run = SimpleNamespace(folder=str(tmp_path), profile=config.Profile())
+    state = SimpleNamespace(
+        run=run, saver=saver, watch=watch, gates=gates, engine=SimpleNamespace(forward=None), grid=None, step=0,
+        last_step=0, data=SimpleNamespace(prefetch=0),
+    )  # fmt: skip
+    monkeypatch.setattr(loop, "_open_record", lambda state: contextlib.nullcontext())
+    with pytest.raises(RuntimeError, match="Connection reset by peer"), loop.opened(state):  # type: ignore[arg-type]
+        saver.save(META, [whole("w", torch.ones(2))])
+        raise RuntimeError("Connection reset by peer")
+    assert saver.wait() == []
 
 
 RANKS = """

@@ -158,7 +158,7 @@ class Preferred:
 
 
 class Feed:
-    """What `train.fit` reads: rows of every step, held-out rows, and what a checkpoint has to know of the data.
+    """What `loop.fit` reads: rows of every step, held-out rows, and what a checkpoint has to know of the data.
 
     `stores` and `epochs` by source. Raises ValueError (key `data.sources`) where nothing fits into a row.
     """

@@ -250,20 +250,17 @@ def _finite(value: Any) -> Any:
 class Phases:
     """Seconds per phase of a step.
 
-    `with phases("data"): ...` tells `begins`, and adds to that phase; `pop()` returns `{"data_s": ..., "step_s": ...}`
+    `with phases("data"): ...` adds to that phase; `pop()` returns `{"data_s": ..., "step_s": ...}`
     since the last call and starts anew. `step_s` is wall time, so what no phase claims is visible as the difference.
     """
 
-    def __init__(
-        self, clock: Callable[[], float] = time.perf_counter, begins: Callable[[str], None] = lambda name: None
-    ) -> None:
-        self._clock, self._begins = clock, begins
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
         self._began_s = clock()
         self._seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        self._begins(name)
         began_s = self._clock()
         try:
             yield

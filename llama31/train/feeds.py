@@ -16,10 +16,8 @@ from llama31.dialogs import columns, feed, preferences, store
 from llama31.dialogs.rows import Packed
 from llama31.evaluate.perplexity import Heldout
 from llama31.parallel.collectives import on_all_ranks, rank_of
-from llama31.parallel.mesh import Grid
 from llama31.resilience import resume
 from llama31.tokens import chat, tokenizer
-from llama31.train import reference
 
 Rows = batches.Rows | Packed
 
@@ -38,9 +36,6 @@ class Feed(Protocol):
     def heldout(self, length: int, tokens: int) -> Heldout | None: ...
     def facts(self, step: int) -> dict[str, Any]: ...
     def told(self) -> dict[str, Any]: ...
-
-
-Open = Callable[[Grid, resume.Start], Feed]  # on all ranks, before the model is built
 
 
 class Text:
@@ -122,12 +117,11 @@ def rewarded(run: config.Reward, strengths: Sequence[str] | None = None) -> feed
     return _feed(run, run.data, _preferences(run, run.data), maker, quiet=strengths is not None)
 
 
-def preferred(run: config.Dpo, grid: Grid) -> feed.Feed:
-    """Preferences for DPO, with the reference's log-probabilities. Collective."""
+def preferred(run: config.Dpo) -> feed.Feed:
+    """Preferences for DPO, to which `reference.attach` gives the reference's log-probabilities. Collective."""
     maker = feed.Preferred(run.nll, run.nll_mean, run.masked, tuple(run.data.strengths))
     found = _feed(run, run.data, _preferences(run, run.data), maker)
     found.objective = feed.objective(run)
-    reference.attach(found, run, grid)
     return found
 
 

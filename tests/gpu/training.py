@@ -21,8 +21,8 @@ from llama31.convert import checkpoints, pretrained
 from llama31.model import llama, precision
 from llama31.parallel import mesh
 from llama31.runs import metrics
-from llama31.train import loop
 from tests.align.conftest import dialog, preference
+from tests.parallel.training import fit
 
 Facts = dict[str, Any]
 
@@ -184,7 +184,7 @@ def run_of(room: Path, data: Path, name: str, numbers: config.Precision, determi
 
 def finished(run: config.Pretrain) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and norms of a run's steps, and all that its last checkpoint holds."""
-    saved = loop.fit(run)
+    saved = fit(run)
     assert saved is not None
     lines = [line for line in metrics.read(run.folder) if line["kind"] == "train"]
     found = {
@@ -208,7 +208,7 @@ def resumed(room: Path, data: Path, numbers: config.Precision, deterministic: bo
     made = partial(run_of, room, data, numbers=numbers, deterministic=deterministic)
     whole, again = (finished(made(f"{name}-{which}")) for which in ("whole", "again"))
     stopped = made(f"{name}-stopped")
-    loop.fit(replace(stopped, stop_after_steps=2))
+    fit(replace(stopped, stop_after_steps=2))
     gone_on = finished(stopped)
     noise, resume = difference(whole, again), difference(whole, gone_on)
     facts: Facts = {"two equal runs differ by": noise[0], "tensors that differ": noise[1], "resumed by": resume[0]}

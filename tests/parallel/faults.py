@@ -1,4 +1,4 @@
-"""Runs of `train.fit` with a fault planted in one of them: `torchrun ... -m tests.parallel.faults PLAN OUT`.
+"""Runs of `loop.fit` with a fault planted in one of them: `torchrun ... -m tests.parallel.faults PLAN OUT`.
 
 A plan is that of `training.py`; a run may have "fault": [kind, step], which strikes when the data of that step (0 is
 the first) comes by, "decisions": ranges of steps to leave out from the beginning, and "damage": a checkpoint of its
@@ -31,8 +31,7 @@ from llama31.engine import pipeline
 from llama31.engine.objectives import MicroBatch, next_token
 from llama31.parallel import mesh
 from llama31.resilience import resume, watch, watchdog
-from llama31.train import loop
-from tests.parallel.training import changed, tiny_run
+from tests.parallel.training import changed, fit, tiny_run
 from tests.processes import LIMIT_S, alive
 
 
@@ -148,7 +147,7 @@ def main(plan: str, output: str) -> None:
                 if "fault" in step:
                     objective = Planted(run, *step["fault"])
                     faulty.enter_context(clocks(objective))
-                results[step["name"]] = {"checkpoint": str(loop.fit(run, objective))}
+                results[step["name"]] = {"checkpoint": str(fit(run, objective))}
         except (ValueError, config.RunError) as error:
             results[step["name"]] = {"error": str(error)}
     if dist.get_rank() == 0:

@@ -1,4 +1,4 @@
-"""Runs of `train.fit` one after another in one set of processes: `torchrun ... -m tests.parallel.training PLAN OUT`.
+"""Runs of `loop.fit` one after another in one set of processes: `torchrun ... -m tests.parallel.training PLAN OUT`.
 
 PLAN is JSON: a list of runs, each {"name", "folder", "data", "overrides": {dotted key: value}}, with "moved" only
 loaded and saved. OUT gets, for each, its checkpoint or the error that ended it.
@@ -18,10 +18,10 @@ import torch
 import torch.distributed as dist
 
 from llama31 import config
+from llama31.engine.objectives import Objective, next_token
+from llama31.evaluate import perplexity
 from llama31.parallel import mesh
-from llama31.resilience.attempt import Attempt
-from llama31.runs import metrics
-from llama31.train import loop
+from llama31.train import checkpoints, feeds, loop, setup
 from tests.processes import LIMIT_S
 
 
@@ -68,21 +68,26 @@ def changed(run: Any, overrides: dict[str, Any]) -> Any:
     return run
 
 
+def fit(run: config.Pretrain, objective: Objective = next_token) -> Path | None:
+    """What `recipes.pretrain` does, for any objective, in processes that go on."""
+    with setup.placed(run) as place:
+        return loop.fit(setup.setup(run, place, feeds.Text(run)), objective)
+
+
 def _load_and_save(run: config.Pretrain) -> Path:
     """Load on one layout and save at once, so that what was loaded can be compared bit by bit."""
-    with Attempt(run) as attempt:
-        this = loop.Run(run, mesh.create(run.parallel), attempt)
-        this.record = metrics.Metrics()
-        this.save()
-        this.saver.wait()
-    assert this.saver.newest is not None
-    return this.saver.newest
+    with setup.placed(run) as place:
+        state = setup.setup(run, place, feeds.Text(run))
+        checkpoints.save(state)
+        state.saver.wait()
+    assert state.saver.newest is not None
+    return state.saver.newest
 
 
 def _broken_validation(broken: bool) -> contextlib.AbstractContextManager[object]:
     """Held-out text that cannot be read any more when it is asked for."""
     error = ValueError("data.folder: the held-out text is gone")
-    return mock.patch.object(loop.evaluate, "heldout_means", side_effect=error) if broken else contextlib.nullcontext()
+    return mock.patch.object(perplexity, "heldout_means", side_effect=error) if broken else contextlib.nullcontext()
 
 
 def main(plan: str, output: str) -> None:
@@ -93,7 +98,7 @@ def main(plan: str, output: str) -> None:
         run = changed(tiny_run(Path(step["folder"]), Path(step["data"])), step["overrides"])
         try:
             with _broken_validation(step.get("broken", False)):
-                path = _load_and_save(run) if step.get("moved") else loop.fit(run)
+                path = _load_and_save(run) if step.get("moved") else fit(run)
             results[step["name"]] = {"checkpoint": str(path)}
         except (ValueError, config.RunError) as error:
             results[step["name"]] = {"error": str(error)}

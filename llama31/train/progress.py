@@ -1,0 +1,99 @@
+"""What is measured of a run that trains, and written to its record: steps, held-out loss, examinations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from llama31.checkpoint import publish, retention
+from llama31.engine.objectives import Objective
+from llama31.engine.pipeline import StepResult
+from llama31.evaluate import perplexity
+from llama31.parallel.collectives import on_all_ranks
+from llama31.plan import schedule
+from llama31.runs import metrics, plots
+from llama31.train import checkpoints
+from llama31.train.setup import State
+
+
+def write_step(state: State, result: StepResult, lr: float, profiled: Callable[[], None]) -> None:
+    """Write down the step that was just done, and tell the profiler, and what has been published meanwhile."""
+    run, world = state.run, state.grid.world
+    seconds = state.phases.pop()
+    begin = time.perf_counter()
+    profiled()
+    checkpoints.note(state)
+    batch_tokens = state.tokens - schedule.step_tokens(run.schedule, state.step - 1)
+    _, length = state.data.batch_shape(state.step - 1)
+    rate = batch_tokens / seconds["step_s"]
+    state.record.write(
+        "train",
+        step=state.step,
+        tokens=state.tokens,
+        loss=result.loss,
+        grad_norm=result.grad_norm,
+        lr=lr,
+        loss_tokens=result.tokens,
+        **result.measures,
+        batch_tokens=batch_tokens,
+        sequence_length=length,
+        tokens_per_s=rate,
+        tflops=metrics.tflops(run.model, length, rate, world),
+        mfu=metrics.mfu(run.model, length, rate, world, state.peak_tflops),
+        memory_bytes=metrics.peak_memory_bytes(_cuda_peak_bytes(state.grid.device)),
+        **(state.data.facts(state.step - 1) if state.main else {}),
+        **{name: round(value, 6) for name, value in seconds.items()},
+        record_s=round(state.record_s, 6),
+    )
+    state.record_s = time.perf_counter() - begin  # stands in the line of the next step
+
+
+def validate(state: State, objective: Objective) -> None:
+    """Held-out loss by source, over all ranks."""
+    run, size = state.run, state.run.parallel.micro_batch
+    heldout = _heldout(state, state.step - 1)
+    if heldout is None:
+        return
+    with state.phase("validation"):
+        begin = time.perf_counter()
+        means = perplexity.heldout_means(state.engine.forward, heldout, state.grid, size, objective)
+    loss, *others = perplexity.over_sources(means)
+    state.validation_loss = loss
+    published = state.saver.newest
+    if published is not None and published.name == publish.name_of(state.step, state.attempt.number):
+        keep, fence = run.checkpoint, state.attempt.newer
+        on_all_ranks(None, lambda: retention.note_validation(published, loss, keep, fence) if state.main else None)
+    state.record.write(
+        "validation",
+        step=state.step,
+        tokens=state.tokens,
+        loss=loss,
+        losses={name: of_source[0] for name, (of_source, _) in means.items()},
+        **dict(zip(getattr(objective, "measures", ()), others)),
+        validation_s=round(time.perf_counter() - begin, 3),
+    )
+
+
+def _heldout(state: State, step: int) -> perplexity.Heldout | None:
+    """Held-out rows of the length of a step, read once; None where nothing is held out."""
+    _, length = state.data.batch_shape(step)
+    if length not in state.heldout:
+        state.heldout[length] = state.data.heldout(length, state.run.validation.tokens)
+    return state.heldout[length]
+
+
+def examine(state: State) -> None:
+    """Ask whether this stage of long context may end."""
+    with state.phase("gates"):
+        scores, reasons = state.gates.examine(state.engine.forward, state.step, state.tokens)
+    event, reason = ("gates_shut", "; ".join(reasons)) if reasons else ("gates_open", "all scores are reached")
+    state.record.write("event", step=state.step, tokens=state.tokens, event=event, reason=reason)
+    if state.main and "needle" in scores:
+        plots.draw_recall(Path(state.run.folder) / "needle.png", scores["needle"])
+
+
+def _cuda_peak_bytes(device: torch.device) -> int | None:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
