@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import recipes
 from llama31 import config
 from llama31.command import entry, usage
 from llama31.command.entry import _quoted, compose
@@ -39,8 +40,9 @@ RECIPES = {
 LOAD = """
 import sys
 from llama31 import config
+from llama31.command import entry
 name = "".join(word.capitalize() for word in sys.argv[1].split("_"))
-command.load(getattr(config, name), sys.argv[1], sys.argv[2:])
+entry.load(getattr(config, name), sys.argv[1], sys.argv[2:])
 print("loaded")
 """
 TELL = {forkserver.TELL: "1"}
@@ -229,3 +231,13 @@ def test_output_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"output=/proc/x.json: cannot be written .* stands above"):
         write(Path("/proc/x.json"), "x")
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(run: config.Report) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes.inputs, "check", lambda run: None)
+    with pytest.raises(SystemExit) as ended:
+        recipes.start(interrupted, config.Report, "report", ["runs=[x]"])
+    assert ended.value.code == 130

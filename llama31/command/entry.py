@@ -1,4 +1,4 @@
-"""From a command line and `conf/` to a checked config: the owner of Hydra, used through `command.load`.
+"""From a command line and `conf/` to a checked config: the owner of Hydra.
 
 Hydra composes and nothing else. Its own checks stop at the first problem, name neither value nor remedy, and have
 holes (`+typo=1` adds a key, `~key` removes one). So every override is forced into a schema-free composition, and the
@@ -33,7 +33,13 @@ def load[T](
     argv: Sequence[str] | None = None,
     world_size: Callable[[T], int] | None = None,
 ) -> T:
-    """See `command.load`."""
+    """Compose, check and return the config of one recipe: the only door from Hydra. Torch is not imported.
+
+    `schema` is the recipe's dataclass, `config_name` its root file in `conf/`, `argv` the arguments (default: those
+    of the process): Hydra overrides (`model=8b parallel.tp=2`), `--config-name`, `--config-dir`, `--help`, `--cfg`.
+    `world_size` says for how many processes the layout is judged (default: those of torchrun, or one).
+    Raises SystemExit: status 0 after `--help` and `--cfg`, 2 after printing all problems of the config at once.
+    """
     options, overrides = _parsed(schema, config_name, argv)
     leader = os.environ.get("RANK", "0") == "0"  # the same config, so the same verdict, on every rank
     try:
@@ -60,7 +66,10 @@ def _show(text: str) -> NoReturn:
 
 
 def given(schema: type, config_name: str, argv: Sequence[str]) -> dict[str, Any]:
-    """See `command.given`."""
+    """What YAML and arguments say, by dotted key, unchecked and without the schema's defaults.
+
+    Null and what has to be given are left out. Empty where it cannot be composed: `load` says why.
+    """
     options, overrides = _parsed(schema, config_name, argv)
     try:
         folders = _folders(options.config_dir)

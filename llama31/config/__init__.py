@@ -1,8 +1,8 @@
 """Every key that a run may set.
 
 The dataclasses in this folder are the schema: defaults and bounds live here alone, YAML under `conf/` states only what
-differs, and `command.load` is the only door from Hydra to the rest of the code. Units stand in names: `_tokens`, `_s`,
-`_bytes`. What keys must satisfy together is in `command/validate.py` and `plan/layout.py`.
+differs, and `command.entry.load` is the only door from Hydra to the rest of the code. Units stand in names:
+`_tokens`, `_s`, `_bytes`. What keys must satisfy together is in `command/validate.py` and `plan/layout.py`.
 
 A new recipe is one dataclass in `recipes.py`, one `conf/<recipe>.yaml` and one file in `recipes/`.
 """

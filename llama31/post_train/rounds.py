@@ -241,7 +241,7 @@ def record_file(run: config.PostTrain, stage: Stage) -> Path:
 
 
 def check(run: config.PostTrain, found: Sequence[Stage]) -> None:
-    """Compose every command's config before any is run. Raises SystemExit as `command.load` does.
+    """Compose every command's config before any is run. Raises SystemExit as `entry.load` does.
 
     Raises ValueError for addresses of servers, since each stage samples from another model.
     """

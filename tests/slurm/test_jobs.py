@@ -43,7 +43,8 @@ start(main, config.Pretrain, "pretrain")
 # Stands in for recipes/probe.py: the last arm, whose number Slurm gives to the whole array too, stops once.
 PROBER = """
 import json, os
-from llama31 import config; from llama31.evaluate import probe
+from llama31 import config
+from llama31.evaluate import probe
 from recipes import start
 
 def main(run):
