@@ -94,6 +94,7 @@ def opened(state: State) -> Iterator[tuple[Prefetcher[list[MicroBatch]], Callabl
         state.gates.begin(state.engine.forward, state.step)
         gc.collect()
         gc.freeze()  # what is built by now lives to the end: no need to look through it again and again
+        parts.callback(gc.unfreeze)
         with state.saver:
             yield feed, profiled
             checkpoints.note(state, wait=True)
