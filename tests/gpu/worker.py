@@ -62,7 +62,6 @@ def measured(work: Callable[[], Any], device: torch.device) -> dict[str, Any]:
     result["seconds"] = round(time.perf_counter() - begin, 2)
     if gpu:
         result["peak GB"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
-    gc.unfreeze()  # training freezes what it has built
     gc.collect()
     if gpu:
         torch.cuda.empty_cache()
