@@ -9,7 +9,7 @@ import shlex
 import sys
 
 from llama31 import config
-from llama31.command import entry, inputs
+from llama31.command import inputs, written
 from llama31.slurm import jobs, sbatch
 from recipes import start
 
@@ -32,7 +32,7 @@ def main(run: config.Submit) -> None:
             print(f"# {step.part}: {short}")
         if job.dry_run:
             after = f"{step.part.upper()}_JOB_ID"
-            print(shlex.join(command), entry.to_yaml(step.run), sep="\n")
+            print(shlex.join(command), written.to_yaml(step.run), sep="\n")
         else:
             after = jobs.submit(step, command)
             print(f"{step.part}: job {after}", flush=True)

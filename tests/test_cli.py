@@ -11,7 +11,7 @@ import pytest
 
 import recipes
 from llama31 import config
-from llama31.command import entry, usage
+from llama31.command import usage, written
 from llama31.command.entry import _quoted, compose
 from llama31.command.validate import validate
 from tests import forkserver
@@ -198,7 +198,7 @@ def test_prompts_are_data(tmp_path: Path) -> None:
     words = ", ".join(_quoted(text) for text in PROMPTS)
     run = evaluation(f"prompts=[{words}]")
     assert run.prompts == PROMPTS and validate(run, 1) == []
-    (tmp_path / "again.yaml").write_text(entry.to_yaml(run))
+    (tmp_path / "again.yaml").write_text(written.to_yaml(run))
     assert compose(config.Evaluate, "again", [], tmp_path) == run
     assert evaluation("prompts=[costs${HOME}, 3]").prompts == ["costs${HOME}", "3"]
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from llama31 import config
-from llama31.command import entry, usage
+from llama31.command import entry, usage, written
 from llama31.command.validate import validate
 from llama31.config import ConfigError, Parallel, Ramp
 from llama31.plan import layout, schedule
@@ -355,7 +355,7 @@ def test_group_without_a_place_in_the_users_root(tmp_path: Path) -> None:
 
 def test_resolved_yaml_composes_to_itself(tmp_path: Path) -> None:
     run = pretrain("parallel.dp=2", "schedule.ramp=[{from_tokens: 8192, batch_tokens: 16384, sequence_length: 512}]")
-    (tmp_path / "again.yaml").write_text(entry.to_yaml(run))
+    (tmp_path / "again.yaml").write_text(written.to_yaml(run))
     assert entry.compose(config.Pretrain, "again", [], tmp_path) == run
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from llama31 import config
 from llama31.checkpoint.publish import Meta
-from llama31.command import entry
+from llama31.command import entry, written
 from llama31.command.validate import validate
 from llama31.config import ConfigError
 from llama31.data.batches import Batches, Rows
@@ -93,7 +93,7 @@ def test_a_mixture_composes_and_is_written_back() -> None:
     run = entry.compose(config.Pretrain, "demo", [mixture, "data.packing=whole"])
     assert validate(run, 1) == []
     assert run.data.mixture == [config.Mix(100_000, {"python": 1.0, "docs": 2.5}), config.Mix(200_000, {"docs": 1.0})]
-    assert "from_tokens: 200000" in entry.to_yaml(run)
+    assert "from_tokens: 200000" in written.to_yaml(run)
 
 
 # --- resume -----------------------------------------------------------------------------------------------------------

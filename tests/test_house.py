@@ -35,7 +35,7 @@ TORCH_FREE += ("judging.scored", "post_train")
 # When an API moves, one file changes. A folder owns for the files in it.
 OWNERS = {
     "hydra": ("llama31/command/entry.py",),
-    "omegaconf": ("llama31/command/entry.py",),
+    "omegaconf": ("llama31/command/entry.py", "llama31/command/written.py"),
     "deepspeed": ("llama31/engine/zero.py",),
     "megatron.core.parallel_state": ("llama31/parallel/mesh.py",),
     "megatron.core.pipeline_parallel": ("llama31/engine/pipeline.py", "llama31/parallel/cpu.py"),  # the shim patches it

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llama31.command import incomplete, usage, validate
+from llama31.command.written import escaped, to_yaml, unescaped
 from llama31.config import MISSING, ConfigError, Issue
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -183,32 +184,6 @@ def _inner(section: Any, name: str) -> Any:
     return section[name] if isinstance(section, dict) else getattr(section, name)
 
 
-def to_yaml(run: Any) -> str:
-    """The config as YAML, every key written out."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.create(_written(dataclasses.asdict(run))), resolve=True)
-
-
-def _written(value: Any, listed: bool = False) -> Any:
-    """`value` with the texts of its lists escaped twice: for the resolving here, and for who composes the YAML."""
-    if isinstance(value, dict):
-        return {name: _written(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_written(item, listed=True) for item in value]
-    return _escaped(_escaped(value)) if listed and isinstance(value, str) else value
-
-
-def _escaped(text: str) -> str:
-    """As data for OmegaConf, to which ${ begins an interpolation unless a backslash precedes it."""
-    return re.sub(r"(\\*)\$\{", lambda m: 2 * m[1] + r"\${", text)
-
-
-def _unescaped(text: str) -> str:
-    """What `_escaped` was given; an interpolation that nobody escaped stays as it is."""
-    return re.sub(r"(\\*)\$\{", lambda m: m[1][: len(m[1]) // 2] + "${", text)
-
-
 def _failure(schema: type, error: ConfigError) -> str:
     count = len(error.issues)
     lines = [f"{usage.program(schema)}: {count} problem{'s' if count > 1 else ''} in the configuration"]
@@ -282,7 +257,7 @@ def _forced(key: str, value: str, hint: Any) -> str | Issue:
         return f"++{key}={_quoted(value)}"
     given = value
     if hint == list[str]:
-        value = _escaped(value)
+        value = escaped(value)
     try:
         parsed = OverridesParser.create().parse_override(f"++{key}={value}")
     except HydraException:
@@ -368,7 +343,7 @@ def _fill(
             _list(node, name, typing.get_args(hint)[0], value, key, found, texts)
         elif _assign(node, name, hint, value, key, found) and hint == list[str]:
             items = typing.cast(list[str], OmegaConf.to_container(node[name], resolve=False))
-            texts[key] = [_unescaped(item) for item in items]
+            texts[key] = [unescaped(item) for item in items]
             node[name] = []
 
 

@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any
 
 from llama31 import config
-from llama31.command import entry
+from llama31.command import written
 from llama31.data.mixture import Decision, to_record
 from llama31.parallel.collectives import on_all_ranks, rank_of
 from llama31.resilience import resume
@@ -121,7 +121,7 @@ class Attempt:
         }
         self._told = told
         files.write_whole(self.folder / "attempt.json", json.dumps(told, indent=1))
-        files.write_whole(self.run_folder / "config.yaml", entry.to_yaml(run))
+        files.write_whole(self.run_folder / "config.yaml", written.to_yaml(run))
         record_decisions(self.run_folder, decisions)
 
     def went_back(self, step: int, tokens: int) -> None:

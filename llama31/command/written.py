@@ -1,0 +1,33 @@
+"""A config as YAML, and text on its way through OmegaConf, which reads ${ in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+
+def to_yaml(run: Any) -> str:
+    """The config as YAML, every key written out."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(_written(dataclasses.asdict(run))), resolve=True)
+
+
+def _written(value: Any, listed: bool = False) -> Any:
+    """`value` with the texts of its lists escaped twice: for the resolving here, and for who composes the YAML."""
+    if isinstance(value, dict):
+        return {name: _written(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_written(item, listed=True) for item in value]
+    return escaped(escaped(value)) if listed and isinstance(value, str) else value
+
+
+def escaped(text: str) -> str:
+    """As data for OmegaConf, to which ${ begins an interpolation unless a backslash precedes it."""
+    return re.sub(r"(\\*)\$\{", lambda m: 2 * m[1] + r"\${", text)
+
+
+def unescaped(text: str) -> str:
+    """What `escaped` was given; an interpolation that nobody escaped stays as it is."""
+    return re.sub(r"(\\*)\$\{", lambda m: m[1][: len(m[1]) // 2] + "${", text)
