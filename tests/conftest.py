@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Beside another worker, one begins with the cluster of Slurm at once: its tests are few, long, and mostly wait.
     """
     weights = {name: number for number, name in enumerate(HEAVY, start=1)}
-    if config.getoption("numprocesses", None):
+    if hasattr(config, "workerinput"):  # of xdist, in a worker
         weights["slurm"] = -1
 
     def weight(item: pytest.Item) -> int:
