@@ -41,11 +41,12 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Place:
-    """Where a run trains: its processes, its attempt, and what watches both."""
+    """Where a run trains and from where it goes on: its processes, its attempt, what watches both, its start."""
 
     grid: Grid
     attempt: Attempt
     watch: Watch
+    start: Start
 
 
 @dataclass
@@ -105,16 +106,17 @@ class State:
 
 @contextlib.contextmanager
 def placed(run: config.Training) -> Iterator[Place]:
-    """Connect the processes, claim an attempt of the run, and ask the nodes whether they are fit to train.
+    """Connect the processes, claim an attempt of the run, ask the nodes whether they are fit, find where to start.
 
-    Raises ValueError for a layout that is impossible, RunError where the folder is another's or a node is not fit.
+    Raises ValueError for a layout that is impossible and a checkpoint that does not fit, RunError where the folder is
+    another's or a node is not fit. Collective.
     """
     grid = mesh.create(run.parallel, run.cluster.timeout_s)
     with precision.deterministic(run.deterministic), Attempt(run) as attempt:
         watch = Watch(run, grid, attempt)
         if run.preflight.enabled:
             watch.check_nodes(run)
-        yield Place(grid, attempt, watch)
+        yield Place(grid, attempt, watch, resume.find_start(run))
 
 
 def setup(run: config.Training, place: Place, data: Feed) -> State:
@@ -122,8 +124,7 @@ def setup(run: config.Training, place: Place, data: Feed) -> State:
 
     Raises ValueError for what is wrong with the config, the data or a checkpoint.
     """
-    grid, attempt, watch = place.grid, place.attempt, place.watch
-    start = resume.find_start(run)
+    grid, attempt, watch, start = place.grid, place.attempt, place.watch, place.start
     last_step = schedule.total_steps(run.schedule)
     if run.stop_after_steps is not None:
         last_step = min(last_step, start.step + run.stop_after_steps)
@@ -141,7 +142,7 @@ def setup(run: config.Training, place: Place, data: Feed) -> State:
     gates = Gates(run, words, length, grid.rank == 0)
     watch.follow(engine, start)
 
-    on_all_ranks(None, lambda: open_folder(run, place, start, decisions, words) if grid.rank == 0 else None)
+    on_all_ranks(None, lambda: open_folder(run, place, decisions, words) if grid.rank == 0 else None)
     if grid.rank == 0:
         print(*notes, sep="\n", flush=True)
         if start.step >= last_step:
@@ -207,15 +208,13 @@ def optimizer_shards(engine: Engine, ema: Ema | None) -> list[shards.Shard]:
     return [*tensors.optimizer(engine), *(ema.shards() if ema is not None else [])]
 
 
-def open_folder(
-    run: config.Training, place: Place, start: Start, decisions: list[Decision], words: tokenizer.Tokenizer
-) -> None:
+def open_folder(run: config.Training, place: Place, decisions: list[Decision], words: tokenizer.Tokenizer) -> None:
     """All checks passed: write down what runs, and put aside what the run went back behind. First rank alone."""
-    place.attempt.record(run, start, decisions, place.watch.hosts, place.watch.environment)
+    place.attempt.record(run, place.start, decisions, place.watch.hosts, place.watch.environment)
     words.save_hf(Path(run.folder) / "tokenizer")
     folder = Path(run.folder) / "checkpoints"
     if run.resume not in ("auto", "none"):
-        publish.set_aside_after(folder, start.step)
+        publish.set_aside_after(folder, place.start.step)
     retention.remove_torn(folder, place.attempt.number, place.attempt.newer)
 
 

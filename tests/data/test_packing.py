@@ -240,7 +240,7 @@ def test_file_size_limit(tmp_path: Path, bpe: config.Tokenizer) -> None:
     code = f"""
 import resource, sys
 from llama31 import config
-from llama31.data import pack
+from llama31.tokens import pack
 data = config.Data(folder="packed", workers=1, sources={{"s": config.Source(input="in.jsonl")}})
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, {resource.RLIM_INFINITY}))
 pack.pack(data, "s", config.Tokenizer(kind="bpe", path={bpe.path!r}))
