@@ -18,7 +18,7 @@ RUN := demo
 DEMO_ARGS :=
 PYTEST_ARGS :=
 WORKERS := 2
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder $(PYTEST_ARGS)
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder $(PYTEST_ARGS)
 PROMPT := def read(self, path):
 # Not empty where there is an environment, and of another Python, or of one that is gone.
 STALE := $(shell test ! -d $(VENV) || $(BIN)/python -c 'import sys; sys.exit(not $(SUPPORTED))' 2>/dev/null || echo stale)
@@ -52,6 +52,7 @@ data/demo/docs/packed.json: | $(VENV)/.runtime
 demo-short:
 	$(MAKE) demo RUN=demo-short DEMO_ARGS='schedule.total_tokens=40_960 schedule.warmup_tokens=12_288'
 
+check: WORKERS := 4 # these tests wait for processes more than they compute
 check: lint
 	$(PYTEST) -m 'not torch and not parallel and not slurm and not slow and not gpu'
 
