@@ -37,7 +37,7 @@ Seconds = dict[str, list[float]]
 
 
 def checkpoint_speed(params: str, timeout_s: float) -> dict[str, str]:
-    """Rows for `bench.figures_table`, of a model in `params` ("bf16" or "fp32"): medians, ranges where they matter."""
+    """Rows for `timing.figures_table`, of a model in `params` ("bf16" or "fp32"): medians, ranges where they matter."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "benchmarks.checkpoints", folder, params],

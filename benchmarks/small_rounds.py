@@ -270,7 +270,7 @@ def gains(folder: Path, number: int = 1) -> dict[str, float]:
 
 
 def measure(timeout_s: float, scale: Scale | None = None, folder: Path | None = None) -> dict[str, str]:
-    """Figures of one small round by name, for `bench.figures_table`; in a temporary folder, unless one is given.
+    """Figures of one small round by name, for `timing.figures_table`; in a temporary folder, unless one is given.
 
     `timeout_s` holds for each command and each round. Raises RuntimeError with the end of the log of one that fails.
     """

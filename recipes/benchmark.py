@@ -29,10 +29,11 @@ def check(run: config.Benchmark) -> list[str]:
 
 def computes_in(run: config.Benchmark) -> str:
     """The precision of parts that may compute in BF16, by the key `bf16` or by what this CPU is good at."""
+    if run.bf16 is not None:
+        return "bf16" if run.bf16 else "fp32"
     from llama31.model import precision
 
-    wanted = precision.bf16_ratio() <= precision.SLOWER if run.bf16 is None else run.bf16
-    return "bf16" if wanted else "fp32"
+    return "bf16" if precision.bf16_ratio() <= precision.SLOWER else "fp32"
 
 
 def cases_of(run: config.Benchmark, params: str) -> list[Case]:

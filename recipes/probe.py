@@ -37,7 +37,7 @@ def main(run: config.Probe) -> None:
 def anneal(run: config.Probe, arm: Arm, source: str) -> bool:
     """Train an arm and write down what it scores; false where it was asked to stop before its end."""
     from llama31.checkpoint import publish
-    from llama31.parallel.collectives import on_all_ranks, rank_of
+    from llama31.parallel.collectives import on_first_rank
     from llama31.plan import schedule
     from llama31.train import feeds, loop, setup
 
@@ -48,7 +48,7 @@ def anneal(run: config.Probe, arm: Arm, source: str) -> bool:
     if saved is None or publish.read_meta(saved).step < schedule.total_steps(run.schedule):
         return False
     scores = judge(run, saved)
-    on_all_ranks(None, lambda: probe.conclude(run, arm, source, scores) if rank_of(None) == 0 else None)
+    on_first_rank(lambda: probe.conclude(run, arm, source, scores))
     return True
 
 

@@ -61,13 +61,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     Beside another worker, one begins with the cluster of Slurm at once: its tests are few, long, and mostly wait.
     """
-    weights = {name: number for number, name in enumerate(HEAVY, start=1)}
-    if hasattr(config, "workerinput"):  # of xdist, in a worker
-        weights["slurm"] = -1
+    begins = "slurm" if hasattr(config, "workerinput") else ""  # of xdist, in a worker
 
     def weight(item: pytest.Item) -> int:
-        found = [weights[mark.name] for mark in item.iter_markers() if mark.name in weights]
-        return min(found, default=0) if -1 in found else max(found, default=0)
+        marks = {mark.name for mark in item.iter_markers()}
+        return -1 if begins in marks else max((HEAVY.index(name) + 1 for name in marks & {*HEAVY}), default=0)
 
     items.sort(key=weight)
     for item in items:

@@ -204,7 +204,9 @@ def test_another_order_of_the_documents_is_refused(run: config.Pretrain) -> None
 
 def test_data_whose_documents_end_otherwise_begin_no_run(run: config.Pretrain, monkeypatch: pytest.MonkeyPatch) -> None:
     words = types.SimpleNamespace(fingerprint="t", eos_id=7)
-    monkeypatch.setattr(packed, "wrong_end", lambda data, name, told, eos_id: f"{name} ends otherwise than {eos_id}")
+    monkeypatch.setattr(
+        packed, "wrong_end", lambda data, name, told, documents, eos_id: f"{name} ends otherwise than {eos_id}"
+    )
     model = dataclasses.replace(run.model, vocab_size=100_000)
     given = opened(run, resume.Start())
     with pytest.raises(ValueError, match="a ends otherwise than 7; pack it again"):

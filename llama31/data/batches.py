@@ -90,6 +90,7 @@ class Batches:
         longest = max([schedule.sequence_length, *(ramp.sequence_length for ramp in schedule.ramp)])
         self.slot_tokens = data.slot_tokens or longest
         longest = max(longest, self.slot_tokens - 1)
+        self.readers: dict[str, IndexedReader] = {}  # of what is drawn
         self._sources = {
             index: self._open(index, name, split, longest, drawn[name])
             for index, name in enumerate(self.names)
@@ -139,7 +140,7 @@ class Batches:
                 stacklevel=3,
             )
         key = f"{self._data.seed}/{self.packed[name].fingerprint}"
-        reader = _checked_reader(self._data, name, split, told)
+        reader = self.readers[name] = _checked_reader(self._data, name, split, told)
         if self._data.packing == "stream":
             return Scattered(Stream(reader, key), self.slot_tokens)
         edges = [edge for edge, _ in self.length_buckets]
@@ -245,11 +246,12 @@ def check_ends(data: config.Data, batches: Batches, eos_id: int, resumed: bool) 
 
     A run that began with such data goes on with them, warned.
     """
-    wrong = filter(None, (packed.wrong_end(data, name, told, eos_id) for name, told in batches.packed.items()))
-    for sentence in wrong:
-        if not resumed:
-            raise ValueError(f"{sentence}; pack it again with overwrite=true")
-        warnings.warn(f"{sentence}; this run began with them and goes on with them", stacklevel=2)
+    for name, reader in batches.readers.items():
+        wrong = packed.wrong_end(data, name, batches.packed[name], reader, eos_id)
+        if wrong and not resumed:
+            raise ValueError(f"{wrong}; pack it again with overwrite=true")
+        if wrong:
+            warnings.warn(f"{wrong}; this run began with them and goes on with them", stacklevel=2)
 
 
 def _read_all(data: config.Data, names: list[str]) -> dict[str, Packed]:

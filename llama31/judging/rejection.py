@@ -94,10 +94,6 @@ def draw(session: Session) -> None:
         drawing.draw(folder, tasks, source, said, session.first)
     if session.first:
         _tell_refused(session)
-    if not run.server.urls:
-        from llama31.parallel import mesh
-
-        mesh.release()  # the reward model gets groups of its own
 
 
 def _tell_refused(session: Session) -> None:

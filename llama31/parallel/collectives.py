@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 
@@ -32,3 +32,8 @@ def on_all_ranks[Result](group: dist.ProcessGroup | None, action: Callable[[], R
         if reason is not None:
             raise reason
     return [value for value, _ in outcomes]
+
+
+def on_first_rank[Result](action: Callable[[], Result]) -> Result:
+    """Run `action` on the first rank alone; its result on all ranks, and what it raises, too."""
+    return cast(Result, on_all_ranks(None, lambda: action() if rank_of(None) == 0 else None)[0])

@@ -28,7 +28,7 @@ from typing import Any
 from llama31 import config
 from llama31.command import written
 from llama31.data.mixture import Decision, to_record
-from llama31.parallel.collectives import on_all_ranks, rank_of
+from llama31.parallel.collectives import on_first_rank, rank_of
 from llama31.resilience import resume
 from llama31.runs import attempts, files
 
@@ -50,8 +50,7 @@ class Attempt:
         self.run_folder = Path(run.folder)
         self._main = rank_of(None) == 0
         self._take_over = run.take_over
-        numbers = on_all_ranks(None, self._claim if self._main else lambda: None)
-        self.number = next(number for number in numbers if number is not None)
+        self.number = on_first_rank(self._claim)
         self.folder = attempts.path_of(self.run_folder, self.number)
         self._claimed_s = time.time()
         self.reached = (0, 0)  # steps done, tokens seen

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from llama31 import config
 from llama31.checkpoint import publish
 from llama31.checkpoint.publish import Meta
 from llama31.data.mixture import Decision, Weights, from_record, plan, replanned, to_record
-from llama31.parallel.collectives import on_all_ranks, rank_of
+from llama31.parallel.collectives import on_first_rank
 from llama31.plan import schedule
 
 
@@ -57,13 +57,13 @@ def _find_start(run: config.Training) -> Start:
     elif run.resume != "none":
         found = _given(run, run.resume)
     if found is not None:
-        meta = _first_rank(lambda: publish.read_meta(found))
+        meta = on_first_rank(lambda: publish.read_meta(found))
         publish.check_model(meta, run.model)
         if meta.shape().head != run.model.head:
             raise ValueError(f"resume={found}: its head is one for {meta.shape().head}; begin with it by init_from=")
         _check_schedule(run.schedule, meta)
         return Start(found, meta, updates_of(meta), optimizer=True, head=run.model.head)
-    if run.resume == "none" and _first_rank(lambda: publish.newest(Path(run.folder) / "checkpoints")):
+    if run.resume == "none" and on_first_rank(lambda: publish.newest(Path(run.folder) / "checkpoints")):
         raise ValueError(
             f"resume=none: {run.folder} holds checkpoints of an earlier run, which a fresh start would replace; "
             "give another name=, or resume=auto to go on"
@@ -71,7 +71,7 @@ def _find_start(run: config.Training) -> Start:
     if run.init_from is None:
         return Start()
     source = _given(run, run.init_from)
-    meta = _first_rank(lambda: publish.read_meta(source))
+    meta = on_first_rank(lambda: publish.read_meta(source))
     allowed = {name: getattr(run.model, name) for name in run.init_changes}
     publish.check_model(replace(meta, model=meta.model | allowed), run.model)
     head = meta.shape().head
@@ -86,20 +86,15 @@ def newest_checkpoint(run: config.Training, before: int | None = None) -> Path |
     folder = Path(run.folder) / "checkpoints"
     if run.checkpoint.verify:
         return publish.newest_intact(folder, before=before)
-    return _first_rank(lambda: publish.newest(folder, before=before))
+    return on_first_rank(lambda: publish.newest(folder, before=before))
 
 
 def _given(run: config.Training, path: str) -> Path:
     """The checkpoint that a key names. ValueError where it is not as it was written."""
-    found = _first_rank(lambda: publish.resolve(path))
+    found = on_first_rank(lambda: publish.resolve(path))
     if run.checkpoint.verify:
         publish.refuse_damaged(found)
     return found
-
-
-def _first_rank[Result](action: Callable[[], Result]) -> Result:
-    """What the first rank finds, on all ranks; what it raises, too."""
-    return cast(Result, on_all_ranks(None, lambda: action() if rank_of(None) == 0 else None)[0])
 
 
 def updates_of(meta: Meta) -> int:

@@ -35,7 +35,7 @@ from llama31 import config
 from llama31.tokens import packed, sources, tokenizer
 from llama31.tokens.indexed import IndexedReader, IndexedWriter, dtype_for
 from llama31.tokens.packed import Packed, Split
-from llama31.tokens.records import not_read
+from llama31.tokens.records import first_few, not_read
 
 _SNIPPET_CHARS = 1000  # shorter pieces of a document teach a tokenizer little
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -246,8 +246,7 @@ def _write(jobs: list[_Job], folder: Path, dtype: np.dtype[Any], data: config.Da
 
 def _left_out(left: sources.LeftOut) -> Iterator[str]:
     if left.files:
-        shown = ", ".join(left.files[:5]) + (", ..." if len(left.files) > 5 else "")
-        yield f"{len(left.files):,} files left out that are no text in UTF-8: {shown}"
+        yield f"{len(left.files):,} files left out that are no text in UTF-8: {first_few(left.files)}"
     if left.blank:
         yield f"{left.blank:,} documents left out that are blank"
 
@@ -392,7 +391,7 @@ def _already_packed(data: config.Data, name: str, told: dict[str, Any], eos_id: 
             f"data.sources.{name}: {packed.folder_of(data, name)} was packed from another input or with other settings "
             f"({before}); pack it again with overwrite=true, or give another data.folder"
         )
-    if wrong := packed.wrong_end(data, name, there, eos_id):
+    if wrong := packed.wrong_end(data, name, there, IndexedReader(packed.folder_of(data, name) / "train"), eos_id):
         raise ValueError(f"{wrong}; pack it again with overwrite=true, or give another data.folder")
     print(f"packed {name}: already there, {there.train.tokens:,} tokens; overwrite=true packs it again")
     return there

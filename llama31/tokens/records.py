@@ -36,8 +36,12 @@ def each(path: Path, key: str) -> Iterator[tuple[str, bytes]]:
 
 def not_read(key: str, left: Sequence[Path | str]) -> str:
     """A sentence on what the folders of an input hold beside what is read of them."""
-    shown = ", ".join(map(str, left[:5])) + (", ..." if len(left) > 5 else "")
-    return f"{key}: {len(left)} not read: {shown}; name them"
+    return f"{key}: {len(left)} not read: {first_few(left)}; name them"
+
+
+def first_few(names: Sequence[Path | str]) -> str:
+    """The first five, and whether there are more."""
+    return ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")
 
 
 def parquet(path: Path | str, key: str) -> Any:

@@ -15,7 +15,7 @@ from llama31.data.mixture import Decision
 from llama31.dialogs import columns, feed, preferences, store
 from llama31.dialogs.rows import Packed
 from llama31.evaluate.perplexity import Heldout
-from llama31.parallel.collectives import on_all_ranks, rank_of
+from llama31.parallel.collectives import on_first_rank, rank_of
 from llama31.resilience import resume
 from llama31.tokens import chat, tokenizer
 
@@ -155,13 +155,7 @@ def _stores(
             lambda record: encode(record, source),
         )  # fmt: skip
 
-    def prepare() -> dict[str, Path] | None:
-        if rank_of(None) > 0:
-            return None
-        return {name: prepared(name, source) for name, source in data.sources.items()}
-
-    folders = on_all_ranks(None, prepare)[0]
-    assert folders is not None
+    folders = on_first_rank(lambda: {name: prepared(name, source) for name, source in data.sources.items()})
     return {name: store.read(folder) for name, folder in folders.items()}
 
 

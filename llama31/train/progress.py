@@ -12,7 +12,7 @@ from llama31.checkpoint import publish, retention
 from llama31.engine.objectives import Objective
 from llama31.engine.pipeline import StepResult
 from llama31.evaluate import perplexity
-from llama31.parallel.collectives import on_all_ranks
+from llama31.parallel.collectives import on_first_rank
 from llama31.plan import schedule
 from llama31.runs import metrics, plots
 from llama31.train import checkpoints
@@ -65,7 +65,7 @@ def validate(state: State, objective: Objective) -> None:
     published = state.saver.newest
     if published is not None and published.name == publish.name_of(state.step, state.attempt.number):
         keep, fence = run.checkpoint, state.attempt.newer
-        on_all_ranks(None, lambda: retention.note_validation(published, loss, keep, fence) if state.main else None)
+        on_first_rank(lambda: retention.note_validation(published, loss, keep, fence))
     state.record.write(
         "validation",
         step=state.step,

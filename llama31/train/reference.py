@@ -27,7 +27,7 @@ from llama31.dialogs.feed import Feed
 from llama31.engine import preference, scoring, state
 from llama31.engine.pipeline import Forward
 from llama31.model import llama
-from llama31.parallel.collectives import on_all_ranks
+from llama31.parallel.collectives import on_first_rank
 from llama31.parallel.mesh import Grid
 from llama31.runs import files
 
@@ -42,15 +42,14 @@ def attach(feed: Feed, run: config.Dpo, grid: Grid) -> None:
     """
     assert run.init_from is not None, "validate asks for it"
     given = run.init_from
-    source = on_all_ranks(None, lambda: publish.resolve(given) if grid.rank == 0 else None)[0]
-    assert source is not None
+    source = on_first_rank(lambda: publish.resolve(given))
     feed.reference_key = fingerprint(feed, run, source)
     path = Path(run.data.folder) / f"reference-{feed.reference_key[:16]}.npz"
-    known = on_all_ranks(None, lambda: read(path, feed.reference_key) if grid.rank == 0 else None)[0]
+    known = on_first_rank(lambda: read(path, feed.reference_key))
     if known is None:
         begin = time.perf_counter()
-        known = compute(feed, run, grid, source)
-        on_all_ranks(None, lambda: write(path, feed.reference_key, known) if grid.rank == 0 else None)
+        values = known = compute(feed, run, grid, source)
+        on_first_rank(lambda: write(path, feed.reference_key, values))
         if grid.rank == 0:
             print(f"reference: {len(known):,} examples in {time.perf_counter() - begin:.1f} s -> {path}", flush=True)
     elif grid.rank == 0:

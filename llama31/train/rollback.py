@@ -8,7 +8,7 @@ from llama31 import config
 from llama31.checkpoint import publish
 from llama31.data.mixture import Skip
 from llama31.engine import state as tensors
-from llama31.parallel.collectives import on_all_ranks
+from llama31.parallel.collectives import on_first_rank
 from llama31.resilience import resume
 from llama31.resilience.attempt import record_decisions
 from llama31.resilience.guard import Verdict
@@ -33,7 +33,7 @@ def follow(state: State, verdict: Verdict) -> None:
     if verdict.to_step > verdict.from_step:
         state.decisions = [*state.decisions, Skip(verdict.from_step, verdict.to_step)]
         folder = Path(state.run.folder)
-        on_all_ranks(None, lambda: record_decisions(folder, state.decisions) if state.main else None)
+        on_first_rank(lambda: record_decisions(folder, state.decisions))
         state.data.follow(state.decisions)
 
 
@@ -55,7 +55,7 @@ def _roll_back(state: State, verdict: Verdict) -> None:
     state.watch.guard.restore(meta.extra.get("guard"), meta.step)
     state.attempt.went_back(meta.step, meta.tokens)
     fence = state.attempt.newer
-    on_all_ranks(None, lambda: publish.set_aside_after(folder, meta.step, fence) if state.main else None)
+    on_first_rank(lambda: publish.set_aside_after(folder, meta.step, fence))
     event = {"event": verdict.event, "reason": verdict.reason, "path": str(found)}
     state.record.write("rollback", step=meta.step, tokens=meta.tokens, to_step=meta.step, **event)
 

@@ -23,7 +23,7 @@ from llama31.evaluate import perplexity
 from llama31.evaluate.gates import Gates
 from llama31.model import llama, precision
 from llama31.parallel import mesh
-from llama31.parallel.collectives import on_all_ranks
+from llama31.parallel.collectives import on_first_rank
 from llama31.parallel.mesh import Grid
 from llama31.plan import schedule
 from llama31.resilience import resume
@@ -142,7 +142,7 @@ def setup(run: config.Training, place: Place, data: Feed) -> State:
     gates = Gates(run, words, length, grid.rank == 0)
     watch.follow(engine, start)
 
-    on_all_ranks(None, lambda: open_folder(run, place, decisions, words) if grid.rank == 0 else None)
+    on_first_rank(lambda: open_folder(run, place, decisions, words))
     if grid.rank == 0:
         print(*notes, sep="\n", flush=True)
         if start.step >= last_step:
