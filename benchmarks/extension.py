@@ -134,13 +134,13 @@ class Stage:
     name: str
     length: int
     layout: str
-    told: Mapping[str, Any]
+    gates: Mapping[str, Any]
     cpu_s: float
     failure: str = ""
 
     @property
     def examinations(self) -> list[dict[str, Any]]:
-        return list(self.told["examinations"])
+        return list(self.gates["examinations"])
 
 
 class Work:
@@ -179,9 +179,9 @@ class Work:
             failure = str(error).split("the gates are shut: ")[1].split(". The newest")[0]
         if fails and not failure:
             raise RuntimeError(f"{name}: the gates have opened for a model that has not learned")
-        told = json.loads((self.top / name / "gates.json").read_text(encoding="utf-8"))
+        gates = json.loads((self.top / name / "gates.json").read_text(encoding="utf-8"))
         layout = f"CP {text.cp}" if text.cp > 1 else f"DP {PROCESSES}"
-        return Stage(name, text.length, layout, told, spent_s() - began_s, failure)
+        return Stage(name, text.length, layout, gates, spent_s() - began_s, failure)
 
     def _gates(self, text: Text) -> list[str]:
         lengths = [text.length // 4, text.length // 2, text.length] if text is not SHORT else [32, 64]
@@ -218,8 +218,8 @@ class Work:
         needle = {**NEEDLE, "lengths": ASKED, "trials": 4, "decode": "false"}
         given = [f"needle.{key}={value}" for key, value in needle.items()]
         self._evaluate(checkpoint, [*given, f"sequence_length={ASKED[-1]}", f"output={output}"])
-        found: dict[str, Any] = json.loads(Path(output).read_text(encoding="utf-8"))["needle"]
-        return found
+        result: dict[str, Any] = json.loads(Path(output).read_text(encoding="utf-8"))["needle"]
+        return result
 
     def _evaluate(self, checkpoint: str, given: list[str]) -> None:
         own = [*self._own, "precision=fp32", "parallel.micro_batch=8", f"checkpoint={checkpoint}"]
@@ -275,9 +275,11 @@ def stages_table(stages: list[Stage]) -> str:
     ]
     for stage in stages:
         first, last = stage.examinations[0], stage.examinations[-1]
-        found = [_found(one["scores"]["needle"]) for one in (first, last)]
+        shares = [_share(one["scores"]["needle"]) for one in (first, last)]
         tasks = [
-            told["tasks"]["lookup"]["score"] for told in (stage.told["baseline"], last["scores"]) if "tasks" in told
+            scores["tasks"]["lookup"]["score"]
+            for scores in (stage.gates["baseline"], last["scores"])
+            if "tasks" in scores
         ]
         short = ", ".join(f"{score:.1%}" for score in tasks)
         gates = "shut" if last["shut"] else "open"
@@ -286,7 +288,7 @@ def stages_table(stages: list[Stage]) -> str:
             str(stage.length),
             stage.layout,
             str(last["step"]),
-            *found,
+            *shares,
             short,
             gates,
             f"{stage.cpu_s:,.0f}",
@@ -296,7 +298,7 @@ def stages_table(stages: list[Stage]) -> str:
     return "\n".join(lines).rstrip()
 
 
-def _found(needle: Mapping[str, Any]) -> str:
+def _share(needle: Mapping[str, Any]) -> str:
     return ", ".join(f"{n:,}: {share:.0%}" for n, share in zip(needle["lengths"], needle["found"], strict=True))
 
 
@@ -304,7 +306,7 @@ def recall_table(maps: Mapping[str, Mapping[str, Any]]) -> str:
     """Recall by length, a row per heat map."""
     lengths = next(iter(maps.values()))["lengths"]
     lines = [f"| needles found | {' | '.join(f'{n:,}' for n in lengths)} |", "|---" * (len(lengths) + 1) + "|"]
-    for name, found in maps.items():
-        cells = " | ".join(f"{one['score']:.1%}" for one in found["by_length"])
+    for name, recall in maps.items():
+        cells = " | ".join(f"{one['score']:.1%}" for one in recall["by_length"])
         lines.append(f"| {name} the three stages | {cells} |")
     return "\n".join(lines)

@@ -149,10 +149,10 @@ def main() -> None:
     """Measure the case that the first argument describes as JSON."""
     asked = json.loads(sys.argv[1])
     if "path" in asked:
-        found = measure_attention(**asked)
+        result = measure_attention(**asked)
     else:
-        found = measure_steps(**{**asked, "shape": config.Model(**asked["shape"])})
-    print(json.dumps(found), flush=True)
+        result = measure_steps(**{**asked, "shape": config.Model(**asked["shape"])})
+    print(json.dumps(result), flush=True)
 
 
 # --- what starts it ---
@@ -161,9 +161,9 @@ def main() -> None:
 def tables(run: config.Benchmark, params: str) -> list[str]:
     """Both tables, computed in `params` ("bf16" or "fp32"), every case as often as asked, in turn."""
     attention = {f"{path}-{length}": (path, length) for length in run.attention_lengths for path in ATTENTIONS}
-    found: dict[str, list[Run]] = {name: [] for name in (*attention, *LAYOUTS)}
+    runs: dict[str, list[Run]] = {name: [] for name in (*attention, *LAYOUTS)}
     for repeat in range(run.repeats):
-        for name in found:
+        for name in runs:
             if name in attention:
                 path, length = attention[name]
                 asked: dict[str, Any] = {"path": path, "length": length, "params": params}
@@ -174,10 +174,10 @@ def tables(run: config.Benchmark, params: str) -> list[str]:
                 launch = ["-m", "torch.distributed.run", f"--nproc-per-node={name[0]}", "--standalone"]
                 arguments = [*launch, "-m", "benchmarks.long_rows", json.dumps(asked)]
             done = run_worker(name, arguments, run.timeout_s)
-            found[name].append(done)
+            runs[name].append(done)
             speed = f"{done.tokens_per_cpu_s:,.0f} tokens per CPU-second, {done.peak_bytes / 1e6:,.0f} MB"
             print(f"{repeat + 1}/{run.repeats} {name}: {speed}", file=sys.stderr, flush=True)
-    return [attention_table(found, run.attention_lengths, params), cp_table({name: found[name] for name in LAYOUTS})]
+    return [attention_table(runs, run.attention_lengths, params), cp_table({name: runs[name] for name in LAYOUTS})]
 
 
 def _median(runs: Sequence[Run], figure: Callable[[Run], float]) -> float:
@@ -192,12 +192,12 @@ def attention_table(runs: Mapping[str, Sequence[Run]], lengths: Sequence[int], p
         "|---|---|---|---|---|---|",
     ]
     for length in lengths:
-        for path, told in ATTENTIONS.items():
+        for path, described in ATTENTIONS.items():
             speed, ours = (_median(runs[f"{p}-{length}"], lambda r: r.tokens_per_cpu_s) for p in (path, "ours"))
             peak = _median(runs[f"{path}-{length}"], lambda r: r.peak_bytes)
             ratio = f"{ours / speed:.2f}" if path == "transformers" else ""
             figures = f"{speed:,.0f} | {ratio} | {peak / 1e6:,.0f} | {peak / length / 1e3:,.1f}"
-            lines.append(f"| {length:,} | {told} | {figures} |")
+            lines.append(f"| {length:,} | {described} | {figures} |")
     return "\n".join(lines)
 
 

@@ -102,7 +102,7 @@ def ours(work: Work, case: str, mark: Mark) -> dict[str, float]:
     from llama31.parallel import mesh
 
     numbers, parallel, compares = config.Precision(params="fp32"), config.Parallel(), case.startswith("dpo")
-    grid, told = mesh.create(parallel), {}
+    grid, cost = mesh.create(parallel), {}
     pieces = _preferred(work) if compares else _supervised(work)
     sizes = np.array([len(piece.tokens) for piece in pieces])
     dealt = passes.best_fit(sizes, work.length)
@@ -116,10 +116,10 @@ def ours(work: Work, case: str, mark: Mark) -> dict[str, float]:
         began = time.process_time()
         chunks = llama.build(work.model, numbers, parallel, grid, seed=work.seed)
         known = scoring.numbers(Forward(chunks, grid), dealt, packed, preference.log_probabilities, 1)
-        for places, _, found in known:
-            for i, pair in zip(np.concatenate([dealt[p] for p in places]), found.view(-1, 2).numpy(), strict=True):
+        for places, _, values in known:
+            for i, pair in zip(np.concatenate([dealt[p] for p in places]), values.view(-1, 2).numpy(), strict=True):
                 pieces[int(i)] = dataclasses.replace(pieces[int(i)], reference=pair)
-        told = {"reference_s": time.process_time() - began, "reference_bytes": 8.0 * len(pieces)}
+        cost = {"reference_s": time.process_time() - began, "reference_bytes": 8.0 * len(pieces)}
         del chunks, known
     objective = preference.Dpo() if compares else next_token
     chunks = llama.build(work.model, numbers, parallel, grid, seed=work.seed)
@@ -132,7 +132,7 @@ def ours(work: Work, case: str, mark: Mark) -> dict[str, float]:
         engine.apply(LEARNING_RATE)
     mark()
     mesh.close()
-    return {"fill": passes.fill(dealt, sizes, work.length), **told}
+    return {"fill": passes.fill(dealt, sizes, work.length), **cost}
 
 
 def _supervised(work: Work) -> list[rows.Piece]:
@@ -170,9 +170,9 @@ def trl(work: Work, case: str, mark: Mark) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         began = time.process_time()
         trainer = (_trl_sft if case.startswith("sft") else _trl_dpo)(work, case, folder, [Marks()])
-        told = {"reference_s": time.process_time() - began} if case == "dpo-trl-kept" else {}
+        cost = {"reference_s": time.process_time() - began} if case == "dpo-trl-kept" else {}
         trainer.train()
-    return told
+    return cost
 
 
 def _settings(kind: str, folder: str, per_device: int, per_step: int, **changes: Any) -> Any:
@@ -289,15 +289,15 @@ def main() -> None:
 def tables(run: config.Benchmark) -> list[str]:
     """Every case as often as asked, in turn."""
     work = Work(run.model, run.sequence_length, run.align_records, run.rows)
-    found: dict[str, list[Run]] = {name: [] for name in CASES}
+    runs: dict[str, list[Run]] = {name: [] for name in CASES}
     for repeat in range(run.repeats):
-        for name in found:
+        for name in runs:
             asked = {"work": dataclasses.asdict(work), "case": name}
             done = run_worker(name, ["-m", "benchmarks.post_training", json.dumps(asked)], run.timeout_s)
-            found[name].append(done)
+            runs[name].append(done)
             speed = f"{done.tokens_per_cpu_s:,.0f} tokens per CPU-second, {done.peak_bytes / 1e6:,.0f} MB"
             print(f"{repeat + 1}/{run.repeats} {name}: {speed}", file=sys.stderr, flush=True)
-    return [table(found)]
+    return [table(runs)]
 
 
 def table(runs: Mapping[str, Sequence[Run]]) -> str:
@@ -314,10 +314,10 @@ def table(runs: Mapping[str, Sequence[Run]]) -> str:
         ratio = statistics.median(run.tokens_per_cpu_s for run in ours_own) / middle
         peak = statistics.median(run.peak_bytes for run in done) / 1e6
         seconds = [run.extra["reference_s"] for run in done if "reference_s" in run.extra]
-        told = f"{statistics.median(seconds):.1f}" if seconds else ""
+        seconds_cell = f"{statistics.median(seconds):.1f}" if seconds else ""
         share = "" if name in OURS.values() else f"{ratio:.2f}"
         spread = f"{middle:,.0f} ({min(speeds):,.0f} to {max(speeds):,.0f})"
-        lines.append(f"| {CASES[name]} | {spread} | {share} | {peak:,.0f} | {told} |")
+        lines.append(f"| {CASES[name]} | {spread} | {share} | {peak:,.0f} | {seconds_cell} |")
     ours_dpo = runs["dpo-ours"]
     if ours_dpo and "reference_bytes" in ours_dpo[0].extra:
         kept = ours_dpo[0].extra["reference_bytes"]

@@ -150,9 +150,9 @@ def write_config(folder: Path, scale: Scale) -> None:
     model = {"name": "mini", "layers": scale.layers, "hidden_size": width, "ffn_hidden_size": 3 * width, "heads": 4}
     model |= {"kv_heads": 2, "vocab_size": VOCABULARY, "max_positions": 512}
     words = {"kind": "bpe", "path": str(folder / "tokenizer"), "vocab_size": VOCABULARY}
-    for group, told in (("model", model), ("tokenizer", words)):
+    for group, content in (("model", model), ("tokenizer", words)):
         (folder / "conf" / group).mkdir(parents=True, exist_ok=True)
-        text = "".join(f"{key}: {value}\n" for key, value in told.items())
+        text = "".join(f"{key}: {value}\n" for key, value in content.items())
         (folder / "conf" / group / "mini.yaml").write_text(text, encoding="utf-8")
 
 
@@ -251,7 +251,7 @@ def gains(folder: Path, number: int = 1) -> dict[str, float]:
     """Held-out scores by stage of one round, in order. `folder` is that of the task."""
     rounds = folder / "rounds"
     here, earlier = rounds / f"round-{number:02d}", rounds / f"round-{number - 1:02d}"
-    told = json.loads((here / "judge" / judge.NAME).read_text(encoding="utf-8"))
+    judgement = json.loads((here / "judge" / judge.NAME).read_text(encoding="utf-8"))
     previous = earlier / ("answers" if number == 1 else "best-answers")
     calibration = json.loads((here / "reward" / "calibration.json").read_text(encoding="utf-8"))
     between = {"judge: wanted form, after SFT": wanted(drawn(folder / "after-sft"))} if number == 1 else {}
@@ -262,7 +262,7 @@ def gains(folder: Path, number: int = 1) -> dict[str, float]:
         "judge: wanted form, policy before": wanted(drawn(previous)),
         **between,
         "judge: wanted form, after DPO": wanted(drawn(here / "answers")),
-        "judge: win rate against before": told["win_rate"]["score"],
+        "judge: win rate against before": judgement["win_rate"]["score"],
     }
 
 
@@ -288,13 +288,13 @@ def measure(timeout_s: float, scale: Scale | None = None, folder: Path | None = 
             seconds[f"{recipe} {place}"] = time.monotonic() - begin
         log = (here / "3-post_train.log").read_text(encoding="utf-8", errors="replace")
         stages = re.findall(r"^# (round-\S+): done in ([\d.]+) s$", log, re.MULTILINE)
-        told = {
+        figures = {
             f"round {number}, {name}": f"{value:.1%}"
             for number in range(1, scale.rounds + 1)
             for name, value in gains(here, number).items()
         }
-        told |= {f"{name}: seconds": taken for name, taken in stages}
-        return told | {"all of it: seconds": f"{sum(seconds.values()):.0f}"}
+        figures |= {f"{name}: seconds": taken for name, taken in stages}
+        return figures | {"all of it: seconds": f"{sum(seconds.values()):.0f}"}
 
 
 def _run(recipe: str, arguments: Sequence[str], processes: int, timeout_s: float, log: Path) -> None:

@@ -16,15 +16,15 @@ PARTS = ("train", "pack", "convert", "start", "checkpoint", "length", "align", "
 
 def check(run: config.Benchmark) -> list[str]:
     """What is wrong with the keys that only this recipe knows, each with its remedy."""
-    found = [f"parts={part}: unknown; choose out of {', '.join(PARTS)}" for part in run.parts if part not in PARTS]
+    problems = [f"parts={part}: unknown; choose out of {', '.join(PARTS)}" for part in run.parts if part not in PARTS]
     if run.rows % run.micro_batch:
-        found.append(f"rows={run.rows}: not a multiple of micro_batch={run.micro_batch}; give {run.micro_batch}")
+        problems.append(f"rows={run.rows}: not a multiple of micro_batch={run.micro_batch}; give {run.micro_batch}")
     for name in run.cases:
         try:
             Case.parse(name)
         except ValueError as error:
-            found.append(str(error))
-    return found
+            problems.append(str(error))
+    return problems
 
 
 def computes_in(run: config.Benchmark) -> str:

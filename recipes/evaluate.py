@@ -55,7 +55,7 @@ def main(run: config.Evaluate) -> dict[str, Any]:
         result |= perplexity.perplexity(perplexity.token_losses(forward, heldout, parallel.micro_batch))
     if asked:
         judged = {name: choices.judge(forward, task, parallel.micro_batch) for name, task in asked.items()}
-        result["tasks"] = {name: choices.summary(found, run.details) for name, found in judged.items()}
+        result["tasks"] = {name: choices.summary(judged_task, run.details) for name, judged_task in judged.items()}
     if hidden:
         result["needle"] = needle.evaluate(forward, run.needle, hidden, words, parallel.micro_batch)
     if run.prompts:

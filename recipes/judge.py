@@ -14,23 +14,26 @@ from recipes import start
 
 def main(run: config.Judge) -> None:
     """Judge as `run` says, and tell the scores."""
-    told, page = judge.write(run)
-    scores = {"win rate": told["win_rate"]} if "win_rate" in told else {}
-    scores |= {f"obeyed, {name.strip()}": found for name, found in told["answers"]["obeyed"].items()}
-    scores |= {f"refused, {name}": found for name, found in told["answers"]["refused"].items()}
-    for name, found in scores.items():
-        print(f"{name:<28}{found['score']:7.1%} ± {found['ci95']:.1%}  of {found['count']:,}")
-    for whose, found in (("of this model", told["answers"]), ("of the one before", told.get("previous"))):
-        if found is not None:
-            print(f"answers {whose}: {lengths(found['lengths'], told['prompts'])}")
+    judgement, page = judge.write(run)
+    scores = {"win rate": judgement["win_rate"]} if "win_rate" in judgement else {}
+    scores |= {f"obeyed, {name.strip()}": proportion for name, proportion in judgement["answers"]["obeyed"].items()}
+    scores |= {f"refused, {name}": proportion for name, proportion in judgement["answers"]["refused"].items()}
+    for name, proportion in scores.items():
+        print(f"{name:<28}{proportion['score']:7.1%} ± {proportion['ci95']:.1%}  of {proportion['count']:,}")
+    for whose, proportion in (
+        ("of this model", judgement["answers"]),
+        ("of the one before", judgement.get("previous")),
+    ):
+        if proportion is not None:
+            print(f"answers {whose}: {lengths(proportion['lengths'], judgement['prompts'])}")
     print(f"report: {page}")
 
 
-def lengths(found: Mapping[str, float], prompts: int) -> str:
+def lengths(figures: Mapping[str, float], prompts: int) -> str:
     """How long answers are, and how many are missing, in words."""
     return (
-        f"{found['words, median']:g} words (median), {found['unfinished']:.1%} unfinished, "
-        f"{found['unanswered']:,} of {prompts:,} prompts without an answer that has a reward"
+        f"{figures['words, median']:g} words (median), {figures['unfinished']:.1%} unfinished, "
+        f"{figures['unanswered']:,} of {prompts:,} prompts without an answer that has a reward"
     )
 
 

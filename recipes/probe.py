@@ -78,13 +78,13 @@ def collect(run: config.Probe) -> None:
     """Print the table, and write it with JSON and a picture into the probe's folder."""
     from llama31.runs import plots
 
-    found, folder = probe.collect(run), Path(run.folder)
+    comparison, folder = probe.collect(run), Path(run.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    text = probe.table(found)
-    files.write_whole(folder / "probe.json", json.dumps(found, indent=1) + "\n")
+    text = probe.table(comparison)
+    files.write_whole(folder / "probe.json", json.dumps(comparison, indent=1) + "\n")
     files.write_whole(folder / "probe.md", text + "\n")
     print(text, flush=True)
-    if intervals := probe.intervals(found):
+    if intervals := probe.intervals(comparison):
         title = f"{run.name}: {run.share:.0%} of a candidate against the default data alone"
         print(f"drawn to {plots.draw_intervals(folder / 'probe.png', title, intervals, 'difference (with - without)')}")
 

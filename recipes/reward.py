@@ -39,14 +39,14 @@ def calibrate(run: config.Reward, state: State) -> None:
 
     every, length = feeds.rewarded(run, config.STRENGTHS), run.schedule.sequence_length
     margins, kinds = score.margins(state.engine.forward, every, length, run.parallel.micro_batch)
-    found = calibration.table(margins, kinds)
-    if state.main and not found:
+    table = calibration.table(margins, kinds)
+    if state.main and not table:
         print(f"calibration: {calibration.missing(margins, run.data.heldout_fraction)}", flush=True)
     elif state.main:
         folder = Path(run.folder)
-        files.write_whole(folder / "calibration.json", json.dumps({"step": state.step, **found}, indent=1))
-        drawn = plots.draw_calibration(folder / "calibration.png", f"{run.name} after {state.step:,} steps", found)
-        print(f"{calibration.text(found)}\ncalibration: {drawn}", flush=True)
+        files.write_whole(folder / "calibration.json", json.dumps({"step": state.step, **table}, indent=1))
+        drawn = plots.draw_calibration(folder / "calibration.png", f"{run.name} after {state.step:,} steps", table)
+        print(f"{calibration.text(table)}\ncalibration: {drawn}", flush=True)
 
 
 if __name__ == "__main__":

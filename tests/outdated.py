@@ -26,8 +26,8 @@ def pins(text: str, direct: bool = False) -> dict[str, str]:
     """Name to version of a requirements file; with `direct` only those above "What those need in turn"."""
     if direct:
         text = re.split(r"^# What those need in turn", text, flags=re.MULTILINE)[0]
-    found = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", text, re.MULTILINE)
-    return {canonicalize_name(name): version for name, version in found}
+    result = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", text, re.MULTILINE)
+    return {canonicalize_name(name): version for name, version in result}
 
 
 def compared(pinned: Mapping[str, str], newer: Mapping[str, str], newest: Mapping[str, str]) -> list[str]:
@@ -50,8 +50,8 @@ def _newer() -> dict[str, str]:
 def _newest(name: str) -> str | None:
     words = [*PIP, "index", "versions", "--ignore-requires-python", name]
     asked = subprocess.run(words, check=False, capture_output=True, text=True)
-    found = re.match(r"\S+ \((\S+)\)", asked.stdout)
-    return found[1] if found else None
+    result = re.match(r"\S+ \((\S+)\)", asked.stdout)
+    return result[1] if result else None
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
     every = {name: version for text in texts for name, version in pins(text).items()}
     direct = [name for text in texts for name in pins(text, direct=True)]
     with ThreadPoolExecutor(4) as pool:
-        newest = {name: found for name, found in zip(direct, pool.map(_newest, direct), strict=True) if found}
+        newest = {name: result for name, result in zip(direct, pool.map(_newest, direct), strict=True) if result}
     lines = compared(every, _newer(), newest)
     print("\n".join(lines) if lines else "every pin is the newest release that this Python runs")
 

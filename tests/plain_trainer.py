@@ -89,8 +89,8 @@ LAYER = (
 def loss_of(weights: dict[str, Tensor], model: config.Model, rows: Rows, document_mask: bool = True) -> Tensor:
     """Mean cross-entropy over the tokens of the global batch that the mask counts."""
     tokens, labels, mask, documents = map(torch.as_tensor, (rows.tokens, rows.labels, rows.loss_mask, rows.documents))
-    found = logits(weights, model, tokens, documents if document_mask else None)
-    each = functional.cross_entropy(found.flatten(0, 1), labels.flatten(), reduction="none")
+    result = logits(weights, model, tokens, documents if document_mask else None)
+    each = functional.cross_entropy(result.flatten(0, 1), labels.flatten(), reduction="none")
     return (each * mask.flatten()).sum() / mask.sum()
 
 
@@ -113,11 +113,11 @@ def train(
     for rows, learning_rate in zip(batches, learning_rates):
         loss = loss_of(weights, model, rows, document_mask)
         loss.backward()
-        found = torch.nn.utils.clip_grad_norm_(weights.values(), optimizer.clip_norm or math.inf)
+        result = torch.nn.utils.clip_grad_norm_(weights.values(), optimizer.clip_norm or math.inf)
         for group in adam.param_groups:
             group["lr"] = learning_rate
         adam.step()
         adam.zero_grad()
         losses.append(loss.item())
-        norms.append(found.item())
+        norms.append(result.item())
     return losses, norms

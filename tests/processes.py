@@ -50,8 +50,8 @@ def run(
         except subprocess.TimeoutExpired:
             end(mark)
             child.wait()
-            told = f"{_read(out)}\n{_read(err)}"
-            raise AssertionError(f"{' '.join(words)} did not end within {limit_s} s\n{told[-6000:]}") from None
+            record = f"{_read(out)}\n{_read(err)}"
+            raise AssertionError(f"{' '.join(words)} did not end within {limit_s} s\n{record[-6000:]}") from None
         finally:
             end(mark)
         return subprocess.CompletedProcess(list(words), code, _read(out), _read(err))
@@ -59,8 +59,8 @@ def run(
 
 def end(mark: str) -> None:
     """Kill every process that descends from the command of this mark, those in sessions of their own too."""
-    while found := [process for process in _processes() if mark in _environment(process)]:
-        for process in found:
+    while result := [process for process in _processes() if mark in _environment(process)]:
+        for process in result:
             try:
                 os.kill(process, signal.SIGKILL)
             except ProcessLookupError:

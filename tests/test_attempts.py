@@ -49,11 +49,11 @@ def test_a_twin_is_known_while_its_process_lives(tmp_path: Path) -> None:
     try:
         assert child.stdout is not None and child.stdout.readline()
         assert attempts.living(tmp_path) == (0, child.pid)
-        told = json.loads((tmp_path / "attempts" / "0000" / "process.json").read_text())
+        record = json.loads((tmp_path / "attempts" / "0000" / "process.json").read_text())
         for changed in ({"host": "elsewhere"}, {"began": "1"}, {"pid": os.getpid()}):
-            (tmp_path / "attempts" / "0000" / "process.json").write_text(json.dumps(told | changed))
+            (tmp_path / "attempts" / "0000" / "process.json").write_text(json.dumps(record | changed))
             assert attempts.living(tmp_path) is None, changed
-        (tmp_path / "attempts" / "0000" / "process.json").write_text(json.dumps(told))
+        (tmp_path / "attempts" / "0000" / "process.json").write_text(json.dumps(record))
         (tmp_path / "attempts" / "0000" / "end.json").touch()
         assert attempts.living(tmp_path) is None, "it has said its last word"
         (tmp_path / "attempts" / "0000" / "end.json").unlink()

@@ -35,12 +35,12 @@ def explicit(query: Tensor, key: Tensor, value: Tensor, documents: Tensor, spans
 
 def table(generator: torch.Generator, rows: int, length: int, whole: bool) -> Tensor:
     """Random documents: they fill every row, or leave gaps that belong to none."""
-    found = []
+    result = []
     for row in range(rows):
         cuts = [0, *(torch.randperm(length - 1, generator=generator)[:5] + 1).sort().values.tolist(), length]
         pairs = list(itertools.pairwise(cuts))
-        found += [(row, begin, end) for begin, end in (pairs if whole else pairs[row % 2 :: 2])]
-    return torch.tensor(found, dtype=torch.int32)
+        result += [(row, begin, end) for begin, end in (pairs if whole else pairs[row % 2 :: 2])]
+    return torch.tensor(result, dtype=torch.int32)
 
 
 def tensors(generator: torch.Generator, queries: int, length: int, rows: int = 2) -> list[Tensor]:
@@ -51,10 +51,10 @@ def tensors(generator: torch.Generator, queries: int, length: int, rows: int = 2
 
 def compare(parts: list[Tensor], documents: Tensor, spans: list[Span]) -> None:
     """Output and gradients of both paths."""
-    found, expected = attend(*parts, documents, spans), explicit(*parts, documents, spans)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
-    upstream = torch.randn(found.shape, generator=torch.Generator().manual_seed(9))
-    grads = torch.autograd.grad(found, parts, upstream, allow_unused=True)
+    result, expected = attend(*parts, documents, spans), explicit(*parts, documents, spans)
+    torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5)
+    upstream = torch.randn(result.shape, generator=torch.Generator().manual_seed(9))
+    grads = torch.autograd.grad(result, parts, upstream, allow_unused=True)
     wanted = torch.autograd.grad(expected, parts, upstream.double())
     for grad, want in zip(grads, wanted, strict=True):
         torch.testing.assert_close(torch.zeros_like(want) if grad is None else grad, want, rtol=1e-4, atol=1e-5)
@@ -84,11 +84,11 @@ def packed_plainly(query: Tensor, key: Tensor, value: Tensor, documents: kernels
 def packed_plainly_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, documents: kernels.Packed, kept: list[Tensor]
 ) -> kernels.Gradients:
-    found = []
+    result = []
     for lse, (begin, end) in zip(kept, itertools.pairwise(documents.ends.tolist()), strict=True):
         parts = (x[begin:end].transpose(0, 1)[None] for x in (grad, query, key, value, out))
-        found.append([x[0].transpose(0, 1) for x in kernels.plain_backward(*parts, lse, causal=True)])
-    query_grad, key_grad, value_grad = (torch.cat(parts) for parts in zip(*found, strict=True))
+        result.append([x[0].transpose(0, 1) for x in kernels.plain_backward(*parts, lse, causal=True)])
+    query_grad, key_grad, value_grad = (torch.cat(parts) for parts in zip(*result, strict=True))
     return query_grad, key_grad, value_grad
 
 
@@ -123,11 +123,11 @@ def test_the_written_out_kernel_equals_the_fused_one(monkeypatch: pytest.MonkeyP
     query, grad = (torch.randn(2, 4, 10, 8, generator=generator) for _ in range(2))
     key, value = (torch.randn(2, 2, 10 if causal else 7, 8, generator=generator) for _ in range(2))
     out, lse = kernels.forward(query, key, value, causal)
-    for found, want in zip(kernels.plain_forward(query, key, value, causal), (out, lse), strict=True):
-        torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
+    for result, want in zip(kernels.plain_forward(query, key, value, causal), (out, lse), strict=True):
+        torch.testing.assert_close(result, want, rtol=1e-5, atol=1e-5)
     parts = (grad, query, key, value, out, lse, causal)
-    for found, want in zip(kernels.plain_backward(*parts), kernels.backward(*parts), strict=True):
-        torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
+    for result, want in zip(kernels.plain_backward(*parts), kernels.backward(*parts), strict=True):
+        torch.testing.assert_close(result, want, rtol=1e-5, atol=1e-5)
 
 
 EDGES = {  # a row of 48: chunks of 12 with CP 2, of 6 with CP 4
@@ -178,8 +178,8 @@ def test_queries_outside_of_documents_give_zeros() -> None:
     """Padding before a prompt: two rows, the second padded by 3 tokens, the third all padding."""
     query, key, value = tensors(torch.Generator().manual_seed(2), 7, 7, rows=3)
     documents = torch.tensor([(0, 0, 7), (1, 3, 7)])
-    found = attend(query, key, value, documents, [(0, 7)])
-    assert not found[:3, 1].any() and not found[:, 2].any() and found[3:, 1].all()
+    result = attend(query, key, value, documents, [(0, 7)])
+    assert not result[:3, 1].any() and not result[:, 2].any() and result[3:, 1].all()
     compare([query, key, value], documents, [(0, 7)])
 
 

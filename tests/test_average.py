@@ -50,8 +50,8 @@ def save(run: Path, step: int, weights: dict[str, Tensor], tp: int = 1, **meta: 
     """A checkpoint of 10 tokens per step, with masters and an online average that differ from the weights."""
     (run / "tokenizer").mkdir(parents=True, exist_ok=True)
     (run / "tokenizer" / "tokenizer.json").write_text("{}")
-    told = {"fingerprint": "f", "folder": "tokenizer"}
-    stated = {"model": asdict(MODEL), "run": run.name, "precision": "fp32", "tokenizer": told, "extra": dict(IDS)}
+    record = {"fingerprint": "f", "folder": "tokenizer"}
+    stated = {"model": asdict(MODEL), "run": run.name, "precision": "fp32", "tokenizer": record, "extra": dict(IDS)}
     optimizer = [
         cut(f"{prefix}.{name}", tensor.float() + shift, tp)
         for prefix, shift in (("fp32", 1.0), ("ema", 2.0), ("exp_avg", 3.0))
@@ -95,18 +95,18 @@ def test_an_average_of_checkpoints_of_any_layout_is_exact(
     report = average.run(settings, lambda done, total: seen.append((done, total)))
     assert report.target == tmp_path / "out" / "checkpoints" / "step-00000040"
     assert sum(done for done, _ in seen) == seen[0][1] == report.written_bytes > 0
-    found = read(tmp_path / "out")
-    assert_equal(found, expected(parts, weights, checkpoints.DTYPES[dtype]))
+    result = read(tmp_path / "out")
+    assert_equal(result, expected(parts, weights, checkpoints.DTYPES[dtype]))
     name, ulp = "output_layer.weight", {"fp32": 2.0**-24, "bf16": 2.0**-8}[dtype]
     for row, column in ((0, 0), (17, 5), (79, 31)):  # against exact summation
         exact = math.fsum(w * float(part[name][row, column]) for w, part in zip(weights, parts)) / math.fsum(weights)
-        assert abs(float(found[name][row, column]) - exact) <= abs(exact) * ulp * 1.0001
+        assert abs(float(result[name][row, column]) - exact) <= abs(exact) * ulp * 1.0001
     meta = publish.read_meta(report.target)
     assert (meta.step, meta.tokens, meta.run, meta.precision) == (40, 400, "out", dtype)
-    told = meta.extra.pop("average")
-    assert told["kind"] == ("weighted" if "weights" in keys else "exponential" if keys else "uniform")
-    assert [entry["weight"] for entry in told["inputs"]] == [w / sum(weights) for w in weights]
-    assert [(e["run"], e["step"], e["tokens"]) for e in told["inputs"]] == [
+    record = meta.extra.pop("average")
+    assert record["kind"] == ("weighted" if "weights" in keys else "exponential" if keys else "uniform")
+    assert [entry["weight"] for entry in record["inputs"]] == [w / sum(weights) for w in weights]
+    assert [(e["run"], e["step"], e["tokens"]) for e in record["inputs"]] == [
         ("run1", 10, 100),
         ("run2", 20, 200),
         ("run4", 40, 400),
@@ -135,8 +135,8 @@ def test_averaging_checkpoints_equals_averaging_their_exports(tmp_path: Path) ->
     assert_equal(read_hf(tmp_path / "both-hf"), read_hf(tmp_path / "exported"))
     for name in ("config.json", "generation_config.json", "tokenizer.json"):
         assert (tmp_path / "both-hf" / name).read_text() == (tmp_path / "b-hf" / name).read_text()
-    told = json.loads((tmp_path / "both-hf" / "average.json").read_text())
-    assert [entry["weight"] for entry in told["inputs"]] == [0.25, 0.75]
+    record = json.loads((tmp_path / "both-hf" / "average.json").read_text())
+    assert [entry["weight"] for entry in record["inputs"]] == [0.25, 0.75]
     average.run(config.Average(folders, target=str(tmp_path / "bf16"), dtype="bf16"))
     stated = hf.read_json(tmp_path / "bf16" / "config.json")
     assert stated["torch_dtype"] == stated["dtype"] == "bfloat16"
@@ -256,9 +256,9 @@ def test_keys_that_do_not_go_together_are_named() -> None:
         return str(caught.value)
 
     assert "inputs=[]: neither inputs nor a run; give inputs=" in refused()
-    found = refused("inputs=['a','b']", "run=x", "weights=[1]", "decay=0.5")
+    result = refused("inputs=['a','b']", "run=x", "weights=[1]", "decay=0.5")
     for part in ("inputs=['a', 'b']: inputs beside a run", "decay=0.5: weights are given too", "there are 2 inputs"):
-        assert part in found
+        assert part in result
     assert "last=2: there is no run" in refused("inputs=['a','b']", "last=2")
     assert "no weights; give numbers" in refused("inputs=['a','b']", "weights=[1,-1]")
     assert "target= : is empty" in refused("run=x", "target=' '")

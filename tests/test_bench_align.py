@@ -53,6 +53,6 @@ def test_a_case_reads_all_records_once(case: str, monkeypatch: pytest.MonkeyPatc
     if "ours" in case:
         assert 0.5 < extra["fill"] <= 1
         return
-    told = said.getvalue().replace("'", '"').splitlines()
-    seen = next(json.loads(line)["num_tokens"] for line in told if "num_tokens" in line)
+    record = said.getvalue().replace("'", '"').splitlines()
+    seen = next(json.loads(line)["num_tokens"] for line in record if "num_tokens" in line)
     assert int(seen) == WORK.tokens(case[:3])

@@ -54,9 +54,9 @@ def test_documents_fill_a_row(top: Path, text: extension.Text) -> None:
 
 def test_the_task_asks_for_the_value_of_a_key(top: Path) -> None:
     task = config.Task(str(top / "lookup.jsonl"), delimiter="")
-    found = tasks.read("lookup", task)
-    assert len(found) == 3 * 11 * 6
-    for example, prompt in zip(found, tasks.prompts(found, task), strict=True):
+    result = tasks.read("lookup", task)
+    assert len(result) == 3 * 11 * 6
+    for example, prompt in zip(result, tasks.prompts(result, task), strict=True):
         text = prompt.context
         known = dict(zip(text.split("!")[1:-1], text.split("!")[1:-1]))
         values = {fact[0]: fact[1] for fact in known}
@@ -116,13 +116,13 @@ def test_runs_are_configs_that_can_be(top: Path) -> None:
 
 
 def test_tables() -> None:
-    def told(found: float, score: float, shut: list[str]) -> dict[str, Any]:
-        needle = {"lengths": [512, 1024], "found": [1.0, found]}
+    def record(result: float, score: float, shut: list[str]) -> dict[str, Any]:
+        needle = {"lengths": [512, 1024], "found": [1.0, result]}
         return {"step": 20, "scores": {"needle": needle, "tasks": {"lookup": {"score": score}}}, "shut": shut}
 
     baseline = {"tasks": {"lookup": {"score": 0.9}}}
-    gates = {"baseline": baseline, "examinations": [told(0.25, 0.8, ["x"]), told(1.0, 0.95, [])]}
-    shut = {"baseline": {}, "examinations": [told(0.25, 0.8, ["x"])]}
+    gates = {"baseline": baseline, "examinations": [record(0.25, 0.8, ["x"]), record(1.0, 0.95, [])]}
+    shut = {"baseline": {}, "examinations": [record(0.25, 0.8, ["x"])]}
     text = extension.stages_table(
         [Stage("stage-3", 1024, "CP 2", gates, 71.4), Stage("control", 1024, "CP 2", shut, 9, "25.00% of the needles")]
     )
@@ -131,7 +131,7 @@ def test_tables() -> None:
         in text
     )
     assert "| 512: 100%, 1,024: 25% | 80.0% | shut | 9 |" in text and text.endswith("control: 25.00% of the needles.")
-    found = {"lengths": [64, 1024], "by_length": [{"score": 1.0}, {"score": 0.25}]}
-    assert extension.recall_table({"before": found}).splitlines() == [
+    result = {"lengths": [64, 1024], "by_length": [{"score": 1.0}, {"score": 0.25}]}
+    assert extension.recall_table({"before": result}).splitlines() == [
         "| needles found | 64 | 1,024 |", "|---|---|---|", "| before the three stages | 100.0% | 25.0% |",
     ]  # fmt: skip

@@ -312,14 +312,14 @@ def test_two_ranks_save_load_and_fail_together(tmp_path: Path) -> None:
     words = [sys.executable, "-c", RANKS, str(tmp_path / "saved")]
     ranks = [subprocess.Popen([*words, str(rank)], cwd=ROOT, stdout=subprocess.PIPE, text=True) for rank in (0, 1)]
     try:
-        told = "".join(rank.communicate(timeout=LIMIT_S)[0] for rank in ranks)
+        record = "".join(rank.communicate(timeout=LIMIT_S)[0] for rank in ranks)
     finally:
         for rank in ranks:
             rank.kill()
     assert [rank.returncode for rank in ranks] == [0, 0]
     for number in (0, 1):
-        assert f"rank {number}: CheckpointError" in told and f"rank {number}: ValueError" in told
-    assert "['step-00000001']" in told
+        assert f"rank {number}: CheckpointError" in record and f"rank {number}: ValueError" in record
+    assert "['step-00000001']" in record
 
 
 @pytest.mark.parametrize("manifest", ["[]", '{"format_version": 1}', '{"files": {}}', "7"])
@@ -353,21 +353,21 @@ def data_of(path: Path) -> Path:
 def test_what_was_written_verifies_and_what_was_changed_is_named(tmp_path: Path) -> None:
     path = save_step(tmp_path, 100, torch.randn(1000, 7))
     names = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
-    told = json.loads((path / "checkpoint.json").read_text())
-    assert told["format_version"] == 2 and set(told["files"]) == names - {"checkpoint.json"}
+    record = json.loads((path / "checkpoint.json").read_text())
+    assert record["format_version"] == 2 and set(record["files"]) == names - {"checkpoint.json"}
     assert publish.verify(path) == []
     for name in sorted(names - {"checkpoint.json"}):
         flip(path / name, -1)
         (problem,) = publish.verify(path)
-        assert problem.startswith(f"{name} has checksum ") and told["files"][name]["xxh3_128"] in problem
+        assert problem.startswith(f"{name} has checksum ") and record["files"][name]["xxh3_128"] in problem
         with pytest.raises(ValueError, match="is damaged.*Use an older one"):
             publish.refuse_damaged(path)
         flip(path / name, -1)
     assert publish.newest(tmp_path) == path, "sizes alone do not show it"
     os.truncate(path / "random.bin", 10)
     data_of(path).unlink()
-    found = publish.verify(path)
-    assert len(found) == 2 and found[0].startswith("random.bin has 10 of ") and found[1].endswith("is missing")
+    result = publish.verify(path)
+    assert len(result) == 2 and result[0].startswith("random.bin has 10 of ") and result[1].endswith("is missing")
 
 
 def test_ranks_share_out_the_checking_by_size() -> None:
@@ -392,9 +392,9 @@ def test_keys_that_json_turns_into_text_do_no_harm(tmp_path: Path) -> None:
 
 def test_format_1_is_still_read(tmp_path: Path) -> None:
     path = save_step(tmp_path, 100, torch.ones(2))
-    told = json.loads((path / "checkpoint.json").read_text())
-    meta = {key: value for key, value in told["meta"].items() if key not in ("attempt", "validation_loss")}
-    files = {name: entry["bytes"] for name, entry in told["files"].items()}
+    record = json.loads((path / "checkpoint.json").read_text())
+    meta = {key: value for key, value in record["meta"].items() if key not in ("attempt", "validation_loss")}
+    files = {name: entry["bytes"] for name, entry in record["files"].items()}
     (path / "checkpoint.json").write_text(json.dumps({"format_version": 1, "meta": meta, "files": files}))
     assert publish.read_meta(path) == META and publish.newest_intact(tmp_path) == path
     os.truncate(data_of(path), 3)

@@ -78,10 +78,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def loaded(folder: Path) -> Iterator[tuple[Forward, Tokenizer]]:
     """The exported folder in our model, and its tokenizer."""
-    found, grid = pretrained.find(str(folder)), mesh.create(ONE)
-    chunks = llama.build(found.shape, FP32, ONE, grid)
-    found.load(chunks, grid)
-    yield Forward(chunks, grid), tokenizer.load(found.tokenizer(config.Tokenizer("huggingface", "")))
+    result, grid = pretrained.find(str(folder)), mesh.create(ONE)
+    chunks = llama.build(result.shape, FP32, ONE, grid)
+    result.load(chunks, grid)
+    yield Forward(chunks, grid), tokenizer.load(result.tokenizer(config.Tokenizer("huggingface", "")))
     mesh.close()
 
 
@@ -97,10 +97,10 @@ def test_loglikelihoods_equal_those_of_transformers(
     from transformers import AutoModelForCausalLM
 
     task = Task(str(folder.parent / "task.jsonl"), fewshot=fewshot, limit=12)
-    found, words = judged(loaded, task), loaded[1]
+    result, words = judged(loaded, task), loaded[1]
     reference = AutoModelForCausalLM.from_pretrained(folder).eval()
     cut, greedy = 0, 0
-    for one, prompt in zip(found, tasks.prompts([one.example for one in found], task), strict=True):
+    for one, prompt in zip(result, tasks.prompts([one.example for one in result], task), strict=True):
         for sum_, is_greedy, continuation in zip(one.loglikelihoods, one.greedy, prompt.continuations, strict=True):
             before, after = choices.encode_pair(words, prompt.context, continuation)
             whole = (before + after)[-SHAPE.max_positions - 1 :]
@@ -110,7 +110,7 @@ def test_loglikelihoods_equal_those_of_transformers(
             assert sum_ == pytest.approx(logp[torch.arange(len(after)), after].sum().item(), abs=1e-4)
             assert is_greedy == (logp.argmax(-1).tolist() == after)
             greedy += is_greedy
-    assert cut > 3 and len(found) == 12  # some prompts are longer than the context
+    assert cut > 3 and len(result) == 12  # some prompts are longer than the context
 
 
 TASK = """
@@ -155,18 +155,18 @@ def test_scores_equal_those_of_the_harness(
         (tmp_path / f"{shots}.yaml").write_text(TASK.replace("FILE", str(file)).replace("SHOTS", shots))
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
     command("-c", HARNESS, folder, tmp_path, tmp_path / "told.json", env=offline, check=True)
-    told = json.loads((tmp_path / "told.json").read_text())
+    record = json.loads((tmp_path / "told.json").read_text())
     rights = set()
     for shots in (0, 2):
-        theirs = told[f"shots{shots}"]
-        found = judged(loaded, Task(str(file), fewshot=shots))
-        ours = choices.summary(found, details=True)
+        theirs = record[f"shots{shots}"]
+        result = judged(loaded, Task(str(file), fewshot=shots))
+        ours = choices.summary(result, details=True)
         for measure in ("acc", "acc_norm", "acc_bytes"):
             assert ours[measure]["score"] == pytest.approx(theirs["scores"][f"{measure},none"], abs=1e-9), measure
         expected = np.array(theirs["loglikelihoods"])
-        assert np.array([one.loglikelihoods for one in found]) == pytest.approx(expected, abs=1e-3)
+        assert np.array([one.loglikelihoods for one in result]) == pytest.approx(expected, abs=1e-3)
         assert [line["gold"] for line in ours["examples"]] == [line["gold"] for line in lines()]
-        rights |= {tuple(one.right().values()) for one in found}
+        rights |= {tuple(one.right().values()) for one in result}
     assert len(rights) > 3  # the measures disagree on some
 
 
@@ -175,8 +175,8 @@ def test_three_measures_of_planted_loglikelihoods() -> None:
     by_character = Judged(example, (-2.0, -3.0, -3.5), (False,) * 3)  # -2, -1.5, -1.75; by byte the third has -0.875
     assert by_character.right() == {"acc": False, "acc_norm": True, "acc_bytes": False}
     assert Judged(example, (-2.0, -1.0, -1.0), (False,) * 3).right()["acc"]  # the first of equals
-    found = choices.summary([by_character] * 25 + [Judged(example, (-1.0, -9.0, -9.0), (True,) * 3)] * 75)
-    assert found["acc_norm"] == {"score": 0.25, "ci95": pytest.approx(1.96 * (0.25 * 0.75 / 100) ** 0.5), "count": 100}
+    result = choices.summary([by_character] * 25 + [Judged(example, (-1.0, -9.0, -9.0), (True,) * 3)] * 75)
+    assert result["acc_norm"] == {"score": 0.25, "ci95": pytest.approx(1.96 * (0.25 * 0.75 / 100) ** 0.5), "count": 100}
 
 
 def test_pairs_are_cut_like_the_harness_cuts_them(loaded: tuple[Forward, Tokenizer]) -> None:
@@ -215,10 +215,10 @@ def test_the_recipe_takes_a_hugging_face_folder(folder: Path, tmp_path: Path) ->
     result = recipe.main(run)
     assert json.loads((tmp_path / "found.json").read_text()) == result
     assert result["checkpoint"] == str(folder) and result["continuations"][0]["prompt"] == "bada"
-    found, grid = pretrained.find(str(folder)), mesh.create(ONE)
-    chunks = llama.build(found.shape, FP32, ONE, grid)
-    found.load(chunks, grid)
-    words = tokenizer.load(found.tokenizer(run.tokenizer))
+    actual, grid = pretrained.find(str(folder)), mesh.create(ONE)
+    chunks = llama.build(actual.shape, FP32, ONE, grid)
+    actual.load(chunks, grid)
+    words = tokenizer.load(actual.tokenizer(run.tokenizer))
     assert result["tasks"]["mine"] == choices.summary(judged((Forward(chunks, grid), words), task))
     mesh.close()
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == []  # nothing was converted beside it

@@ -11,9 +11,9 @@ from llama31.evaluate.confidence import mean_over, paired, proportion, t_quantil
 
 
 def test_proportions_are_those_of_the_report() -> None:
-    found = proportion([1] * 30 + [0] * 70)
-    assert found.json() == {"score": 0.3, "ci95": pytest.approx(1.96 * math.sqrt(0.3 * 0.7 / 100)), "count": 100}
-    assert found.low == pytest.approx(0.3 - found.ci95)
+    result = proportion([1] * 30 + [0] * 70)
+    assert result.json() == {"score": 0.3, "ci95": pytest.approx(1.96 * math.sqrt(0.3 * 0.7 / 100)), "count": 100}
+    assert result.low == pytest.approx(0.3 - result.ci95)
     assert proportion([True, True]).ci95 == 0 and proportion([[0.5, 1.0]]).score == 0.75
     with pytest.raises(ValueError, match="a score of no outcomes"):
         proportion([])

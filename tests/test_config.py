@@ -290,27 +290,29 @@ def all_said(schema: type, name: str, words: list[str], capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         entry.load(schema, name, words)
     *lines, _ = capsys.readouterr().err.splitlines()[1:]
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     for line in lines:
         key, _, said = line.strip().partition(": ")
-        found[key if said else "hint"] = found.get(key, "") + (said or line.strip())
-    return {("hint" if key.startswith("nearest") else key): said for key, said in found.items()}
+        result[key if said else "hint"] = result.get(key, "") + (said or line.strip())
+    return {("hint" if key.startswith("nearest") else key): said for key, said in result.items()}
 
 
 def test_missing_keys_and_what_is_wrong_beside_them_are_named_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     """Everything that does not depend on what is missing; of a group that was not chosen, nothing but that."""
-    told = all_said(config.Pretrain, "pretrain", ["model=8b", "parallel.tp=3"], capsys)
-    assert list(told) == ["name", "schedule", "tokenizer", "data", "parallel.tp=3", "hint"]
-    assert "does not divide this model (heads=32" in told["parallel.tp=3"] and "1 process(es)" in told["parallel.tp=3"]
-    assert told["hint"] == "parallel.tp=1 (dp=1)"
+    record = all_said(config.Pretrain, "pretrain", ["model=8b", "parallel.tp=3"], capsys)
+    assert list(record) == ["name", "schedule", "tokenizer", "data", "parallel.tp=3", "hint"]
+    assert (
+        "does not divide this model (heads=32" in record["parallel.tp=3"] and "1 process(es)" in record["parallel.tp=3"]
+    )
+    assert record["hint"] == "parallel.tp=1 (dp=1)"
     given = ["parallel.pp=2", "schedule.batch_tokens=1000", "schedule.sequence_length=300", "model.layers=3"]
-    told = all_said(config.Sft, "sft", [*given, "model.max_positions=200", "tokenizer.kind=bpe", "seed=-1x"], capsys)
-    assert {"name", "model.heads", "schedule.total_tokens", "tokenizer.path", "seed=-1x"} < told.keys()
-    assert {"schedule.batch_tokens=1000", "schedule.sequence_length=300", "init_from=null"} < told.keys()
-    assert {"tokenizer.vocab_size=null", "parallel.pp=2"} < told.keys()
+    record = all_said(config.Sft, "sft", [*given, "model.max_positions=200", "tokenizer.kind=bpe", "seed=-1x"], capsys)
+    assert {"name", "model.heads", "schedule.total_tokens", "tokenizer.path", "seed=-1x"} < record.keys()
+    assert {"schedule.batch_tokens=1000", "schedule.sequence_length=300", "init_from=null"} < record.keys()
+    assert {"tokenizer.vocab_size=null", "parallel.pp=2"} < record.keys()
     # what depends on a value that is out of range is not worked out
-    told = all_said(config.Pretrain, "pretrain", ["model=8b", "parallel.tp=0"], capsys)
-    assert "parallel.tp=0" in told and "hint" not in told
+    record = all_said(config.Pretrain, "pretrain", ["model=8b", "parallel.tp=0"], capsys)
+    assert "parallel.tp=0" in record and "hint" not in record
 
 
 def test_mistyped_required_key_is_not_called_missing_too() -> None:
@@ -452,9 +454,9 @@ def test_nearest_is_possible(processes: int) -> None:
     run = varied("schedule.batch_tokens=196608")
     stages = schedule.stages(run.schedule)
     for tp, cp, pp, vpp in [(3, 1, 1, 1), (16, 1, 2, 1), (2, 3, 2, 2), (4, 5, 3, 1), (1, 1, 16, 2), (8, 2, 2, 3)]:
-        found = layout.nearest(run.model, Parallel(tp=tp, cp=cp, pp=pp, vpp=vpp), stages, processes)
-        assert found is not None
-        assert layout.problems(run.model, found, stages, processes) == []
+        result = layout.nearest(run.model, Parallel(tp=tp, cp=cp, pp=pp, vpp=vpp), stages, processes)
+        assert result is not None
+        assert layout.problems(run.model, result, stages, processes) == []
 
 
 def test_replicated_kv_heads_are_possible() -> None:

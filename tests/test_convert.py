@@ -62,13 +62,13 @@ def write_hf(folder: Path, model: config.Model, weights: dict[str, torch.Tensor]
 def read_hf(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a folder, through its index and the safetensors library."""
     index = json.loads((folder / "model.safetensors.index.json").read_text())
-    found = {}
+    result = {}
     for name, file in index["weight_map"].items():
         with safe_open(folder / file, "pt") as opened:
             assert opened.metadata() == {"format": "pt"}
-            found[name] = opened.get_tensor(name).clone()
-    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in found.values())
-    return found
+            result[name] = opened.get_tensor(name).clone()
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in result.values())
+    return result
 
 
 def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
@@ -397,8 +397,8 @@ def test_a_pad_token_that_the_model_has_no_row_for_is_no_obstacle(
 def test_what_transformers_5_saves_is_written_for_4_too(tmp_path: Path) -> None:
     """4.57.6 raises for both, 5 reads both forms; all else is copied as it is."""
     (tmp_path / "five").mkdir()
-    told = {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<a>"], "eos_token": "ü"}
-    hf.write_json(tmp_path / "five" / "tokenizer_config.json", told)
+    record = {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<a>"], "eos_token": "ü"}
+    hf.write_json(tmp_path / "five" / "tokenizer_config.json", record)
     hf.copy_tokenizer(tmp_path / "five", tmp_path / "out")
     assert hf.read_json(tmp_path / "out" / "tokenizer_config.json") == {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -608,12 +608,12 @@ def test_exports_in_metas_format_are_metas_files(files: int, tied: bool, tmp_pat
 def test_params_json_means_the_width_of_the_swiglu(hidden: int, width: int, factor: float) -> None:
     """By Meta's formula; the factors of 8B, 70B and 405B are those of the releases."""
     model = replace(MODEL, hidden_size=hidden, ffn_hidden_size=width)
-    told = consolidated.params(model, 1)
-    assert told["ffn_dim_multiplier"] == factor
+    record = consolidated.params(model, 1)
+    assert record["ffn_dim_multiplier"] == factor
     for odd in (48, 50, 100, 173, 5461, width):
-        told = consolidated.params(replace(model, ffn_hidden_size=odd), 1)
-        size = int(told["ffn_dim_multiplier"] * int(2 * 4 * hidden / 3))
-        assert told["multiple_of"] * ((size + told["multiple_of"] - 1) // told["multiple_of"]) == odd
+        record = consolidated.params(replace(model, ffn_hidden_size=odd), 1)
+        size = int(record["ffn_dim_multiplier"] * int(2 * 4 * hidden / 3))
+        assert record["multiple_of"] * ((size + record["multiple_of"] - 1) // record["multiple_of"]) == odd
 
 
 def test_what_metas_format_cannot_hold_is_named() -> None:

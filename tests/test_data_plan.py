@@ -46,8 +46,8 @@ def test_all_that_is_wrong_with_a_mixture_is_named_at_once() -> None:
         "{from_tokens:50,weights:{}}",
         "{from_tokens:0,weights:{docs:1},length_weights:[1,2]}",
     ]
-    found = refused(f"data.mixture=[{','.join(entries)}]")
-    assert found == [
+    result = refused(f"data.mixture=[{','.join(entries)}]")
+    assert result == [
         "data.mixture=[1000000000, 50, 50, 0]: its from_tokens do not grow from above 0; put it in order",
         "data.mixture[0].from_tokens=1000000000: training ends before, at schedule.total_tokens=409600; give less, or "
         "leave this entry out",
@@ -71,8 +71,8 @@ def test_all_that_is_wrong_with_a_mixture_is_named_at_once() -> None:
     ],
 )
 def test_buckets_that_cannot_be_are_named(buckets: str, message: str) -> None:
-    found = refused("data.packing=whole", f"data.length_buckets={buckets}")
-    assert len(found) == 1 and found[0].startswith(message)
+    result = refused("data.packing=whole", f"data.length_buckets={buckets}")
+    assert len(result) == 1 and result[0].startswith(message)
 
 
 def test_buckets_need_whole_documents() -> None:
@@ -119,14 +119,14 @@ def run(tmp_path: Path, packed_source: Callable[..., None]) -> config.Pretrain: 
 def opened(run: config.Pretrain, start: resume.Start) -> tuple[Text, dict[str, Any], list[Decision]]:
     text = Text(run)
     decisions = text.begin(start)
-    return text, text.told(), decisions
+    return text, text.extra(), decisions
 
 
 def saved(run: config.Pretrain, step: int, given: tuple[Text, dict[str, Any], list[Decision]]) -> resume.Start:
     """What a resume finds after `step` steps."""
-    text, told, decisions = given
+    text, record, decisions = given
     tokens = sum(np.prod(text.batch_shape(i)) for i in range(step))
-    meta = resume.meta_of(run, step, int(tokens), step, {}, told, decisions)
+    meta = resume.meta_of(run, step, int(tokens), step, {}, record, decisions)
     return resume.Start(None, Meta(**json.loads(json.dumps(dataclasses.asdict(meta)))), step)
 
 
@@ -205,7 +205,7 @@ def test_another_order_of_the_documents_is_refused(run: config.Pretrain) -> None
 def test_data_whose_documents_end_otherwise_begin_no_run(run: config.Pretrain, monkeypatch: pytest.MonkeyPatch) -> None:
     words = types.SimpleNamespace(fingerprint="t", eos_id=7)
     monkeypatch.setattr(
-        packed, "wrong_end", lambda data, name, told, documents, eos_id: f"{name} ends otherwise than {eos_id}"
+        packed, "wrong_end", lambda data, name, record, documents, eos_id: f"{name} ends otherwise than {eos_id}"
     )
     model = dataclasses.replace(run.model, vocab_size=100_000)
     given = opened(run, resume.Start())

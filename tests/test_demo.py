@@ -54,9 +54,9 @@ def test_it_learns(printed: str) -> None:
 
 
 def test_it_is_evaluated(printed: str) -> None:
-    found = re.search(r"^\{\n.*?^\}$", printed, re.DOTALL | re.MULTILINE)
-    assert found, printed
-    total = json.loads(found[0])["total"]
+    result = re.search(r"^\{\n.*?^\}$", printed, re.DOTALL | re.MULTILINE)
+    assert result, printed
+    total = json.loads(result[0])["total"]
     assert total["loss"] < math.log(VOCABULARY) - 0.5 and total["tokens"] > 10_000
     assert total["perplexity"] == pytest.approx(math.exp(total["loss"]))
 

@@ -81,9 +81,9 @@ class Whole:
 def test_losses_are_those_of_plain_torch(grid: Grid, micro_batch: int) -> None:
     chunks = llama.build(SHAPE, FP32, ONE, grid, seed=6)
     weights = {shard.name: shard.parameter.detach() for shard in llama.shards(chunks, SHAPE, grid)}
-    found, planted = planted_losses(chunks, grid, micro_batch), Planted()
-    assert list(found) == ["a", "b"]
-    for name, (loss, tokens) in found.items():
+    result, planted = planted_losses(chunks, grid, micro_batch), Planted()
+    assert list(result) == ["a", "b"]
+    for name, (loss, tokens) in result.items():
         rows = planted.rows(name, np.arange(planted.count(name)))
         whole = Whole(rows.tokens, rows.labels, rows.loss_mask, rows.documents)
         assert tokens == rows.loss_mask.sum()
@@ -94,9 +94,9 @@ def test_losses_of_single_tokens_are_those_of_plain_torch(grid: Grid) -> None:
     chunks = llama.build(SHAPE, FP32, ONE, grid, seed=6)
     weights = {shard.name: shard.parameter.detach() for shard in llama.shards(chunks, SHAPE, grid)}
     planted = Planted()
-    found = perplexity.token_losses(Forward(chunks, grid), cast(batches.Heldout, planted), 2)
-    assert list(found) == ["a", "b"] and chunks[0].training and not chunks[0].scoring
-    for name, tokens in found.items():
+    result = perplexity.token_losses(Forward(chunks, grid), cast(batches.Heldout, planted), 2)
+    assert list(result) == ["a", "b"] and chunks[0].training and not chunks[0].scoring
+    for name, tokens in result.items():
         rows = planted.rows(name, np.arange(planted.count(name)))
         single = []
         for row, column in zip(*np.nonzero(rows.loss_mask), strict=True):
@@ -128,8 +128,8 @@ def token_losses(losses: list[float], seen: list[int], document: list[int]) -> p
 
 def test_the_total_weighs_each_token_alike() -> None:
     long, short = token_losses([2.0] * 300, [1] * 300, [0] * 300), token_losses([4.0] * 100, [3] * 100, [0] * 100)
-    found = perplexity.perplexity({"long": long, "short": short})
-    total, single = found["total"], found["sources"]["short"]
+    result = perplexity.perplexity({"long": long, "short": short})
+    total, single = result["total"], result["sources"]["short"]
     assert (total["loss"], total["perplexity"], total["tokens"]) == (2.5, pytest.approx(math.exp(2.5)), 400)
     assert single == {
         "loss": 4.0, "loss_ci95": None, "perplexity": pytest.approx(math.exp(4)), "low": None, "high": None,
@@ -144,8 +144,10 @@ def test_the_total_weighs_each_token_alike() -> None:
 
 def test_positions_are_binned_by_powers_of_two() -> None:
     seen = [1, 2, 3, 4, 7, 8, 1023, 1024]
-    found = perplexity.perplexity({"a": token_losses([float(n) for n in seen], seen, list(range(8)))})["positions"]["a"]
-    assert [(one["from"], one["to"], one["loss"], one["tokens"]) for one in found] == [
+    result = perplexity.perplexity({"a": token_losses([float(n) for n in seen], seen, list(range(8)))})["positions"][
+        "a"
+    ]
+    assert [(one["from"], one["to"], one["loss"], one["tokens"]) for one in result] == [
         (1, 1, 1.0, 1), (2, 3, 2.5, 2), (4, 7, 5.5, 2), (8, 15, 8.0, 1), (512, 1023, 1023.0, 1), (1024, 2047, 1024.0, 1)
     ]  # fmt: skip
 

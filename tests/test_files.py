@@ -19,7 +19,7 @@ def test_failed_draft_leaves_what_was_there(tmp_path: Path) -> None:
         draft.write_text("sec")
         raise RuntimeError("half way")
     assert path.read_text() == "first"
-    assert [found.name for found in tmp_path.iterdir()] == ["told.json"]
+    assert [result.name for result in tmp_path.iterdir()] == ["told.json"]
 
 
 def test_second_text_replaces_the_first(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_second_text_replaces_the_first(tmp_path: Path) -> None:
     for text in ("longer than the next", "šhort"):
         files.write_whole(path, text)
     assert path.read_text(encoding="utf-8") == "šhort"
-    assert [found.name for found in tmp_path.iterdir()] == ["told.json"]
+    assert [result.name for result in tmp_path.iterdir()] == ["told.json"]
 
 
 def test_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:

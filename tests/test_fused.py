@@ -20,10 +20,10 @@ def test_rms_norm(dtype: str, shape: tuple[int, ...]) -> None:
     grad = torch.randn(shape).to(x.dtype)
     x32, weight32 = (t.detach().double().requires_grad_() for t in (x, weight))
     expected = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + 1e-5) * weight32
-    found = fused.rms_norm(x, weight, 1e-5)
-    assert found.dtype == x.dtype
+    result = fused.rms_norm(x, weight, 1e-5)
+    assert result.dtype == x.dtype
     wanted = [expected, *torch.autograd.grad(expected, (x32, weight32), grad.double())]
-    for ours, reference in zip([found, *torch.autograd.grad(found, (x, weight), grad)], wanted, strict=True):
+    for ours, reference in zip([result, *torch.autograd.grad(result, (x, weight), grad)], wanted, strict=True):
         torch.testing.assert_close(ours.double(), reference, **_bounds(dtype))
 
 
@@ -49,9 +49,9 @@ def test_swiglu(dtype: str) -> None:
     grad = torch.randn(3, 2, 12).to(x.dtype)
     x64 = x.detach().double().requires_grad_()
     expected = F.silu(x64[..., :12]) * x64[..., 12:]
-    found = fused.swiglu(x)
-    torch.testing.assert_close(found.double(), expected, **_bounds(dtype))
-    (ours,), (reference,) = torch.autograd.grad(found, x, grad), torch.autograd.grad(expected, x64, grad.double())
+    result = fused.swiglu(x)
+    torch.testing.assert_close(result.double(), expected, **_bounds(dtype))
+    (ours,), (reference,) = torch.autograd.grad(result, x, grad), torch.autograd.grad(expected, x64, grad.double())
     torch.testing.assert_close(ours.double(), reference, **_bounds(dtype))
 
 

@@ -16,11 +16,11 @@ pytestmark = pytest.mark.torch
 BEFORE = {"tasks": {"arc": {"score": 0.50, "ci95": 0.02, "count": 100}}, "short": {"loss": 2.0, "loss_ci95": 0.1}}
 
 
-def scored(arc: float = 0.5, loss: float = 2.0, found: tuple[float, ...] = (1.0, 1.0)) -> dict[str, Any]:
+def scored(arc: float = 0.5, loss: float = 2.0, shares: tuple[float, ...] = (1.0, 1.0)) -> dict[str, Any]:
     return {
         "tasks": {"arc": {"score": arc, "ci95": 0.02, "count": 100}},
         "short": {"loss": loss, "loss_ci95": 0.1},
-        "needle": {"lengths": [8192, 16384][: len(found)], "found": list(found)},
+        "needle": {"lengths": [8192, 16384][: len(shares)], "found": list(result)},
     }
 
 
@@ -33,7 +33,7 @@ def scored(arc: float = 0.5, loss: float = 2.0, found: tuple[float, ...] = (1.0,
         (scored(loss=2.099), None),
         (scored(loss=2.101), "the short-context loss is 2.1010, before it was 2.0000 +-0.1000"),
         (scored(loss=float("nan")), "the short-context loss is nan"),
-        (scored(found=(1.0, 0.99)), "99.00% of the needles are found in 16384 tokens"),
+        (scored(shares=(1.0, 0.99)), "99.00% of the needles are found in 16384 tokens"),
     ],
 )
 def test_gates_open_when_all_is_back_and_found(scores: dict[str, Any], said: str | None) -> None:
@@ -43,7 +43,7 @@ def test_gates_open_when_all_is_back_and_found(scores: dict[str, Any], said: str
 
 def test_all_reasons_are_told() -> None:
     assert len(gates.closed(scored(0.1, 9.0, (0.0, 0.0)), BEFORE)) == 4
-    assert gates.closed(scored(found=(0.9,)), BEFORE, recall=0.9) == []
+    assert gates.closed(scored(shares=(0.9,)), BEFORE, recall=0.9) == []
 
 
 def test_baseline_of_an_evaluation_or_a_run(tmp_path: Path) -> None:
@@ -53,8 +53,8 @@ def test_baseline_of_an_evaluation_or_a_run(tmp_path: Path) -> None:
         "evaluated.json": {"tasks": {"arc": arc, "other": arc}, "total": BEFORE["short"]},
         "gates.json": {"baseline": {**BEFORE, "tasks": {**BEFORE["tasks"], "other": {}}}, "examinations": []},
     }
-    for name, told in files.items():
-        (tmp_path / name).write_text(json.dumps(told))
+    for name, record in files.items():
+        (tmp_path / name).write_text(json.dumps(record))
         assert gates._baseline(tmp_path / name, wanted) == BEFORE
     (tmp_path / "less.json").write_text(json.dumps({"tasks": {}}))
     with pytest.raises(ValueError, match="it lacks task arc, the short-context loss; evaluate the model before"):

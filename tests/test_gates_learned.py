@@ -32,7 +32,7 @@ class Learned:
     """A model of 2 layers that looks up, and the run in which it came to."""
 
     run: config.Pretrain
-    told: dict[str, Any]  # gates.json
+    record: dict[str, Any]  # gates.json
     before: str  # scores of the short context, as recipes.evaluate writes them
     half: str  # the checkpoint of its first examination, and its scores
     half_before: str
@@ -85,8 +85,8 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Learned]:
         scores.append(str(top / f"{name}.json"))
         asked = config.Evaluate(checkpoint=checkpoint, tokens=2048, sequence_length=32, output=scores[-1])
         evaluate.main(replace(asked, data=run.data, tokenizer=words, precision=run.precision))
-    told = json.loads((top / "learned/gates.json").read_text())
-    yield Learned(run, told, scores[0], half, scores[1])
+    record = json.loads((top / "learned/gates.json").read_text())
+    yield Learned(run, record, scores[0], half, scores[1])
     mesh.close()
 
 
@@ -111,25 +111,28 @@ def extended(learned: Learned, name: str, source: str, baseline: str, steps: int
     )
 
 
-def found(examination: dict[str, Any]) -> list[float]:
+def result(examination: dict[str, Any]) -> list[float]:
     return list(examination["scores"]["needle"]["found"])
 
 
 def test_they_open_when_it_has_learned_and_not_before(learned: Learned) -> None:
-    first, *_, last = learned.told["examinations"]
-    assert max(found(first)) < 0.6 and "of the needles are found in 32 tokens" in first["shut"][-1]
-    assert found(last) == [1, 1] and last["shut"] == []
-    assert all(one["shut"] for one in learned.told["examinations"][:-1])
+    first, *_, last = learned.gates["examinations"]
+    assert max(result(first)) < 0.6 and "of the needles are found in 32 tokens" in first["shut"][-1]
+    assert result(last) == [1, 1] and last["shut"] == []
+    assert all(one["shut"] for one in learned.gates["examinations"][:-1])
     assert last["tokens"] < learned.run.schedule.total_tokens, "the run ends when they open"
 
 
 def test_a_stage_ends_when_the_longer_context_is_learned(learned: Learned) -> None:
     run = extended(learned, "stage", learned.run.folder, learned.before, 400)
     fit(run)
-    told = json.loads(Path(run.folder, "gates.json").read_text())
-    last = told["examinations"][-1]
-    assert last["scores"]["needle"]["lengths"] == [56, 64] and found(last) == [1, 1] and last["shut"] == []
-    assert last["scores"]["short"]["loss"] <= told["baseline"]["short"]["loss"] + told["baseline"]["short"]["loss_ci95"]
+    record = json.loads(Path(run.folder, "gates.json").read_text())
+    last = record["examinations"][-1]
+    assert last["scores"]["needle"]["lengths"] == [56, 64] and result(last) == [1, 1] and last["shut"] == []
+    assert (
+        last["scores"]["short"]["loss"]
+        <= record["baseline"]["short"]["loss"] + record["baseline"]["short"]["loss_ci95"]
+    )
     assert last["tokens"] < run.schedule.total_tokens
 
 
@@ -141,4 +144,4 @@ def test_they_stay_shut_for_a_model_that_guesses(learned: Learned) -> None:
     ):
         fit(run)
     (only,) = json.loads(Path(run.folder, "gates.json").read_text())["examinations"]
-    assert max(found(only)) < 0.7 and all("of the needles are found" in reason for reason in only["shut"])
+    assert max(result(only)) < 0.7 and all("of the needles are found" in reason for reason in only["shut"])

@@ -46,9 +46,9 @@ def without_a_cache(chunk: Llama, prompt: list[int], count: int) -> list[int]:
 
 
 def test_the_cache_changes_nothing(grid: Grid, chunks: list[Llama]) -> None:
-    found = generate(chunks, grid, PROMPTS, 16)
-    assert found == [without_a_cache(chunks[0], prompt, 16) for prompt in PROMPTS]
-    assert len({tuple(tokens) for tokens in found}) == len(PROMPTS) and all(len(set(tokens)) > 4 for tokens in found)
+    result = generate(chunks, grid, PROMPTS, 16)
+    assert result == [without_a_cache(chunks[0], prompt, 16) for prompt in PROMPTS]
+    assert len({tuple(tokens) for tokens in result}) == len(PROMPTS) and all(len(set(tokens)) > 4 for tokens in result)
 
 
 def test_prompts_of_a_batch_do_not_see_each_other(grid: Grid, chunks: list[Llama]) -> None:
@@ -59,22 +59,22 @@ def test_tokens_equal_those_of_transformers(grid: Grid) -> None:
     hf = transformers_llama(MODEL)
     ours = llama.build(MODEL, FP32, ONE, grid)
     fill(ours, MODEL, grid, named(hf, MODEL))
-    for prompt, found in zip(PROMPTS, generate(ours, grid, PROMPTS, 16), strict=True):
+    for prompt, result in zip(PROMPTS, generate(ours, grid, PROMPTS, 16), strict=True):
         given = torch.tensor([prompt])
         settings = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
         whole = hf.generate(given, attention_mask=torch.ones_like(given), **settings)
-        assert found == whole[0, len(prompt) :].tolist()
+        assert result == whole[0, len(prompt) :].tolist()
 
 
 def test_a_row_ends_with_its_stop_id_and_the_others_go_on(grid: Grid, chunks: list[Llama]) -> None:
     free = generate(chunks, grid, PROMPTS, 12)
     stop = free[0][4]
-    found = generate(chunks, grid, PROMPTS, 12, {stop, 319})
-    for tokens, unstopped in zip(found, free, strict=True):
+    result = generate(chunks, grid, PROMPTS, 12, {stop, 319})
+    for tokens, unstopped in zip(result, free, strict=True):
         end = min([unstopped.index(s) + 1 for s in (stop, 319) if s in unstopped], default=12)
         assert tokens == unstopped[:end]
-    assert len(found[0]) <= 5 and max(map(len, found)) == 12
-    assert generate(chunks, grid, PROMPTS[:1], 12, {stop}) == [found[0]]
+    assert len(result[0]) <= 5 and max(map(len, result)) == 12
+    assert generate(chunks, grid, PROMPTS[:1], 12, {stop}) == [result[0]]
 
 
 def test_sampling_follows_the_seed_alone(grid: Grid, chunks: list[Llama]) -> None:
@@ -107,9 +107,9 @@ def test_choices_follow_the_probabilities_of_the_nucleus(temperature: float, top
     planted = torch.tensor([0.15, 0.5, 0.1, 0.25])
     expected = planted ** (1 / temperature)
     expected[expected.argsort(descending=True)[kept:]] = 0
-    found = frequencies(planted.log() + 3, temperature, top_p)
-    torch.testing.assert_close(found, expected / expected.sum(), rtol=0, atol=0.015)
-    assert not found[expected == 0].any()
+    result = frequencies(planted.log() + 3, temperature, top_p)
+    torch.testing.assert_close(result, expected / expected.sum(), rtol=0, atol=0.015)
+    assert not result[expected == 0].any()
 
 
 def test_choices_at_the_ends_of_chance() -> None:

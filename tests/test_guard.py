@@ -34,7 +34,7 @@ from llama31.resilience.guard import (
     digest,
     minorities,
 )
-from llama31.resilience.watchdog import EXIT_CODE, Told, Watchdog, blame
+from llama31.resilience.watchdog import EXIT_CODE, StalledRank, Watchdog, blame
 from tests.processes import LIMIT_S, search_path
 
 pytestmark = pytest.mark.torch
@@ -334,12 +334,12 @@ def test_parameters_that_change_places_change_the_digest() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_bit_of_an_element_counts(dtype: torch.dtype) -> None:
     mine = [("a", torch.randn(3, 5, generator=torch.Generator().manual_seed(2)).to(dtype))]
-    found = {digest(mine)}
+    result = {digest(mine)}
     for bit in range(8 * mine[0][1].element_size()):
         other = [("a", mine[0][1].clone())]
         flip(other[0][1], 7, bit)
-        found.add(digest(other))
-    assert len(found) == 1 + 8 * mine[0][1].element_size()
+        result.add(digest(other))
+    assert len(result) == 1 + 8 * mine[0][1].element_size()
 
 
 def test_a_digest_is_of_values_and_not_of_their_place_in_memory() -> None:
@@ -396,13 +396,13 @@ def test_slow_ranks_are_named_with_their_phase() -> None:
     table = [[0.01, 1.0, 0.004] for _ in range(8)]
     table[6] = [0.01, 1.0, 0.012]
     table[3] = [0.2, 1.7, 0.004]
-    found = compare_times(table, ("data_s", "forward_backward_s", "probe_s"), HOSTS, 1.5)
-    assert found.line()["slow"] == [
+    result = compare_times(table, ("data_s", "forward_backward_s", "probe_s"), HOSTS, 1.5)
+    assert result.line()["slow"] == [
         {"rank": 3, "host": "n1", "phase": "data_s", "factor": 20.0},
         {"rank": 6, "host": "n3", "phase": "probe_s", "factor": 3.0},
         {"rank": 3, "host": "n1", "phase": "forward_backward_s", "factor": 1.7},
     ]
-    assert found.phases["data_s"] == {"min": 0.01, "median": 0.01, "max": 0.2, "slowest": 3}
+    assert result.phases["data_s"] == {"min": 0.01, "median": 0.01, "max": 0.2, "slowest": 3}
 
 
 def test_noise_of_tiny_steps_is_no_alarm() -> None:
@@ -411,28 +411,30 @@ def test_noise_of_tiny_steps_is_no_alarm() -> None:
 
 
 def test_of_two_ranks_one_can_be_slow() -> None:
-    found = compare_times([[1.0], [1.6]], ("forward_backward_s",), HOSTS, 1.5).slow
-    assert [(one["rank"], one["factor"]) for one in found] == [(1, 1.6)]
+    result = compare_times([[1.0], [1.6]], ("forward_backward_s",), HOSTS, 1.5).slow
+    assert [(one["rank"], one["factor"]) for one in result] == [(1, 1.6)]
 
 
 # --- watchdog ---
 
 
-def told(rank: int, step: int = 7, phase: str = "forward_backward", waiting: bool = True) -> Told:
-    return Told(rank, HOSTS[rank], 100 + rank, step, phase, 30.0, waiting, "f (x.py:1)", 0.0)
+def stalled(rank: int, step: int = 7, phase: str = "forward_backward", waiting: bool = True) -> StalledRank:
+    return StalledRank(rank, HOSTS[rank], 100 + rank, step, phase, 30.0, waiting, "f (x.py:1)", 0.0)
 
 
-def suspects(*found: Told, world: int = 4) -> list[int]:
-    return [one.rank for one in blame(found, HOSTS[:world])]
+def suspects(*result: StalledRank, world: int = 4) -> list[int]:
+    return [one.rank for one in blame(result, HOSTS[:world])]
 
 
 def test_who_is_to_blame() -> None:
-    assert suspects(*(told(r) for r in (0, 1, 3))) == [2], "wrote nothing"
-    assert suspects(told(0), told(1), told(2, step=6), told(3)) == [2], "is a step behind"
-    assert suspects(told(0), told(1), told(2, phase="data", waiting=False), told(3)) == [2], "waits for its data"
-    assert suspects(told(0), told(1, waiting=False), told(2), told(3)) == [1], "is in no collective"
-    assert suspects(told(0, step=8), told(1, step=8), told(2), told(3, waiting=False)) == [3]
-    assert suspects(*(told(r) for r in range(4))) == [], "all alike"
+    assert suspects(*(stalled(r) for r in (0, 1, 3))) == [2], "wrote nothing"
+    assert suspects(stalled(0), stalled(1), stalled(2, step=6), stalled(3)) == [2], "is a step behind"
+    assert suspects(stalled(0), stalled(1), stalled(2, phase="data", waiting=False), stalled(3)) == [2], (
+        "waits for its data"
+    )
+    assert suspects(stalled(0), stalled(1, waiting=False), stalled(2), stalled(3)) == [1], "is in no collective"
+    assert suspects(stalled(0, step=8), stalled(1, step=8), stalled(2), stalled(3, waiting=False)) == [3]
+    assert suspects(*(stalled(r) for r in range(4))) == [], "all alike"
 
 
 class Clock:
@@ -656,6 +658,6 @@ def test_processes_that_hang_on_one_of_them_die_and_name_it(tmp_path: Path) -> N
 def test_frozen_processes_and_those_that_hold_the_lock_are_named(tmp_path: Path) -> None:
     codes, errors = stall(tmp_path, "freeze", "wait", "wait", "lock")
     assert codes == [-signal.SIGKILL, EXIT_CODE, EXIT_CODE, 1]
-    found = json.loads((tmp_path / watchdog.BLAME).read_text())["suspects"]
-    assert [one["rank"] for one in found] == [0, 3], "only they wrote nothing"
+    result = json.loads((tmp_path / watchdog.BLAME).read_text())["suspects"]
+    assert [one["rank"] for one in result] == [0, 3], "only they wrote nothing"
     assert any("Timeout" in error and "in hang" in error for error in errors), errors

@@ -84,11 +84,11 @@ def test_text_prompts(words: Tokenizer, inserted: int, asked: int) -> None:
     assert len(prompts) == 12
     for prompt in prompts:
         text = words.decode(prompt.tokens.tolist())
-        told = dict(re.findall(r" The magic number of (\w+) is (\d{7})\.", text))
-        assert len(told) == inserted and prompt.tokens.size + needle.answer_tokens == prompt.length
+        record = dict(re.findall(r" The magic number of (\w+) is (\d{7})\.", text))
+        assert len(record) == inserted and prompt.tokens.size + needle.answer_tokens == prompt.length
         body, question = text.split("\n\nQuestion: ")
-        cities = [city for city in told if city in question.split("?")[0]]
-        assert sorted(told[city] for city in cities) == sorted(prompt.values) and len(prompt.values) == asked
+        cities = [city for city in record if city in question.split("?")[0]]
+        assert sorted(record[city] for city in cities) == sorted(prompt.values) and len(prompt.values) == asked
         assert re.fullmatch(
             r"What (is|are) the magic numbers? .*\?\nAnswer: The magic numbers? of .* (is|are)", question
         )

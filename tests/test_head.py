@@ -60,12 +60,12 @@ def test_loss_and_gradients_equal_those_on_whole_logits(
 
 def test_chunks_do_not_change_the_loss(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight, labels, weights = inputs(200, 300, torch.float32)
-    found = []
+    result = []
     for elements in (1, 2**30):
         monkeypatch.setitem(head.CHUNK_ELEMENTS, "cpu", elements)
         loss, losses = head.weighted_loss(hidden, weight, labels, weights, grid.tp_group)
-        found.append((loss, losses, *torch.autograd.grad(loss, (hidden, weight))))
-    for one, other in zip(*found, strict=True):
+        result.append((loss, losses, *torch.autograd.grad(loss, (hidden, weight))))
+    for one, other in zip(*result, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 

@@ -70,8 +70,8 @@ def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
-def report(found: list[str]) -> None:
-    assert not found, "\n" + "\n".join(found)
+def report(result: list[str]) -> None:
+    assert not result, "\n" + "\n".join(result)
 
 
 def test_one_owner_per_library() -> None:
@@ -143,15 +143,15 @@ def test_floors_hold_and_a_planted_import_is_found(tmp_path: Path) -> None:
 
 
 def test_packages_are_small_and_say_what_they_are() -> None:
-    found = []
+    result = []
     for folder in sorted({path.parent for path in (ROOT / "llama31").glob("*/*.py")}):
         modules = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
         if len(modules) > 10:
-            found.append(f"llama31/{folder.name} holds {len(modules)} modules; ten are enough for one purpose")
-        told = ast.get_docstring(parse(folder / "__init__.py")) if (folder / "__init__.py").exists() else None
-        if folder.name != "config" and not (told and "\nImports: " in told and "\nOffers: " in told):
-            found.append(f"llama31/{folder.name}/__init__.py does not say what it owns, imports and offers")
-    report(found)
+            result.append(f"llama31/{folder.name} holds {len(modules)} modules; ten are enough for one purpose")
+        record = ast.get_docstring(parse(folder / "__init__.py")) if (folder / "__init__.py").exists() else None
+        if folder.name != "config" and not (record and "\nImports: " in record and "\nOffers: " in record):
+            result.append(f"llama31/{folder.name}/__init__.py does not say what it owns, imports and offers")
+    report(result)
 
 
 def test_files_are_one_room() -> None:
@@ -188,15 +188,15 @@ def says_enough(function: ast.FunctionDef) -> bool:
 
 
 def test_public_functions_say_what_they_do_and_return() -> None:
-    found = []
+    result = []
     for path in SOURCES:
         for function in public_functions(parse(path)):
             where = f"{name_of(path)}:{function.lineno} {function.name}"
             if function.returns is None:
-                found.append(f"{where} has no return type")
+                result.append(f"{where} has no return type")
             if path.parts[-2] != "recipes" and not says_enough(function):
-                found.append(f"{where} has no docstring")
-    report(found)
+                result.append(f"{where} has no docstring")
+    report(result)
 
 
 def test_modules_open_with_their_purpose() -> None:
@@ -218,8 +218,8 @@ def test_no_exception_is_swallowed() -> None:
 
 def test_what_a_test_starts_finds_the_callers_packages(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "/callers/packages")
-    found = command("-c", "import os, sys; print(sys.path, os.environ['PYTHONPATH'])", check=True).stdout
-    assert "'/callers/packages'" in found and found.split()[-1] == f"{ROOT}:/callers/packages"
+    result = command("-c", "import os, sys; print(sys.path, os.environ['PYTHONPATH'])", check=True).stdout
+    assert "'/callers/packages'" in result and result.split()[-1] == f"{ROOT}:/callers/packages"
 
 
 def test_python_is_one_that_the_pins_support() -> None:

@@ -109,5 +109,5 @@ def test_the_launcher_is_told_what_no_restart_would_heal(tmp_path: Path, monkeyp
     (tmp_path / "out").mkdir()
     with pytest.raises(SystemExit, match="policy=nowhere"):
         recipes.start(lambda run: None, config.Sample, "sample", words)
-    told = json.loads((tmp_path / "out/outcome.json").read_text())
-    assert told["outcome"] == "failed" and "policy=nowhere" in told["cause"]
+    record = json.loads((tmp_path / "out/outcome.json").read_text())
+    assert record["outcome"] == "failed" and "policy=nowhere" in record["cause"]

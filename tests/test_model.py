@@ -127,7 +127,7 @@ def metas_logits(shape: config.Model, weights: dict[str, Tensor], tokens: Tensor
 
 def metas_names(shape: config.Model, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our tensors under Meta's names; written out, so that it is no copy of the conversion under test elsewhere."""
-    found = {
+    result = {
         "tok_embeddings.weight": weights["embedding.word_embeddings.weight"],
         "norm.weight": weights["decoder.final_layernorm.weight"],
         "output.weight": weights["output_layer.weight"],
@@ -136,7 +136,7 @@ def metas_names(shape: config.Model, weights: dict[str, Tensor]) -> dict[str, Te
         ours, metas = f"decoder.layers.{i}", f"layers.{i}"
         query, key, value = split_heads(weights[f"{ours}.self_attention.linear_qkv.weight"], shape)
         gate, up = weights[f"{ours}.mlp.linear_fc1.weight"].split(shape.ffn_hidden_size)
-        found |= {
+        result |= {
             f"{metas}.attention.wq.weight": torch.cat([paired(head) for head in query]),
             f"{metas}.attention.wk.weight": torch.cat([paired(head) for head in key]),
             f"{metas}.attention.wv.weight": torch.cat(value),
@@ -147,7 +147,7 @@ def metas_names(shape: config.Model, weights: dict[str, Tensor]) -> dict[str, Te
             f"{metas}.attention_norm.weight": weights[f"{ours}.input_layernorm.weight"],
             f"{metas}.ffn_norm.weight": weights[f"{ours}.pre_mlp_layernorm.weight"],
         }
-    return found
+    return result
 
 
 def split_heads(fused: Tensor, shape: config.Model) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -179,10 +179,10 @@ def test_frequencies_equal_metas_to_the_bit(grid: Grid, factor: int, head_dim: i
     exec(source.replace("scale_factor = 8\n", f"scale_factor = {factor}\n"), scope)
     plain = 1.0 / (500000.0 ** (torch.arange(0, head_dim, 2)[: (head_dim // 2)].float() / head_dim))
     shape = replace(MODEL, heads=2, hidden_size=2 * head_dim, rope_factor=float(factor))
-    found = llama.build(shape, FP32, ONE, grid)[0].rotary_pos_emb.inv_freq
-    assert found.dtype == torch.float32
-    assert torch.equal(found, scope["apply_scaling"](plain))
-    assert not torch.equal(found, plain)
+    result = llama.build(shape, FP32, ONE, grid)[0].rotary_pos_emb.inv_freq
+    assert result.dtype == torch.float32
+    assert torch.equal(result, scope["apply_scaling"](plain))
+    assert not torch.equal(result, plain)
 
 
 def test_a_chunk_is_made_of_our_parts_and_of_nothing_deprecated(grid: Grid, caplog: pytest.LogCaptureFixture) -> None:

@@ -65,14 +65,14 @@ def test_answers_are_what_the_logits_say(forward: Forward) -> None:
             row.append(int(logits_of(chunk, torch.tensor([row]))[0, -1].argmax()))
     requests = [Request(row, answer) for row, answer in zip(tokens, (1, 6, 3, 4, 18), strict=True)]
     for micro_batch in (1, 2, 5):
-        found = answers(forward, requests, micro_batch)
-        for request, (losses, right) in zip(requests, found, strict=True):
+        result = answers(forward, requests, micro_batch)
+        for request, (losses, right) in zip(requests, result, strict=True):
             logp = logits_of(chunk, torch.tensor([list(request.tokens)]))[0].log_softmax(-1)
             labels = torch.tensor(list(request.tokens[-request.answer :]))
             logp = logp[-request.answer - 1 : -1]
             assert losses == pytest.approx(-logp[torch.arange(request.answer), labels].numpy(), abs=1e-4)
             assert right.tolist() == (logp.argmax(-1) == labels).tolist()
-        assert found[2][1].all() and found[3][1][1:].all() and not found[4][1].all()
+        assert result[2][1].all() and result[3][1][1:].all() and not result[4][1].all()
 
 
 def test_rows_beyond_one_reduction(forward: Forward) -> None:
@@ -85,11 +85,11 @@ def test_rows_beyond_one_reduction(forward: Forward) -> None:
         documents = np.zeros((indices.size, 8), np.int32)
         return Rows(tokens[:, :-1], tokens[:, 1:], mask, documents, np.zeros(indices.size, np.int64))
 
-    found = score(forward, fetch, 37, 5)
+    result = score(forward, fetch, 37, 5)
     logp = logits_of(forward.chunks[0], torch.from_numpy(rows[:, :-1])).log_softmax(-1)
     expected = -logp.gather(-1, torch.from_numpy(rows[:, 1:, None]))[..., 0]
-    assert found.losses == pytest.approx(expected.numpy(), abs=1e-4)
-    assert (found.likeliest == logp.argmax(-1).numpy()).all()
+    assert result.losses == pytest.approx(expected.numpy(), abs=1e-4)
+    assert (result.likeliest == logp.argmax(-1).numpy()).all()
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ def test_recall_is_that_of_the_planted_answers(forward: Forward, monkeypatch: py
     def even(
         hidden: Tensor, weight: Tensor, labels: Tensor, wanted: Tensor, group: Any, *_: object
     ) -> tuple[Tensor, Tensor]:
-        found = torch.where(wanted & (labels % 2 == 0), labels, -1)
-        return torch.zeros_like(labels, dtype=torch.float32), found
+        result = torch.where(wanted & (labels % 2 == 0), labels, -1)
+        return torch.zeros_like(labels, dtype=torch.float32), result
 
     monkeypatch.setattr(head, "scores", even)
     expected = [float(prompt.answer[0] % 2 == 0) for prompt in prompts]
@@ -148,9 +148,9 @@ class Nearsighted:
         import re
 
         text = self.words.decode(seen)
-        told = dict(re.findall(r"magic number of (\w+) is (\d{7})", text))
+        record = dict(re.findall(r"magic number of (\w+) is (\d{7})", text))
         asked = re.findall(r"[A-Z]\w+", text.split("Answer: The magic number")[1])
-        return self.words.encode(" " + " and ".join(told.get(city, "0") for city in asked))[:new]
+        return self.words.encode(" " + " and ".join(record.get(city, "0") for city in asked))[:new]
 
 
 @pytest.mark.parametrize(("inserted", "asked"), [(1, 1), (4, 2)])
@@ -163,12 +163,12 @@ def test_text_recall_is_that_of_a_nearsighted_model(
     monkeypatch.setattr(needle, "generate", Nearsighted(words, 10_000))
     assert needle.evaluate(forward, wanted, prompts, words, 2)["total"]["score"] == 1
     monkeypatch.setattr(needle, "generate", Nearsighted(words, 330))
-    found = needle.evaluate(forward, wanted, prompts, words, 2)
+    result = needle.evaluate(forward, wanted, prompts, words, 2)
     expected = [np.mean([f"is {v}." in words.decode(p.tokens[-322:].tolist()) for v in p.values]) for p in prompts]
-    assert found["recall"] == [[expected[i], expected[5 + i]] for i in range(5)]
-    assert 0 < found["total"]["score"] < 1 and found["total"]["count"] == 10 * asked
+    assert result["recall"] == [[expected[i], expected[5 + i]] for i in range(5)]
+    assert 0 < result["total"]["score"] < 1 and result["total"]["count"] == 10 * asked
     if inserted == 1:
-        assert [line[1] for line in found["recall"]] == [0, 0, 0, 1, 1]  # the last 330 of 800 tokens
+        assert [line[1] for line in result["recall"]] == [0, 0, 0, 1, 1]  # the last 330 of 800 tokens
 
 
 def test_decoding_and_judging_without_agree(forward: Forward, words: Tokenizer) -> None:
@@ -198,11 +198,11 @@ def test_cells_and_intervals() -> None:
         return Prompt(length, depth, np.arange(3), np.arange(2), ((0, 1),) * spans)
 
     prompts = [prompt(8, 0.0, 2), prompt(8, 1.0, 2), prompt(16, 0.0, 2), prompt(16, 1.0, 2), prompt(16, 1.0, 2)]
-    found = needle.table(prompts, np.array([1.0, 0.5, 0.0, 1.0, 0.5]))
-    assert (found["lengths"], found["depths"]) == ([8, 16], [0.0, 1.0])
-    assert found["recall"] == [[1.0, 0.0], [0.5, 0.75]]
-    assert [one["score"] for one in found["by_length"]] == [0.75, 0.5]
-    total = found["total"]
+    result = needle.table(prompts, np.array([1.0, 0.5, 0.0, 1.0, 0.5]))
+    assert (result["lengths"], result["depths"]) == ([8, 16], [0.0, 1.0])
+    assert result["recall"] == [[1.0, 0.0], [0.5, 0.75]]
+    assert [one["score"] for one in result["by_length"]] == [0.75, 0.5]
+    total = result["total"]
     assert (total["score"], total["count"]) == (0.6, 10)
     assert total["ci95"] == pytest.approx(1.96 * (0.6 * 0.4 / 10) ** 0.5)
 
@@ -215,9 +215,9 @@ def test_the_heat_map_shows_the_cells(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         Axes, "text", lambda self, x, y, s, **k: written.append((x, y, s)) or original(self, x, y, s, **k)
     )
-    found = {"kind": "text", "inserted": 4, "asked": 2, "total": {"score": 0.5}, "lengths": [8, 16, 32]}
-    found |= {"depths": [0.0, 1.0], "recall": [[1.0, 0.25, 0.0], [0.5, 0.75, 1.0]]}
-    picture = plots.draw_recall(tmp_path / "map.png", found)
+    result = {"kind": "text", "inserted": 4, "asked": 2, "total": {"score": 0.5}, "lengths": [8, 16, 32]}
+    result |= {"depths": [0.0, 1.0], "recall": [[1.0, 0.25, 0.0], [0.5, 0.75, 1.0]]}
+    picture = plots.draw_recall(tmp_path / "map.png", result)
     assert picture.read_bytes().startswith(b"\x89PNG") and [path.name for path in tmp_path.iterdir()] == ["map.png"]
     assert [(x, y) for x, y, _ in written] == [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
     assert [text for *_, text in written] == ["100", "25", "0", "50", "75", "100"]

@@ -103,9 +103,9 @@ def test_logits_equal_those_of_transformers(change: dict[str, Any]) -> None:
     tokens = torch.randint(model.vocab_size, (2, 96), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = hf(tokens).logits
-        found = plain_trainer.logits(named(hf, model), model, tokens)
+        result = plain_trainer.logits(named(hf, model), model, tokens)
     assert expected.std() > 0.5
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_scaled_angles_matter_where_the_context_is_long() -> None:

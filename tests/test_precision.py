@@ -45,9 +45,9 @@ def test_bf16_and_fp32_go_anywhere() -> None:
         assert precision.transformer_config(chosen)["params_dtype"] == dtype
 
 
-@pytest.mark.parametrize(("ratio", "told"), [(25.4, True), (1.1, False), (0.4, False)])
+@pytest.mark.parametrize(("ratio", "warned"), [(25.4, True), (1.1, False), (0.4, False)])
 def test_slow_bf16_is_told_once(
-    ratio: float, told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ratio: float, warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import torch
 
@@ -59,7 +59,7 @@ def test_slow_bf16_is_told_once(
     for _ in range(2):
         precision.check(config.Precision(), torch.device("cpu"))
     said = "precision.params=bf16: on this CPU a product takes 25.4 times as long in BF16 as in FP32; precision=fp32 "
-    assert capsys.readouterr().err.startswith(said) if told else capsys.readouterr().err == ""
+    assert capsys.readouterr().err.startswith(said) if warned else capsys.readouterr().err == ""
     for chosen, device in ((config.Precision(params="fp32"), "cpu"), (config.Precision(), "cuda")):
         precision._tell_slow_bf16.cache_clear()
         precision.check(chosen, torch.device(device))

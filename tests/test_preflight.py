@@ -19,7 +19,7 @@ VERSIONS = {"python": "3.12.1", "torch": "2.13.0", "commit": "abc"}
 
 def records(nodes: int = 4, per_node: int = 2) -> list[dict[str, Any]]:
     """A sound cluster, one record per rank."""
-    found = []
+    result = []
     for rank in range(nodes * per_node):
         record = {
             "rank": rank,
@@ -34,12 +34,12 @@ def records(nodes: int = 4, per_node: int = 2) -> list[dict[str, Any]]:
         if rank % per_node == 0:
             record |= {"free_bytes": 5 * NEEDED, "scratch_free_bytes": 2**40, "versions": dict(VERSIONS)}
             record["ecc"] = [{"gpu": 0, "uncorrected": 0, "remap_pending": 0, "remap_failed": None}]
-        found.append(record)
-    return found
+        result.append(record)
+    return result
 
 
-def judged(found: list[dict[str, Any]], **keys: Any) -> list[Problem]:
-    return judge(found, replace(SETTINGS, **keys), NEEDED)
+def judged(result: list[dict[str, Any]], **keys: Any) -> list[Problem]:
+    return judge(result, replace(SETTINGS, **keys), NEEDED)
 
 
 def test_a_sound_cluster_has_no_problems() -> None:
@@ -48,11 +48,11 @@ def test_a_sound_cluster_has_no_problems() -> None:
 
 
 def test_on_cpus_the_same_code_runs_with_what_applies() -> None:
-    found = records()
-    for record in found:
+    result = records()
+    for record in result:
         record |= {"gpu_free_share": None, "ecc": None}
-    assert judged(found) == []
-    alone = {**found[0], "link_gb_s": None, "allreduce_gb_s": None}
+    assert judged(result) == []
+    alone = {**result[0], "link_gb_s": None, "allreduce_gb_s": None}
     assert judged([alone]) == []
 
 
@@ -76,18 +76,18 @@ def test_on_cpus_the_same_code_runs_with_what_applies() -> None:
     ],
 )
 def test_one_bad_node_is_named(planted: dict[str, Any], said: str) -> None:
-    found = records()
-    found[4] |= planted  # the first rank of n2
-    (problem,) = judged(found)
+    result = records()
+    result[4] |= planted  # the first rank of n2
+    (problem,) = judged(result)
     assert problem.node == "n2" and said in str(problem), problem
     assert problem.remedy
 
 
 def test_a_slow_gpu_that_is_not_a_nodes_first_is_named_too() -> None:
-    found = records()
-    found[3]["matmul_tflops"] = 100.0
-    assert [problem.node for problem in judged(found)] == ["n1"]
-    assert judged(found, matmul_share=0.1) == []
+    result = records()
+    result[3]["matmul_tflops"] = 100.0
+    assert [problem.node for problem in judged(result)] == ["n1"]
+    assert judged(result, matmul_share=0.1) == []
 
 
 def test_matrix_products_have_a_least_rate() -> None:
@@ -95,72 +95,72 @@ def test_matrix_products_have_a_least_rate() -> None:
 
 
 def test_a_node_is_bad_when_both_its_links_are_slow() -> None:
-    found = records()
-    found[4]["link_gb_s"] = 5.0  # n1 -> n2
-    assert judged(found) == [], "either end may be to blame"
-    found[6]["link_gb_s"] = 5.0  # n2 -> n3
-    (problem,) = judged(found)
+    result = records()
+    result[4]["link_gb_s"] = 5.0  # n1 -> n2
+    assert judged(result) == [], "either end may be to blame"
+    result[6]["link_gb_s"] = 5.0  # n2 -> n3
+    (problem,) = judged(result)
     assert problem.node == "n2" and "both links of rank 4" in problem.what
-    found[5]["link_gb_s"], found[6]["link_gb_s"], found[7]["link_gb_s"] = 5.0, 46.0, 47.0
-    assert judged(found) == [], "two lanes, and one slow link in each"
+    result[5]["link_gb_s"], result[6]["link_gb_s"], result[7]["link_gb_s"] = 5.0, 46.0, 47.0
+    assert judged(result) == [], "two lanes, and one slow link in each"
 
 
 def test_the_ring_is_closed() -> None:
-    found = records(3, 1)
-    found[0]["link_gb_s"] = found[1]["link_gb_s"] = 5.0  # n2 -> n0 and n0 -> n1
-    assert [problem.node for problem in judged(found)] == ["n0"]
+    result = records(3, 1)
+    result[0]["link_gb_s"] = result[1]["link_gb_s"] = 5.0  # n2 -> n0 and n0 -> n1
+    assert [problem.node for problem in judged(result)] == ["n0"]
 
 
 def test_two_nodes_share_their_links_and_none_is_named() -> None:
-    found = records(2, 1)
-    found[0]["link_gb_s"] = 1.0
-    assert judged(found) == []
+    result = records(2, 1)
+    result[0]["link_gb_s"] = 1.0
+    assert judged(result) == []
 
 
 def test_a_slow_all_reduce_is_nobodys_in_particular() -> None:
-    found = records()
-    found[3]["allreduce_gb_s"] = 20.0
-    assert judged(found) == []
-    (problem,) = judged(found, min_allreduce_gb_s=100.0)
+    result = records()
+    result[3]["allreduce_gb_s"] = 20.0
+    assert judged(result) == []
+    (problem,) = judged(result, min_allreduce_gb_s=100.0)
     assert problem.node is None and "20 GB/s" in problem.what
 
 
 def test_a_full_shared_disk_excludes_no_node() -> None:
-    found = records()
-    for record in found[::2]:
+    result = records()
+    for record in result[::2]:
         record["free_bytes"] = 1000
-    (problem,) = judged(found)
+    (problem,) = judged(result)
     assert problem.node is None and "run folder" in problem.what
-    assert judged(found, min_free_bytes=1000) == []
+    assert judged(result, min_free_bytes=1000) == []
 
 
 def test_a_tie_of_versions_names_both_sides_and_excludes_neither() -> None:
-    found = records()
+    result = records()
     for rank in (0, 2):
-        found[rank]["versions"] = VERSIONS | {"torch": "2.12.0"}
-    (problem,) = judged(found)
+        result[rank]["versions"] = VERSIONS | {"torch": "2.12.0"}
+    (problem,) = judged(result)
     assert problem.node is None
     assert problem.what == "torch is 2.12.0 on n0, n1 and 2.13.0 on n2, n3"
 
 
 def test_three_versions_without_a_majority_are_a_tie() -> None:
-    found = records(3, 1)
+    result = records(3, 1)
     for rank, version in enumerate(("1", "2", "3")):
-        found[rank]["versions"] = VERSIONS | {"numpy": version}
-    (problem,) = judged(found)
+        result[rank]["versions"] = VERSIONS | {"numpy": version}
+    (problem,) = judged(result)
     assert problem.node is None and "1 on n0 and 2 on n1 and 3 on n2" in problem.what
 
 
 def test_all_problems_are_told_at_once_and_bad_nodes_once() -> None:
-    found = records()
-    found[2] |= {"time_s": 0.0, "scratch_free_bytes": 0}
-    found[7]["matmul_tflops"] = 1.0
-    problems = judged(found, min_allreduce_gb_s=1000.0)
-    report = Report(summarise(found), problems, [record["host"] for record in found])
+    result = records()
+    result[2] |= {"time_s": 0.0, "scratch_free_bytes": 0}
+    result[7]["matmul_tflops"] = 1.0
+    problems = judged(result, min_allreduce_gb_s=1000.0)
+    report = Report(summarise(result), problems, [record["host"] for record in result])
     assert len(problems) == 4 and report.bad_nodes() == ["n3", "n1"]
-    told = json.loads(report.to_json())
-    assert told["problems"] == [str(problem) for problem in problems]
-    node = told["nodes"][1]
+    recorded = json.loads(report.to_json())
+    assert recorded["problems"] == [str(problem) for problem in problems]
+    node = recorded["nodes"][1]
     assert (node["host"], node["ranks"], node["matmul_tflops"]) == ("n1", [2, 3], [602.0, 603.0])
     assert node["clock_skew_s"] == pytest.approx(-1000.003) and node["versions"] == VERSIONS
 
@@ -176,9 +176,9 @@ def test_lanes_join_equal_places_of_all_nodes() -> None:
 
 @pytest.mark.parametrize("nodes", range(2, 9))
 def test_nobody_sends_and_receives_in_one_round(nodes: int) -> None:
-    found = rounds(nodes)
-    assert sorted(node for sending in found for node in sending) == list(range(nodes))
-    for sending in found:
+    result = rounds(nodes)
+    assert sorted(node for sending in result for node in sending) == list(range(nodes))
+    for sending in result:
         assert not sending & {(node + 1) % nodes for node in sending}
 
 

@@ -31,12 +31,12 @@ def grid() -> Iterator[Grid]:
 
 
 def loaded(path: Path, grid: Grid) -> tuple[config.Model, list[Llama]]:
-    found = pretrained.find(str(path))
-    chunks = llama.build(found.shape, FP32, ONE, grid)
+    result = pretrained.find(str(path))
+    chunks = llama.build(result.shape, FP32, ONE, grid)
     for parameter in chunks[0].parameters():
         parameter.data.fill_(torch.nan)
-    found.load(chunks, grid)
-    return found.shape, chunks
+    result.load(chunks, grid)
+    return result.shape, chunks
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -83,13 +83,13 @@ def test_only_what_lies_in_a_shard_is_copied() -> None:
 def test_the_tokenizer_is_the_one_beside_the_weights(tmp_path: Path) -> None:
     folder = write_hf(tmp_path / "hf", MODEL, weights_of(MODEL))
     (folder / "tokenizer.model").touch()
-    found = pretrained.find(str(folder))
+    result = pretrained.find(str(folder))
     beside = config.Tokenizer(kind="huggingface", path="")
-    assert found.tokenizer(beside) == config.Tokenizer(kind="huggingface", path=str(folder))
+    assert result.tokenizer(beside) == config.Tokenizer(kind="huggingface", path=str(folder))
     (folder / "tokenizer.json").unlink()
-    assert found.tokenizer(beside) == config.Tokenizer(kind="tiktoken", path=str(folder))
+    assert result.tokenizer(beside) == config.Tokenizer(kind="tiktoken", path=str(folder))
     given = config.Tokenizer(kind="bpe", path="elsewhere")
-    assert found.tokenizer(given) == given
+    assert result.tokenizer(given) == given
     run = pretrained.Pretrained(tmp_path / "run/checkpoints/step-00000001", publish.Meta({}))
     assert run.tokenizer(beside).path == str(tmp_path / "run" / "tokenizer")
 
@@ -108,19 +108,19 @@ def test_a_folder_is_computed_with_in_its_format(
     stated: str | None, stored: torch.dtype, params: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     weights = weights_of(MODEL, stored)
-    told = dict.fromkeys(("dtype", "torch_dtype"), stated or "remove")
-    found = pretrained.find(str(write_hf(tmp_path, MODEL, weights, **told)))
-    assert found.precision(config.TrainedPrecision()).params == params
+    record = dict.fromkeys(("dtype", "torch_dtype"), stated or "remove")
+    result = pretrained.find(str(write_hf(tmp_path, MODEL, weights, **record)))
+    assert result.precision(config.TrainedPrecision()).params == params
     assert ("holds float16: computing in FP32; precision=bf16 takes" in caplog.text) == (stated == "float16")
-    assert found.precision(config.TrainedPrecision(params="bf16")).params == "bf16"
-    assert found.precision(config.TrainedPrecision(fp8="delayed")).params == "bf16"
+    assert result.precision(config.TrainedPrecision(params="bf16")).params == "bf16"
+    assert result.precision(config.TrainedPrecision(fp8="delayed")).params == "bf16"
 
 
 @pytest.mark.parametrize("trained", ["bf16", "fp32"])
 def test_a_checkpoint_is_computed_with_in_what_it_was_trained_in(trained: str) -> None:
-    found = pretrained.Pretrained(Path("x"), publish.Meta({}, precision=trained))
-    assert found.precision(config.TrainedPrecision()) == config.TrainedPrecision(params=trained)
-    assert found.precision(config.TrainedPrecision(params="fp32")).params == "fp32"
+    result = pretrained.Pretrained(Path("x"), publish.Meta({}, precision=trained))
+    assert result.precision(config.TrainedPrecision()) == config.TrainedPrecision(params=trained)
+    assert result.precision(config.TrainedPrecision(params="fp32")).params == "fp32"
 
 
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:
@@ -145,6 +145,6 @@ def test_rewards_equal_the_scores_of_transformers(tmp_path: Path, grid: Grid) ->
     tokens = torch.arange(2 * 21).view(2, 21) % 78
     with torch.no_grad():
         wanted = theirs(tokens).logits[:, 0]
-        found = logits_of(loaded(folder, grid)[1][0], tokens)[:, -1]
+        result = logits_of(loaded(folder, grid)[1][0], tokens)[:, -1]
     assert wanted.abs().min() > 0.1
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(result, wanted, rtol=1e-5, atol=1e-4)

@@ -113,12 +113,12 @@ def planted(run: config.Probe, losses: dict[str | None, Sequence[float]], **chan
         if index < len(by_seed):
             arm.folder.mkdir(parents=True)
             loss = by_seed[index]
-            told: dict[str, Any] = {
+            record: dict[str, Any] = {
                 "losses": {"code": loss, "math": loss + 1, "books": 2.0},
                 "tasks": {"arc": loss / 10},
             }
-            told |= {"settings": {**probe.settings(run, "half"), **changed}}
-            (arm.folder / probe.RESULT).write_text(json.dumps(told))
+            record |= {"settings": {**probe.settings(run, "half"), **changed}}
+            (arm.folder / probe.RESULT).write_text(json.dumps(record))
 
 
 @pytest.fixture
@@ -128,30 +128,30 @@ def run(tmp_path: Path) -> config.Probe:
 
 def test_differences_are_taken_between_arms_of_one_seed(run: config.Probe) -> None:
     planted(run, {None: [3.0, 4.0, 5.0, 6.0], "books": [2.9, 3.7, 4.9, 5.7], "web": [3.1]})
-    found = probe.collect(run)
-    assert found["missing"] == ["with-web-seed-2", "with-web-seed-3", "with-web-seed-4"]
-    code = found["candidates"]["books"]["code"]
+    result = probe.collect(run)
+    assert result["missing"] == ["with-web-seed-2", "with-web-seed-3", "with-web-seed-4"]
+    code = result["candidates"]["books"]["code"]
     assert code["differences"] == pytest.approx([-0.1, -0.3, -0.1, -0.3]) and code["seeds"] == [1, 2, 3, 4]
     assert code["difference"] == pytest.approx(-0.2) and (code["default"], code["with"]) == pytest.approx((4.5, 4.3))
     # by hand: s = 0.2 / sqrt(3), t(0.975, 3) = 3.1824
     assert code["ci95"] == pytest.approx(3.182446 * 0.2 / 3**0.5 / 2)
-    both = found["candidates"]["books"][probe.DEFAULT]
+    both = result["candidates"]["books"][probe.DEFAULT]
     assert (both["default"], both["difference"]) == pytest.approx((4.5 + 3 / 4, -0.2))
-    score = found["candidates"]["books"]["arc (score)"]
+    score = result["candidates"]["books"]["arc (score)"]
     assert score["difference"] == pytest.approx(-0.02)
-    assert found["candidates"]["web"]["code"]["ci95"] is None
+    assert result["candidates"]["web"]["code"]["ci95"] is None
     said = {
-        name: {f: probe.shows(f, one) for f, one in figures.items()} for name, figures in found["candidates"].items()
+        name: {f: probe.shows(f, one) for f, one in figures.items()} for name, figures in result["candidates"].items()
     }
     assert said["books"] == {
         "default data": "better", "arc (score)": "worse", "code": "better", "math": "better", "books": "no difference",
     }  # fmt: skip
     assert set(said["web"].values()) == {"one seed: no interval"}
-    text = probe.table(found)
+    text = probe.table(result)
     assert "| books | code | 4.5000 | 4.3000 | -0.2000 | ± 0.1837 | 4 | better |" in text
     assert "| web | code | 3.0000 | 3.1000 | +0.1000 |  | 1 | one seed: no interval |" in text
     assert text.endswith("Not finished: with-web-seed-2, with-web-seed-3, with-web-seed-4.")
-    assert probe.intervals(found)["code"]["books"] == (pytest.approx(-0.2), pytest.approx(0.1837386))
+    assert probe.intervals(result)["code"]["books"] == (pytest.approx(-0.2), pytest.approx(0.1837386))
 
 
 def test_finished_arms_are_not_done_again(run: config.Probe) -> None:
@@ -214,14 +214,14 @@ CONSONANTS, VOWELS = "bdfgklmn", "aeiou"
 def texts(order: Sequence[str], count: int, seed: int) -> list[str]:
     """Words of syllables; which follow each other depends on `order`."""
     random = np.random.default_rng(seed)
-    found = []
+    result = []
     for _ in range(count):
         at, said = int(random.integers(len(order))), []
         for _ in range(60):
             said.append(order[at])
             at = (at + int(random.integers(1, 3))) % len(order)
-        found.append(" ".join(said))
-    return found
+        result.append(" ".join(said))
+    return result
 
 
 @pytest.mark.torch
@@ -282,12 +282,12 @@ def test_data_like_the_text_that_counts_help(tmp_path: Path, capsys: pytest.Capt
     recipe.main(dataclasses.replace(run, arm=3))
     assert not (tmp_path / "worth/probe.json").exists() and len(list((tmp_path / "worth/arms").iterdir())) == 2
     recipe.main(run)
-    found = json.loads((tmp_path / "worth/probe.json").read_text())
-    assert found["missing"] == []
-    goal = {name: figures["goal"] for name, figures in found["candidates"].items()}
+    result = json.loads((tmp_path / "worth/probe.json").read_text())
+    assert result["missing"] == []
+    goal = {name: figures["goal"] for name, figures in result["candidates"].items()}
     assert goal["good"]["difference"] < -5 * goal["good"]["ci95"] < 0 and probe.shows("goal", goal["good"]) == "better"
     assert abs(goal["same"]["difference"]) < abs(goal["good"]["difference"]) / 5
-    assert found["candidates"]["good"]["mine (score)"]["with"] in (0, 1 / 3, 2 / 3, 1)
+    assert result["candidates"]["good"]["mine (score)"]["with"] in (0, 1 / 3, 2 / 3, 1)
     assert (tmp_path / "worth/probe.png").exists() and "| good | goal |" in (tmp_path / "worth/probe.md").read_text()
     attempts = sorted((tmp_path / "worth/arms").glob("*/attempts/*"))
     assert len(attempts) == 9 + 1  # one arm went on where it stopped, one that was there was not done again

@@ -78,8 +78,8 @@ def write_meta(folder: Path) -> None:
     weights = {f"{name}.weight": torch.randn(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
     torch.save(weights, folder / "consolidated.00.pth")
     params = {"dim": h, "n_layers": META.layers, "n_heads": META.heads, "n_kv_heads": META.kv_heads, "norm_eps": 1e-5}
-    told = params | {"vocab_size": META.vocab_size, "rope_theta": 500000.0, "use_scaled_rope": True}
-    (folder / "params.json").write_text(json.dumps(told))
+    record = params | {"vocab_size": META.vocab_size, "rope_theta": 500000.0, "use_scaled_rope": True}
+    (folder / "params.json").write_text(json.dumps(record))
 
 
 def run(script: str, folder: Path) -> str:
@@ -125,20 +125,20 @@ def test_own_text_and_size(done: tuple[Path, dict[str, str]]) -> None:
 @pytest.mark.parametrize("name", ["split", "moved"])
 def test_layouts_agree_and_a_run_moves_from_one_to_another(name: str, done: tuple[Path, dict[str, str]]) -> None:
     folder, _ = done
-    whole, found = losses(folder / "runs/small"), losses(folder / "runs" / name)
-    assert found.keys() == whole.keys()
-    assert list(found.values()) == pytest.approx(list(whole.values()), rel=1e-5)
+    whole, result = losses(folder / "runs/small"), losses(folder / "runs" / name)
+    assert result.keys() == whole.keys()
+    assert list(result.values()) == pytest.approx(list(whole.values()), rel=1e-5)
 
 
 def test_resumed(done: tuple[Path, dict[str, str]]) -> None:
-    told = [attempt.info for attempt in metrics.attempts(done[0] / "runs/moved")]
-    assert [(info["from_step"], info["world_size"]) for info in told] == [(0, 2), (4, 2)]
+    record = [attempt.info for attempt in metrics.attempts(done[0] / "runs/moved")]
+    assert [(info["from_step"], info["world_size"]) for info in record] == [(0, 2), (4, 2)]
 
 
 def test_evaluated(done: tuple[Path, dict[str, str]]) -> None:
-    found = json.loads((done[0] / "small.json").read_text())
-    assert 0 < found["total"]["loss"] < math.log(1024) - 0.2 and found["sources"].keys() == {"mine"}
-    assert found["continuations"][0]["prompt"] == "Once upon a time" and found["continuations"][0]["continuation"]
+    result = json.loads((done[0] / "small.json").read_text())
+    assert 0 < result["total"]["loss"] < math.log(1024) - 0.2 and result["sources"].keys() == {"mine"}
+    assert result["continuations"][0]["prompt"] == "Once upon a time" and result["continuations"][0]["continuation"]
 
 
 def test_exported_and_imported(done: tuple[Path, dict[str, str]]) -> None:
@@ -202,10 +202,10 @@ def test_post_training(done: tuple[Path, dict[str, str]]) -> None:
 
 def test_stage_of_long_context_ends_with_its_gates(done: tuple[Path, dict[str, str]]) -> None:
     long = done[0] / "runs/long"
-    told = json.loads((long / "gates.json").read_text())
+    record = json.loads((long / "gates.json").read_text())
     before = json.loads((done[0] / "small.json").read_text())["total"]
-    assert told["baseline"]["short"] == before
-    assert [one["step"] for one in told["examinations"]] == [2] and told["examinations"][0]["shut"] == []
+    assert record["baseline"]["short"] == before
+    assert [one["step"] for one in record["examinations"]] == [2] and record["examinations"][0]["shut"] == []
     assert json.loads((long / "outcome.json").read_text())["outcome"] == "finished"
     meta = publish.read_meta(publish.resolve(long))
     assert (meta.step, meta.model["rope_factor"]) == (2, 8.0)  # of 8 steps; pre-training had no scaling
@@ -249,7 +249,7 @@ def test_links_and_paths_of_the_readme_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
     rows = README.split("| package | |\n")[1].split("\n\n")[0].splitlines()[1:]
-    told = {row.split("`")[1].rstrip("/"): set(re.findall(r"`([a-z_]+)`", row.split("|")[2])) for row in rows}
-    assert told.keys() == {path.parent.name for path in (ROOT / "llama31").glob("*/__init__.py")}
-    for package, modules in told.items():
+    record = {row.split("`")[1].rstrip("/"): set(re.findall(r"`([a-z_]+)`", row.split("|")[2])) for row in rows}
+    assert record.keys() == {path.parent.name for path in (ROOT / "llama31").glob("*/__init__.py")}
+    for package, modules in record.items():
         assert modules <= {path.stem for path in (ROOT / "llama31" / package).glob("*.py")}, package

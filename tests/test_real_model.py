@@ -50,10 +50,10 @@ def test_a_real_model_is_itself_on_every_way(tmp_path: Path) -> None:
 
     lines = [{"query": query, "choices": given, "gold": gold} for query, given, gold in QUESTIONS]
     (tmp_path / "task.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found, grid = pretrained.find(str(tmp_path / "run")), mesh.create(ONE)
-    words = tokenizer.load(found.tokenizer(config.Tokenizer("huggingface", "")))
-    chunks = llama.build(found.shape, FP32, ONE, grid)
-    found.load(chunks, grid)
+    result, grid = pretrained.find(str(tmp_path / "run")), mesh.create(ONE)
+    words = tokenizer.load(result.tokenizer(config.Tokenizer("huggingface", "")))
+    chunks = llama.build(result.shape, FP32, ONE, grid)
+    result.load(chunks, grid)
     task = Task(str(tmp_path / "task.jsonl"))
     judged = choices.judge(Forward(chunks, grid), choices.prepare("t", task, words, 64), 4)
     prompt = words.encode("The capital of France is")

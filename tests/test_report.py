@@ -102,9 +102,9 @@ def troubled(tmp_path: Path) -> Folder:
 
 
 def test_where_the_time_went(troubled: Folder) -> None:
-    found = account(troubled)
-    assert found.wall_s == pytest.approx(400)
-    assert {name: round(value, 3) for name, value in found.seconds.items()} == {
+    result = account(troubled)
+    assert result.wall_s == pytest.approx(400)
+    assert {name: round(value, 3) for name, value in result.seconds.items()} == {
         TRAINING: 50 + 10 + 40 + 30 + 20,
         LOST: 20 + 20,
         STALLS: 4 + 3 + 8,
@@ -112,19 +112,19 @@ def test_where_the_time_went(troubled: Folder) -> None:
         DOWN: 30 + 50,
         OTHER: 6 + 6 + 40,
     }
-    assert found.effective == pytest.approx(0.375)
+    assert result.effective == pytest.approx(0.375)
 
 
 def test_endings_and_causes(troubled: Folder) -> None:
-    found = account(troubled)
-    rows = [(e.outcome, e.cause, e.step, e.lost_steps, round(e.lost_s), e.down_s) for e in found.endings]
+    result = account(troubled)
+    rows = [(e.outcome, e.cause, e.step, e.lost_steps, round(e.lost_s), e.down_s) for e in result.endings]
     assert rows == [
         ("died", "without a word (killed, or its node was lost)", 8, 2, 20, pytest.approx(30)),
         ("stopped", "stop file", 13, 0, 0, pytest.approx(50)),  # what its rollback undid is not the stop's
         ("failed", "step 16: loss nan", 15, 0, 0, None),
     ]
-    assert found.state == "failed" and len(found.interruptions) == 3
-    assert accounts.concerns(found)[0] == "Attempt 2 failed at step 15: step 16: loss nan"
+    assert result.state == "failed" and len(result.interruptions) == 3
+    assert accounts.concerns(result)[0] == "Attempt 2 failed at step 15: step 16: loss nan"
 
 
 def test_causes_differ_by_more_than_numbers() -> None:
@@ -132,8 +132,8 @@ def test_causes_differ_by_more_than_numbers() -> None:
         return accounts.Ending(number, "failed", cause, 0.0, 1.0, number, 2, 5.0, down_s)
 
     ends = [ending(0, "loss nan at step 7", 10), ending(1, "disk full", 40), ending(2, "loss nan at step 1e5", 20)]
-    found = accounts.causes(ends)
-    assert [(c.cause, len(c.endings), c.lost_s, c.down_s) for c in found] == [
+    result = accounts.causes(ends)
+    assert [(c.cause, len(c.endings), c.lost_s, c.down_s) for c in result] == [
         ("disk full", 1, 5.0, 40),
         ("loss nan at step #", 2, 10.0, 30),
     ]
@@ -144,10 +144,10 @@ def test_time_of_two_attempts_at_once_is_booked_once(tmp_path: Path) -> None:
     claimed_s, run.now_s = run.now_s, run.now_s - 50
     run.attempt(5).line("start", 5).steps(6, 7)  # began when the old one, cut off, was at step 5, and trained on
     run.now_s = claimed_s
-    found = account(run)
-    assert found.wall_s == pytest.approx(100)
-    assert found.seconds[TRAINING] == pytest.approx(70) and found.seconds[LOST] == found.seconds[DOWN] == 0
-    assert found.endings[0].lost_steps == 5
+    result = account(run)
+    assert result.wall_s == pytest.approx(100)
+    assert result.seconds[TRAINING] == pytest.approx(70) and result.seconds[LOST] == result.seconds[DOWN] == 0
+    assert result.endings[0].lost_steps == 5
 
 
 def test_running_or_dead(tmp_path: Path) -> None:
@@ -219,15 +219,15 @@ def page(*folders: Folder, silent_s: float = 0.0) -> Page:
     assert path == folders[0].path / "report.html" and [*folders[0].path.glob(".report*")] == []
     html = path.read_text()
     assert "http" not in html.replace("http://www.w3.org/2000/svg", "") and "@import" not in html and "url(" not in html
-    found = Page(html)
-    for tag, attributes in found.tags:
+    result = Page(html)
+    for tag, attributes in result.tags:
         assert tag not in ("link", "iframe", "object", "base") and "src" not in attributes
         assert (attributes.get("href") or "#").startswith("#")
         assert not [name for name in attributes if name.startswith("on") or not re.fullmatch("[a-zA-Z-]+", name)]
         assert re.fullmatch(r"[\w -]*", attributes.get("class") or "")
-    numbers = [value for _, attributes in found.tags for value in (attributes.get("d"), attributes.get("x")) if value]
+    numbers = [value for _, attributes in result.tags for value in (attributes.get("d"), attributes.get("x")) if value]
     assert not [value for value in numbers if "nan" in value or "inf" in value]
-    return found
+    return result
 
 
 def simulated(path: Path, steps: int, **config: Any) -> Folder:
@@ -258,12 +258,14 @@ def simulated(path: Path, steps: int, **config: Any) -> Folder:
 
 
 def test_headline(tmp_path: Path) -> None:
-    found = page(simulated(tmp_path / "run", 40), silent_s=5)
-    assert "▶ running" in found.text
-    assert found.tile("Step") == "40" and found.tile("Tokens") == "163.8k" and found.tile("Held-out loss") == "2.5000"
-    assert found.tile("Newest checkpoint") == "step 40" and found.tile("Interruptions") == "0"
-    assert "100.0% of 164k" in found.text and "last sign of life 5.0 s ago" in found.text
-    assert found.tile("MFU").startswith("38.") and found.tile("Time left") == "0.0 s"
+    result = page(simulated(tmp_path / "run", 40), silent_s=5)
+    assert "▶ running" in result.text
+    assert (
+        result.tile("Step") == "40" and result.tile("Tokens") == "163.8k" and result.tile("Held-out loss") == "2.5000"
+    )
+    assert result.tile("Newest checkpoint") == "step 40" and result.tile("Interruptions") == "0"
+    assert "100.0% of 164k" in result.text and "last sign of life 5.0 s ago" in result.text
+    assert result.tile("MFU").startswith("38.") and result.tile("Time left") == "0.0 s"
     titles = {"Loss", "Loss, second half", "Gradient norm", "Learning rate", "Batch and sequence length", "Checkpoints"}
     titles |= {
         "Tokens per second",
@@ -272,9 +274,9 @@ def test_headline(tmp_path: Path) -> None:
         "Ranks: forward and backward",
         "Progress",
     }
-    assert titles <= set(found.text) and "not recorded" not in found.text
-    assert {"held out: web", "held out: code", "n7 slow", "packages.torch", "Slow ranks"} <= set(found.text)
-    assert any("ln V = 9.01" in word for word in found.text)
+    assert titles <= set(result.text) and "not recorded" not in result.text
+    assert {"held out: web", "held out: code", "n7 slow", "packages.torch", "Slow ranks"} <= set(result.text)
+    assert any("ln V = 9.01" in word for word in result.text)
 
 
 def test_lengths_of_documents_where_rows_hold_whole_ones(tmp_path: Path) -> None:
@@ -282,39 +284,41 @@ def test_lengths_of_documents_where_rows_hold_whole_ones(tmp_path: Path) -> None
     run = Folder(tmp_path / "run").attempt().wait(1).line("start", 0)
     for step in range(1, 5):
         shares = {"0": 0.25, "8192": 0.75} if step % 2 else {"8192": 1.0}
-        told = {"document_tokens": 9000.0, "piece_tokens": 4096.0, "padding_share": 0.01, "length_shares": shares}
-        run.wait(1).line("train", step, loss=2.0, sequence_length=8192, **told)
-    found = page(run)
-    assert {"Length of documents", "Tokens by length of their document"} <= set(found.text)
-    at = found.text.index("Tokens by length of their document")
-    legend = found.text[at + 1 : at + 7]
+        recorded = {"document_tokens": 9000.0, "piece_tokens": 4096.0, "padding_share": 0.01, "length_shares": shares}
+        run.wait(1).line("train", step, loss=2.0, sequence_length=8192, **recorded)
+    result = page(run)
+    assert {"Length of documents", "Tokens by length of their document"} <= set(result.text)
+    at = result.text.index("Tokens by length of their document")
+    legend = result.text[at + 1 : at + 7]
     assert legend == ["from 0 tokens", "12.5%", "from 8,192 tokens", "87.5%", "padding, of all places", "1.0%"]
-    assert "whole documents" in found.text and "9,000" in found.text
+    assert "whole documents" in result.text and "9,000" in result.text
     assert "Length of documents" not in page(simulated(tmp_path / "other", 3)).text
 
 
 def test_page_of_a_troubled_run(troubled: Folder) -> None:
     (troubled.path / "decisions.jsonl").write_text('{"skip": [11, 12]}\n{"skip": [3')
-    found = page(troubled)
-    assert "▲ failed" in found.text and found.tile("Effective time") == "37.5%" and found.tile("Interruptions") == "3"
-    assert "1 planned, 2 not; 3 attempts" in found.text and "Interruptions by cause" in found.text
-    assert "skip: [11, 12]" in found.text and "z 12" in " ".join(found.text)
-    assert "hosts: gone, new" in found.text and "n9" in found.text  # what changed between attempts
-    assert accounts.DEFINITION in found.text
+    result = page(troubled)
+    assert (
+        "▲ failed" in result.text and result.tile("Effective time") == "37.5%" and result.tile("Interruptions") == "3"
+    )
+    assert "1 planned, 2 not; 3 attempts" in result.text and "Interruptions by cause" in result.text
+    assert "skip: [11, 12]" in result.text and "z 12" in " ".join(result.text)
+    assert "hosts: gone, new" in result.text and "n9" in result.text  # what changed between attempts
+    assert accounts.DEFINITION in result.text
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10])
 def test_short_runs(steps: int, tmp_path: Path) -> None:
-    found = page(simulated(tmp_path / "run", steps))
-    assert found.tile("Step") == str(steps) and "No training step yet." not in found.text
+    result = page(simulated(tmp_path / "run", steps))
+    assert result.tile("Step") == str(steps) and "No training step yet." not in result.text
 
 
 def test_run_without_a_step(tmp_path: Path) -> None:
     run = Folder(tmp_path / "run")
     (run.path / "config.yaml").unlink()
     (run.path / "attempts" / "0000").mkdir(parents=True)  # claimed, and nothing written yet
-    found = page(run)
-    assert "No training step yet." in found.text and "no config.yaml in the run folder" in found.text
+    result = page(run)
+    assert "No training step yet." in result.text and "no config.yaml in the run folder" in result.text
 
 
 def test_numbers_that_are_none(tmp_path: Path) -> None:
@@ -324,9 +328,9 @@ def test_numbers_that_are_none(tmp_path: Path) -> None:
             "train", step, loss=value, grad_norm=value, lr=value, step_s=value, mfu=value, tokens_per_s=value
         )
     run.line("validation", 34, loss="nan", losses={"web": "nan", "code": 2.0})
-    found = page(run)
-    assert found.tile("Held-out loss") == "nan"
-    assert any("The loss of 3 steps is not finite, last at step 33" in word for word in found.text)
+    result = page(run)
+    assert result.tile("Held-out loss") == "nan"
+    assert any("The loss of 3 steps is not finite, last at step 33" in word for word in result.text)
 
 
 def test_files_of_another_kind(tmp_path: Path) -> None:
@@ -337,8 +341,8 @@ def test_files_of_another_kind(tmp_path: Path) -> None:
     (run.home / "preflight.json").write_text('{"nodes": 3, "problems": null}')
     run.line("ranks", 12, phases={"data_s": 3, "x_s": {"min": "nan"}}, slow=[3]).line("checkpoint", 12)
     run.line("validation", 12, losses=[1]).line("event", 12).line("train", 13)
-    found = page(run)
-    assert "Files that could not be read" in found.text and found.tile("Step") == "13"
+    result = page(run)
+    assert "Files that could not be read" in result.text and result.tile("Step") == "13"
 
 
 def test_nothing_from_files_becomes_markup(tmp_path: Path) -> None:
@@ -356,20 +360,20 @@ def test_nothing_from_files_becomes_markup(tmp_path: Path) -> None:
     run.end(evil, evil, 12)
     run.attempt(12, host=evil, command=[evil], packages={evil: evil}, weights_from=evil, slurm_job=evil)
     other = simulated(tmp_path / "other", 12)
-    found = page(run, other)
-    assert [tag for tag, _ in found.tags].count("script") == 1 and "img" not in [tag for tag, _ in found.tags]
-    assert any(evil in word for word in found.text)
+    result = page(run, other)
+    assert [tag for tag, _ in result.tags].count("script") == 1 and "img" not in [tag for tag, _ in result.tags]
+    assert any(evil in word for word in result.text)
 
 
 def test_runs_side_by_side(tmp_path: Path) -> None:
     runs = [simulated(tmp_path / place / "run", 20, lr=lr) for place, lr in (("a", 0.001), ("b", 0.002))]
-    found = page(*runs)
-    assert {"2 runs", "Side by side", "Training loss over time", "Differences of the configs"} <= set(found.text)
-    assert "schedule.peak_lr" in found.text and "0.002" in found.text
+    result = page(*runs)
+    assert {"2 runs", "Side by side", "Training loss over time", "Differences of the configs"} <= set(result.text)
+    assert "schedule.peak_lr" in result.text and "0.002" in result.text
     assert str(tmp_path / "a" / "run") in {
-        attributes.get("title") for _, attributes in found.tags
+        attributes.get("title") for _, attributes in result.tags
     }  # names were the same
-    assert {"#run-0", "#run-1"} <= {attributes.get("href") for _, attributes in found.tags}
+    assert {"#run-0", "#run-1"} <= {attributes.get("href") for _, attributes in result.tags}
 
 
 def test_many_steps_and_attempts_stay_a_small_page(tmp_path: Path) -> None:
@@ -377,18 +381,18 @@ def test_many_steps_and_attempts_stay_a_small_page(tmp_path: Path) -> None:
     for number in range(60):
         run.attempt(100 * number).line("start", 100 * number)
         run.steps(100 * number + 1, 100 * number + 130, loss=2.0, grad_norm=1.0).wait(30)
-    found = page(run)
+    result = page(run)
     assert (run.path / "report.html").stat().st_size < 1_000_000
-    assert found.tile("Interruptions") == "59" and found.tile("Step") == "6,030"
+    assert result.tile("Interruptions") == "59" and result.tile("Step") == "6,030"
 
 
 def test_thinned_points_draw_the_same_picture() -> None:
     source = random.Random(1)
     points = [charts.Point(x, source.random()) for x in range(200_000)]
     points[77_777], points[123_456] = charts.Point(77_777, 50.0), charts.Point(123_456, -50.0)
-    found = charts.thinned(points, 300, 0, 200_000)
-    assert len(found) <= 4 * 300 and found == sorted(found)
-    assert found[0] == points[0] and found[-1] == points[-1] and {points[77_777], points[123_456]} <= set(found)
+    result = charts.thinned(points, 300, 0, 200_000)
+    assert len(result) <= 4 * 300 and result == sorted(result)
+    assert result[0] == points[0] and result[-1] == points[-1] and {points[77_777], points[123_456]} <= set(result)
     assert charts.thinned(points[:10], 300, 0, 9) == points[:10]
 
 

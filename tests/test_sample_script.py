@@ -69,17 +69,17 @@ class Job:
     """One job of the script, in a folder of its own."""
 
     def __init__(self, here: Path, draws_s: float = 0.2, code: int = 0, vllm: bool = True, **further: str) -> None:
-        self.here, self.told = here, here / "told"
-        self.told.touch()
+        self.here, self.log = here, here / "told"
+        self.log.touch()
         shutil.copytree(ROOT / "slurm", here / "home" / "slurm")
         programs = {"bin/srun": SRUN, "bin/scontrol": SCONTROL, "python": PYTHON, "vllm": VLLM}
         for name, text in {**programs, "home/slurm/launch.sh": LAUNCH}.items():
             (here / name).parent.mkdir(exist_ok=True)
             (here / name).write_text(text)
             (here / name).chmod(0o755)
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            self.port = found.getsockname()[1]
+        with socket.socket() as result:
+            result.bind(("127.0.0.1", 0))
+            self.port = result.getsockname()[1]
         self.environment = {
             **os.environ, "PATH": f"{here / 'bin'}:{os.environ['PATH']}", "HERE": str(here),
             "LLAMA31_HOME": str(here / "home"), "PYTHON": str(here / "python"), "REAL_PYTHON": sys.executable,
@@ -96,11 +96,11 @@ class Job:
         return subprocess.Popen(["bash", script, *words], env=self.environment, stdin=subprocess.DEVNULL)
 
     def lines(self) -> list[str]:
-        return self.told.read_text().splitlines()
+        return self.log.read_text().splitlines()
 
     def port_is_free(self) -> bool:
-        with socket.socket() as found:
-            return found.connect_ex(("127.0.0.1", self.port)) != 0
+        with socket.socket() as result:
+            return result.connect_ex(("127.0.0.1", self.port)) != 0
 
 
 def test_servers_are_gone_before_the_ranking(tmp_path: Path) -> None:

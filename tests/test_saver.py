@@ -299,9 +299,9 @@ def test_two_ranks_save_fail_and_verify_together(tmp_path: Path) -> None:
     words = [sys.executable, "-c", RANKS, str(tmp_path / "saved")]
     ranks = [subprocess.Popen([*words, str(rank)], cwd=ROOT, stdout=subprocess.PIPE, text=True) for rank in (0, 1)]
     try:
-        told = "".join(rank.communicate(timeout=LIMIT_S)[0] for rank in ranks)
+        record = "".join(rank.communicate(timeout=LIMIT_S)[0] for rank in ranks)
     finally:
         for rank in ranks:
             rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], told
-    assert "rank 0: step 2 failed" in told and "rank 1: step 2 failed" in told
+    assert [rank.returncode for rank in ranks] == [0, 0], record
+    assert "rank 0: step 2 failed" in record and "rank 1: step 2 failed" in record

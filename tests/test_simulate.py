@@ -81,8 +81,8 @@ def test_drawn_stops_have_the_reports_rate_and_shares() -> None:
 
 
 def test_the_reports_effective_time_is_reachable_and_not_free() -> None:
-    found = simulate.effective(simulate.simulate(Simulate(replications=20)))
-    assert found.value - found.half > 0.9
+    result = simulate.effective(simulate.simulate(Simulate(replications=20)))
+    assert result.value - result.half > 0.9
     hourly = Simulate(checkpoint_every_s=3600, restart_s=1200, replications=20)
     assert simulate.effective(simulate.simulate(hourly)).value < 0.75
 
@@ -116,8 +116,8 @@ def test_detection_depends_on_how_the_cause_shows() -> None:
 
 
 def test_failure_during_restart_begins_it_anew() -> None:
-    found = lost(ROUND, (1111, GPU), (1111 + 30 + 200, CABLE))
-    assert found == pytest.approx({"lost work": 101, "detection": 30 + 600, "restart": 200 + 300})
+    result = lost(ROUND, (1111, GPU), (1111 + 30 + 200, CABLE))
+    assert result == pytest.approx({"lost work": 101, "detection": 30 + 600, "restart": 200 + 300})
 
 
 def test_failure_before_detection_costs_nothing_more() -> None:
@@ -126,10 +126,10 @@ def test_failure_before_detection_costs_nothing_more() -> None:
 
 def test_planned_stop_loses_no_work_and_waits_while_the_job_is_down() -> None:
     assert lost(ROUND, (1500, PLANNED)) == {"planned": 700 + 300}
-    found = lost(ROUND, (1111, GPU), (1200, PLANNED))
-    assert found == pytest.approx({"lost work": 101, "detection": 30, "restart": 300, "planned": 1000})
-    found = lost(ROUND, (1500, PLANNED), (1500 + 700 + 50, GPU))
-    assert found == {"planned": 750, "detection": 30, "restart": 300}
+    result = lost(ROUND, (1111, GPU), (1200, PLANNED))
+    assert result == pytest.approx({"lost work": 101, "detection": 30, "restart": 300, "planned": 1000})
+    result = lost(ROUND, (1500, PLANNED), (1500 + 700 + 50, GPU))
+    assert result == {"planned": 750, "detection": 30, "restart": 300}
 
 
 def test_stop_beyond_the_end_and_an_end_while_down() -> None:
@@ -171,22 +171,24 @@ SETTINGS = [
 
 @pytest.mark.parametrize("run", SETTINGS)
 def test_simulation_agrees_with_renewal_theory(run: Simulate) -> None:
-    found = simulate.effective(simulate.simulate(run))
-    assert found.half < 0.005
-    assert found.value == pytest.approx(renewal(run), abs=2 * found.half)  # of each setting in 10,000 seeds, one fails
+    result = simulate.effective(simulate.simulate(run))
+    assert result.half < 0.005
+    assert result.value == pytest.approx(
+        renewal(run), abs=2 * result.half
+    )  # of each setting in 10,000 seeds, one fails
 
 
 @pytest.mark.parametrize(("gpus", "days"), [(1024, 54), (2048, 20), (512, 200)])
 def test_first_order_holds_within_the_interval_where_losses_are_few(gpus: int, days: float) -> None:
     run = Simulate(gpus=gpus, days=days, checkpoint_stall_s=1, planned_factor=0.1, checkpoint_write_s=10)
-    found = simulate.effective(simulate.simulate(run))
-    assert found.half < 0.0005
-    assert abs(found.value - simulate.first_order(run)) < found.half
+    result = simulate.effective(simulate.simulate(run))
+    assert result.half < 0.0005
+    assert abs(result.value - simulate.first_order(run)) < result.half
 
 
 def test_first_order_is_a_floor_at_the_reports_scale() -> None:
-    found = simulate.effective(simulate.simulate(Simulate(replications=30)))
-    assert 0 < found.value - simulate.first_order(Simulate()) < 0.007  # overlaps, of the order of the loss squared
+    result = simulate.effective(simulate.simulate(Simulate(replications=30)))
+    assert 0 < result.value - simulate.first_order(Simulate()) < 0.007  # overlaps, of the order of the loss squared
 
 
 def test_young_daly_costs_least() -> None:
@@ -210,9 +212,9 @@ def test_students_t() -> None:
 def test_interval_covers_the_truth_in_95_of_100() -> None:
     run = Simulate(**QUIET | {"replications": 10}, days=20)
     truth = renewal(run)
-    found = [simulate.effective(simulate.simulate(replace(run, seed=seed))) for seed in range(100)]
-    assert 88 <= sum(abs(mean.value - truth) <= mean.half for mean in found) <= 100
-    assert 40 <= sum(abs(mean.value - truth) <= mean.half * 0.677 / 2.262 * 1.04 for mean in found) <= 62
+    result = [simulate.effective(simulate.simulate(replace(run, seed=seed))) for seed in range(100)]
+    assert 88 <= sum(abs(mean.value - truth) <= mean.half for mean in result) <= 100
+    assert 40 <= sum(abs(mean.value - truth) <= mean.half * 0.677 / 2.262 * 1.04 for mean in result) <= 62
 
 
 # --- knobs and tables ---

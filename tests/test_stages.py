@@ -28,8 +28,8 @@ def stages(model: str) -> list[config.Pretrain]:
     """The six stages, as they are given for the 405B, and with `parallel.cp` alone for the smaller ones."""
     if model == "405b":
         pairs = [(f"schedule=long_{number}", f"parallel={name}") for number, name in enumerate(LAYOUTS, start=1)]
-        found = [[*STAGE, "model=405b", *pair] for pair in pairs]
-        return [entry.load(config.Pretrain, "long_context", given, lambda _: SERVED[model]) for given in found]
+        result = [[*STAGE, "model=405b", *pair] for pair in pairs]
+        return [entry.load(config.Pretrain, "long_context", given, lambda _: SERVED[model]) for given in result]
     layout_of = {"70b": "parallel=70b", "8b": "parallel=8b_1node"}[model]
     run = compose(config.Pretrain, "long_context", [*STAGE, f"model={model}", "schedule=long_1", layout_of])
     return [
@@ -50,11 +50,11 @@ def test_every_stage_is_possible_and_wastes_nothing(model: str) -> None:
 
 
 def test_six_stages_lead_from_8k_to_128k() -> None:
-    found = [run.schedule for run in stages("405b")]
-    assert [given.sequence_length for given in found] == LENGTHS
-    assert sum(given.total_tokens for given in found) == 800_000_000_000
-    assert all(abs(given.batch_tokens / 2**24 - 1) < 0.02 for given in found)
-    assert {schedule.learning_rate(given, tokens) for given in found for tokens in (0, 10**11)} == {2e-6}
+    result = [run.schedule for run in stages("405b")]
+    assert [given.sequence_length for given in result] == LENGTHS
+    assert sum(given.total_tokens for given in result) == 800_000_000_000
+    assert all(abs(given.batch_tokens / 2**24 - 1) < 0.02 for given in result)
+    assert {schedule.learning_rate(given, tokens) for given in result for tokens in (0, 10**11)} == {2e-6}
 
 
 def test_a_stage_goes_on_where_pretraining_ended() -> None:

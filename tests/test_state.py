@@ -31,10 +31,10 @@ def test_every_range_of_a_shard_is_cut_into_few_views(
     flat = torch.cat(blocks).flatten()
     for start, stop in itertools.combinations(range(flat.numel() + 1), 2):
         held = flat[start:stop]
-        found = list(state.cut(offsets, local, start, held))
-        assert len(found) <= 3 * len(offsets)
-        assert sum(block.resolve().numel() for block in found) == held.numel()
-        for block in found:
+        result = list(state.cut(offsets, local, start, held))
+        assert len(result) <= 3 * len(offsets)
+        assert sum(block.resolve().numel() for block in result) == held.numel()
+        for block in result:
             part = block.resolve()
             assert part.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr() and part.is_contiguous()
             assert torch.equal(part, whole[tuple(slice(a, a + n) for a, n in zip(block.offset, block.shape))])

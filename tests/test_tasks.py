@@ -29,9 +29,9 @@ def written(folder: Path, *lines: Any) -> str:
 
 
 def test_gold_is_an_index_or_a_text(tmp_path: Path) -> None:
-    found = tasks.read("t", Task(written(tmp_path, *LINES, "")))
-    assert [example.gold for example in found] == [0, 1, 0] and found[2].line == 3
-    assert found[1].context == "Snow is" and found[1].choices == ("black", "white", "red")
+    result = tasks.read("t", Task(written(tmp_path, *LINES, "")))
+    assert [example.gold for example in result] == [0, 1, 0] and result[2].line == 3
+    assert result[1].context == "Snow is" and result[1].choices == ("black", "white", "red")
     assert len(tasks.read("t", Task(written(tmp_path, *LINES), limit=2))) == 2
 
 
@@ -44,8 +44,8 @@ def test_fields_within_fields_and_labels(tmp_path: Path) -> None:
         labels="choices.label",
         gold="answer",
     )
-    (found,) = tasks.read("arc", task)
-    assert (found.context, found.choices, found.gold) == ("Question: 2 + 2\nAnswer:", ("3", "4"), 1)
+    (result,) = tasks.read("arc", task)
+    assert (result.context, result.choices, result.gold) == ("Question: 2 + 2\nAnswer:", ("3", "4"), 1)
 
 
 def test_solved_examples_come_first_and_never_the_question_itself(tmp_path: Path) -> None:

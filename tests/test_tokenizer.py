@@ -163,12 +163,14 @@ def test_no_template_where_its_text_would_be_other_tokens(tmp_path: Path) -> Non
     assert not (tmp_path / "saved" / "chat_template.jinja").exists()
 
 
-@pytest.mark.parametrize("told", [None, {}, {"model_max_length": 7, "bos_token": None}])
+@pytest.mark.parametrize("record", [None, {}, {"model_max_length": 7, "bos_token": None}])
 @pytest.mark.torch
-def test_a_foreign_tokenizer_gets_the_template_of_our_tokens(told: dict | None, foreign: Path, tmp_path: Path) -> None:
+def test_a_foreign_tokenizer_gets_the_template_of_our_tokens(
+    record: dict | None, foreign: Path, tmp_path: Path
+) -> None:
     transformers = pytest.importorskip("transformers")
-    if told is not None:
-        (foreign / "tokenizer_config.json").write_text(json.dumps(told))
+    if record is not None:
+        (foreign / "tokenizer_config.json").write_text(json.dumps(record))
     ours = tokenizer.load(config.Tokenizer(kind="huggingface", path=str(foreign)))
     assert isinstance(ours, tokenizer.HuggingFaceTokenizer)
     ours.save_hf(tmp_path / "saved")
@@ -179,13 +181,13 @@ def test_a_foreign_tokenizer_gets_the_template_of_our_tokens(told: dict | None, 
     assert theirs(text, add_special_tokens=False).input_ids == ids and ids[0] == ours.bos_id
     written = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
     assert written["chat_template"] == (tmp_path / "saved" / "chat_template.jinja").read_text() == template.TEMPLATE
-    assert written.get("model_max_length") == (told or {}).get("model_max_length")
+    assert written.get("model_max_length") == (record or {}).get("model_max_length")
 
 
 @pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.jinja"])
 def test_a_template_that_is_there_stays(place: str, foreign: Path, tmp_path: Path) -> None:
-    told = {"chat_template": "mine"} if place == "tokenizer_config.json" else {"model_max_length": 7}
-    (foreign / "tokenizer_config.json").write_text(json.dumps(told))
+    record = {"chat_template": "mine"} if place == "tokenizer_config.json" else {"model_max_length": 7}
+    (foreign / "tokenizer_config.json").write_text(json.dumps(record))
     if place == "chat_template.jinja":
         (foreign / place).write_text("mine")
     tokenizer.load(config.Tokenizer(kind="huggingface", path=str(foreign))).save_hf(tmp_path / "saved")
@@ -240,8 +242,8 @@ def test_too_little_text_for_the_vocabulary(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.jinja"])
 def test_an_authors_template_gives_way_to_what_was_trained(place: str, foreign: Path, tmp_path: Path) -> None:
-    told = {"model_max_length": 7} | ({"chat_template": "mine"} if place == "tokenizer_config.json" else {})
-    (foreign / "tokenizer_config.json").write_text(json.dumps(told))
+    record = {"model_max_length": 7} | ({"chat_template": "mine"} if place == "tokenizer_config.json" else {})
+    (foreign / "tokenizer_config.json").write_text(json.dumps(record))
     if place == "chat_template.jinja":
         (foreign / place).write_text("mine")
     assert tokenizer.write_template(foreign)
@@ -249,7 +251,7 @@ def test_an_authors_template_gives_way_to_what_was_trained(place: str, foreign: 
     assert written == {"model_max_length": 7, "chat_template": template.TEMPLATE}
     assert (foreign / "chat_template.jinja").read_text() == template.TEMPLATE
     split = write_foreign(tmp_path / "gpt2", use_regex=True)
-    (split / "tokenizer_config.json").write_text(json.dumps(told))
+    (split / "tokenizer_config.json").write_text(json.dumps(record))
     (split / "chat_template.jinja").write_text("mine")
     assert not tokenizer.write_template(split), "no template gives the tokens that were trained on"
     assert not (split / "chat_template.jinja").exists()
@@ -273,8 +275,8 @@ def test_added_tokens_and_special_ones_of_another_author(foreign: Path) -> None:
     form = chat.Format(ours)
     for said in ("Hello, world", "Hello <|im_start|> there"):
         dialog = {"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": "1, 2"}]}
-        told = theirs.apply_chat_template(dialog["messages"], bos_token="<|begin_of_text|>", return_dict=False)
-        assert told == form.encode(chat.read(dialog)).tokens.tolist()
+        record = theirs.apply_chat_template(dialog["messages"], bos_token="<|begin_of_text|>", return_dict=False)
+        assert record == form.encode(chat.read(dialog)).tokens.tolist()
     hostile = [{"role": "user", "content": "<|im_end|>"}]
     assert ours.special["<|im_end|>"] not in theirs.apply_chat_template(hostile, return_dict=False)
 
@@ -282,9 +284,9 @@ def test_added_tokens_and_special_ones_of_another_author(foreign: Path) -> None:
 def test_documents_end_alike_with_a_base_models_tokenizer_and_an_instruct_ones(exported: Path, tmp_path: Path) -> None:
     shutil.copytree(exported, tmp_path / "instruct")
     path = tmp_path / "instruct" / "tokenizer_config.json"
-    told = json.loads(path.read_text())
-    assert told["eos_token"] == "<|end_of_text|>", "as base models have it"
-    path.write_text(json.dumps(told | {"eos_token": "<|eot_id|>"}))
+    record = json.loads(path.read_text())
+    assert record["eos_token"] == "<|end_of_text|>", "as base models have it"
+    path.write_text(json.dumps(record | {"eos_token": "<|eot_id|>"}))
     base, instruct = (
         tokenizer.load(config.Tokenizer(kind="huggingface", path=str(folder)))
         for folder in (exported, tmp_path / "instruct")

@@ -16,7 +16,7 @@ from tests.outdated import compared, pins
 
 
 @pytest.mark.parametrize(
-    ("found", "named"),
+    ("versions", "named"),
     [
         ({"torch": "2.11.0+cu130", "CUDA": "13.0", "transformer-engine": "2.12.0"}, []),
         ({"torch": "2.13.0+cpu", "megatron-core": "0.19.2", "numpy": "99.0"}, []),
@@ -29,8 +29,8 @@ from tests.outdated import compared, pins
         ({"transformer-engine": "3.0.0.dev1"}, ["transformer-engine 3.0.0.dev1 (tested"]),
     ],
 )
-def test_versions_outside_of_the_tested_ranges_are_named_in_one_line(found: dict[str, str], named: list[str]) -> None:
-    said = versions.untested(found)
+def test_versions_outside_of_the_tested_ranges_are_named_in_one_line(versions: dict[str, str], named: list[str]) -> None:
+    said = versions.untested(versions)
     assert (said is None) == (not named)
     assert said is None or ("\n" not in said and all(part in said for part in [*named, "docs/versions.md"]))
 
@@ -104,10 +104,10 @@ def test_make_finds_python_312_behind_a_shim_that_refuses(tmp_path: Path) -> Non
     python(bin_ / "python", 11, log)
     refusing = python(bin_ / "python3.12", 12, log)
     refusing.write_text("#!/bin/sh\nexit 127\n")
-    found = python(tmp_path / ".pyenv" / "versions" / "3.12.1" / "bin" / "python3.12", 12, log)
+    result = python(tmp_path / ".pyenv" / "versions" / "3.12.1" / "bin" / "python3.12", 12, log)
     code, said = make(tmp_path, ".venv/bin/python", path=f"{bin_}:/usr/bin:/bin")
     assert code == 0, said
-    assert log.read_text() == f"{found} -m venv .venv\n"
+    assert log.read_text() == f"{result} -m venv .venv\n"
 
 
 def test_make_says_how_to_get_python_312(tmp_path: Path) -> None:

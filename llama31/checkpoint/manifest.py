@@ -52,9 +52,9 @@ def read(folder: Path) -> Manifest:
     if version == 1:
         return Manifest(content["meta"], {name: Entry(size) for name, size in content["files"].items()})
     stated = content.pop(ALGORITHM, None)
-    if (found := _checksum(content)) != stated:
-        raise ValueError(f"{NAME} has checksum {found}, it says {stated}")
-    files = {name: Entry(told["bytes"], told[ALGORITHM]) for name, told in content["files"].items()}
+    if (actual := _checksum(content)) != stated:
+        raise ValueError(f"{NAME} has checksum {actual}, it says {stated}")
+    files = {name: Entry(entry["bytes"], entry[ALGORITHM]) for name, entry in content["files"].items()}
     return Manifest(content["meta"], files)
 
 
@@ -73,14 +73,14 @@ def damage(folder: Path, group: dist.ProcessGroup | None = None) -> list[str]:
     Collective over `group`, whose ranks share out the reading by size.
     """
     first = rank_of(group) == 0
-    told = on_all_ranks(group, lambda: _read_or_say(folder) if first else None)
-    manifest = next(value for value in told if value is not None)
+    manifests = on_all_ranks(group, lambda: _read_or_say(folder) if first else None)
+    manifest = next(value for value in manifests if value is not None)
     if isinstance(manifest, str):
         return [manifest]
     ranks = dist.get_world_size(group) if dist.is_initialized() else 1
     mine = _shared_out(manifest.files, ranks)[rank_of(group)]
     checked = on_all_ranks(group, lambda: [_wrong(folder, name, manifest.files[name]) for name in mine])
-    return sorted(found for part in checked for found in part if found is not None)
+    return sorted(result for part in checked for result in part if result is not None)
 
 
 def _read_or_say(folder: Path) -> Manifest | str:
@@ -112,10 +112,10 @@ def _wrong(folder: Path, name: str, entry: Entry) -> str | None:
     try:
         if (wrong := _wrong_size(folder, name, entry)) or entry.checksum is None:
             return wrong
-        found = checksum.of_file(folder / name).checksum
+        actual = checksum.of_file(folder / name).checksum
     except OSError as error:
         return f"{name} cannot be read ({error})"
-    return None if found == entry.checksum else f"{name} has checksum {found}, it was written with {entry.checksum}"
+    return None if actual == entry.checksum else f"{name} has checksum {actual}, it was written with {entry.checksum}"
 
 
 def _checksum(content: dict[str, Any]) -> str | None:

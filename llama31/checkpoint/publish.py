@@ -84,8 +84,8 @@ def name_of(step: int, attempt: int = 0) -> str:
 
 def numbers_of(name: str) -> tuple[int, int] | None:
     """Step and attempt in the name of a checkpoint's folder; None for other names."""
-    found = STEP.fullmatch(name)
-    return (int(found[1]), int(found[2] or 0)) if found else None
+    match = STEP.fullmatch(name)
+    return (int(match[1]), int(match[2] or 0)) if match else None
 
 
 def refuse_if_superseded(fence: Fence | None, what: str) -> None:
@@ -129,11 +129,11 @@ def write(
     """`save` to a folder of any name, replacing what stands there."""
     state = (torch.get_rng_state() if random is None else random).numpy().tobytes()
     with publish(final, group, attempt=meta.attempt, fence=fence) as temporary:
-        written = {f"weights/{n}": told for n, told in shards.save(weights, temporary / "weights", group).items()}
+        written = {f"weights/{n}": entry for n, entry in shards.save(weights, temporary / "weights", group).items()}
         if optimizer is not None:
             saved = shards.save(optimizer, temporary / "optimizer", group)
-            written |= {f"optimizer/{name}": told for name, told in saved.items()}
-        files = {name: told for part in on_all_ranks(group, lambda: written) for name, told in part.items()}
+            written |= {f"optimizer/{name}": entry for name, entry in saved.items()}
+        files = {name: entry for part in on_all_ranks(group, lambda: written) for name, entry in part.items()}
         on_all_ranks(group, lambda: _finish(temporary, meta, files, state) if rank_of(group) == 0 else None)
     return final
 
@@ -179,17 +179,21 @@ def verify(folder: Path | str, group: dist.ProcessGroup | None = None) -> list[s
 
 def refuse_damaged(folder: Path | str, group: dist.ProcessGroup | None = None) -> None:
     """ValueError on every rank of `group` that names every file of a checkpoint that is not as it was written."""
-    if found := verify(folder, group):
-        raise ValueError(f"{folder} is damaged: {_some(found)}. Use an older one, or fetch it again")
+    if problems := verify(folder, group):
+        raise ValueError(f"{folder} is damaged: {_some(problems)}. Use an older one, or fetch it again")
 
 
 def check_model(meta: Meta, model: config.Model) -> None:
     """ValueError that names every key in which the checkpoint's model differs from the run's."""
     wanted, keys = asdict(model), differing(asdict(model), meta.model)
     if keys:
-        told = "; ".join(f"model.{key} is {wanted[key]}, the checkpoint has {meta.model.get(key)}" for key in keys)
+        differences = "; ".join(
+            f"model.{key} is {wanted[key]}, the checkpoint has {meta.model.get(key)}" for key in keys
+        )
         remedy = " ".join(f"model.{key}={meta.model[key]}" for key in keys if key in meta.model)
-        raise ValueError(f"checkpoint of another shape: {told}. Run with {remedy or 'a checkpoint of this model'}")
+        raise ValueError(
+            f"checkpoint of another shape: {differences}. Run with {remedy or 'a checkpoint of this model'}"
+        )
 
 
 def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
@@ -243,8 +247,8 @@ def newest_intact(
         refuse_if_superseded(fence, str(folder))
         return [path for path in candidates(folder, starts) if before is None or _numbers(path)[0] <= before]
 
-    found = next(paths for paths in on_all_ranks(group, lambda: listed() if first else None) if paths is not None)
-    for path in found:
+    intact = next(paths for paths in on_all_ranks(group, lambda: listed() if first else None) if paths is not None)
+    for path in intact:
         problems = verify(path, group)
         if not problems:
             return path
@@ -263,12 +267,12 @@ def resolve(path: Path | str) -> Path:
         _refuse_incomplete(path)
         return path
     if (asked := numbers_of(path.name)) and asked[1] == 0 and not path.exists():
-        of_step = [found for found in candidates(path.parent) if _numbers(found)[0] == asked[0]]
-        if found := next((found for found in of_step if _problem(found) is None), None):
-            return found
+        of_step = [checkpoint for checkpoint in candidates(path.parent) if _numbers(checkpoint)[0] == asked[0]]
+        if checkpoint := next((checkpoint for checkpoint in of_step if _problem(checkpoint) is None), None):
+            return checkpoint
     for folder in (path / "checkpoints", path):
-        if folder.is_dir() and (found := newest(folder)):
-            return found
+        if folder.is_dir() and (checkpoint := newest(folder)):
+            return checkpoint
     if not path.is_dir():
         what = "is no folder" if path.exists() else "does not exist"
         raise ValueError(f"{path} {what}: give a checkpoint folder (.../step-00000100) or a run folder")
@@ -284,15 +288,15 @@ def candidates(folder: Path | str, starts: Mapping[int, int] | None = None) -> l
     folder = Path(folder)
     if starts is None:
         starts = attempts.starts(folder.parent if folder.name == "checkpoints" else folder)
-    found = []
+    checkpoints = []
     for path in _all(folder):
         step, attempt = _numbers(path)
         left = [number for number, start in starts.items() if number > attempt and start < step]
         if left:
             log.info("ignoring checkpoint %s: attempt %d went on from step %d", path, left[0], starts[left[0]])
         else:
-            found.append(path)
-    return found
+            checkpoints.append(path)
+    return checkpoints
 
 
 def set_aside_after(folder: Path | str, step: int, fence: Fence | None = None) -> list[Path]:
@@ -380,20 +384,20 @@ def _some(problems: list[str]) -> str:
 
 
 def _numbers(path: Path) -> tuple[int, int]:
-    found = numbers_of(path.name.removeprefix(".old-"))
-    assert found is not None, path
-    return found
+    numbers = numbers_of(path.name.removeprefix(".old-"))
+    assert numbers is not None, path
+    return numbers
 
 
 def _all(folder: Path) -> list[Path]:
     """Checkpoint folders, newest first: also one that a kill caught while its successor took the name."""
     if not folder.is_dir():
         return []
-    found = {path.name: path for path in folder.iterdir() if STEP.fullmatch(path.name)}
+    folders = {path.name: path for path in folder.iterdir() if STEP.fullmatch(path.name)}
     for path in folder.glob(".old-step-*"):
         if STEP.fullmatch(path.name.removeprefix(".old-")):
-            found.setdefault(path.name.removeprefix(".old-"), path)
-    return sorted(found.values(), key=_numbers, reverse=True)
+            folders.setdefault(path.name.removeprefix(".old-"), path)
+    return sorted(folders.values(), key=_numbers, reverse=True)
 
 
 def _clean(final: Path, attempt: int | None) -> None:

@@ -30,16 +30,16 @@ def prune(
         return []
     if settings.keep_last < 1:
         raise ValueError(f"checkpoint.keep_last={settings.keep_last}: keep at least 1, or null for all")
-    found: list[tuple[Path, Meta]] = []
+    checkpoints: list[tuple[Path, Meta]] = []
     for path in publish.candidates(folder):
         try:
-            found.append((path, publish.read_meta(path)))
+            checkpoints.append((path, publish.read_meta(path)))
         except ValueError:  # `newest` says what is wrong with it when it matters
             continue
-    kept = _kept(found, settings)
-    if loaded is not None and all(meta.attempt < attempt for _, meta in found):
+    kept = _kept(checkpoints, settings)
+    if loaded is not None and all(meta.attempt < attempt for _, meta in checkpoints):
         kept.add(loaded)
-    gone = [path for path, meta in found if path not in kept and meta.attempt <= attempt]
+    gone = [path for path, meta in checkpoints if path not in kept and meta.attempt <= attempt]
     for path in gone:
         publish.refuse_if_superseded(fence, str(path))
         publish.remove(path)
@@ -49,10 +49,10 @@ def prune(
 def note_validation(path: Path, loss: float, settings: config.Checkpoint, fence: Fence | None = None) -> None:
     """Write a held-out loss, measured after the save, into a published checkpoint, and prune by it; on one rank."""
     publish.refuse_if_superseded(fence, str(path))
-    told = manifest.read(path)
-    manifest.write(path, manifest.Manifest({**told.meta, "validation_loss": loss}, told.files))
+    old = manifest.read(path)
+    manifest.write(path, manifest.Manifest({**old.meta, "validation_loss": loss}, old.files))
     if settings.keep_best:
-        prune(path.parent, settings, int(told.meta["attempt"]), None, fence)
+        prune(path.parent, settings, int(old.meta["attempt"]), None, fence)
 
 
 def remove_torn(folder: Path, attempt: int, fence: Fence | None = None) -> list[Path]:
@@ -77,12 +77,12 @@ def remove_torn(folder: Path, attempt: int, fence: Fence | None = None) -> list[
     return [*torn, *publish.remove_unpublished(folder, ours)]
 
 
-def _kept(found: list[tuple[Path, Meta]], settings: config.Checkpoint) -> set[Path]:
+def _kept(checkpoints: list[tuple[Path, Meta]], settings: config.Checkpoint) -> set[Path]:
     """Of complete checkpoints, newest first."""
-    kept = {path for path, _ in found[: settings.keep_last]}
+    kept = {path for path, _ in checkpoints[: settings.keep_last]}
     if settings.keep_every_tokens is not None:
-        kept |= set(_first_of_each(reversed(found), settings.keep_every_tokens))
-    losses = [(meta.validation_loss, path) for path, meta in found]
+        kept |= set(_first_of_each(reversed(checkpoints), settings.keep_every_tokens))
+    losses = [(meta.validation_loss, path) for path, meta in checkpoints]
     measured = [(loss, path) for loss, path in losses if loss is not None and math.isfinite(loss)]
     return kept | {path for _, path in sorted(measured)[: settings.keep_best]}
 

@@ -202,8 +202,8 @@ class Saver:
         if job.path is not None:
             self.newest, self._errors = job.path, []
             if rank_of(self.group) == 0:
-                told = Published(job.path, job.meta.step, job.meta.tokens, job.stall_s, job.write_s)
-                self._published.append(told)
+                published = Published(job.path, job.meta.step, job.meta.tokens, job.stall_s, job.write_s)
+                self._published.append(published)
         if job.error is not None:
             self._errors.append(job.error)
             if rank_of(self.group) == 0:

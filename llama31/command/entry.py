@@ -103,33 +103,33 @@ def compose[T](
 
     Raises ConfigError for unknown, missing and mistyped keys and for values out of range, all at once.
     """
-    run, found = _gather(schema, config_name, overrides, _folders(config_dir))
-    if run is None or found:
-        raise ConfigError(found)
+    run, issues = _gather(schema, config_name, overrides, _folders(config_dir))
+    if run is None or issues:
+        raise ConfigError(issues)
     return run
 
 
-def _checked[T](run: T | None, found: list[Issue], world_size: Callable[[T], int] | None) -> tuple[T, list[str]]:
+def _checked[T](run: T | None, issues: list[Issue], world_size: Callable[[T], int] | None) -> tuple[T, list[str]]:
     """The config and its warnings. Raises ConfigError with what was found before and what validation adds to it."""
     if run is None:
-        raise ConfigError(found)
+        raise ConfigError(issues)
     try:
-        warnings = validate.validate(run, _processes(run, found, world_size))
+        warnings = validate.validate(run, _processes(run, issues, world_size))
     except ConfigError as error:
-        refused = {issue.key for issue in found}  # validation saw their defaults, which nobody gave
+        refused = {issue.key for issue in issues}  # validation saw their defaults, which nobody gave
         if "prompts" in refused:
             refused.add("data.sources")  # required without prompts alone
-        unchosen = tuple(f"{issue.key}." for issue in found if issue.value is MISSING)  # groups, all of their keys
+        unchosen = tuple(f"{issue.key}." for issue in issues if issue.value is MISSING)  # groups, all of their keys
         new = [issue for issue in error.issues if issue.key not in refused and not issue.key.startswith(unchosen)]
-        raise ConfigError([*found, *new], error.hint) from None
-    if found:
-        raise ConfigError(found)
+        raise ConfigError([*issues, *new], error.hint) from None
+    if issues:
+        raise ConfigError(issues)
     return run, warnings
 
 
-def _processes[T](run: T, found: list[Issue], world_size: Callable[[T], int] | None) -> int | None:
+def _processes[T](run: T, issues: list[Issue], world_size: Callable[[T], int] | None) -> int | None:
     """They follow from keys, which have to be right; those that are missing may be others. None: as started."""
-    if world_size is None or (found and not isinstance(run, incomplete.Incomplete)):
+    if world_size is None or (issues and not isinstance(run, incomplete.Incomplete)):
         return None
     return next(iter(incomplete.known(lambda: [world_size(run)])), None)
 
@@ -141,30 +141,30 @@ def _gather[T](
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    checked, found = _overrides(schema, overrides, folders)
-    complete = not any(issue.key in usage.groups(schema, folders) for issue in found)
+    checked, issues = _overrides(schema, overrides, folders)
+    complete = not any(issue.key in usage.groups(schema, folders) for issue in issues)
     plain = _hydra(config_name, checked, folders)
     node = OmegaConf.structured(schema)
     texts: dict[str, list[str]] = {}
-    _fill(node, schema, plain, "", found, texts)
+    _fill(node, schema, plain, "", issues, texts)
     filled = typing.cast(dict[str, Any], OmegaConf.to_container(node, resolve=False))
     wrong = validate.values(schema, filled)
-    found += wrong
+    issues += wrong
     missing, refused = _missing(schema, filled, plain, folders), bool(wrong)
     if complete:  # after a wrong choice of a group, its keys are missing for that reason alone
-        named = {issue.key for issue in found}
-        found += [issue for issue in missing if issue.key not in named]
+        named = {issue.key for issue in issues}
+        issues += [issue for issue in missing if issue.key not in named]
     if missing and refused:
-        return None, found  # what depends on a value that is out of range is not worked out
+        return None, issues  # what depends on a value that is out of range is not worked out
     try:
         run = incomplete.build(schema, node, _there) if missing else typing.cast(T, OmegaConf.to_object(node))
     except OmegaConfBaseException as error:
-        return None, [*found, _foreign(error)]
+        return None, [*issues, _foreign(error)]
     for key, items in texts.items():
         *sections, name = key.split(".")
         with contextlib.suppress(incomplete.Unknown):
             setattr(functools.reduce(_inner, sections, run), name, items)
-    return run, found
+    return run, issues
 
 
 def _there(node: Any, name: str) -> Any:
@@ -317,7 +317,7 @@ def _fill(
     schema: type,
     plain: Mapping[str, Any],
     path: str,
-    found: list[Issue],
+    issues: list[Issue],
     texts: dict[str, list[str]],
 ) -> None:
     """Write every value of `plain` into `node`, an instance of `schema`, and collect what does not fit.
@@ -330,44 +330,44 @@ def _fill(
     for name, value in plain.items():
         key, hint = f"{path}{name}", hints.get(str(name))
         if hint is None:
-            found += [
+            issues += [
                 Issue(leaf, item, "no such key", _meant(schema, path, leaf)) for leaf, item in usage.leaves(key, value)
             ]
         elif dataclasses.is_dataclass(hint):
-            _section(node[name], typing.cast(type, hint), value, key, found, texts)
+            _section(node[name], typing.cast(type, hint), value, key, issues, texts)
         elif usage.is_table(hint) and isinstance(value, dict):
             for entry, item in zip(map(str, value), value.values(), strict=True):
                 node[name][entry] = _fresh(typing.get_args(hint)[1])
-                _section(node[name][entry], typing.get_args(hint)[1], item, f"{key}.{entry}", found, texts)
+                _section(node[name][entry], typing.get_args(hint)[1], item, f"{key}.{entry}", issues, texts)
         elif typing.get_origin(hint) is list and dataclasses.is_dataclass(typing.get_args(hint)[0]):
-            _list(node, name, typing.get_args(hint)[0], value, key, found, texts)
-        elif _assign(node, name, hint, value, key, found) and hint == list[str]:
+            _list(node, name, typing.get_args(hint)[0], value, key, issues, texts)
+        elif _assign(node, name, hint, value, key, issues) and hint == list[str]:
             items = typing.cast(list[str], OmegaConf.to_container(node[name], resolve=False))
             texts[key] = [unescaped(item) for item in items]
             node[name] = []
 
 
-def _section(node: Any, schema: type, value: Any, key: str, found: list[Issue], texts: dict[str, list[str]]) -> None:
+def _section(node: Any, schema: type, value: Any, key: str, issues: list[Issue], texts: dict[str, list[str]]) -> None:
     if isinstance(value, dict):
-        _fill(node, schema, value, f"{key}.", found, texts)
+        _fill(node, schema, value, f"{key}.", issues, texts)
     elif value is not None:  # an empty section of a YAML file reads as null
-        found.append(Issue(key, value, "is a section with keys of its own", f"give {key}.KEY=VALUE"))
+        issues.append(Issue(key, value, "is a section with keys of its own", f"give {key}.KEY=VALUE"))
 
 
 def _list(
-    node: Any, name: str, schema: type, value: Any, key: str, found: list[Issue], texts: dict[str, list[str]]
+    node: Any, name: str, schema: type, value: Any, key: str, issues: list[Issue], texts: dict[str, list[str]]
 ) -> None:
     if not isinstance(value, list):
         names = ", ".join(f"{field.name}: ..." for field in dataclasses.fields(schema))
-        found.append(Issue(key, value, "wrong type", f"give a list, [{{{names}}}, ...]"))
+        issues.append(Issue(key, value, "wrong type", f"give a list, [{{{names}}}, ...]"))
         return
     items = [_fresh(schema) for _ in value]
     for index, (item, given) in enumerate(zip(items, value, strict=True)):
-        _section(item, schema, given, f"{key}[{index}]", found, texts)
+        _section(item, schema, given, f"{key}[{index}]", issues, texts)
     node[name] = items
 
 
-def _assign(node: Any, name: str, hint: Any, value: Any, key: str, found: list[Issue]) -> bool:
+def _assign(node: Any, name: str, hint: Any, value: Any, key: str, issues: list[Issue]) -> bool:
     """Whether the value fits and was written."""
     from omegaconf.errors import OmegaConfBaseException
 
@@ -379,7 +379,7 @@ def _assign(node: Any, name: str, hint: Any, value: Any, key: str, found: list[I
             raise ValueError("OmegaConf would take true for 1.0 and for 'True'")
         node[name] = value
     except (OmegaConfBaseException, ValueError, OverflowError):
-        found.append(Issue(key, value, "wrong type", f"give {_wanted(key, hint)}"))
+        issues.append(Issue(key, value, "wrong type", f"give {_wanted(key, hint)}"))
         return False
     return True
 
@@ -402,16 +402,16 @@ def _missing(schema: type, filled: Mapping[str, Any], plain: Mapping[str, Any], 
     """Keys that were to be given; those of a group that was not chosen, of which `plain` has none, in one line."""
     groups = usage.groups(schema, folders)
     required = {key for key, _, field in usage.keys(schema) if field.default == MISSING}
-    found = []
+    issues = []
     for name, value in filled.items():
         keys = [key for key, item in usage.leaves(name, value) if item == MISSING]
         unchosen = not plain.get(name) or {key for key in required if key.startswith(f"{name}.")} <= set(keys)
         if keys and name in groups and unchosen:
             reason = f"not chosen, and required for {', '.join(keys)}"
-            found.append(Issue(name, MISSING, reason, f"give {name}={'|'.join(groups[name])}"))
+            issues.append(Issue(name, MISSING, reason, f"give {name}={'|'.join(groups[name])}"))
         else:
-            found += [_required(schema, key) for key in keys]
-    return found
+            issues += [_required(schema, key) for key in keys]
+    return issues
 
 
 def _required(schema: type, key: str) -> Issue:

@@ -44,7 +44,7 @@ def _unknown(_: Any) -> Any:
 
 def known[T](check: Callable[..., Iterable[T]], *arguments: Any) -> list[T]:
     """What a check finds before it reads a missing key."""
-    found: list[T] = []
+    results: list[T] = []
     with contextlib.suppress(Unknown):
-        found.extend(check(*arguments))  # what a generator gave before stays
-    return found
+        results.extend(check(*arguments))  # what a generator gave before stays
+    return results

@@ -38,49 +38,51 @@ HOW_TO_PACK = "pack it first: python -m recipes.pack ..."
 
 def check(run: Any) -> None:
     """Raise one ConfigError for all that `run` (the config of any recipe) will miss."""
-    found: list[Issue] = []
+    issues: list[Issue] = []
     if isinstance(run, Training):
         data: Data | Dialogs | Preferences = getattr(run, "data")  # noqa: B009 - each recipe has its own
-        found += _tokenizer(run.tokenizer) + (_data(data) if isinstance(data, Data) else _records(data))
+        issues += _tokenizer(run.tokenizer) + (_data(data) if isinstance(data, Data) else _records(data))
         given = {"resume": run.resume if run.resume not in ("auto", "none") else None, "init_from": run.init_from}
-        found += [issue for key, folder in given.items() if folder is not None for issue in _checkpoint(key, folder)]
-        found += _gates(run)
-        found += _tasks(run.tasks) if isinstance(run, Probe) else []
+        issues += [issue for key, folder in given.items() if folder is not None for issue in _checkpoint(key, folder)]
+        issues += _gates(run)
+        issues += _tasks(run.tasks) if isinstance(run, Probe) else []
     elif isinstance(run, Evaluate):
-        found += _weights("checkpoint", run.checkpoint) + _data(run.data)
-        found += _tokenizer(run.tokenizer) if run.tokenizer.path else []  # or else that of the checkpoint
-        found += _haystack("needle", run.needle, run.data) + _tasks(run.tasks)
+        issues += _weights("checkpoint", run.checkpoint) + _data(run.data)
+        issues += _tokenizer(run.tokenizer) if run.tokenizer.path else []  # or else that of the checkpoint
+        issues += _haystack("needle", run.needle, run.data) + _tasks(run.tasks)
     elif isinstance(run, Convert):
-        found += _conversion(run)
+        issues += _conversion(run)
     elif isinstance(run, Sample):
-        found += _weights("policy", run.policy) + ([] if run.reward is None else _checkpoint("reward", run.reward))
-        found += _lines("prompts", run.prompts) + (_tokenizer(run.tokenizer) if run.tokenizer.path else [])
+        issues += _weights("policy", run.policy) + ([] if run.reward is None else _checkpoint("reward", run.reward))
+        issues += _lines("prompts", run.prompts) + (_tokenizer(run.tokenizer) if run.tokenizer.path else [])
     elif isinstance(run, Score):
-        found += _lines("input", run.input) + _checkpoint("reward", run.reward)
+        issues += _lines("input", run.input) + _checkpoint("reward", run.reward)
     elif isinstance(run, Judge):
-        found += _answers("answers", run.answers) + ([] if run.previous is None else _answers("previous", run.previous))
+        issues += _answers("answers", run.answers) + (
+            [] if run.previous is None else _answers("previous", run.previous)
+        )
     elif isinstance(run, Average):
-        found += [issue for folder in run.inputs for issue in _weights("inputs", folder)]
-        found += [] if run.run is None else _checkpoint("run", run.run)
-    if found:
-        raise ConfigError(found)
+        issues += [issue for folder in run.inputs for issue in _weights("inputs", folder)]
+        issues += [] if run.run is None else _checkpoint("run", run.run)
+    if issues:
+        raise ConfigError(issues)
 
 
 def _data(data: Data) -> list[Issue]:
-    found = []
+    issues = []
     for name, source in data.sources.items():
         folder = packed.folder_of(data, name)
         drawn = source.weight or any(change.weights.get(name) for change in data.mixture)
         if drawn and not packed.exists(data, name):
             own = (f"data.sources.{name}.packed", source.packed)
-            found.append(
+            issues.append(
                 Issue(
                     *(own if source.packed else ("data.folder", data.folder)),
                     f"there is no {folder}/packed.json",
                     HOW_TO_PACK,
                 )
             )
-    return found
+    return issues
 
 
 def _records(data: Dialogs | Preferences) -> list[Issue]:
@@ -141,23 +143,23 @@ def _gates(run: Training) -> list[Issue]:
     if not isinstance(run, Pretrain) or run.gates.every_tokens is None:
         return []
     gates = run.gates
-    found = _haystack("gates.needle", gates.needle, run.data) + _tasks(gates.tasks, "gates.")
+    issues = _haystack("gates.needle", gates.needle, run.data) + _tasks(gates.tasks, "gates.")
     known = gates.baseline is None or Path(gates.baseline).is_file() or (Path(run.folder) / "gates.json").is_file()
     if not known:
         remedy = "evaluate the model before (recipes.evaluate output=FILE), or give gates.json of the stage before"
-        found.append(Issue("gates.baseline", gates.baseline, "there is no such file", remedy))
-    return found
+        issues.append(Issue("gates.baseline", gates.baseline, "there is no such file", remedy))
+    return issues
 
 
 def _tasks(asked: Mapping[str, Task], section: str = "") -> list[Issue]:
     """Every task file is read: a wrong line is found now, not after the weights are loaded."""
-    found = []
+    issues = []
     for name, task in asked.items():
         try:
             tasks.read(name, task)
         except ConfigError as error:
-            found += [issue._replace(key=section + issue.key) for issue in error.issues]
-    return found
+            issues += [issue._replace(key=section + issue.key) for issue in error.issues]
+    return issues
 
 
 def _haystack(key: str, needle: Needle, data: Data) -> list[Issue]:

@@ -35,9 +35,9 @@ def help_text(schema: type, folders: Sequence[Path]) -> str:
     """What `--help` prints: the command, the groups with their choices, and every key."""
     purpose = (schema.__doc__ or "").strip().split("\n")[0].rsplit("`: ", 1)[-1]
     lines = [f"usage: {synopsis(schema)}", "", purpose, "", SUMMARY, "", OPTIONS, ""]
-    found = groups(schema, folders)
-    if found:
-        lines += ["groups:", *(f"  {name + '=':<12}{' | '.join(choices)}" for name, choices in found.items()), ""]
+    listed = groups(schema, folders)
+    if listed:
+        lines += ["groups:", *(f"  {name + '=':<12}{' | '.join(choices)}" for name, choices in listed.items()), ""]
     return "\n".join([*lines, "keys (type, default):", *_key_lines(schema)])
 
 
@@ -62,7 +62,7 @@ def groups(schema: type, folders: Sequence[Path]) -> dict[str, list[str]]:
     hints = typing.get_type_hints(schema)
     sections = [field.name for field in dataclasses.fields(schema) if dataclasses.is_dataclass(hints[field.name])]
     files = {name: [file for folder in folders for file in (folder / name).glob("*.yaml")] for name in sections}
-    return {name: sorted({file.stem for file in found}) for name, found in files.items() if found}
+    return {name: sorted({file.stem for file in paths}) for name, paths in files.items() if paths}
 
 
 def keys(schema: type, parts: Sequence[str] = (), path: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:

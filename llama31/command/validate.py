@@ -57,31 +57,31 @@ def validate(run: Any, world_size: int | None = None) -> list[str]:
     (`incomplete`) has to have passed `values`.
     """
     complete = not isinstance(run, Incomplete)
-    found = values(type(run), dataclasses.asdict(run)) if complete else []
-    if found:
-        raise ConfigError(found)  # bounds first: the arithmetic below divides by these numbers
+    issues = values(type(run), dataclasses.asdict(run)) if complete else []
+    if issues:
+        raise ConfigError(issues)  # bounds first: the arithmetic below divides by these numbers
     world_size = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
-    found = _sections(run)
+    issues = _sections(run)
     model, parallel = getattr(run, "model", None), getattr(run, "parallel", None)
     if isinstance(run, Sample) and run.part == "draw" and run.server.urls:
         parallel = None  # one process asks the servers; the layout is that of those who rank
     model = model if model is not None and known(dataclasses.asdict, model) else None
-    stages = known(_stages, run, found)
+    stages = known(_stages, run, issues)
     wrong = [] if parallel is None else layout.problems(model, parallel, stages, world_size)
     hint = _hint(model, parallel, stages, world_size) if parallel is not None and wrong else ""
-    found += known(_unsupported, run)
-    if found or wrong:
-        raise ConfigError([*found, *wrong], hint)
+    issues += known(_unsupported, run)
+    if issues or wrong:
+        raise ConfigError([*issues, *wrong], hint)
     return [] if parallel is None or not complete else _warnings(run, parallel, stages, world_size)
 
 
 def values(schema: type, plain: Mapping[str, Any], path: str = "") -> list[Issue]:
     """Problems of single values: choices and bounds. Missing and interpolated values are passed over."""
-    hints, found = typing.get_type_hints(schema), []
+    hints, issues = typing.get_type_hints(schema), []
     for field in dataclasses.fields(schema):
         if field.name in plain:
-            found += _value(hints[field.name], field, plain[field.name], f"{path}{field.name}")
-    return found
+            issues += _value(hints[field.name], field, plain[field.name], f"{path}{field.name}")
+    return issues
 
 
 def _value(hint: Any, field: dataclasses.Field[Any], value: Any, key: str) -> list[Issue]:
@@ -124,34 +124,34 @@ def _bounds(metadata: Mapping[str, Any], value: Any, key: str) -> list[Issue]:
 
 
 def _sections(run: Any) -> list[Issue]:
-    found = []
+    issues = []
     for field in dataclasses.fields(run):
         section = getattr(run, field.name, None)
         if isinstance(section, Model):
-            found += known(_model, section)
+            issues += known(_model, section)
         elif isinstance(section, Schedule):
-            found += known(_schedule, section, getattr(run, "model", None))
+            issues += known(_schedule, section, getattr(run, "model", None))
         elif isinstance(section, Data):
-            found += known(_data, section, run)
+            issues += known(_data, section, run)
         elif isinstance(section, Dialogs | Preferences):
-            found += known(_records, section)
+            issues += known(_records, section)
         elif isinstance(section, Tokenizer):
-            found += known(_tokenizer, section, getattr(run, "model", None))
+            issues += known(_tokenizer, section, getattr(run, "model", None))
     for check in (_empty, _output, _start, _post_training, *([probe.problems] if isinstance(run, Probe) else [])):
-        found += known(check, run)
-    return found + (known(_average, run) if isinstance(run, Average) else [])
+        issues += known(check, run)
+    return issues + (known(_average, run) if isinstance(run, Average) else [])
 
 
 def _model(model: Model) -> list[Issue]:
-    found = []
+    issues = []
     if model.hidden_size % model.heads or model.head_dim % 2:
         remedy = f"give a multiple of {2 * model.heads}, for example {_up(model.hidden_size, 2 * model.heads)}"
         reason = f"{model.heads} heads need an even width each"
-        found.append(Issue("model.hidden_size", model.hidden_size, reason, remedy))
+        issues.append(Issue("model.hidden_size", model.hidden_size, reason, remedy))
     if model.heads % model.kv_heads:
         reason = f"{model.heads} query heads do not split into groups of equal size"
-        found.append(Issue("model.kv_heads", model.kv_heads, reason, f"give a divisor of {model.heads}"))
-    return found
+        issues.append(Issue("model.kv_heads", model.kv_heads, reason, f"give a divisor of {model.heads}"))
+    return issues
 
 
 def _schedule(given: Schedule, model: Model | None) -> Iterator[Issue]:
@@ -187,47 +187,49 @@ def _data(data: Data, run: Any) -> list[Issue]:
             return []
         remedy = "choose data=demo, or name one: data.sources.NAME.input=PATH"
         return [Issue("data.sources", "{}", "there is no source of text", remedy)]
-    found = _names(data.sources)
+    issues = _names(data.sources)
     if isinstance(run, Pack):
         empty = [name for name, source in data.sources.items() if not source.input]
-        found += [Issue(f"data.sources.{name}.input", "", "nothing to pack", "give a file or folder") for name in empty]
+        issues += [
+            Issue(f"data.sources.{name}.input", "", "nothing to pack", "give a file or folder") for name in empty
+        ]
     if not any(source.weight for source in data.sources.values()):
-        found.append(
+        issues.append(
             Issue("data.sources", ", ".join(data.sources), "all weights are 0", "give at least one a weight above 0")
         )
-    return found + _mixture(data, getattr(run, "schedule", None)) + _buckets(data)
+    return issues + _mixture(data, getattr(run, "schedule", None)) + _buckets(data)
 
 
 def _mixture(data: Data, schedule: Schedule | None) -> list[Issue]:
-    found, starts = [], [0, *(mix.from_tokens for mix in data.mixture)]
+    issues, starts = [], [0, *(mix.from_tokens for mix in data.mixture)]
     if any(later <= earlier for earlier, later in itertools.pairwise(starts)):
-        found.append(Issue("data.mixture", starts[1:], "its from_tokens do not grow from above 0", "put it in order"))
+        issues.append(Issue("data.mixture", starts[1:], "its from_tokens do not grow from above 0", "put it in order"))
     for index, mix in enumerate(data.mixture):
         key = f"data.mixture[{index}]"
         if schedule is not None and mix.from_tokens >= schedule.total_tokens:
             reason = f"training ends before, at schedule.total_tokens={schedule.total_tokens}"
-            found.append(Issue(f"{key}.from_tokens", mix.from_tokens, reason, "give less, or leave this entry out"))
+            issues.append(Issue(f"{key}.from_tokens", mix.from_tokens, reason, "give less, or leave this entry out"))
         unknown = [name for name in mix.weights if name not in data.sources]
         remedy = f"give some of {', '.join(data.sources)}"
-        found += [Issue(f"{key}.weights.{name}", mix.weights[name], "no such source", remedy) for name in unknown]
+        issues += [Issue(f"{key}.weights.{name}", mix.weights[name], "no such source", remedy) for name in unknown]
         if not any(mix.weights.values()):
-            found.append(Issue(f"{key}.weights", mix.weights, "nothing would be drawn", "give a weight above 0"))
+            issues.append(Issue(f"{key}.weights", mix.weights, "nothing would be drawn", "give a weight above 0"))
         if mix.length_weights:
-            found += _length_weights(f"{key}.length_weights", mix.length_weights, len(data.length_buckets))
-    return found
+            issues += _length_weights(f"{key}.length_weights", mix.length_weights, len(data.length_buckets))
+    return issues
 
 
 def _buckets(data: Data) -> list[Issue]:
     key, buckets = "data.length_buckets", data.length_buckets
     if not buckets:
         return []
-    found, starts = [], [bucket.min_tokens for bucket in buckets]
+    issues, starts = [], [bucket.min_tokens for bucket in buckets]
     if data.packing != "whole":
         reason = f"rows of data.packing={data.packing} are cut from the text as it stands"
-        found.append(Issue(key, starts, reason, "give data.packing=whole, or no buckets"))
+        issues.append(Issue(key, starts, reason, "give data.packing=whole, or no buckets"))
     if starts[0] != 0 or any(later <= earlier for earlier, later in itertools.pairwise(starts)):
-        found.append(Issue(key, starts, "its min_tokens do not grow from 0", "begin with 0, and put it in order"))
-    return found + _length_weights(key, [bucket.weight for bucket in buckets], len(buckets))
+        issues.append(Issue(key, starts, "its min_tokens do not grow from 0", "begin with 0, and put it in order"))
+    return issues + _length_weights(key, [bucket.weight for bucket in buckets], len(buckets))
 
 
 def _length_weights(key: str, weights: Sequence[float], buckets: int) -> list[Issue]:
@@ -243,22 +245,22 @@ def _length_weights(key: str, weights: Sequence[float], buckets: int) -> list[Is
 
 
 def _average(run: Average) -> list[Issue]:
-    found = []
+    issues = []
     if bool(run.inputs) == (run.run is not None):
         reason = "neither inputs nor a run" if run.run is None else "inputs beside a run"
-        found.append(Issue("inputs", run.inputs, reason, "give inputs='[A,B]', or run=FOLDER last=N"))
+        issues.append(Issue("inputs", run.inputs, reason, "give inputs='[A,B]', or run=FOLDER last=N"))
     if run.last is not None and run.run is None:
-        found.append(Issue("last", run.last, "there is no run to take them from", "give run=FOLDER, or leave it out"))
+        issues.append(Issue("last", run.last, "there is no run to take them from", "give run=FOLDER, or leave it out"))
     if run.weights and run.decay is not None:
-        found.append(Issue("decay", run.decay, "weights are given too", "give one of them"))
+        issues.append(Issue("decay", run.decay, "weights are given too", "give one of them"))
     if run.weights and run.inputs and len(run.weights) != len(run.inputs):
-        found.append(Issue("weights", run.weights, f"there are {len(run.inputs)} inputs", "give one weight for each"))
+        issues.append(Issue("weights", run.weights, f"there are {len(run.inputs)} inputs", "give one weight for each"))
     usable = all(math.isfinite(weight) and weight >= 0 for weight in run.weights) and any(run.weights)
     if run.weights and not usable:
-        found.append(Issue("weights", run.weights, "no weights", "give numbers of at least 0, one of them above 0"))
+        issues.append(Issue("weights", run.weights, "no weights", "give numbers of at least 0, one of them above 0"))
     if not run.target.strip():
-        found.append(Issue("target", run.target, "is empty", "give target=FOLDER"))
-    return found
+        issues.append(Issue("target", run.target, "is empty", "give target=FOLDER"))
+    return issues
 
 
 def _names(sources: Iterable[str]) -> list[Issue]:
@@ -270,18 +272,18 @@ def _records(data: Dialogs | Preferences) -> list[Issue]:
     if not data.sources:
         remedy = "name one: data.sources.NAME.input=FILE.jsonl"
         return [Issue("data.sources", "{}", "there is no source of records", remedy)]
-    found = _names(data.sources)
+    issues = _names(data.sources)
     for name, source in data.sources.items():
         if not source.input:
-            found.append(Issue(f"data.sources.{name}.input", "", "nothing to read", "give a JSONL file"))
+            issues.append(Issue(f"data.sources.{name}.input", "", "nothing to read", "give a JSONL file"))
     if not any(source.epochs for source in data.sources.values()):
-        found.append(Issue("data.sources", ", ".join(data.sources), "all epochs are 0", "give at least one some"))
+        issues.append(Issue("data.sources", ", ".join(data.sources), "all epochs are 0", "give at least one some"))
     if isinstance(data, Preferences):
         unknown = [strength for strength in data.strengths if strength not in STRENGTHS]
         if unknown or not data.strengths:
             remedy = f"give some of {', '.join(STRENGTHS)}"
-            found.append(Issue("data.strengths", data.strengths, "no strengths of preference", remedy))
-    return found
+            issues.append(Issue("data.strengths", data.strengths, "no strengths of preference", remedy))
+    return issues
 
 
 def _post_training(run: Any) -> Iterator[Issue]:
@@ -323,18 +325,18 @@ def _start(run: Any) -> list[Issue]:
         return []
     allowed = ("rope_factor", "rope_theta", "norm_eps")
     remedy = f"give some of {', '.join(allowed)}"
-    found = [
+    issues = [
         Issue("init_changes", name, "no key of the model that may change", remedy)
         for name in run.init_changes
         if name not in allowed
     ]
     if run.init_optimizer and run.init_from is None:
-        found.append(Issue("init_optimizer", True, "there is no checkpoint to take it from", "give init_from="))
+        issues.append(Issue("init_optimizer", True, "there is no checkpoint to take it from", "give init_from="))
     if isinstance(run, Pretrain) and run.gates.every_tokens and run.init_changes and run.gates.baseline is None:
         reason = "the model would be measured with its positions changed already"
         remedy = "give the gates.json, or the output of recipes.evaluate, of the model before"
-        found.append(Issue("gates.baseline", None, reason, remedy))
-    return found
+        issues.append(Issue("gates.baseline", None, reason, remedy))
+    return issues
 
 
 def _empty(run: Any) -> list[Issue]:
@@ -366,39 +368,41 @@ def _unsupported(run: Any) -> list[Issue]:
         return _needle("gates.needle", run.gates.needle, run.data) if run.gates.every_tokens is not None else []
     if not isinstance(run, Evaluate):
         return []
-    found = _needle("needle", run.needle, run.data)
+    issues = _needle("needle", run.needle, run.data)
     reason, remedy = "no name for a task", f"give {SOURCE_NAME} alone"
-    found += [Issue("tasks", name, reason, remedy) for name in run.tasks if not re.fullmatch("[A-Za-z0-9_-]+", name)]
+    issues += [Issue("tasks", name, reason, remedy) for name in run.tasks if not re.fullmatch("[A-Za-z0-9_-]+", name)]
     needle = run.needle.kind != "none" and run.needle.decode
     if not (run.prompts or needle):
-        return found
+        return issues
     reason = "a checkpoint of any layout is loaded onto one without context parallelism and interleaving to decode"
     other = "" if run.prompts else ", or needle.decode=false"
     given = {"cp": run.parallel.cp, "vpp": run.parallel.vpp}
-    found += [Issue(f"parallel.{key}", n, reason, f"give parallel.{key}=1{other}") for key, n in given.items() if n > 1]
-    return found
+    issues += [
+        Issue(f"parallel.{key}", n, reason, f"give parallel.{key}=1{other}") for key, n in given.items() if n > 1
+    ]
+    return issues
 
 
 def _needle(key: str, needle: Needle, data: Data) -> list[Issue]:
-    found: list[Issue] = []
+    issues: list[Issue] = []
     if needle.kind == "none":
         return []
     if needle.asked > needle.inserted:
         reason = f"more than {key}.inserted={needle.inserted}"
-        found.append(Issue(f"{key}.asked", needle.asked, reason, "insert more, or ask for fewer"))
+        issues.append(Issue(f"{key}.asked", needle.asked, reason, "insert more, or ask for fewer"))
     if not needle.depths or any(not 0 <= depth <= 1 for depth in needle.depths):
-        found.append(Issue(f"{key}.depths", needle.depths, "not numbers from 0 to 1", "give shares of the haystack"))
+        issues.append(Issue(f"{key}.depths", needle.depths, "not numbers from 0 to 1", "give shares of the haystack"))
     if any(length < 1 for length in needle.lengths):
-        found.append(Issue(f"{key}.lengths", needle.lengths, "not numbers of tokens", "give numbers above 0"))
+        issues.append(Issue(f"{key}.lengths", needle.lengths, "not numbers of tokens", "give numbers above 0"))
     if needle.kind == "text" and not needle.haystack and not data.sources:
         reason = "there is no text to hide needles in"
-        found.append(Issue(f"{key}.haystack", "", reason, "give a text file, or choose data= and name a source"))
-    return found
+        issues.append(Issue(f"{key}.haystack", "", reason, "give a text file, or choose data= and name a source"))
+    return issues
 
 
-def _stages(run: Any, found: Sequence[Issue]) -> list[Stage]:
+def _stages(run: Any, issues: Sequence[Issue]) -> list[Stage]:
     """Stages of the schedule that the layout has to carry."""
-    if not isinstance(run, Training) or found:
+    if not isinstance(run, Training) or issues:
         return []
     first = schedule.step_at(run.schedule, run.parallel.from_tokens)
     current = schedule.batch_at(run.schedule, schedule.step_tokens(run.schedule, first)).first_step
@@ -419,20 +423,20 @@ def _shown(value: Any) -> str:
 
 
 def _warnings(run: Any, parallel: Parallel, stages: Sequence[Stage], world_size: int) -> list[str]:
-    found = []
+    issues = []
     for stage in stages:
         count = layout.micro_batches(parallel, stage.batch_tokens, stage.sequence_length, world_size)
         if count < parallel.pp:
             share = layout.bubble(parallel, count)
-            found.append(
+            issues.append(
                 f"parallel.pp={parallel.pp}: only {count} micro-batches per step of {stage.batch_tokens} tokens; the "
                 f"pipeline idles {share:.0%} of its busy time; give fewer stages, a smaller micro_batch or a larger "
                 "batch"
             )
     per_node = run.cluster.processes_per_node
     if per_node and parallel.tp > per_node:
-        found.append(f"parallel.tp={parallel.tp}: reaches beyond one node of {per_node}, over the slow network")
-    return found
+        issues.append(f"parallel.tp={parallel.tp}: reaches beyond one node of {per_node}, over the slow network")
+    return issues
 
 
 def _up(number: int, factor: int) -> int:

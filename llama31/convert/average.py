@@ -59,8 +59,10 @@ class Checkpoint:
         if not (path / folder).is_dir():
             raise ValueError(f"tensors={tensors}: {path} holds weights alone; give tensors=weights")
         self._reader = Reader(path / folder)
-        found = self._reader.names().items()
-        self._known = {name.removeprefix(self._prefix): told for name, told in found if name.startswith(self._prefix)}
+        entries = self._reader.names().items()
+        self._known = {
+            name.removeprefix(self._prefix): entry for name, entry in entries if name.startswith(self._prefix)
+        }
         if not self._known:
             raise ValueError(f"tensors={tensors}: {path} holds none; give tensors=weights")
 
@@ -159,21 +161,21 @@ def _is_hf(path: Path) -> bool:
 def _paths(settings: config.Average) -> list[Path]:
     """The inputs, oldest first where a run is given. ValueError unless there are two at least, of one kind."""
     if settings.run is not None:
-        found = _last(Path(settings.run), settings.last)
+        paths = _last(Path(settings.run), settings.last)
     else:
-        found = [path if _is_hf(path) else publish.resolve(path) for path in map(Path, settings.inputs)]
-    kinds = {_is_hf(path) for path in found}
+        paths = [path if _is_hf(path) else publish.resolve(path) for path in map(Path, settings.inputs)]
+    kinds = {_is_hf(path) for path in paths}
     if len(kinds) > 1:
-        named = ", ".join(str(path) for path in found if _is_hf(path))
+        named = ", ".join(str(path) for path in paths if _is_hf(path))
         raise ValueError(
             f"inputs: {named} are Hugging Face folders, the others checkpoints; convert some of them first"
         )
-    twice = sorted({str(path) for path in found if found.count(path) > 1})
+    twice = sorted({str(path) for path in paths if paths.count(path) > 1})
     if twice:
         raise ValueError(f"inputs: {', '.join(twice)} is given twice; weigh it with weights= instead")
-    if len(found) < 2 and settings.tensors != "ema":
-        raise ValueError(f"inputs: {found[0]} alone is its own average; give two or more, or run= and last=")
-    return found
+    if len(paths) < 2 and settings.tensors != "ema":
+        raise ValueError(f"inputs: {paths[0]} alone is its own average; give two or more, or run= and last=")
+    return paths
 
 
 def _last(folder: Path, last: int | None) -> list[Path]:
@@ -218,16 +220,16 @@ def _tensor_problems(each: Input, last: Input) -> Iterator[str]:
             yield f"{name}: {each.path} has {shapes[0]}, {last.path} {shapes[1]}"
 
 
-def _told(inputs: Sequence[Input], settings: config.Average, weights: Sequence[float]) -> dict[str, Any]:
+def _provenance(inputs: Sequence[Input], settings: config.Average, weights: Sequence[float]) -> dict[str, Any]:
     """What was averaged, for those who find the result."""
     shares = [weight / sum(weights) for weight in weights]
-    found = []
+    described = []
     for each, share in zip(inputs, shares):
         meta = each.meta if isinstance(each, Checkpoint) else None
         where = {"run": meta.run, "step": meta.step, "tokens": meta.tokens} if meta else {}
-        found.append({"path": str(each.path), **where, "weight": share})
+        described.append({"path": str(each.path), **where, "weight": share})
     kind = "exponential" if settings.decay is not None else "weighted" if settings.weights else "uniform"
-    return {"kind": kind, "tensors": settings.tensors, "inputs": found}
+    return {"kind": kind, "tensors": settings.tensors, "inputs": described}
 
 
 # --- where it goes ----------------------------------------------------------------------------------------------------
@@ -256,7 +258,7 @@ def _to_checkpoint(settings: config.Average, inputs: Sequence[Checkpoint], progr
         Shard(name, shape, [Block((0,) * len(shape), partial(made, name), shape, dtype)])
         for name, shape in shapes.items()
     ]
-    extra = {**newest.meta.extra, "average": _told(inputs, settings, weights)}
+    extra = {**newest.meta.extra, "average": _provenance(inputs, settings, weights)}
     meta = replace(newest.meta, run=publish.run_folder(target).name, precision=precision, extra=extra)
     with _tokenizer_beside(target, newest, settings.overwrite):
         return publish.write(target, meta, shards)
@@ -324,15 +326,15 @@ def _to_hf(settings: config.Average, inputs: Sequence[HuggingFace], progress: Pr
         if (last.path / "generation_config.json").is_file():
             shutil.copyfile(last.path / "generation_config.json", temporary / "generation_config.json")
         hf.copy_tokenizer(last.path, temporary)
-        hf.write_json(temporary / "average.json", _told(inputs, settings, weights))
+        hf.write_json(temporary / "average.json", _provenance(inputs, settings, weights))
     return target
 
 
 def _hf_dtype(settings: config.Average, last: HuggingFace) -> torch.dtype:
     if settings.dtype is not None:
         return DTYPES[settings.dtype]
-    found = {last.dtype(name) for name in last.shapes()}
-    if len(found) > 1 or not found <= hf.FORMATS.keys():
-        named = ", ".join(sorted(str(dtype) for dtype in found))
+    dtypes = {last.dtype(name) for name in last.shapes()}
+    if len(dtypes) > 1 or not dtypes <= hf.FORMATS.keys():
+        named = ", ".join(sorted(str(dtype) for dtype in dtypes))
         raise ValueError(f"dtype=null: {last.path} holds {named}; give dtype=bf16 or fp32")
-    return found.pop()
+    return dtypes.pop()

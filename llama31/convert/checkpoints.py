@@ -111,7 +111,7 @@ def from_meta(settings: config.Convert, progress: Progress) -> Path:
     source = consolidated.MetaFolder(folder)
     file = folder / "tokenizer.model"
     words = tokenizer.load(config.Tokenizer(kind="tiktoken", path=str(file))) if file.is_file() else None
-    extra = _told_ids(words, endings(words)) if words else {}
+    extra = _stated_ids(words, endings(words)) if words else {}
     tokens = {"kind": "tiktoken", "path": str(file), "folder": "tokenizer"}
     meta = publish.Meta(asdict(source.model), precision=settings.dtype, tokenizer=tokens, extra=extra)
     target = _to_checkpoint(settings, source, meta, progress)
@@ -323,16 +323,16 @@ def shards_of(
 
 def check(given: str, source: Source, model: config.Model) -> None:
     """ValueError, beginning with `given`, unless the source holds exactly the tensors of `model`, in their shapes."""
-    found, expected = source.shapes(), hf_shapes(model)
-    if any(name.endswith((".weight_scale", ".weight_scale_inv", ".weight_packed")) for name in found):
+    actual, expected = source.shapes(), hf_shapes(model)
+    if any(name.endswith((".weight_scale", ".weight_scale_inv", ".weight_packed")) for name in actual):
         raise ValueError(f"{given}: its weights are quantised, with scales beside them; {hf.UNQUANTISED}")
-    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems = [f"{name} is missing" for name in expected if name not in actual]
     problems += [
-        f"{name} has shape {list(found[name])}, its config means {list(shape)}"
+        f"{name} has shape {list(actual[name])}, its config means {list(shape)}"
         for name, shape in expected.items()
-        if name in found and found[name] != shape
+        if name in actual and actual[name] != shape
     ]
-    spare = set(found) - set(expected)
+    spare = set(actual) - set(expected)
     tied = HEAD in spare and model.head == "tokens"
     if tied and not torch.equal(source.read(HEAD), source.read(EMBEDDING)):
         problems.append(f"{HEAD} differs from {EMBEDDING} though the config ties them: set tie_word_embeddings=false")
@@ -432,11 +432,11 @@ def _special_ids(settings: config.Convert, meta: publish.Meta, words: Path) -> d
             "transformers, set tokenizer.pad_token to another one, for example the end of text",
             words, loaded.pad_id,
         )  # fmt: skip
-    told = _told_ids(loaded, [loaded.eos_id] if "packing" in meta.extra else endings(loaded))
+    ids = _stated_ids(loaded, [loaded.eos_id] if "packing" in meta.extra else endings(loaded))
     apart = loaded.pad_id < meta.model["vocab_size"] and loaded.pad_id not in (loaded.eos_id, loaded.eot_id)
     if meta.model.get("head") == "reward" and apart:
-        told["pad_token_id"] = loaded.pad_id  # transformers scores the last token that is none of these
-    return told
+        ids["pad_token_id"] = loaded.pad_id  # transformers scores the last token that is none of these
+    return ids
 
 
 def endings(words: tokenizer.Tokenizer) -> list[int]:
@@ -444,5 +444,5 @@ def endings(words: tokenizer.Tokenizer) -> list[int]:
     return list(dict.fromkeys(stops(words).values()))
 
 
-def _told_ids(words: tokenizer.Tokenizer, ends: list[int]) -> dict[str, Any]:
+def _stated_ids(words: tokenizer.Tokenizer, ends: list[int]) -> dict[str, Any]:
     return {"bos_token_id": words.bos_id, "eos_token_id": ends if len(ends) > 1 else ends[0]}

@@ -59,11 +59,11 @@ class MetaFolder:
 
     def shapes(self) -> dict[str, Shape]:
         """Shape of every tensor by its Hugging Face name; a name that is not in the table is kept as it is."""
-        found = {hf_name: self._shape(hf_name) for hf_name, (name, _) in self._names.items() if name in self._parts[0]}
+        result = {hf_name: self._shape(hf_name) for hf_name, (name, _) in self._names.items() if name in self._parts[0]}
         if self.model.tied_embeddings:
-            found.pop("lm_head.weight", None)
+            result.pop("lm_head.weight", None)
         known = {name for name, _ in self._names.values()} | {"rope.freqs"}
-        return found | {name: tuple(self._parts[0][name].shape) for name in self._parts[0] if name not in known}
+        return result | {name: tuple(self._parts[0][name].shape) for name in self._parts[0] if name not in known}
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor under its Hugging Face name and in its layout."""

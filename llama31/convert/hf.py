@@ -158,23 +158,23 @@ def copy_tokenizer(source: Path, target: Path) -> list[str]:
 
     A tokenizer_config.json of transformers 5 is written so that transformers 4, and vLLM on it, read it too.
     """
-    found = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     target.mkdir(parents=True, exist_ok=True)
-    for name in found:
+    for name in names:
         shutil.copyfile(source / name, target / name)
-    if "tokenizer_config.json" in found:
-        told = read_json(target / "tokenizer_config.json")
-        if (readable := _for_transformers_4(told)) != told:
+    if "tokenizer_config.json" in names:
+        settings = read_json(target / "tokenizer_config.json")
+        if (readable := _for_transformers_4(settings)) != settings:
             write_json(target / "tokenizer_config.json", readable)
-    return found
+    return names
 
 
-def _for_transformers_4(told: dict[str, Any]) -> dict[str, Any]:
+def _for_transformers_4(settings: dict[str, Any]) -> dict[str, Any]:
     """Version 4 knows no class TokenizersBackend, and takes extra_special_tokens for a table; 5 reads both forms."""
-    readable = dict(told)
-    if told.get("tokenizer_class") == "TokenizersBackend":
+    readable = dict(settings)
+    if settings.get("tokenizer_class") == "TokenizersBackend":
         readable["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(told.get("extra_special_tokens"), list):
+    if isinstance(settings.get("extra_special_tokens"), list):
         readable["additional_special_tokens"] = readable.pop("extra_special_tokens")
     return readable
 
@@ -187,11 +187,11 @@ def tokenizer_identity(path: Path) -> str:
     """
     if not path.is_file():
         return ""
-    told = {key: value for key, value in read_json(path).items() if key not in ("padding", "truncation", "version")}
-    model = {key: value for key, value in (told.get("model") or {}).items() if value not in (None, False)}
+    settings = {key: value for key, value in read_json(path).items() if key not in ("padding", "truncation", "version")}
+    model = {key: value for key, value in (settings.get("model") or {}).items() if value not in (None, False)}
     if "merges" in model:
         model["merges"] = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    return json.dumps(told | {"model": model}, sort_keys=True)
+    return json.dumps(settings | {"model": model}, sort_keys=True)
 
 
 class SafetensorsFolder:

@@ -86,7 +86,7 @@ class Batches:
         retired = {name for name in self.names if drawn[name] == before[name] and not packed.exists(data, name)}
         self.packed = _read_all(data, [name for name in self.names if name not in retired])
         self.fingerprint = fingerprint(self.packed)
-        self.vocab_size = max(told.vocab_size for told in self.packed.values())
+        self.vocab_size = max(source.vocab_size for source in self.packed.values())
         longest = max([schedule.sequence_length, *(ramp.sequence_length for ramp in schedule.ramp)])
         self.slot_tokens = data.slot_tokens or longest
         longest = max(longest, self.slot_tokens - 1)
@@ -127,20 +127,20 @@ class Batches:
         return lengths.measure((self._sources[i].spans(at, row_tokens) for i, at in places), row_tokens, edges)
 
     def _open(self, index: int, name: str, split: str, longest: int, drawn: int) -> Source:
-        folder, told = packed.folder_of(self._data, name), self.packed[name].split(split)
-        if told.tokens < longest + 1:
+        folder, counts = packed.folder_of(self._data, name), self.packed[name].split(split)
+        if counts.tokens < longest + 1:
             raise ValueError(
-                f"data.sources.{name}: {folder} has {told.tokens} tokens for {split}, less than one row of "
+                f"data.sources.{name}: {folder} has {counts.tokens} tokens for {split}, less than one row of "
                 f"schedule.sequence_length={longest}; pack more text, or shorten the rows"
             )
-        if drawn > _MANY_EPOCHS * told.tokens:
+        if drawn > _MANY_EPOCHS * counts.tokens:
             warnings.warn(
-                f"data.sources.{name}: training reads its {told.tokens:,} tokens {drawn / told.tokens:.1f} times; "
+                f"data.sources.{name}: training reads its {counts.tokens:,} tokens {drawn / counts.tokens:.1f} times; "
                 "pack more text, or lower its weight or schedule.total_tokens",
                 stacklevel=3,
             )
         key = f"{self._data.seed}/{self.packed[name].fingerprint}"
-        reader = self.readers[name] = _checked_reader(self._data, name, split, told)
+        reader = self.readers[name] = _checked_reader(self._data, name, split, counts)
         if self._data.packing == "stream":
             return Scattered(Stream(reader, key), self.slot_tokens)
         edges = [edge for edge, _ in self.length_buckets]
@@ -156,12 +156,12 @@ class Heldout:
 
     def __init__(self, data: config.Data, sequence_length: int, tokens: int, split: str = "heldout") -> None:
         self._data, self._length = data, sequence_length
-        self.names = sorted(name for name, told in data.sources.items() if told.weight or packed.exists(data, name))
+        self.names = sorted(name for name, source in data.sources.items() if source.weight or packed.exists(data, name))
         self.packed = _read_all(data, self.names)
         self.fingerprint = fingerprint(self.packed)
-        self.vocab_size = max(told.vocab_size for told in self.packed.values())
+        self.vocab_size = max(source.vocab_size for source in self.packed.values())
         self._predicted = {
-            name: max(0, min(tokens, told.split(split).tokens - 1)) for name, told in self.packed.items()
+            name: max(0, min(tokens, source.split(split).tokens - 1)) for name, source in self.packed.items()
         }
         if not holds(self.packed, split):
             raise ValueError(
@@ -213,7 +213,7 @@ def rank_rows(global_batch: int, micro_batch: int, dp: int, rank: int) -> list[N
 
 def holds(sources: dict[str, Packed], split: str) -> bool:
     """Whether any source has a token to predict in a split."""
-    return any(told.split(split).tokens > 1 for told in sources.values())
+    return any(source.split(split).tokens > 1 for source in sources.values())
 
 
 def fingerprint(sources: dict[str, Packed]) -> str:
@@ -233,11 +233,11 @@ def check_vocabulary(batches: Batches | Heldout, model: config.Model) -> None:
 
 def check_tokenizer(batches: Batches | Heldout, fingerprint: str) -> None:
     """Raises ValueError (key `tokenizer.path`) where the run's tokenizer is not the one that packed the data."""
-    name, told = next(iter(batches.packed.items()))
-    if told.tokenizer_fingerprint != fingerprint:
+    name, source = next(iter(batches.packed.items()))
+    if source.tokenizer_fingerprint != fingerprint:
         raise ValueError(
             f"tokenizer.path: the run's tokenizer is not the one that packed data.sources.{name} "
-            f"({told.tokenizer_kind}, {told.vocab_size} ids); give that one, or pack again with overwrite=true"
+            f"({source.tokenizer_kind}, {source.vocab_size} ids); give that one, or pack again with overwrite=true"
         )
 
 
@@ -257,24 +257,24 @@ def check_ends(data: config.Data, batches: Batches, eos_id: int, resumed: bool) 
 def _read_all(data: config.Data, names: list[str]) -> dict[str, Packed]:
     if not names:
         raise ValueError("data.sources is empty: name at least one, data.sources.NAME.input=FOLDER, and pack it")
-    found = {name: packed.read(data, name) for name in names}
+    sources = {name: packed.read(data, name) for name in names}
     first = names[0]
-    for name, told in found.items():
-        if told.tokenizer_fingerprint != found[first].tokenizer_fingerprint:
+    for name, source in sources.items():
+        if source.tokenizer_fingerprint != sources[first].tokenizer_fingerprint:
             raise ValueError(
                 f"data.sources.{name} and data.sources.{first} were packed with different tokenizers; pack one of them "
                 "again with overwrite=true"
             )
-    return found
+    return sources
 
 
-def _checked_reader(data: config.Data, name: str, split: str, told: packed.Split) -> IndexedReader:
+def _checked_reader(data: config.Data, name: str, split: str, counts: packed.Split) -> IndexedReader:
     """Raises ValueError where the files are damaged or are not those that packed.json speaks of."""
     reader = IndexedReader(packed.folder_of(data, name) / split)
-    if (reader.tokens.size, len(reader)) != (told.tokens, told.documents):
+    if (reader.tokens.size, len(reader)) != (counts.tokens, counts.documents):
         raise ValueError(
             f"data.sources.{name}: {packed.folder_of(data, name)}/{split} holds {reader.tokens.size} tokens in "
-            f"{len(reader)} documents, packed.json says {told.tokens} in {told.documents}; pack it again with "
+            f"{len(reader)} documents, packed.json says {counts.tokens} in {counts.documents}; pack it again with "
             "overwrite=true"
         )
     return reader

@@ -55,20 +55,20 @@ def _place(spans: list[int], counts: list[int], row_tokens: int) -> tuple[NDArra
             room = rooms[at] if at < len(rooms) else row_tokens
             each = room // span  # once opened, a row is the best fit for the next piece of the same span too
             if at < len(rooms):
-                found = by_room[room].pop()
+                rows_left = by_room[room].pop()
                 if not by_room[room]:
                     del by_room[room], rooms[at]
             else:
-                found = np.arange(rows, rows + -(-count // each))
-                rows += found.size
-            full, rest = divmod(min(count, found.size * each), each)
+                rows_left = np.arange(rows, rows + -(-count // each))
+                rows += rows_left.size
+            full, rest = divmod(min(count, rows_left.size * each), each)
             count -= full * each + rest
-            placed.append(np.repeat(found[:full], each))
-            _keep(by_room, rooms, room - each * span, found[:full])
+            placed.append(np.repeat(rows_left[:full], each))
+            _keep(by_room, rooms, room - each * span, rows_left[:full])
             if rest:
-                placed.append(np.repeat(found[full : full + 1], rest))
-                _keep(by_room, rooms, room - rest * span, found[full : full + 1])
-            _keep(by_room, rooms, room, found[full + bool(rest) :])
+                placed.append(np.repeat(rows_left[full : full + 1], rest))
+                _keep(by_room, rooms, room - rest * span, rows_left[full : full + 1])
+            _keep(by_room, rooms, room, rows_left[full + bool(rest) :])
     return np.concatenate(placed), rows
 
 

@@ -57,14 +57,14 @@ def measure(
     rows: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]], row_tokens: int, edges: Sequence[int]
 ) -> Lengths:
     """Lengths of rows given as (length of each piece's document, tokens of each piece)."""
-    found = list(rows)
-    lengths = np.concatenate([np.zeros(0, np.int64), *(length for length, _ in found)])
-    spans = np.concatenate([np.zeros(0, np.int64), *(span for _, span in found)])
+    parts = list(rows)
+    lengths = np.concatenate([np.zeros(0, np.int64), *(length for length, _ in parts)])
+    spans = np.concatenate([np.zeros(0, np.int64), *(span for _, span in parts)])
     buckets = np.zeros(len(edges), np.int64)
     np.add.at(buckets, np.searchsorted(edges, lengths, side="right") - 1, spans)
     return Lengths(
         row_tokens=row_tokens,
-        rows=len(found),
+        rows=len(parts),
         pieces=spans.size,
         tokens=int(spans.sum()),
         length_sum=int(lengths @ spans),

@@ -191,11 +191,11 @@ class Mixture:
 
     def chapters(self) -> list[Chapter]:
         """Chapters in the order of the data, those of skipped steps included; the last one does not end."""
-        found: list[Chapter] = []
+        result: list[Chapter] = []
         for leg in self._legs:
-            if not found or (found[-1].sequence_length, found[-1].lengths) != (leg.sequence_length, leg.lengths):
-                found.append(Chapter(leg.sequence_length, leg.lengths, leg.cursors))
-        return found
+            if not result or (result[-1].sequence_length, result[-1].lengths) != (leg.sequence_length, leg.lengths):
+                result.append(Chapter(leg.sequence_length, leg.lengths, leg.cursors))
+        return result
 
     def _leg(self, step: int) -> _Leg:
         return self._trained[bisect.bisect_right(self._firsts, step) - 1]
@@ -204,13 +204,13 @@ class Mixture:
         self, first: Weights, decisions: Sequence[Decision]
     ) -> list[tuple[int, tuple[float, ...], tuple[float, ...]]]:
         """(first step, weights, lengths), by step; of two at one step the later decision holds."""
-        found, lengths = {}, first.lengths or ()
+        by_step, lengths = {}, first.lengths or ()
         changes = [decision for decision in decisions if isinstance(decision, Weights)]
         for change in [first, *sorted(changes, key=lambda decision: decision.from_tokens)]:
             lengths = lengths if change.lengths is None else change.lengths
             step = schedule.step_at(self._schedule, change.from_tokens)
-            found[step] = (self._checked(change.weights), tuple(map(float, lengths)))
-        return [(step, *found[step]) for step in sorted(found)]
+            by_step[step] = (self._checked(change.weights), tuple(map(float, lengths)))
+        return [(step, *by_step[step]) for step in sorted(by_step)]
 
     def _checked(self, weights: Mapping[str, float]) -> tuple[float, ...]:
         unknown = sorted(set(weights) - set(self.names))
@@ -218,8 +218,8 @@ class Mixture:
             raise ValueError(f"weights name {', '.join(unknown)}: data.sources has {', '.join(self.names)} only")
         values = tuple(float(weights.get(name, 0)) for name in self.names)
         if not all(math.isfinite(value) and value >= 0 for value in values) or not any(values):
-            told = ", ".join(f"data.sources.{name}.weight={value}" for name, value in zip(self.names, values))
-            raise ValueError(f"{told}: give weights of at least 0, one of them above 0")
+            keys = ", ".join(f"data.sources.{name}.weight={value}" for name, value in zip(self.names, values))
+            raise ValueError(f"{keys}: give weights of at least 0, one of them above 0")
         return values
 
     def _weights_at(self, step: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -127,12 +127,12 @@ class Scattered:
 
     def spans(self, position: int, row_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(length of every document that the row holds a piece of, tokens of each piece)."""
-        found, begin = [], 0
+        parts, begin = [], 0
         while begin < row_tokens:
             place, left = self._stream.scattered(position + begin, self._slot_tokens)
-            found.append(self._stream.spans(place, min(left, row_tokens - begin)))
+            parts.append(self._stream.spans(place, min(left, row_tokens - begin)))
             begin += left
-        return np.concatenate([lengths for lengths, _ in found]), np.concatenate([spans for _, spans in found])
+        return np.concatenate([lengths for lengths, _ in parts]), np.concatenate([spans for _, spans in parts])
 
 
 def permuted(index: int, count: int, seed: str) -> int:

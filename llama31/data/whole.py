@@ -109,21 +109,21 @@ class Whole:
     def spans(self, position: int, row_tokens: int) -> tuple[Ints, Ints]:
         """(length of every document that the row holds a piece of, tokens of each piece); padding is left out."""
         number, epoch, row = self._place(position, row_tokens)
-        plan, found = self._plan(number, epoch), self._epoch(number, epoch)
-        kinds = found.kinds[found.begins[row] : found.begins[row + 1]]
+        plan, filled = self._plan(number, epoch), self._epoch(number, epoch)
+        kinds = filled.kinds[filled.begins[row] : filled.begins[row + 1]]
         return self._lengths[plan.length_of[kinds]], plan.span_of[kinds]
 
     def _pieces(self, position: int, row_tokens: int) -> list[tuple[int, int, int]]:
         """(document, its first token in the row, tokens) of every piece, in the order of the row."""
         number, epoch, row = self._place(position, row_tokens)
-        plan, found = self._plan(number, epoch), self._epoch(number, epoch)
+        plan, filled = self._plan(number, epoch), self._epoch(number, epoch)
         before, pieces = self._before(number, epoch), []
-        places = np.arange(found.begins[row], found.begins[row + 1])
+        places = np.arange(filled.begins[row], filled.begins[row + 1])
         # In the order in which they were fitted, a row would always begin with its longest document.
         for at in places[order_of(f"{self._key}/{position}/row", places.size)]:
-            kind = found.kinds[at]
+            kind = filled.kinds[at]
             index = plan.length_of[kind]
-            read = int(before[index]) + int(found.ranks[at])
+            read = int(before[index]) + int(filled.ranks[at])
             cycle, place = divmod(read, int(self._counts[index]))
             seed = f"{self._key}/{self._lengths[index]}/{cycle}"
             document = self._documents[self._firsts[index] + permuted(place, int(self._counts[index]), seed)]
@@ -224,9 +224,9 @@ class Whole:
         read = np.zeros_like(left)
         if rows:
             epoch, row = self._after_rows(number, rows)
-            plan, found = self._plan(number, epoch), self._epoch(number, epoch)
+            plan, filled = self._plan(number, epoch), self._epoch(number, epoch)
             np.maximum.at(
-                read, plan.length_of, np.bincount(found.kinds[: found.begins[row]], minlength=plan.length_of.size)
+                read, plan.length_of, np.bincount(filled.kinds[: filled.begins[row]], minlength=plan.length_of.size)
             )
             before, left = self._before(number, epoch), plan.readings - read
         old, new = self._readings(number), self._readings(number + 1)

@@ -40,8 +40,8 @@ def preference(record: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(given, Mapping) and "preferred_output" in record:
         answers = {"chosen": record["preferred_output"], "rejected": record.get("non_preferred_output")}
         return _with_tools({**record, **given, **answers})
-    told = {key: _answer(record[key]) for key in ("chosen", "rejected", "edited") if key in record}
-    record = {**record, **told}
+    converted = {key: _answer(record[key]) for key in ("chosen", "rejected", "edited") if key in record}
+    record = {**record, **converted}
     if all(record.get(key) is None for key in ("messages", "prompt")):
         if isinstance(turns := record.get("conversations"), list) and turns:
             return {**record, "messages": _introduced([_turn(one) for one in turns], record.get("system"))}
@@ -80,10 +80,10 @@ def _turn(one: Any) -> Any:
 
 def _calls(said: Any) -> list[Any]:
     try:
-        told = json.loads(said)
+        calls = json.loads(said)
     except (TypeError, ValueError):
-        told = said
-    return told if isinstance(told, list) else [told]
+        calls = said
+    return calls if isinstance(calls, list) else [calls]
 
 
 def _answer(given: Any) -> Any:

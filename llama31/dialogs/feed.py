@@ -177,8 +177,8 @@ class Feed:
         self.maker, self.schedule, self.seed, self.prefetch = maker, wanted, seed, prefetch
         self._epochs = dict(epochs)
         lengths = {name: maker.lengths(store) for name, store in zip(self.names, self.stores)}
-        kept = {name: np.where(stores[name].heldout, 0, found) for name, found in lengths.items()}
-        held = {name: np.where(stores[name].heldout, found, 0) for name, found in lengths.items()}
+        kept = {name: np.where(stores[name].heldout, 0, sizes) for name, sizes in lengths.items()}
+        held = {name: np.where(stores[name].heldout, sizes, 0) for name, sizes in lengths.items()}
         self.plan = passes.Plan(kept, epochs, wanted.sequence_length, seed)
         self._held = held
         self.reference: NDArray[np.float32] | None = None  # [examples, 2], by number
@@ -186,8 +186,8 @@ class Feed:
         self.objective: dict[str, Any] = {}  # keys of the config that say what is learned of the rows
         self._skipped: list[tuple[int, int]] = []
         self.examples = int(self.plan.firsts[-1])
-        self.vocab_size = max((int(store.told["vocab_size"]) for store in self.stores), default=0)
-        self.tokenizer_fingerprint = str(self.stores[0].told["tokenizer"])
+        self.vocab_size = max((int(store.header["vocab_size"]) for store in self.stores), default=0)
+        self.tokenizer_fingerprint = str(self.stores[0].header["tokenizer"])
         self.fingerprints = {name: stores[name].fingerprint for name in self.names}
 
     def begin(self, start: Any) -> list[Decision]:
@@ -207,17 +207,17 @@ class Feed:
         new = "start a new run from these weights with init_from="
         if "order" not in was:
             raise ValueError(f"resume: the checkpoint was not trained on dialogs or preferences; {new}")
-        told = _changed(self.order(), was["order"], "read its data")
-        told += _changed(self.objective, was.get("objective", self.objective), "was trained")
-        if told:
-            raise ValueError(f"{'; '.join(told)}; give what it had again, or {new}")
+        changes = _changed(self.order(), was["order"], "read its data")
+        changes += _changed(self.objective, was.get("objective", self.objective), "was trained")
+        if changes:
+            raise ValueError(f"{'; '.join(changes)}; give what it had again, or {new}")
 
     def order(self) -> dict[str, Any]:
         """Keys of the config on which it depends what stands in which row."""
         epochs = {f"data.sources.{name}.epochs": self._epochs[name] for name in self.names}
         length = self.schedule.sequence_length
-        told = {"data.seed": self.seed, "schedule.sequence_length": length, **epochs, **self.maker.order()}
-        return told | ({"init_from (its weights)": self.reference_key} if self.reference_key else {})
+        settings = {"data.seed": self.seed, "schedule.sequence_length": length, **epochs, **self.maker.order()}
+        return settings | ({"init_from (its weights)": self.reference_key} if self.reference_key else {})
 
     def check(self, model: config.Model, words: Tokenizer) -> None:
         """ValueError where the data hold ids that the model has no embedding for."""
@@ -276,8 +276,8 @@ class Feed:
 
     def heldout(self, length: int, tokens: int) -> Heldout | None:
         """Rows of held-out examples, at least one and at most about `tokens` places per source; None without any."""
-        found = Heldout(self, length, tokens)
-        return found if found.names else None
+        held = Heldout(self, length, tokens)
+        return held if held.names else None
 
     def everything(self, length: int) -> list[Ints]:
         """Numbers of the examples of each row, such that all examples that fit stand in one, held-out ones too."""
@@ -292,30 +292,30 @@ class Feed:
     def kinds(self, examples: Ints) -> Ints:
         """Kind of every pair of these examples (`preferences.kind_name`), in the order in which rows hold them."""
         places = np.searchsorted(self.plan.firsts, examples, side="right") - 1
-        found = [
+        each = [
             _pairs(self.stores[place], int(number - self.plan.firsts[place]))[:, 2]
             for place, number in zip(places, examples)
         ]
-        return np.concatenate([*found, np.zeros(0, np.int64)])
+        return np.concatenate([*each, np.zeros(0, np.int64)])
 
     def alone(self, chosen: Sequence[Ints], length: int) -> Packed:
         """Rows of the examples with these numbers; an empty row is padding."""
         return self._pack([(0, examples) for examples in chosen], length, 0.0)
 
-    def told(self) -> dict[str, Any]:
+    def extra(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data."""
         return {"order": self.order(), "objective": self.objective, "sources": self.fingerprints}
 
     def summary(self) -> str:
         """One line on what is there."""
         trained = int((self.plan.lengths > 0).sum()) - self.plan.too_long
-        held = sum(int((found > 0).sum()) for found in self._held.values())
-        left: Counter[str] = sum((Counter(store.told["left_out"]) for store in self.stores), Counter())
-        told = "".join(f"{count:,} {reason}, " for reason, count in sorted(left.items()))
+        held = sum(int((lengths > 0).sum()) for lengths in self._held.values())
+        left: Counter[str] = sum((Counter(store.header["left_out"]) for store in self.stores), Counter())
+        reasons = "".join(f"{count:,} {reason}, " for reason, count in sorted(left.items()))
         used = passes.fill(self.plan.once(), self.plan.lengths, self.schedule.sequence_length)
         return (
-            f"{trained:,} examples to train on, {held:,} held out; left out: {told}{self.plan.too_long:,} longer than "
-            f"a row; rows are filled to {used:.0%}"
+            f"{trained:,} examples to train on, {held:,} held out; left out: {reasons}{self.plan.too_long:,} longer "
+            f"than a row; rows are filled to {used:.0%}"
         )
 
 
@@ -327,15 +327,15 @@ def objective(run: config.Dpo) -> dict[str, Any]:
 
 def _changed(given: Mapping[str, Any], was: Mapping[str, Any], did: str) -> list[str]:
     """What is told of each key that is not as the checkpoint had it, or that only one of both has."""
-    told = []
+    changes = []
     for key in sorted(given.keys() | was.keys()):
         if key not in was:
-            told.append(f"{key}={given[key]}: the checkpoint {did} without it")
+            changes.append(f"{key}={given[key]}: the checkpoint {did} without it")
         elif key not in given:
-            told.append(f"{key} is not given: the checkpoint {did} with {was[key]}")
+            changes.append(f"{key} is not given: the checkpoint {did} with {was[key]}")
         elif given[key] != was[key]:
-            told.append(f"{key}={given[key]}: the checkpoint {did} with {was[key]}")
-    return told
+            changes.append(f"{key}={given[key]}: the checkpoint {did} with {was[key]}")
+    return changes
 
 
 class Heldout:
@@ -352,7 +352,7 @@ class Heldout:
             if packed:
                 self._rows[name] = [feed.plan.firsts[place] + fits[packed[row]] for row in chosen]
         self.names = list(self._rows)
-        self._shares = {name: feed._share(found) for name, found in self._rows.items()}
+        self._shares = {name: feed._share(sizes) for name, sizes in self._rows.items()}
 
     def count(self, name: str) -> int:
         """Rows of a source."""
@@ -360,6 +360,6 @@ class Heldout:
 
     def rows(self, name: str, indices: Ints) -> Packed:
         """The given rows of a source; those at or beyond `count` are padding alone."""
-        found, nothing = self._rows[name], np.zeros(0, np.int64)
-        chosen = [(0, found[int(i)] if i < len(found) else nothing) for i in indices]
+        pieces, nothing = self._rows[name], np.zeros(0, np.int64)
+        chosen = [(0, pieces[int(i)] if i < len(pieces) else nothing) for i in indices]
         return self._feed._pack(chosen, self._length, self._shares[name])

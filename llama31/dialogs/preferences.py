@@ -39,14 +39,14 @@ def encode(
     Answers are near-equal, and no pair, where `alike`. An empty edited answer is none. `default` is the strength of a
     record that states none. Raises ValueError.
     """
-    found = read(record)
+    parsed = read(record)
     strength = default if record.get("strength") is None else record["strength"]
     if strength not in STRENGTHS:
         remedy = "" if strength else ", or data.sources.NAME.strength for records that state none"
         raise ValueError(f"strength: {strength!r}; give one of {', '.join(STRENGTHS)}{remedy}")
-    if isinstance(found, str):
-        return found
-    prompt, (ranks, given) = found[0], map(list, zip(*found[1].items(), strict=True))
+    if isinstance(parsed, str):
+        return parsed
+    prompt, (ranks, given) = parsed[0], map(list, zip(*parsed[1].items(), strict=True))
     answers = [form.encode(messages, bos=False) for messages in given]
     every = list(combinations(range(len(given)), 2))
     equal = [(i, j) for i, j in every if alike(given[i], given[j], answers[i], answers[j], similarity)]
@@ -154,7 +154,7 @@ def alike(
 def _results(answer: Sequence[chat.Message]) -> list[str]:
     """Numbers, options and verdicts of what the assistant says, in their order."""
     said = "\n".join(message.text() for message in answer if message.role == "assistant")
-    return [found.casefold() for found in _RESULT.findall(said)]
+    return [match.casefold() for match in _RESULT.findall(said)]
 
 
 def agreement(one: NDArray[Any], other: NDArray[Any]) -> float:

@@ -55,12 +55,12 @@ class Store:
     examples: NDArray[np.int64]
     pairs: NDArray[np.int64]  # [p, 4]
     heldout: NDArray[np.bool_]
-    told: dict[str, Any]
+    header: dict[str, Any]
 
     @property
     def fingerprint(self) -> str:
         """Equal as long as the ids, their parts and what is held out are."""
-        return str(self.told["fingerprint"])
+        return str(self.header["fingerprint"])
 
     def sequence(self, number: int) -> Sequence_:
         """Token ids and parts of a sequence."""
@@ -78,14 +78,14 @@ class Store:
 
 def files(given: str) -> list[Path]:
     """Files that a source's input means: comma-separated files, globs, or folders, of which those that hold records."""
-    found: list[Path] = []
+    paths: list[Path] = []
     for part in filter(None, (text.strip() for text in given.split(","))):
         path = Path(part).expanduser()
         if path.is_dir():
-            found += [inner for inner in sorted(path.iterdir()) if inner.name.endswith(SUFFIXES) and inner.is_file()]
+            paths += [inner for inner in sorted(path.iterdir()) if inner.name.endswith(SUFFIXES) and inner.is_file()]
         else:
-            found += [Path(name) for name in sorted(glob.glob(str(path)))]
-    return found
+            paths += [Path(name) for name in sorted(glob.glob(str(path)))]
+    return paths
 
 
 def unread(given: str, read: Sequence[Path]) -> list[Path]:
@@ -110,13 +110,13 @@ def records[T](
                 record = json.loads(line)
                 if not isinstance(record, dict):
                     raise ValueError("no JSON object")
-                found = read(record)
+                parsed = read(record)
             except (ValueError, RecursionError) as error:
                 if isinstance(error, chat.LeftOut) and left_out is not None:
                     left_out[error.reason] += 1
                     continue
                 raise ValueError(f"{key}: {place}: {error}") from error
-            yield place, line, found
+            yield place, line, parsed
 
 
 def prepare(
@@ -135,8 +135,8 @@ def prepare(
         remedy = "give files of JSON lines, JSON arrays or Parquet, a folder of them or a glob"
         raise ValueError(f"data.sources.{name}.input={given}: no such file; {remedy}")
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in inputs]
-    told = {"version": VERSION, "files": stats, "seed": seed, "heldout_fraction": heldout_fraction, **settings}
-    key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+    header = {"version": VERSION, "files": stats, "seed": seed, "heldout_fraction": heldout_fraction, **settings}
+    key = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:12]
     target = folder / f"{name}-{key}"
     if (target / "told.json").is_file():
         return target
@@ -145,7 +145,7 @@ def prepare(
     draft = folder / f".{target.name}.{secrets.token_hex(4)}"
     draft.mkdir(parents=True)
     try:
-        _write(draft, _encoded(inputs, name, seed, heldout_fraction, encode), told)
+        _write(draft, _encoded(inputs, name, seed, heldout_fraction, encode), header)
         _publish(draft, target, name)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -190,7 +190,7 @@ def _encoded(
         yield example, int.from_bytes(digest[:8], "little") < fraction * 2**64
 
 
-def _write(folder: Path, examples: Iterator[tuple[Example | str, bool]], told: dict[str, Any]) -> None:
+def _write(folder: Path, examples: Iterator[tuple[Example | str, bool]], header: dict[str, Any]) -> None:
     digest = hashlib.sha256()
     sequences, firsts, left_out = [0], [0], Counter[str]()
     pairs: list[tuple[int, ...]] = []
@@ -217,7 +217,7 @@ def _write(folder: Path, examples: Iterator[tuple[Example | str, bool]], told: d
         np.save(folder / f"{name}.npy", array)
         digest.update(array.tobytes())
     counts = {"tokens": sequences[-1], "examples": len(heldout), "left_out": left_out, "heldout": int(sum(heldout))}
-    text = json.dumps({**told, **counts, "fingerprint": digest.hexdigest()}, indent=1)
+    text = json.dumps({**header, **counts, "fingerprint": digest.hexdigest()}, indent=1)
     (folder / "told.json").write_text(text, encoding="utf-8")
 
 
@@ -230,15 +230,15 @@ def _append(file: BinaryIO, array: NDArray[Any], digest: Any) -> None:
 def read(folder: Path) -> Store:
     """What `prepare` wrote, its tokens mapped. Raises ValueError where files are missing or cut off."""
     try:
-        told = json.loads((folder / "told.json").read_text(encoding="utf-8"))
+        header = json.loads((folder / "told.json").read_text(encoding="utf-8"))
         names = ("sequences", "examples", "pairs", "heldout")
         arrays = {name: np.load(folder / f"{name}.npy") for name in names}
         tokens, parts = _mapped(folder / "tokens.bin", np.int32), _mapped(folder / "parts.bin", np.int8)
-        if not len(tokens) == len(parts) == told["tokens"]:
-            raise ValueError(f"{len(tokens)} tokens, {len(parts)} parts, told are {told['tokens']}")
+        if not len(tokens) == len(parts) == header["tokens"]:
+            raise ValueError(f"{len(tokens)} tokens, {len(parts)} parts, told are {header['tokens']}")
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{folder} cannot be read ({error}); remove it, and it is made again") from error
-    return Store(tokens, parts, **arrays, told=told)
+    return Store(tokens, parts, **arrays, header=header)
 
 
 def _mapped(path: Path, dtype: Any) -> NDArray[Any]:

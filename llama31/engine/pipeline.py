@@ -76,10 +76,10 @@ class Forward:
         tokens = self.count(batches)
         for chunk in self.chunks:
             chunk.eval()
-        told = self.run([batch.scaled(1.0 / max(tokens, 1)) for batch in batches], objective, forward_only=True)
+        sums = self.run([batch.scaled(1.0 / max(tokens, 1)) for batch in batches], objective, forward_only=True)
         for chunk in self.chunks:
             chunk.train()
-        return self.agree(told), tokens
+        return self.agree(sums), tokens
 
     def count(self, batches: Sequence[MicroBatch]) -> int:
         """Tokens (pairs) that count in these micro-batches, over data-parallel replicas."""
@@ -92,11 +92,11 @@ class Forward:
         """What `objective` tells of each micro-batch's responses, FP32 [number] each, on all ranks of the replica."""
         for chunk in self.chunks:
             chunk.eval()
-        told = self._told(batches, objective, forward_only=True)
+        sums = self._forward_backward(batches, objective, forward_only=True)
         for chunk in self.chunks:
             chunk.train()
         sizes = [batch.compared.number if batch.compared else 0 for batch in batches]
-        flat = torch.cat(told) if told else torch.zeros(sum(sizes), device=self.grid.device)
+        flat = torch.cat(sums) if sums else torch.zeros(sum(sizes), device=self.grid.device)
         dist.all_reduce(flat, group=self.grid.pp_group)  # zeros but for the last stage
         return list(flat.split(sizes))
 
@@ -105,20 +105,22 @@ class Forward:
 
         Zeros where the last stage is elsewhere.
         """
-        told = self._told(batches, objective, forward_only)
+        sums = self._forward_backward(batches, objective, forward_only)
         measures = len(getattr(objective, "measures", ()))
-        if not told:
+        if not sums:
             return torch.zeros(1 + measures, device=self.grid.device)
-        return torch.stack(told).sum(0).view(1 + measures)
+        return torch.stack(sums).sum(0).view(1 + measures)
 
-    def _told(self, batches: Sequence[MicroBatch], objective: Objective, forward_only: bool) -> list[Tensor]:
+    def _forward_backward(
+        self, batches: Sequence[MicroBatch], objective: Objective, forward_only: bool
+    ) -> list[Tensor]:
         """Of each micro-batch what the objective told; nothing where the last stage is elsewhere."""
 
         def forward_step(iterator: Iterator[MicroBatch], chunk: Any) -> tuple[Any, Any]:
             return objective(chunk, next(iterator), self.grid)
 
         micro_batch, length = batches[0].tokens.shape
-        told: list[Tensor] = get_forward_backward_func()(
+        sums: list[Tensor] = get_forward_backward_func()(
             forward_step_func=forward_step,
             data_iterator=[iter(batches) for _ in self.chunks],
             model=self.called,
@@ -127,11 +129,11 @@ class Forward:
             micro_batch_size=micro_batch,
             forward_only=forward_only,
         )
-        return told
+        return sums
 
-    def agree(self, told: Tensor) -> list[float]:
+    def agree(self, sums: Tensor) -> list[float]:
         """The loss and what follows it, summed over data and context parallel ranks of the last stage, on all ranks."""
-        share = told.float() if self.grid.last_stage and self.grid.tp_rank == 0 else torch.zeros_like(told)
+        share = sums.float() if self.grid.last_stage and self.grid.tp_rank == 0 else torch.zeros_like(sums)
         dist.all_reduce(share)
         return [float(value) for value in share.tolist()]
 
@@ -165,12 +167,12 @@ class Engine:
         factor = self.reducer.loss_scale / max(tokens, 1)
         begin = time.perf_counter()
         with _after_each_backward(self.reducer.after_backward()):
-            told = self.forward.run([batch.scaled(factor) for batch in batches], objective, forward_only=False)
+            sums = self.forward.run([batch.scaled(factor) for batch in batches], objective, forward_only=False)
         if self.grid.device.type == "cuda":
             torch.cuda.current_stream().synchronize()
         self.own_s = time.perf_counter() - begin
         self._norm = self.reducer.reduce()
-        loss, *others = [value / self.reducer.loss_scale for value in self.forward.agree(told)]
+        loss, *others = [value / self.reducer.loss_scale for value in self.forward.agree(sums)]
         return StepResult(loss, self._norm, tokens, dict(zip(getattr(objective, "measures", ()), others, strict=True)))
 
     def apply(self, lr: float) -> None:

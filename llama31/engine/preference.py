@@ -68,8 +68,8 @@ class Reward:
             better, worse = responses(scores, compared, grid)[compared.pairs].unbind(1)
             margin = better - worse
             total = -F.logsigmoid(margin).sum() * batch.scale
-            told = torch.stack([total, _right(margin) * batch.scale, margin.sum() * batch.scale])
-            return total, NOTHING, told.detach() / grid.cp
+            sums = torch.stack([total, _right(margin) * batch.scale, margin.sum() * batch.scale])
+            return total, NOTHING, sums.detach() / grid.cp
 
         return _scores(chunk, batch, grid), loss
 
@@ -80,7 +80,7 @@ class Dpo:
 
     A response's log-ratio is that of policy and reference, summed over the positions that `compared` names; divided by
     their number where `length_normalised`. Weights are relative to the pairs of the whole batch (`dialogs/rows.py`).
-    Told are beta x the log-ratios as rewards of the chosen and of the rejected, and the weighted cross entropy (`nll`).
+    Its measures: beta x the log-ratios as rewards of the chosen and of the rejected, and the weighted cross entropy.
     """
 
     beta: float = 0.1
@@ -99,8 +99,8 @@ class Dpo:
             likelihood = (losses * take_chunks(batch.weights, grid.cp, grid.cp_rank, 1)).sum()
             counts = torch.stack([_right(margin), margin.sum(), better.sum(), worse.sum()])
             shared = torch.cat([term[None], counts * batch.scale]) / grid.cp
-            told = torch.cat([shared[:1] + likelihood, shared[1:], likelihood[None]])
-            return term + likelihood, NOTHING, told.detach()
+            sums = torch.cat([shared[:1] + likelihood, shared[1:], likelihood[None]])
+            return term + likelihood, NOTHING, sums.detach()
 
         return _token_losses(chunk, batch, grid), loss
 

@@ -78,7 +78,7 @@ def _block(forward: Forward, fetch: Fetch, first: int, count: int, micro_batch: 
     batches = [MicroBatch.from_rows(part, grid.device) for part in rows]
     places = {id(batch): torch.from_numpy(part) for batch, part in zip(batches, indices, strict=True)}
     length = batches[0].tokens.size(1)
-    found = torch.zeros(2, len(indices) * micro_batch * grid.dp, length, device=grid.device)
+    scores = torch.zeros(2, len(indices) * micro_batch * grid.dp, length, device=grid.device)
     positions = take_chunks(torch.arange(length), grid.cp, grid.cp_rank, 0)
 
     def objective(chunk: Any, batch: MicroBatch, grid: Grid) -> tuple[Any, LossFunction]:
@@ -90,7 +90,7 @@ def _block(forward: Forward, fetch: Fetch, first: int, count: int, micro_batch: 
             losses, likeliest = output
             if grid.tp_rank == 0:  # the group agrees, and the sum over all ranks is to count once
                 place = places[id(batch)][:, None], positions[None]
-                found[0][place], found[1][place] = losses, (likeliest + 1).float()
+                scores[0][place], scores[1][place] = losses, (likeliest + 1).float()
             nothing = torch.zeros((), device=grid.device)
             return nothing, torch.zeros((), dtype=torch.int), nothing
 
@@ -98,8 +98,8 @@ def _block(forward: Forward, fetch: Fetch, first: int, count: int, micro_batch: 
 
     with torch.no_grad(), _scoring(forward.chunks):
         forward.run(batches, objective, forward_only=True)
-    dist.all_reduce(found)  # each number has one owner; ids are exact in FP32 up to 16 million
-    return Scores(found[0, :count].cpu().numpy(), found[1, :count].cpu().numpy().astype(np.int64) - 1)
+    dist.all_reduce(scores)  # each number has one owner; ids are exact in FP32 up to 16 million
+    return Scores(scores[0, :count].cpu().numpy(), scores[1, :count].cpu().numpy().astype(np.int64) - 1)
 
 
 def numbers(
@@ -121,9 +121,9 @@ def numbers(
         held = dealt[first : first + block]
         places = rows_of_replica(len(held), forward.chunks, grid, micro_batch)
         packed = [fetch([held[i] if i < len(held) else nothing for i in part]) for part in places]
-        told = forward.collect([MicroBatch.from_packed(rows, grid.device) for rows in packed], ask)
-        for part, rows, found in zip(places, packed, told, strict=True):
-            yield first + part[part < len(held)], rows, found
+        collected = forward.collect([MicroBatch.from_packed(rows, grid.device) for rows in packed], ask)
+        for part, rows, values in zip(places, packed, collected, strict=True):
+            yield first + part[part < len(held)], rows, values
 
 
 @contextlib.contextmanager
@@ -149,7 +149,7 @@ def answers(
     ValueError for an answer that is empty or has nothing before it, and for tokens beyond the model's positions.
     """
     _check(forward.chunks[0], requests)
-    grid, found = forward.grid, {}
+    grid, result = forward.grid, {}
     order = sorted(range(len(requests)), key=lambda i: -len(requests[i].tokens))
     step = micro_batch * grid.dp * max(grid.pp, whole_batches(forward.chunks, grid))
     for first in range(0, len(order), step):
@@ -159,8 +159,8 @@ def answers(
             tokens, answer = requests[index].tokens, requests[index].answer
             span = slice(len(tokens) - 1 - answer, len(tokens) - 1)
             right = scores.likeliest[row, span] == np.asarray(tokens[len(tokens) - answer :])
-            found[index] = scores.losses[row, span], right
-    return [found[index] for index in range(len(requests))]
+            result[index] = scores.losses[row, span], right
+    return [result[index] for index in range(len(requests))]
 
 
 def _check(chunk: Llama, requests: Sequence[Request]) -> None:

@@ -61,8 +61,8 @@ def load_optimizer(folder: Path, engine: Engine, updates: int) -> None:
 
     Works at any moment between two steps: nothing of what was trained since, and no gradient, is left.
     """
-    found = [_own(engine, shard, key, f"{key}.{shard.name}") for shard in engine.shards for key in KEYS]
-    publish.load_optimizer(folder, found)
+    parts = [_own(engine, shard, key, f"{key}.{shard.name}") for shard in engine.shards for key in KEYS]
+    publish.load_optimizer(folder, parts)
     engine.reducer.finish_load(updates)
 
 

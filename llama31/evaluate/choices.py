@@ -72,26 +72,26 @@ def prepare(name: str, task: Task, words: Tokenizer, max_tokens: int) -> Prepare
 def judge(forward: Forward, task: Prepared, micro_batch: int) -> list[Judged]:
     """Every example with the log-likelihoods of its choices, equal on all ranks. Collective."""
     scored = answers(forward, task.requests, micro_batch)
-    found = []
+    judged = []
     for example, begin, end in zip(task.examples, task.begins, task.begins[1:]):
         sums = tuple(-float(losses.sum(dtype=np.float64)) for losses, _ in scored[begin:end])
-        found.append(Judged(example, sums, tuple(bool(right.all()) for _, right in scored[begin:end])))
-    return found
+        judged.append(Judged(example, sums, tuple(bool(right.all()) for _, right in scored[begin:end])))
+    return judged
 
 
 def summary(judged: Sequence[Judged], details: bool = False) -> dict[str, Any]:
     """The three accuracies with their 95 % intervals, ready for JSON; with `details` also every example's numbers."""
     right = [one.right() for one in judged]
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         measure: proportion([single[measure] for single in right]).json()
         for measure in ("acc", "acc_norm", "acc_bytes")
     }
     if details:
-        found["examples"] = [
+        result["examples"] = [
             {"line": one.example.line, "gold": one.example.gold, "loglikelihoods": list(one.loglikelihoods)}
             for one in judged
         ]
-    return found
+    return result
 
 
 def encode_pair(words: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -105,7 +105,7 @@ def encode_pair(words: Tokenizer, context: str, continuation: str) -> tuple[list
 
 
 def _requests(prompt: Prompt, words: Tokenizer, max_tokens: int, where: str) -> list[Request]:
-    found = []
+    requests = []
     for continuation in prompt.continuations:
         before, after = encode_pair(words, prompt.context, continuation)
         if not after:
@@ -118,5 +118,5 @@ def _requests(prompt: Prompt, words: Tokenizer, max_tokens: int, where: str) -> 
                 f"{where}: {continuation!r} has {len(after)} tokens, more than the context of {max_tokens}; shorten it "
                 "or give a longer sequence_length"
             )
-        found.append(Request((before + after)[-(max_tokens + 1) :], len(after)))
-    return found
+        requests.append(Request((before + after)[-(max_tokens + 1) :], len(after)))
+    return requests

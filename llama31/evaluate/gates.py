@@ -38,11 +38,11 @@ def closed(scores: Mapping[str, Any], baseline: Mapping[str, Any], recall: float
     if "short" in baseline:
         before, now = baseline["short"], scores["short"]["loss"]
         if not now <= before["loss"] + (before["loss_ci95"] or 0.0):
-            told = f"{before['loss']:.4f} +-{before['loss_ci95'] or 0.0:.4f}"
-            reasons.append(f"the short-context loss is {now:.4f}, before it was {told}")
-    for length, found in zip(scores.get("needle", {}).get("lengths", []), scores.get("needle", {}).get("found", [])):
-        if found < recall:
-            reasons.append(f"{found:.2%} of the needles are found in {length} tokens")
+            was = f"{before['loss']:.4f} +-{before['loss_ci95'] or 0.0:.4f}"
+            reasons.append(f"the short-context loss is {now:.4f}, before it was {was}")
+    for length, share in zip(scores.get("needle", {}).get("lengths", []), scores.get("needle", {}).get("found", [])):
+        if share < recall:
+            reasons.append(f"{share:.2%} of the needles are found in {length} tokens")
     return reasons
 
 
@@ -63,16 +63,16 @@ class Examiner:
 
     def examine(self, forward: Forward) -> Scores:
         """Scores of the live model, equal on all ranks and ready for JSON. Collective."""
-        found: Scores = {}
+        scores: Scores = {}
         if self._tasks:
             judged = {name: choices.judge(forward, task, self._size) for name, task in self._tasks.items()}
-            found["tasks"] = {name: choices.summary(one)[self._measure] for name, one in judged.items()}
+            scores["tasks"] = {name: choices.summary(one)[self._measure] for name, one in judged.items()}
         if self._short is not None:
-            found["short"] = perplexity.perplexity(perplexity.token_losses(forward, self._short, self._size))["total"]
+            scores["short"] = perplexity.perplexity(perplexity.token_losses(forward, self._short, self._size))["total"]
         if self._prompts:
             table = needle.evaluate(forward, self._needle, self._prompts, self._words, self._size)
-            found["needle"] = table | {"found": [one["score"] for one in table["by_length"]]}
-        return found
+            scores["needle"] = table | {"found": [one["score"] for one in table["by_length"]]}
+        return scores
 
 
 class Gates:
@@ -85,7 +85,7 @@ class Gates:
         self._examiner = None
         if isinstance(run, config.Pretrain) and self.every_tokens is not None:
             self._examiner = Examiner(run, words, length)
-        self._told: dict[str, Any] = {"baseline": None, "examinations": []}
+        self._record: dict[str, Any] = {"baseline": None, "examinations": []}
         self.open = False
         self.reasons: list[str] = []  # why they were shut, when last asked
 
@@ -95,11 +95,11 @@ class Gates:
             return
         known = on_all_ranks(None, lambda: self._known() if self._main else None)[0]
         if known is not None:
-            self._told = known
-            self._told["examinations"] = [one for one in known["examinations"] if one["step"] <= step]
-        if self._told["baseline"] is None:
-            self._told["baseline"] = self._examiner.examine(forward)
-        last = self._told["examinations"][-1:]
+            self._record = known
+            self._record["examinations"] = [one for one in known["examinations"] if one["step"] <= step]
+        if self._record["baseline"] is None:
+            self._record["baseline"] = self._examiner.examine(forward)
+        last = self._record["examinations"][-1:]
         self.open = bool(last) and last[0]["step"] == step and not last[0]["shut"]
         self._write()
 
@@ -114,25 +114,25 @@ class Gates:
         """What the model scores now, and why the gates are shut; nothing where they are open. Collective."""
         assert self._examiner is not None
         scores = self._examiner.examine(forward)
-        reasons = closed(scores, self._told["baseline"], self._settings.recall)
-        self._told["examinations"].append({"step": step, "tokens": tokens, "scores": scores, "shut": reasons})
+        reasons = closed(scores, self._record["baseline"], self._settings.recall)
+        self._record["examinations"].append({"step": step, "tokens": tokens, "scores": scores, "shut": reasons})
         self.reasons, self.open = reasons, not reasons
         self._write()
         return scores, reasons
 
     def _write(self) -> None:
-        text = json.dumps(self._told, indent=1)
+        text = json.dumps(self._record, indent=1)
         on_all_ranks(None, lambda: files.write_whole(self._path, text) if self._main else None)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(told, dict):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
             raise ValueError("it is no JSON object")
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be used ({error}); restore it, or give gates.baseline=") from error
-    return told
+    return content
 
 
 def _baseline(path: Path, gates: config.Gates) -> Scores:
@@ -140,14 +140,14 @@ def _baseline(path: Path, gates: config.Gates) -> Scores:
 
     ValueError (key gates.baseline) where it lacks what is asked now.
     """
-    told = _read(path)
-    if "baseline" in told:
-        found = told["baseline"]
+    content = _read(path)
+    if "baseline" in content:
+        baseline = content["baseline"]
     else:
-        found = {"tasks": {name: task[gates.measure] for name, task in told.get("tasks", {}).items()}}
-        found |= {"short": told["total"]} if gates.short_length is not None and told.get("total") else {}
-    missing = [f"task {name}" for name in gates.tasks if name not in found.get("tasks", {})]
-    missing += ["the short-context loss"] if gates.short_length is not None and "short" not in found else []
+        baseline = {"tasks": {name: task[gates.measure] for name, task in content.get("tasks", {}).items()}}
+        baseline |= {"short": content["total"]} if gates.short_length is not None and content.get("total") else {}
+    missing = [f"task {name}" for name in gates.tasks if name not in baseline.get("tasks", {})]
+    missing += ["the short-context loss"] if gates.short_length is not None and "short" not in baseline else []
     if missing:
         raise ValueError(f"gates.baseline={path}: it lacks {', '.join(missing)}; evaluate the model before with them")
-    return {**found, "tasks": {name: found["tasks"][name] for name in gates.tasks}}
+    return {**baseline, "tasks": {name: baseline["tasks"][name] for name in gates.tasks}}

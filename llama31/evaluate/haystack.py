@@ -69,8 +69,8 @@ def alphabet(ids: Sequence[int]) -> Alphabet:
 
 def printable(words: Tokenizer) -> Alphabet:
     """The alphabet of printable ASCII characters that are one token each. ValueError where they are too few."""
-    found = dict.fromkeys(ids[0] for ids in (words.encode(chr(code)) for code in range(33, 127)) if len(ids) == 1)
-    return alphabet(list(found))
+    single = dict.fromkeys(ids[0] for ids in (words.encode(chr(code)) for code in range(33, 127)) if len(ids) == 1)
+    return alphabet(list(single))
 
 
 def lengths(needle: Needle, usual: int, most: int) -> list[int]:
@@ -95,7 +95,7 @@ def token_prompts(needle: Needle, letters: Alphabet, steps: Sequence[int], bos: 
         raise ValueError(
             f"needle.inserted={needle.inserted}: the alphabet has {letters.keys.size} keys; give at most that"
         )
-    found = []
+    prompts = []
     head = [] if bos is None else [bos]
     for number, (length, depth, _) in enumerate(_cells(needle, steps)):
         random = np.random.default_rng([needle.seed, number])
@@ -106,8 +106,8 @@ def token_prompts(needle: Needle, letters: Alphabet, steps: Sequence[int], bos: 
         hay = _hidden(random.choice(letters.filler, room), facts, _places(depth, needle.inserted, room))
         for key, value in zip(keys[: needle.asked], values[: needle.asked]):
             tokens = np.concatenate([head, hay, [letters.mark, key]]).astype(np.int64)
-            found.append(Prompt(length, depth, tokens, np.array([value]), ((0, 1),)))
-    return found
+            prompts.append(Prompt(length, depth, tokens, np.array([value]), ((0, 1),)))
+    return prompts
 
 
 def token_document(letters: Alphabet, length: int, facts: int, random: np.random.Generator, filler: float = 0.5) -> Ids:
@@ -139,7 +139,7 @@ def text_prompts(needle: Needle, words: Tokenizer, hay: Ids, steps: Sequence[int
     if needle.inserted > len(CITIES):
         raise ValueError(f"needle.inserted={needle.inserted}: there are {len(CITIES)} cities; give at most that")
     ends = _sentence_ends(hay, words)
-    found = []
+    prompts = []
     for number, (length, depth, _) in enumerate(_cells(needle, steps)):
         random = np.random.default_rng([needle.seed, number])
         cities = [str(city) for city in random.choice(CITIES, needle.inserted, replace=False)]
@@ -161,8 +161,8 @@ def text_prompts(needle: Needle, words: Tokenizer, hay: Ids, steps: Sequence[int
         places = [_after_sentence(ends, begin, place, room) for place in _places(depth, needle.inserted, room)]
         hidden = _hidden(hay[begin : begin + room], facts, places)
         tokens = np.concatenate([[words.bos_id], hidden, question]).astype(np.int64)
-        found.append(Prompt(length, depth, tokens, answer, spans, tuple(numbers[: needle.asked])))
-    return found
+        prompts.append(Prompt(length, depth, tokens, answer, spans, tuple(numbers[: needle.asked])))
+    return prompts
 
 
 def _cells(needle: Needle, steps: Sequence[int]) -> Iterator[tuple[int, float, int]]:

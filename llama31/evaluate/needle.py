@@ -35,8 +35,10 @@ def recall(forward: Forward, prompts: Sequence[Prompt], micro_batch: int) -> NDA
     Where several values were asked for, each is judged after the right ones before it.
     """
     requests = [Request(np.concatenate([prompt.tokens, prompt.answer]), prompt.answer.size) for prompt in prompts]
-    found = answers(forward, requests, micro_batch)
-    shares = [[right[begin:end].all() for begin, end in p.spans] for p, (_, right) in zip(prompts, found, strict=True)]
+    predicted = answers(forward, requests, micro_batch)
+    shares = [
+        [right[begin:end].all() for begin, end in p.spans] for p, (_, right) in zip(prompts, predicted, strict=True)
+    ]
     return np.array([np.mean(share) for share in shares])
 
 
@@ -55,11 +57,11 @@ def decoded_recall(
         given = [prompt.tokens.tolist() for prompt in batch]
         stops = {words.eos_id, words.eot_id} if batch[0].values else set()
         new = generate(forward.chunks, forward.grid, given, longest, stops, vocab_size=words.vocab_size)
-        shares += [_found(prompt, tokens, words) for prompt, tokens in zip(batch, new, strict=True)]
+        shares += [_correct(prompt, tokens, words) for prompt, tokens in zip(batch, new, strict=True)]
     return np.array(shares)
 
 
-def _found(prompt: Prompt, new: list[int], words: Tokenizer) -> float:
+def _correct(prompt: Prompt, new: list[int], words: Tokenizer) -> float:
     if prompt.values:
         text = words.decode(new)
         return float(np.mean([value in text for value in prompt.values]))
@@ -80,8 +82,8 @@ def table(prompts: Sequence[Prompt], shares: NDArray[np.float64]) -> dict[str, A
         "lengths": lengths,
         "depths": depths,
         "recall": [[float(np.mean(cells[depth, length])) for length in lengths] for depth in depths],
-        "by_length": [proportion(found).json() for found in by_length.values()],
-        "total": proportion([share for found in by_length.values() for share in found]).json(),
+        "by_length": [proportion(of_length).json() for of_length in by_length.values()],
+        "total": proportion([share for of_length in by_length.values() for share in of_length]).json(),
     }
 
 
@@ -93,8 +95,8 @@ def evaluate(
         shares = decoded_recall(forward, prompts, words, micro_batch, needle.answer_tokens)
     else:
         shares = recall(forward, prompts, micro_batch)
-    told = {name: getattr(needle, name) for name in ("kind", "inserted", "asked", "trials", "decode", "seed")}
-    return told | table(prompts, shares)
+    settings = {name: getattr(needle, name) for name in ("kind", "inserted", "asked", "trials", "decode", "seed")}
+    return settings | table(prompts, shares)
 
 
 def prompts_of(

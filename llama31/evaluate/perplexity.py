@@ -39,8 +39,8 @@ def heldout_losses(
     forward: Forward, heldout: Heldout, grid: Grid, micro_batch: int, objective: Objective = next_token
 ) -> dict[str, tuple[float, int]]:
     """Mean loss per token (pair) and the tokens that counted, of each source that has any; see `heldout_means`."""
-    found = heldout_means(forward, heldout, grid, micro_batch, objective)
-    return {name: (means[0], tokens) for name, (means, tokens) in found.items()}
+    by_source = heldout_means(forward, heldout, grid, micro_batch, objective)
+    return {name: (means[0], tokens) for name, (means, tokens) in by_source.items()}
 
 
 def heldout_means(
@@ -52,19 +52,19 @@ def heldout_means(
     `micro_batch`. Replicas need equally many micro-batches: what is missing is padding, which weighs nothing.
     Collective.
     """
-    found = {}
+    by_source = {}
     for name in heldout.names:
         if heldout.count(name):
             indices = rows_of_replica(heldout.count(name), forward.chunks, grid, micro_batch)
             parts = [MicroBatch.from_rows(heldout.rows(name, rows), grid.device) for rows in indices]
-            found[name] = forward.means(parts, objective)
-    return found
+            by_source[name] = forward.means(parts, objective)
+    return by_source
 
 
-def over_sources(found: dict[str, tuple[list[float], int]]) -> list[float]:
+def over_sources(by_source: dict[str, tuple[list[float], int]]) -> list[float]:
     """Means over all tokens (pairs) of `heldout_means`; [0] where nothing is held out."""
-    tokens = max(1, sum(count for _, count in found.values()))
-    columns = zip(*([mean * count for mean in means] for means, count in found.values()))
+    tokens = max(1, sum(count for _, count in by_source.values()))
+    columns = zip(*([mean * count for mean in means] for means, count in by_source.values()))
     return [sum(column) / tokens for column in columns] or [0.0]
 
 
@@ -80,15 +80,15 @@ class TokenLosses:
 
 def token_losses(forward: Forward, heldout: Text, micro_batch: int) -> dict[str, TokenLosses]:
     """Losses of single tokens of each source that has any, equal on all ranks. Collective."""
-    found = {}
+    result = {}
     for name in heldout.names:
         if count := heldout.count(name):
             losses = score(forward, functools.partial(heldout.rows, name), count, micro_batch).losses
             rows = heldout.rows(name, np.arange(count))
             seen, document = _places(rows)
             kept = rows.loss_mask > 0
-            found[name] = TokenLosses(losses[kept], rows.loss_mask[kept], seen[kept], document[kept])
-    return found
+            result[name] = TokenLosses(losses[kept], rows.loss_mask[kept], seen[kept], document[kept])
+    return result
 
 
 def _places(rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -113,9 +113,9 @@ def perplexity(losses: dict[str, TokenLosses]) -> dict[str, Any]:
     """
     every = {**losses, "total": _joined(list(losses.values()))} if losses else {}
     return {
-        "sources": {name: _figures(found) for name, found in losses.items()},
+        "sources": {name: _figures(values) for name, values in losses.items()},
         "total": _figures(every["total"]) if every else {},
-        "positions": {name: _by_position(found) for name, found in every.items()},
+        "positions": {name: _by_position(values) for name, values in every.items()},
     }
 
 
@@ -131,30 +131,30 @@ def _joined(parts: list[TokenLosses]) -> TokenLosses:
     )
 
 
-def _by_position(found: TokenLosses) -> list[dict[str, float | int | None]]:
-    if not found.seen.size:
+def _by_position(losses: TokenLosses) -> list[dict[str, float | int | None]]:
+    if not losses.seen.size:
         return []
-    bins = np.log2(found.seen).astype(int)  # exact at the powers of two that begin each bin
+    bins = np.log2(losses.seen).astype(int)  # exact at the powers of two that begin each bin
     figures: list[dict[str, float | int | None]] = []
     for number in range(int(bins.max()) + 1):
         inside = bins == number
         if inside.any():
-            part = TokenLosses(*(column[inside] for column in vars(found).values()))
+            part = TokenLosses(*(column[inside] for column in vars(losses).values()))
             figures.append({"from": 2**number, "to": 2 ** (number + 1) - 1, **_figures(part)})
     return figures
 
 
-def _figures(found: TokenLosses) -> dict[str, float | int | None]:
-    if not found.losses.size:
+def _figures(losses: TokenLosses) -> dict[str, float | int | None]:
+    if not losses.losses.size:
         return {"loss": 0.0, "loss_ci95": None, "perplexity": 1.0, "low": None, "high": None, "tokens": 0}
-    loss, ci = mean_over(found.document, found.losses, found.weights)
+    loss, ci = mean_over(losses.document, losses.losses, losses.weights)
     return {
         "loss": loss,
         "loss_ci95": ci,
         "perplexity": _exp(loss),
         "low": None if ci is None else _exp(loss - ci),
         "high": None if ci is None else _exp(loss + ci),
-        "tokens": int(found.losses.size),
+        "tokens": int(losses.losses.size),
     }
 
 
@@ -186,11 +186,11 @@ def spelled(prompts: Sequence[str], words: Tokenizer) -> list[str]:
 
 def check_layout(model: config.Model, parallel: config.Parallel, head: str = "tokens") -> None:
     """Raises ConfigError where the checkpoint's model does not split over the layout and the processes started."""
-    found = layout.problems(model, parallel, [], int(os.environ.get("WORLD_SIZE", "1")))
+    problems = layout.problems(model, parallel, [], int(os.environ.get("WORLD_SIZE", "1")))
     if model.head != head:
-        found.append(config.Issue("checkpoint", model.head, "its head predicts no tokens", "give a language model"))
-    if found:
-        raise config.ConfigError(found)
+        problems.append(config.Issue("checkpoint", model.head, "its head predicts no tokens", "give a language model"))
+    if problems:
+        raise config.ConfigError(problems)
 
 
 def check_vocabulary(ids: int, model: config.Model) -> None:

@@ -39,11 +39,11 @@ class Arm:
 
 def arms(run: config.Probe) -> list[Arm]:
     """Every annealing of a probe, by number: the default data with each seed, then each candidate with each."""
-    found = []
+    results = []
     for number, (name, seed) in enumerate(itertools.product([None, *run.candidates], run.seeds)):
         data = "default" if name is None else f"with-{name}"
-        found.append(Arm(number, name, seed, Path(run.folder) / "arms" / f"{data}-seed-{seed}"))
-    return found
+        results.append(Arm(number, name, seed, Path(run.folder) / "arms" / f"{data}-seed-{seed}"))
+    return results
 
 
 def folder_of(run: config.Probe) -> Path:
@@ -71,10 +71,10 @@ def array(chosen: Iterable[Arm]) -> str:
 
 def weights(run: config.Probe, candidate: str | None) -> dict[str, float]:
     """Weight of each source in an arm: `share` of all is the candidate's, the rest is divided as by default."""
-    found = {name: 0.0 if name in run.candidates else source.weight for name, source in run.data.sources.items()}
+    mixture = {name: 0.0 if name in run.candidates else source.weight for name, source in run.data.sources.items()}
     if candidate is not None:
-        found[candidate] = sum(found.values()) * run.share / (1 - run.share)
-    return found
+        mixture[candidate] = sum(mixture.values()) * run.share / (1 - run.share)
+    return mixture
 
 
 def pretraining(run: config.Probe, arm: Arm) -> config.Pretrain:
@@ -88,40 +88,40 @@ def pretraining(run: config.Probe, arm: Arm) -> config.Pretrain:
 
 def problems(run: config.Probe) -> list[Issue]:
     """What makes a probe impossible, beside what is wrong with its annealings."""
-    found, sources = [], list(run.data.sources)
+    issues, sources = [], list(run.data.sources)
     if run.init_from is None:
-        found.append(
+        issues.append(
             Issue("init_from", None, "a probe goes on from a half-trained checkpoint", "give init_from=FOLDER")
         )
     if not run.candidates:
-        found.append(Issue("candidates", "[]", "there is nothing to judge", "give candidates='[SOURCE,...]'"))
+        issues.append(Issue("candidates", "[]", "there is nothing to judge", "give candidates='[SOURCE,...]'"))
     remedy = f"give some of {', '.join(sources) or 'data.sources'}"
-    found += [
+    issues += [
         Issue("candidates", name, "no source of the data", remedy) for name in run.candidates if name not in sources
     ]
     lists: dict[str, Sequence[Any]] = {"candidates": run.candidates, "seeds": run.seeds}
-    found += [
+    issues += [
         Issue(key, given, "one of them stands there twice", "give each once")
         for key, given in lists.items()
         if len(set(given)) < len(given)
     ]
     if not any(weights(run, None).values()):
         reason = "no other source has a weight: there is no default data to compare with"
-        found.append(Issue("candidates", ", ".join(run.candidates), reason, "leave one out, or add data.sources"))
+        issues.append(Issue("candidates", ", ".join(run.candidates), reason, "leave one out, or add data.sources"))
     if run.share >= 1:
-        found.append(Issue("share", run.share, "nothing of the default data is left", "give less than 1"))
+        issues.append(Issue("share", run.share, "nothing of the default data is left", "give less than 1"))
     if not run.seeds:
-        found.append(Issue("seeds", "[]", "nothing would be annealed", "give seeds='[1,2,3]'"))
+        issues.append(Issue("seeds", "[]", "nothing would be annealed", "give seeds='[1,2,3]'"))
     if run.arm is not None and run.arm >= (count := len(arms(run))):
-        found.append(Issue("arm", run.arm, f"there are {count} arms, from 0", f"give at most {count - 1}"))
+        issues.append(Issue("arm", run.arm, f"there are {count} arms, from 0", f"give at most {count - 1}"))
     if run.data.mixture:
         reason = "weights that change on the way are no share"
-        found.append(Issue("data.mixture", len(run.data.mixture), reason, "give the weights of data.sources alone"))
+        issues.append(Issue("data.mixture", len(run.data.mixture), reason, "give the weights of data.sources alone"))
     if run.gates.every_tokens is not None:
-        found.append(
+        issues.append(
             Issue("gates.every_tokens", run.gates.every_tokens, "an annealing ends with its tokens", "give null")
         )
-    return found
+    return issues
 
 
 # --- what has been measured ---
@@ -147,24 +147,24 @@ def conclude(run: config.Probe, arm: Arm, checkpoint: str, tasks: Mapping[str, f
     lines = [line for line in metrics.read(arm.folder) if line["kind"] == "validation"]
     if not lines or lines[-1]["step"] != schedule.total_steps(run.schedule):
         raise ValueError(f"{arm.folder}: its record has no held-out loss of the last step; delete the folder")
-    told = {
+    result = {
         "candidate": arm.candidate,
         "seed": arm.seed,
         "settings": settings(run, checkpoint),
         "losses": lines[-1]["losses"],
         "tasks": dict(tasks),
     }
-    files.write_whole(arm.folder / RESULT, json.dumps(told, indent=1))
+    files.write_whole(arm.folder / RESULT, json.dumps(result, indent=1))
 
 
 def refuse_others(run: config.Probe, checkpoint: str) -> None:
     """ValueError where a finished arm started elsewhere, or was trained or measured otherwise, than `run` says."""
     wanted = settings(run, checkpoint)
     for arm in arms(run):
-        told = _result(arm)
-        changed = [key for key in wanted if told is not None and told["settings"].get(key) != wanted[key]]
-        if told is not None and changed:
-            was, now = told["settings"].get(changed[0]), wanted[changed[0]]
+        result = _result(arm)
+        changed = [key for key in wanted if result is not None and result["settings"].get(key) != wanted[key]]
+        if result is not None and changed:
+            was, now = result["settings"].get(changed[0]), wanted[changed[0]]
             raise ValueError(
                 f"{arm.folder} was annealed with another {', '.join(changed)} ({changed[0]} was {was}, now {now}); "
                 "give another name=, or delete its folder"
@@ -193,22 +193,22 @@ def collect(run: config.Probe) -> dict[str, Any]:
     figures: dict[str | None, dict[int, dict[str, float]]] = {}
     missing = []
     for arm in arms(run):
-        told = _result(arm)
-        if told is None:
+        result = _result(arm)
+        if result is None:
             missing.append(arm.folder.name)
         else:
-            figures.setdefault(arm.candidate, {})[arm.seed] = _figures(run, told)
+            figures.setdefault(arm.candidate, {})[arm.seed] = _figures(run, result)
     candidates = {name: _compared(figures.get(None, {}), figures.get(name, {}), run.seeds) for name in run.candidates}
     return {"share": run.share, "seeds": list(run.seeds), "missing": missing, "candidates": candidates}
 
 
-def _figures(run: config.Probe, told: Mapping[str, Any]) -> dict[str, float]:
-    losses = {name: float(loss) for name, loss in told["losses"].items()}
+def _figures(run: config.Probe, result: Mapping[str, Any]) -> dict[str, float]:
+    losses = {name: float(loss) for name, loss in result["losses"].items()}
     shares = {name: weight for name, weight in weights(run, None).items() if weight and name in losses}
-    found = {}
+    means = {}
     if total := sum(shares.values()):
-        found[DEFAULT] = sum(losses[name] * weight for name, weight in shares.items()) / total
-    return found | {f"{name} (score)": score for name, score in told["tasks"].items()} | losses
+        means[DEFAULT] = sum(losses[name] * weight for name, weight in shares.items()) / total
+    return means | {f"{name} (score)": score for name, score in result["tasks"].items()} | losses
 
 
 def _compared(
@@ -217,12 +217,12 @@ def _compared(
     from llama31.evaluate.confidence import paired  # and with it numpy, for which a config would wait
 
     both = [seed for seed in seeds if seed in default and seed in mixed]
-    found: dict[str, Any] = {}
+    compared: dict[str, Any] = {}
     for figure in default[both[0]] if both else ():
         before, after = ([arms[seed][figure] for seed in both] for arms in (default, mixed))
         differences = [y - x for x, y in zip(before, after, strict=True)]
         mean, half = paired(differences)
-        found[figure] = {
+        compared[figure] = {
             "default": math.fsum(before) / len(both),
             "with": math.fsum(after) / len(both),
             "difference": mean,
@@ -230,40 +230,41 @@ def _compared(
             "differences": differences,
             "seeds": both,
         }
-    return found
+    return compared
 
 
-def intervals(found: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, float | None]]]:
+def intervals(comparison: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, float | None]]]:
     """Difference and half width by figure and candidate, of the first figures, as `plots.draw_intervals` takes them."""
     panels: dict[str, dict[str, tuple[float, float | None]]] = {}
-    for name, figures in found["candidates"].items():
+    for name, figures in comparison["candidates"].items():
         for figure, one in list(figures.items())[:SHOWN]:
             panels.setdefault(figure, {})[name] = (one["difference"], one["ci95"])
     return panels
 
 
-def shows(figure: str, found: Mapping[str, Any]) -> str:
+def shows(figure: str, interval: Mapping[str, Any]) -> str:
     """What an interval says: a lower loss and a higher score are better."""
-    if found["ci95"] is None:
+    if interval["ci95"] is None:
         return "one seed: no interval"
-    if abs(found["difference"]) <= found["ci95"]:
+    if abs(interval["difference"]) <= interval["ci95"]:
         return "no difference"
-    return "better" if (found["difference"] > 0) == figure.endswith(" (score)") else "worse"
+    return "better" if (interval["difference"] > 0) == figure.endswith(" (score)") else "worse"
 
 
-def table(found: Mapping[str, Any]) -> str:
+def table(comparison: Mapping[str, Any]) -> str:
     """The result as a table in Markdown, with what is missing."""
     lines = [
-        f"| candidate, {found['share']:.0%} | held out | default alone | with it | difference | 95 % | seeds | shows |",
+        f"| candidate, {comparison['share']:.0%} | held out | default alone | with it | difference | 95 % | seeds "
+        "| shows |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, figures in found["candidates"].items():
+    for name, figures in comparison["candidates"].items():
         for figure, one in figures.items():
             half = "" if one["ci95"] is None else f"± {one['ci95']:.4f}"
             cells = (
                 f"{one['default']:.4f} | {one['with']:.4f} | {one['difference']:+.4f} | {half} | {len(one['seeds'])}"
             )
             lines.append(f"| {name} | {figure} | {cells} | {shows(figure, one)} |")
-    if found["missing"]:
-        lines += ["", f"Not finished: {', '.join(found['missing'])}."]
+    if comparison["missing"]:
+        lines += ["", f"Not finished: {', '.join(comparison['missing'])}."]
     return "\n".join(lines)

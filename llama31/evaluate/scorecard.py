@@ -21,21 +21,21 @@ def text(result: dict[str, Any]) -> str:
 
 def _sources(result: dict[str, Any]) -> str:
     rows = [["held-out text", "loss", "95 %", "perplexity", "95 %", "tokens"]]
-    for name, found in [*result["sources"].items(), ("total", result["total"])]:
-        between = "" if found["low"] is None else f"{found['low']:.4g} to {found['high']:.4g}"
-        loss, interval = f"{found['loss']:.4f}", _interval(found["loss_ci95"], 4)
-        rows.append([name, loss, interval, f"{found['perplexity']:.4g}", between, f"{found['tokens']:,}"])
+    for name, figures in [*result["sources"].items(), ("total", result["total"])]:
+        between = "" if figures["low"] is None else f"{figures['low']:.4g} to {figures['high']:.4g}"
+        loss, interval = f"{figures['loss']:.4f}", _interval(figures["loss_ci95"], 4)
+        rows.append([name, loss, interval, f"{figures['perplexity']:.4g}", between, f"{figures['tokens']:,}"])
     return _aligned(rows)
 
 
 def _positions(positions: dict[str, Any]) -> str:
     """Loss by tokens seen: a row per bin, a column per source."""
-    bins = sorted({(found["from"], found["to"]) for figures in positions.values() for found in figures})
+    bins = sorted({(entry["from"], entry["to"]) for figures in positions.values() for entry in figures})
     rows = [["loss by tokens seen", *positions]]
     for begin, end in bins:
         cells = []
         for figures in positions.values():
-            here = [found for found in figures if found["from"] == begin]
+            here = [entry for entry in figures if entry["from"] == begin]
             cells.append(f"{here[0]['loss']:.4f} {_interval(here[0]['loss_ci95'], 4)}".strip() if here else "")
         rows.append([f"{begin:,}" if begin == end else f"{begin:,} to {end:,}", *cells])
     return _aligned(rows)
@@ -43,19 +43,19 @@ def _positions(positions: dict[str, Any]) -> str:
 
 def _tasks(tasks: dict[str, Any]) -> str:
     rows = [["task", "acc", "acc_norm", "acc_bytes", "examples"]]
-    for name, found in tasks.items():
-        scores = [found[measure] for measure in rows[0][1:4]]
+    for name, task in tasks.items():
+        scores = [task[measure] for measure in rows[0][1:4]]
         cells = [f"{one['score']:.4f} {_interval(one['ci95'], 4)}" for one in scores]
         rows.append([name, *cells, f"{scores[0]['count']:,}"])
     return _aligned(rows)
 
 
-def _needle(found: dict[str, Any]) -> str:
-    rows = [["recall by depth", *(f"{length:,}" for length in found["lengths"])]]
-    for depth, line in zip(found["depths"], found["recall"], strict=True):
+def _needle(needle: dict[str, Any]) -> str:
+    rows = [["recall by depth", *(f"{length:,}" for length in needle["lengths"])]]
+    for depth, line in zip(needle["depths"], needle["recall"], strict=True):
         rows.append([f"{depth:.0%}", *(f"{share:.2f}" for share in line)])
-    rows.append(["all depths", *(f"{one['score']:.2f} {_interval(one['ci95'], 2)}" for one in found["by_length"])])
-    total = found["total"]
+    rows.append(["all depths", *(f"{one['score']:.2f} {_interval(one['ci95'], 2)}" for one in needle["by_length"])])
+    total = needle["total"]
     return f"{_aligned(rows)}\nrecall {total['score']:.4f} {_interval(total['ci95'], 4)} of {total['count']:,} answers"
 
 

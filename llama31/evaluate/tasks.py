@@ -48,16 +48,16 @@ def read(name: str, task: Task) -> list[Example]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise _wrong(key, task.path, f"cannot be read ({error})", PER_LINE) from error
-    found: list[Example] = []
+    examples: list[Example] = []
     for number, line in enumerate(lines, start=1):
-        if line.strip() and (task.limit is None or len(found) < task.limit):
-            found.append(_example(name, task, _object(line, key, f"{task.path}, line {number}"), number))
-    if not found:
+        if line.strip() and (task.limit is None or len(examples) < task.limit):
+            examples.append(_example(name, task, _object(line, key, f"{task.path}, line {number}"), number))
+    if not examples:
         raise _wrong(key, task.path, "it holds no examples", PER_LINE)
-    if task.fewshot >= len(found):
-        reason = f"{task.path} has {len(found)} examples, and none is shown to itself"
-        raise _wrong(f"tasks.{name}.fewshot", task.fewshot, reason, f"give at most {len(found) - 1}")
-    return found
+    if task.fewshot >= len(examples):
+        reason = f"{task.path} has {len(examples)} examples, and none is shown to itself"
+        raise _wrong(f"tasks.{name}.fewshot", task.fewshot, reason, f"give at most {len(examples) - 1}")
+    return examples
 
 
 def prompts(examples: list[Example], task: Task) -> list[Prompt]:

@@ -27,7 +27,7 @@ def table(margins: NDArray[np.floating[Any]], kinds: NDArray[np.integer[Any]]) -
     """
     names = np.array([kind_name(int(kind)) for kind in kinds])
     groups = {name: margins[names == name] for name in dict.fromkeys(kind_name(int(kind)) for kind in np.unique(kinds))}
-    return {name: figures(found) for name, found in {**groups, "all": margins}.items() if np.isfinite(found).any()}
+    return {name: figures(values) for name, values in {**groups, "all": margins}.items() if np.isfinite(values).any()}
 
 
 def missing(margins: NDArray[np.floating[Any]], fraction: float) -> str:
@@ -68,14 +68,14 @@ def figures(margins: NDArray[np.floating[Any]]) -> dict[str, Any]:
     }
 
 
-def text(found: dict[str, Any]) -> str:
+def text(calibration: dict[str, Any]) -> str:
     """The figures as lines."""
     lines = [f"{'pairs':>24} {'number':>8} {'accuracy':>9} {'margin':>8} {'calibration error':>18}"]
-    for name, one in found.items():
+    for name, one in calibration.items():
         lines.append(
             f"{name:>24} {one['pairs']:>8,} {one['accuracy']:>9.2%} {one['margin']:>8.3f} "
             f"{one['calibration_error']:>18.3f}"
         )
-    if found["all"]["not_finite"]:
-        lines.append(f"{found['all']['not_finite']:,} more have no finite reward")
+    if calibration["all"]["not_finite"]:
+        lines.append(f"{calibration['all']['not_finite']:,} more have no finite reward")
     return "\n".join(lines)

@@ -43,13 +43,13 @@ class Embedded:
                 self.chunks, self.grid, [task[0].ids for _, task in fits], run.max_new_tokens, ends, run.temperature,
                 run.top_p, seed, self.words.vocab_size,
             )  # fmt: skip
-            told = dict(zip((number for number, _ in fits), enumerate(new)))
-            yield [self._line(task, seed, told.get(number), room) for number, task in enumerate(batch)]
+            drawn = dict(zip((number for number, _ in fits), enumerate(new)))
+            yield [self._line(task, seed, drawn.get(number), room) for number, task in enumerate(batch)]
 
     def _line(self, task: Task, seed: int, given: tuple[int, list[int]] | None, room: int) -> dict[str, Any]:
         if given is None:
             why = f"the prompt has {len(task[0].ids)} tokens, and there is room for {room}"
             return line_of(task, self.policy, self.sampling, seed, refused=why, server="embedded")
         choice, ids = given
-        told = answers.of_ids(ids, self.form, self.words, self.ends).told()
-        return line_of(task, self.policy, self.sampling, seed, **told, choice=choice, server="embedded")
+        record = answers.of_ids(ids, self.form, self.words, self.ends).told()
+        return line_of(task, self.policy, self.sampling, seed, **record, choice=choice, server="embedded")

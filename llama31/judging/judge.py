@@ -63,11 +63,11 @@ def answered(folder: Path, model: str | None = None, reward: str | None = None) 
             f"{folder}: nothing was ranked by the reward model {wanted}; run recipes.sample part=rank there"
         )
     records = {line["id"]: line for line in drawing.read_lines(folder / drawing.PROMPTS)}
-    found, _ = ranking.candidates(folder, {prompt: record.get("asked") for prompt, record in records.items()})
-    known = ranking.rewards(scores, wanted, found, limit=0)
+    candidates, _ = ranking.candidates(folder, {prompt: record.get("asked") for prompt, record in records.items()})
+    known = ranking.rewards(scores, wanted, candidates, limit=0)
     return {
         prompt: _answered(records[prompt], sorted(several, key=lambda one: one.k), known)
-        for prompt, several in found.items()
+        for prompt, several in candidates.items()
     }, wanted
 
 
@@ -82,25 +82,25 @@ def wins(mine: Mapping[str, Answered], others: Mapping[str, Answered], lose: boo
     Of several answers each is compared with each, and their mean is one outcome: prompts are what varies. Where one
     side alone has an answer with a reward, the other loses, or the prompt is left out; where neither has, it is.
     """
-    found = []
+    outcomes = []
     for prompt in mine.keys() & others.keys():
         ours, theirs = mine[prompt].known, others[prompt].known
         if ours and theirs:
             pairs = [0.5 if a == b else float(a > b) for a in ours for b in theirs]
-            found.append(sum(pairs) / len(pairs))
+            outcomes.append(sum(pairs) / len(pairs))
         elif lose and (ours or theirs):
-            found.append(float(bool(ours)))
-    return found
+            outcomes.append(float(bool(ours)))
+    return outcomes
 
 
-def obedience(found: Mapping[str, Answered]) -> dict[str, Score]:
+def obedience(answers: Mapping[str, Answered]) -> dict[str, Score]:
     """Shares of answers that obey all checks of their prompt (prompts), and of checks obeyed, in all and by kind.
 
     Where there is no answer, nothing is obeyed.
     """
     whole: list[bool] = []
     by_kind: defaultdict[str, list[bool]] = defaultdict(list)
-    for one in found.values():
+    for one in answers.values():
         wanted = checks.read(one.record.get("checks"))
         if wanted and not one.texts:
             whole.append(False)
@@ -118,27 +118,27 @@ def obedience(found: Mapping[str, Answered]) -> dict[str, Score]:
     return scores | {f"  {kind}": confidence.proportion(outcomes) for kind, outcomes in sorted(by_kind.items())}
 
 
-def refused(found: Mapping[str, Answered], patterns: Patterns = refusals.PATTERNS) -> dict[str, Score]:
+def refused(answers: Mapping[str, Answered], patterns: Patterns = refusals.PATTERNS) -> dict[str, Score]:
     """Share of answers that refuse, by what their prompt is: harmful, borderline or neither."""
     by_kind: defaultdict[str, list[bool]] = defaultdict(list)
-    for one in found.values():
+    for one in answers.values():
         by_kind[one.record.get("safety") or "other"] += [checks.refuses(text, patterns) for text in one.texts]
     order = (*prompts.SAFETY, "other")
     return {kind: confidence.proportion(by_kind[kind]) for kind in order if by_kind[kind]}
 
 
-def lengths(found: Mapping[str, Answered]) -> dict[str, float | int]:
+def lengths(answers: Mapping[str, Answered]) -> dict[str, float | int]:
     """How long answers are: reward models like long ones, so a win rate is read beside it.
 
     Median and mean of their words, the share that no end token ended, and prompts without an answer that has a reward.
     """
-    words = [len(checks.words(text)) for one in found.values() for text in one.texts]
-    finishes = [finish for one in found.values() for finish in one.finishes]
+    words = [len(checks.words(text)) for one in answers.values() for text in one.texts]
+    finishes = [finish for one in answers.values() for finish in one.finishes]
     return {
         "words, median": statistics.median(words) if words else 0,
         "words, mean": statistics.fmean(words) if words else 0.0,
         "unfinished": statistics.fmean(finish != "stop" for finish in finishes) if finishes else 0.0,
-        "unanswered": sum(not one.known for one in found.values()),
+        "unanswered": sum(not one.known for one in answers.values()),
     }
 
 
@@ -146,7 +146,7 @@ def heldout(folder: Path) -> dict[str, float]:
     """The newest held-out figures of a training run: loss and, of pairs, accuracy; none where it has not validated."""
     lines = [line for line in metrics.read(folder) if line["kind"] == "validation"]
     known = lines[-1] if lines else {}
-    found = {
+    figures = {
         name: float(value)
         for name, value in known.items()
         if isinstance(value, int | float) and name not in ("step", "tokens", "time_s", "validation_s", "attempt")
@@ -154,16 +154,20 @@ def heldout(folder: Path) -> dict[str, float]:
     calibration = folder / "calibration.json"  # of reward models
     if calibration.is_file():
         pairs = json.loads(calibration.read_text(encoding="utf-8")).get("all", {})
-        found |= {name: pairs[name] for name in ("accuracy", "accuracy_ci95", "calibration_error") if name in pairs}
-    return found
+        figures |= {name: pairs[name] for name in ("accuracy", "accuracy_ci95", "calibration_error") if name in pairs}
+    return figures
 
 
 def judge(run: config.Judge) -> dict[str, Any]:
     """All figures of a round, ready for JSON. Raises ValueError where files are missing or do not fit."""
     mine, model = answered(Path(run.answers), reward=run.reward)
-    told: dict[str, Any] = {"title": run.title or Path(run.folder).name, "reward_model": model, "prompts": len(mine)}
+    judgement: dict[str, Any] = {
+        "title": run.title or Path(run.folder).name,
+        "reward_model": model,
+        "prompts": len(mine),
+    }
     patterns = refusals.read(run.refusals)
-    told["answers"] = _account(mine, patterns)
+    judgement["answers"] = _account(mine, patterns)
     if run.previous is not None:
         others, _ = answered(Path(run.previous), model)
         outcomes = wins(mine, others, run.unanswered == "lose")
@@ -171,21 +175,25 @@ def judge(run: config.Judge) -> dict[str, Any]:
             raise ValueError(
                 f"previous={run.previous}: no prompt was answered and ranked both there and in {run.answers}"
             )
-        told["win_rate"] = confidence.proportion(outcomes).json()
-        told["unanswered"] = run.unanswered
-        told["previous"] = _account(others, patterns)
-        told["examples"] = _examples(mine, others, run.examples)
-    told["heldout"] = {Path(folder).name: heldout(Path(folder)) for folder in run.runs}
-    return told
+        judgement["win_rate"] = confidence.proportion(outcomes).json()
+        judgement["unanswered"] = run.unanswered
+        judgement["previous"] = _account(others, patterns)
+        judgement["examples"] = _examples(mine, others, run.examples)
+    judgement["heldout"] = {Path(folder).name: heldout(Path(folder)) for folder in run.runs}
+    return judgement
 
 
-def better(told: Mapping[str, Any]) -> bool:
+def better(judgement: Mapping[str, Any]) -> bool:
     """Whether the model is to be preferred to the one before: it wins at least half of the time."""
-    return "win_rate" not in told or told["win_rate"]["score"] >= 0.5
+    return "win_rate" not in judgement or judgement["win_rate"]["score"] >= 0.5
 
 
-def _account(found: Mapping[str, Answered], patterns: Patterns) -> dict[str, Any]:
-    return {"obeyed": _json(obedience(found)), "refused": _json(refused(found, patterns)), "lengths": lengths(found)}
+def _account(answers: Mapping[str, Answered], patterns: Patterns) -> dict[str, Any]:
+    return {
+        "obeyed": _json(obedience(answers)),
+        "refused": _json(refused(answers, patterns)),
+        "lengths": lengths(answers),
+    }
 
 
 def _json(scores: Mapping[str, Score]) -> dict[str, dict[str, float | int]]:
@@ -199,7 +207,7 @@ def _examples(mine: Mapping[str, Answered], others: Mapping[str, Answered], coun
         first = [one.rewards[0] if one.rewards else None for one in (mine[prompt], others[prompt])]
         return None if None in first else float(first[0] or 0) - float(first[1] or 0)
 
-    gains = {prompt: found for prompt in mine if prompt in others and (found := gain(prompt)) is not None}
+    gains = {prompt: gained for prompt in mine if prompt in others and (gained := gain(prompt)) is not None}
     ordered = sorted(gains, key=lambda prompt: gains[prompt])
     chosen = ordered if len(ordered) <= count else [*ordered[: count // 2], *ordered[len(ordered) - (count + 1) // 2 :]]
     return [
@@ -232,15 +240,15 @@ def write(run: config.Judge) -> tuple[dict[str, Any], Path]:
     """
     from llama31.report import rounds  # the page alone needs it
 
-    told = judge(run)
+    judgement = judge(run)
     folder = Path(run.folder)
     folder.mkdir(parents=True, exist_ok=True)
     earlier = [json.loads(Path(path).read_text(encoding="utf-8")) for path in run.earlier if Path(path).is_file()]
-    files.write_whole(folder / PAGE, rounds.html(told, earlier))
+    files.write_whole(folder / PAGE, rounds.html(judgement, earlier))
     if run.candidate is not None:
-        told["best"] = run.candidate if better(told) else run.incumbent or run.candidate
-        kept = run.answers if told["best"] == run.candidate else str(run.previous)
-        _lead(folder.parent / "best", Path(told["best"]))
+        judgement["best"] = run.candidate if better(judgement) else run.incumbent or run.candidate
+        kept = run.answers if judgement["best"] == run.candidate else str(run.previous)
+        _lead(folder.parent / "best", Path(judgement["best"]))
         _lead(folder.parent / "best-answers", Path(kept))
-    files.write_whole(folder / NAME, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-    return told, folder / PAGE
+    files.write_whole(folder / NAME, json.dumps(judgement, indent=1, ensure_ascii=False) + "\n")
+    return judgement, folder / PAGE

@@ -32,32 +32,32 @@ def candidates(
 
     `known` as in `sampling.current`.
     """
-    found: dict[str, dict[int, Candidate]] = {prompt: {} for prompt in known}
+    by_prompt: dict[str, dict[int, Candidate]] = {prompt: {} for prompt in known}
     refused = 0
     for line in drawing.current(known, drawing.read_lines(folder / drawing.CANDIDATES)):
         if line["k"] < count and "refused" in line:
             refused += 1
         elif line["k"] < count:
             one = Candidate(line["prompt"], line["k"], line["text"], line["finish"], line.get("tokens"), line)
-            found[one.prompt].setdefault(one.k, one)
-    return {prompt: list(by_k.values()) for prompt, by_k in found.items()}, refused
+            by_prompt[one.prompt].setdefault(one.k, one)
+    return {prompt: list(by_k.values()) for prompt, by_k in by_prompt.items()}, refused
 
 
 def judged(line: Mapping[str, Any]) -> str:
     """What tells whether a score is that of a line of candidates.jsonl: a hash of prompt and answer."""
-    told = (line.get("asked"), answers.message(line))
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    content = (line.get("asked"), answers.message(line))
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def rewards(
-    scored: Sequence[Mapping[str, Any]], model: str, found: Mapping[str, Sequence[Candidate]], limit: int
+    scored: Sequence[Mapping[str, Any]], model: str, by_prompt: Mapping[str, Sequence[Candidate]], limit: int
 ) -> Scores:
     """Rewards by (prompt, k) that the model with this fingerprint gave to the answers that were found.
 
     `scored`: the lines of scores.jsonl. None: it could not judge the answer, which was too long for `limit` tokens or
     more, or gave no number.
     """
-    lines = {(one.prompt, one.k): judged(one.record) for several in found.values() for one in several}
+    lines = {(one.prompt, one.k): judged(one.record) for several in by_prompt.values() for one in several}
     scores: dict[tuple[str, int], float | None] = {}
     for line in scored:
         key, reward = (line["prompt"], line["k"]), line["reward"]
@@ -69,9 +69,9 @@ def rewards(
     return scores
 
 
-def unscored(found: Mapping[str, Sequence[Candidate]], known: Scores) -> list[Candidate]:
+def unscored(by_prompt: Mapping[str, Sequence[Candidate]], known: Scores) -> list[Candidate]:
     """Answers that still need a reward."""
-    return [one for several in found.values() for one in several if (one.prompt, one.k) not in known]
+    return [one for several in by_prompt.values() for one in several if (one.prompt, one.k) not in known]
 
 
 def score(
@@ -103,33 +103,33 @@ def score(
 
 
 def publish(
-    folder: Path, prompts: Sequence[Prompt], found: Mapping[str, Sequence[Candidate]],
+    folder: Path, prompts: Sequence[Prompt], by_prompt: Mapping[str, Sequence[Candidate]],
     known: Scores, model: Policy, run: config.Sample, further: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Write best.jsonl, pairs.jsonl and summary.json, and return the summary."""
     by_id, servers = {prompt.id: prompt for prompt in prompts}, drawing.Register(folder).known
     asked = {prompt.id: prompt.asked for prompt in prompts}
     wanted = {prompt.id: prompt.checks for prompt in prompts}
-    kept = filters.select(found, known, asked, wanted, run.filters)
+    kept = filters.select(by_prompt, known, asked, wanted, run.filters)
     best = [_dialog(by_id[one.prompt], *one.answers[0], model, servers) for one in kept.best]
     pairs = [pair for one in kept.best if (pair := _pair(by_id[one.prompt], one, model, run.pairs, servers))]
     for name, records in ((drawing.BEST, best), (drawing.PAIRS, pairs)):
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         files.write_whole(folder / name, text)
-    told = {**further, **_summary(kept, found, known), "pairs": len(pairs)}
-    told["reward_model"] = asdict(model)
+    summary = {**further, **_summary(kept, by_prompt, known), "pairs": len(pairs)}
+    summary["reward_model"] = asdict(model)
     path = folder / drawing.SUMMARY
     before = json.loads(path.read_text(encoding="utf-8"))["ranked_by"] if path.is_file() else []
-    told["ranked_by"] = [*(name for name in before if name != model.name), model.name]
-    files.write_whole(folder / drawing.SUMMARY, json.dumps(told, indent=1, allow_nan=False) + "\n")
-    return told
+    summary["ranked_by"] = [*(name for name in before if name != model.name), model.name]
+    files.write_whole(folder / drawing.SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    return summary
 
 
 def _provenance(one: Candidate, reward: float, model: Policy, servers: Mapping[str, Any]) -> dict[str, Any]:
-    told = {key: value for key, value in one.record.items() if key not in ("prompt", "text", "message")}
-    if isinstance(name := told.get("server"), str):
-        told["server"] = servers.get(name, name)  # the record stands alone
-    return {**told, "reward": reward, "reward_model": asdict(model)}
+    record = {key: value for key, value in one.record.items() if key not in ("prompt", "text", "message")}
+    if isinstance(name := record.get("server"), str):
+        record["server"] = servers.get(name, name)  # the record stands alone
+    return {**record, "reward": reward, "reward_model": asdict(model)}
 
 
 def _dialog(prompt: Prompt, one: Candidate, reward: float, model: Policy, servers: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,9 +149,12 @@ def _pair(
     if len(ranked.answers) < 2 or high - low < wanted.margin:
         return None
     strength = "significantly_better" if high - low >= wanted.strong else "better"
-    told = {"chosen": _provenance(best, high, model, servers), "rejected": _provenance(worst, low, model, servers)}
+    provenance = {
+        "chosen": _provenance(best, high, model, servers),
+        "rejected": _provenance(worst, low, model, servers),
+    }
     said = {"chosen": _said(best), "rejected": _said(worst), "strength": strength}
-    return {**prompt.record, "id": prompt.id, **said, "provenance": told}
+    return {**prompt.record, "id": prompt.id, **said, "provenance": provenance}
 
 
 def _said(one: Candidate) -> Any:
@@ -159,15 +162,15 @@ def _said(one: Candidate) -> Any:
     return one.record.get("message") or one.text.strip()
 
 
-def _summary(kept: Selection, found: Mapping[str, Sequence[Candidate]], known: Scores) -> dict[str, Any]:
+def _summary(kept: Selection, by_prompt: Mapping[str, Sequence[Candidate]], known: Scores) -> dict[str, Any]:
     given: defaultdict[str, list[float]] = defaultdict(list)
-    for prompt, several in found.items():
+    for prompt, several in by_prompt.items():
         given[prompt] += [r for one in several if (r := known.get((prompt, one.k))) is not None]
     means = {prompt: sum(values) / len(values) for prompt, values in given.items() if values}
     best = {one.prompt: one.answers[0][1] for one in kept.best}
     return {
-        "prompts": len(found),
-        "answers": sum(map(len, found.values())),
+        "prompts": len(by_prompt),
+        "answers": sum(map(len, by_prompt.values())),
         "without a reward": sum(reward is None for reward in known.values()),
         "kept": len(best),
         "dropped": dict(kept.dropped),

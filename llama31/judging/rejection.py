@@ -56,19 +56,19 @@ def open_session(run: config.Sample) -> Session:
     weights = pretrained.find(run.policy)
     words = tokenizer.load(weights.tokenizer(run.tokenizer))
     left_out = Counter[str]()
-    found, repeated = prompts.read(run.prompts, chat.Format(words), run.limit, left_out)
+    given, repeated = prompts.read(run.prompts, chat.Format(words), run.limit, left_out)
     policy = drawing.Policy(str(weights.folder), drawing.fingerprint(weights.folder))
-    session = Session(run, Path(run.folder), found, repeated, weights, words, policy)
+    session = Session(run, Path(run.folder), given, repeated, weights, words, policy)
     if session.first:
         further, draws = {"tokenizer": words.fingerprint}, run.part != "rank"
         if draws:
             further["api"] = run.server.api if run.server.urls else "embedded"
-        drawing.settle(session.folder, policy, run.sampling if draws else None, further, found)
+        drawing.settle(session.folder, policy, run.sampling if draws else None, further, given)
     twice = f" ({repeated:,} records repeat one of them)" if repeated else ""
     if left_out:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(left_out.items()))
         session.say(f"prompts left out: {reasons}")
-    session.say(f"{len(found):,} prompts{twice}, {run.sampling.answers} answers each, of {weights.folder}")
+    session.say(f"{len(given):,} prompts{twice}, {run.sampling.answers} answers each, of {weights.folder}")
     return session
 
 
@@ -112,10 +112,10 @@ def _servers(session: Session, tasks: Sequence[drawing.Task]) -> drawing.Source:
     asked = {task[0].id: task[0] for task in tasks}.values()
     prompt = min(asked, key=lambda one: (servers.spelled(one.ids, session.words) is not None, len(one.ids)))
     example = drawing.request_of(prompt, run.sampling)
-    found = dialects.connect(run.server, session.words, template.stops(session.words), example)
-    for server in found:
+    connected = dialects.connect(run.server, session.words, template.stops(session.words), example)
+    for server in connected:
         session.say(server.facts.told() if server.facts else server.url)
-    return drawing.Http(found, run.server, session.policy, run.sampling)
+    return drawing.Http(connected, run.server, session.policy, run.sampling)
 
 
 def _embedded(session: Session) -> drawing.Source:
@@ -152,12 +152,12 @@ def rank(session: Session) -> None:
     limit = min(run.score_tokens, weights.shape.max_positions)
     if dist.is_initialized():
         dist.barrier()  # all answers are in the file
-    found, refused = ranking.candidates(folder, drawing.known(session.prompts), run.sampling.answers)
-    known = ranking.rewards(drawing.read_lines(folder / drawing.SCORES), model.fingerprint, found, limit)
-    if todo := ranking.unscored(found, known):
+    candidates, refused = ranking.candidates(folder, drawing.known(session.prompts), run.sampling.answers)
+    known = ranking.rewards(drawing.read_lines(folder / drawing.SCORES), model.fingerprint, candidates, limit)
+    if todo := ranking.unscored(candidates, known):
         known = {**known, **_score(session, todo, model, limit)}
     if session.first:
-        publish(session, found, known, model, refused)
+        publish(session, candidates, known, model, refused)
     if dist.is_initialized():
         dist.barrier()
 
@@ -181,19 +181,22 @@ def _score(session: Session, todo: Sequence[Candidate], model: drawing.Policy, l
     return ranking.score(session.folder, session.prompts, todo, model, scorer, limit, writes=session.first)
 
 
-def publish(session: Session, found: Any, scores: Any, model: drawing.Policy, refused: int) -> None:
+def publish(session: Session, candidates: Any, scores: Any, model: drawing.Policy, refused: int) -> None:
     """Write the best and tell what came out."""
     from llama31.runs import plots
 
     further: dict[str, Any] = {"refused": refused}
     further |= {"policy": {"name": session.policy.name, "fingerprint": session.policy.fingerprint}}
-    told = ranking.publish(session.folder, session.prompts, found, scores, model, session.run, further)
-    dropped = ", ".join(f"{reason} {count:,}" for reason, count in Counter(told["dropped"]).most_common()) or "nothing"
-    session.say(f"{told['answers']:,} answers to {told['prompts']:,} prompts; dropped: {dropped}")
-    if told["kept"]:
+    summary = ranking.publish(session.folder, session.prompts, candidates, scores, model, session.run, further)
+    dropped = (
+        ", ".join(f"{reason} {count:,}" for reason, count in Counter(summary["dropped"]).most_common()) or "nothing"
+    )
+    session.say(f"{summary['answers']:,} answers to {summary['prompts']:,} prompts; dropped: {dropped}")
+    if summary["kept"]:
         session.say(
-            f"reward of the best {told['reward_best']:.4f}, of all {told['reward_mean']:.4f}; {told['kept']:,} dialogs "
-            f"in {session.folder / drawing.BEST}, {told['pairs']:,} pairs in {session.folder / drawing.PAIRS}"
+            f"reward of the best {summary['reward_best']:.4f}, of all {summary['reward_mean']:.4f}; "
+            f"{summary['kept']:,} dialogs in {session.folder / drawing.BEST}, "
+            f"{summary['pairs']:,} pairs in {session.folder / drawing.PAIRS}"
         )
         title = f"best of {session.run.sampling.answers}"
-        plots.draw_histograms(session.folder / drawing.PICTURE, title, told["rewards"], "reward")
+        plots.draw_histograms(session.folder / drawing.PICTURE, title, summary["rewards"], "reward")

@@ -52,9 +52,9 @@ class Judge:
             raise ValueError(f"checkpoint={checkpoint}: it predicts tokens; give a reward model of recipes.reward")
         perplexity.check_layout(shape, parallel, head="reward")
         self.folder, self.shape, self.grid, self._size = weights.folder, shape, grid, parallel.micro_batch
-        found = tokenizer.load(weights.tokenizer(words or config.Tokenizer(kind="huggingface", path="")))
-        perplexity.check_vocabulary(found.vocab_size, shape)
-        self.format = chat.Format(found)
+        loaded = tokenizer.load(weights.tokenizer(words or config.Tokenizer(kind="huggingface", path="")))
+        perplexity.check_vocabulary(loaded.vocab_size, shape)
+        self.format = chat.Format(loaded)
         chunks = llama.build(shape, weights.precision(precision), parallel, grid)
         weights.load(chunks, grid)
         self.forward = Forward(chunks, grid)
@@ -74,14 +74,14 @@ class Judge:
         unit = scoring.row_multiple(self.grid)
         limit = -(-limit // unit) * unit
         pieces, dealt = [rows.whole(one) for one in tokens], passes.best_fit(sizes, limit)
-        found = torch.zeros(len(pieces), device=self.grid.device)
+        rewards_of = torch.zeros(len(pieces), device=self.grid.device)
 
         def fetch(examples: Sequence[NDArray[np.int64]]) -> rows.Packed:
             return rows.pack([[pieces[i] for i in row] for row in examples], limit, compares=True)
 
-        for places, _, told in scoring.numbers(self.forward, dealt, fetch, preference.rewards, self._size):
-            found[[int(i) for place in places for i in dealt[place]]] = told
-        return _together(found, self.grid)
+        for places, _, values in scoring.numbers(self.forward, dealt, fetch, preference.rewards, self._size):
+            rewards_of[[int(i) for place in places for i in dealt[place]]] = values
+        return _together(rewards_of, self.grid)
 
     def readable(self, dialogs: Sequence[Sequence[chat.Message]], limit: int) -> list[float | None]:
         """Rewards of the dialogs of at most `limit` tokens and the model's positions; None for longer ones."""
@@ -99,16 +99,16 @@ def margins(forward: Forward, feed: Feed, length: int, size: int) -> tuple[Rewar
     dealt = feed.held(length)
     kinds = [feed.kinds(row) for row in dealt]
     firsts = np.cumsum([0, *map(len, kinds)])
-    found = torch.zeros(int(firsts[-1]), device=forward.grid.device)
-    for places, packed, told in scoring.numbers(
+    rewards_of = torch.zeros(int(firsts[-1]), device=forward.grid.device)
+    for places, packed, values in scoring.numbers(
         forward, dealt, lambda examples: feed.alone(examples, length), preference.rewards, size
     ):
-        better, worse = told[torch.from_numpy(packed.pairs).to(told.device)].unbind(1)
-        found[[i for place in places for i in range(firsts[place], firsts[place + 1])]] = better - worse
-    return _together(found, forward.grid), np.concatenate([*kinds, np.zeros(0, np.int64)])
+        better, worse = values[torch.from_numpy(packed.pairs).to(values.device)].unbind(1)
+        rewards_of[[i for place in places for i in range(firsts[place], firsts[place + 1])]] = better - worse
+    return _together(rewards_of, forward.grid), np.concatenate([*kinds, np.zeros(0, np.int64)])
 
 
-def _together(found: torch.Tensor, grid: Grid) -> Rewards:
+def _together(rewards_of: torch.Tensor, grid: Grid) -> Rewards:
     """What replicas found: each number has one owner, and is 0 elsewhere."""
-    dist.all_reduce(found, group=grid.dp_group)
-    return found.cpu().numpy()
+    dist.all_reduce(rewards_of, group=grid.dp_group)
+    return rewards_of.cpu().numpy()

@@ -38,10 +38,10 @@ def read(given: str) -> list[Entry]:
     paths = store.files(given)
     if not paths:
         raise ValueError(f"input={given}: no such file; give JSONL files, a folder or a glob")
-    found = [entry for _, _, entry in store.records(paths, "input", _entry)]
-    if not found:
+    entries = [entry for _, _, entry in store.records(paths, "input", _entry)]
+    if not entries:
         raise ValueError(f"input={given}: no record in it; give dialogs or preferences")
-    return found
+    return entries
 
 
 def _entry(record: dict[str, Any]) -> Entry:
@@ -53,8 +53,8 @@ def _entry(record: dict[str, Any]) -> Entry:
 
 def _dialogs(record: dict[str, Any]) -> dict[str, Sequence[chat.Message]]:
     if {"chosen", "rejected", "preferred_output"} & set(record):
-        found = preferences.read(record)
-        prompt, answers = ([], {}) if isinstance(found, str) else found
+        parsed = preferences.read(record)
+        prompt, answers = ([], {}) if isinstance(parsed, str) else parsed
         return {rank: [*prompt, *answer] for rank, answer in answers.items()}
     messages = chat.read(columns.dialog(record))
     if messages[-1].role != "assistant":
@@ -64,15 +64,19 @@ def _dialogs(record: dict[str, Any]) -> dict[str, Sequence[chat.Message]]:
 
 def write(path: Path, entries: Sequence[Entry], rewards: Sequence[Rewards]) -> None:
     """The records in their order, each with its `reward`, or its `rewards` by rank; null where there is none."""
-    told = ({"reward": found[WHOLE]} if WHOLE in found else {"rewards": dict(found)} for found in map(_finite, rewards))
+    scores = (
+        {"reward": rewards_of[WHOLE]} if WHOLE in rewards_of else {"rewards": dict(rewards_of)}
+        for rewards_of in map(_finite, rewards)
+    )
     lines = (
-        json.dumps({**entry.record, **one}, ensure_ascii=False) + "\n" for entry, one in zip(entries, told, strict=True)
+        json.dumps({**entry.record, **one}, ensure_ascii=False) + "\n"
+        for entry, one in zip(entries, scores, strict=True)
     )
     files.write_whole(path, "".join(lines))
 
 
-def _finite(found: Rewards) -> Rewards:
-    return {name: value if value is not None and math.isfinite(value) else None for name, value in found.items()}
+def _finite(rewards: Rewards) -> Rewards:
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in rewards.items()}
 
 
 def agreement(entries: Sequence[Entry], rewards: Sequence[Rewards]) -> dict[str, Any]:
@@ -81,9 +85,9 @@ def agreement(entries: Sequence[Entry], rewards: Sequence[Rewards]) -> dict[str,
     A pair with the edited answer is a kind of its own; pairs without two rewards are left out.
     """
     margins: defaultdict[str, list[float]] = defaultdict(list)
-    for entry, found in zip(entries, map(_finite, rewards), strict=True):
-        for better, worse in combinations(found, 2):
-            high, low = found[better], found[worse]
+    for entry, rewards_of in zip(entries, map(_finite, rewards), strict=True):
+        for better, worse in combinations(rewards_of, 2):
+            high, low = rewards_of[better], rewards_of[worse]
             if high is not None and low is not None:
                 kind = "edited" if better == "edited" else str(entry.record.get("strength") or "not stated")
                 margins[kind].append(high - low)

@@ -107,7 +107,7 @@ def blocks(documents: Tensor, rows: int, spans: list[Span], chunked: bool) -> li
 
 
 def _blocks_of_rows(rows: slice, documents: list[Document], spans: list[Span], chunked: bool) -> list[Block]:
-    found, offset = [], 0
+    result, offset = [], 0
     for begin, end in spans:
         for start, stop, prefix in documents:
             first, last = max(begin, start), min(end, stop)
@@ -119,9 +119,9 @@ def _blocks_of_rows(rows: slice, documents: list[Document], spans: list[Span], c
                 own = queries
             elif last - first == 1:  # a step of decoding
                 own, earlier = slice(start, last), (0, 0)
-            found.append(Block(rows, queries, own, tuple(span for span in (prefix, earlier) if span[0] < span[1])))
+            result.append(Block(rows, queries, own, tuple(span for span in (prefix, earlier) if span[0] < span[1])))
         offset += end - begin
-    return found
+    return result
 
 
 def crosses_chunks(documents: Tensor, length: int, cp: int) -> bool:
@@ -183,8 +183,10 @@ class _AttendPacked(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, *kept = ctx.saved_tensors
         rows, length = grads[0].size(1), grads[0].size(0)
-        found = kernels.packed_backward(_one_after_another(grads[0]), query, key, value, out, ctx.documents, list(kept))
-        return *(x.view(rows, length, *x.shape[1:]).transpose(0, 1) for x in found), None
+        gradients = kernels.packed_backward(
+            _one_after_another(grads[0]), query, key, value, out, ctx.documents, list(kept)
+        )
+        return *(x.view(rows, length, *x.shape[1:]).transpose(0, 1) for x in gradients), None
 
 
 class _Attend(torch.autograd.Function):
@@ -201,24 +203,24 @@ class _Attend(torch.autograd.Function):
             q = _heads_first(query, block.queries, block.rows)
             k, v = (_heads_first(x, block.own, block.rows) for x in (key, value))
             if block.causal and not block.merged and kernels.short(q):
-                found, lse = kernels.short_forward(q, k, v), None
+                merged_out, lse = kernels.short_forward(q, k, v), None
             else:
-                found, lse = kernels.forward(q, k, v, block.causal)
+                merged_out, lse = kernels.forward(q, k, v, block.causal)
             if out is None:
-                out = _positions_first(found)
+                out = _positions_first(merged_out)
             else:
-                _heads_first(out, block.queries, block.rows).copy_(found)
+                _heads_first(out, block.queries, block.rows).copy_(merged_out)
             lses.append(lse)
         assert out is not None
         whole = (key, value) if wait is None else wait()
         for i, block in enumerate(todo):
             for span in block.earlier:
-                q, found = (_heads_first(x, block.queries, block.rows) for x in (query, out))
+                q, merged_out = (_heads_first(x, block.queries, block.rows) for x in (query, out))
                 k, v = (_heads_first(x, slice(*span), block.rows) for x in whole)
                 own_lse = lses[i]
                 assert own_lse is not None, "only a block that is not merged is short"
-                merged, lses[i] = kernels.merge(found, own_lse, *kernels.forward(q, k, v, causal=False))
-                found.copy_(merged)
+                merged, lses[i] = kernels.merge(merged_out, own_lse, *kernels.forward(q, k, v, causal=False))
+                merged_out.copy_(merged)
         if any(ctx.needs_input_grad):
             # The value is a view of the fused projection, all of which would be kept with it.
             ctx.save_for_backward(query, key, value.contiguous(), out, *lses)
@@ -238,15 +240,15 @@ class _Attend(torch.autograd.Function):
             return kernels.backward(grad, q, k, v, o, lse, causal)
 
         if _one_document(ctx.todo, query, key):
-            found = part(ctx.todo[0], lses[0], ctx.todo[0].own, True, (key, value))
-            return *(_positions_first(x) for x in found), None, None
+            gradients = part(ctx.todo[0], lses[0], ctx.todo[0].own, True, (key, value))
+            return *(_positions_first(x) for x in gradients), None, None
         grad_query = torch.zeros_like(query, memory_format=torch.contiguous_format)
         grad_key, grad_value = grad_own = key.new_zeros((2, *key.shape))
 
         def add(block: Block, lse: Tensor | None, at: slice, causal: bool, sources: Any, targets: Any) -> None:
-            found = part(block, lse, at, causal, sources)
-            _heads_first(grad_query, block.queries, block.rows).add_(found[0])
-            for target, grad in zip(targets, found[1:], strict=True):
+            gradients = part(block, lse, at, causal, sources)
+            _heads_first(grad_query, block.queries, block.rows).add_(gradients[0])
+            for target, grad in zip(targets, gradients[1:], strict=True):
                 _heads_first(target, at, block.rows).add_(grad)
 
         for block, lse in zip(ctx.todo, lses, strict=True):

@@ -103,5 +103,5 @@ def embedding(ids: Tensor, weight: Tensor) -> Tensor:
     """
     if getattr(weight, "main_grad", None) is None or not (torch.is_grad_enabled() and weight.requires_grad):
         return F.embedding(ids, weight)
-    found: Tensor = _Lookup.apply(ids, weight)
-    return found
+    rows: Tensor = _Lookup.apply(ids, weight)
+    return rows

@@ -74,14 +74,14 @@ def _fused_on_gpu(query: Tensor) -> bool:
 
 def forward(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp of a block."""
-    found: tuple[Tensor, ...]
+    output: tuple[Tensor, ...]
     if query.device.type == "cpu":
-        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal)
+        output = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal)
     elif _fused_on_gpu(query):
-        found = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal)
+        output = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal)
     else:
-        found = plain_forward(query, key, value, causal)
-    return found[0], found[1]
+        output = plain_forward(query, key, value, causal)
+    return output[0], output[1]
 
 
 def backward(
@@ -90,15 +90,15 @@ def backward(
     """Gradients of a block; `out` and `lse` are those of all blocks of these queries merged."""
     parts = (grad, query, key, value, out, lse)
     if query.device.type == "cpu":
-        found: Gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(*parts, 0.0, causal)
-        return found
+        gradients: Gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(*parts, 0.0, causal)
+        return gradients
     if not _fused_on_gpu(query):
         return plain_backward(*parts, causal)
     seed = torch.zeros(2, dtype=torch.uint64, device=query.device)  # of a dropout that does not take place
-    found = torch.ops.aten._scaled_dot_product_flash_attention_backward(
+    gradients = torch.ops.aten._scaled_dot_product_flash_attention_backward(
         *parts, None, None, query.size(2), key.size(2), 0.0, causal, seed, seed.new_empty(())
     )
-    return found
+    return gradients
 
 
 def merge(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,10 +173,10 @@ def packed_forward(query: Tensor, key: Tensor, value: Tensor, documents: Packed)
     """
     ends, longest = documents.ends, documents.longest
     if (cudnn := _cudnn()) is None:
-        found = torch.ops.aten._flash_attention_forward(
+        output = torch.ops.aten._flash_attention_forward(
             query, key, value, ends, ends, longest, longest, 0.0, True, False
         )
-        return found[0], list(found[1:4])
+        return output[0], list(output[1:4])
     out, kept = cudnn("fused_attn_fwd", documents, q=query, k=key, v=value, fake_dtype=query.dtype, is_training=True)
     return out, list(kept)
 
@@ -188,15 +188,15 @@ def packed_backward(
     ends, longest = documents.ends, documents.longest
     if (cudnn := _cudnn()) is None:
         lse, seed, offset = kept
-        found: Gradients = torch.ops.aten._flash_attention_backward(
+        gradients: Gradients = torch.ops.aten._flash_attention_backward(
             grad, query, key, value, out, lse, ends, ends, longest, longest, 0.0, True, seed, offset
         )
-        return found
-    found = cudnn(
+        return gradients
+    gradients = cudnn(
         "fused_attn_bwd", documents, q=query, k=key, v=value, o=out, d_o=grad.contiguous(), fake_dtype=query.dtype,
         aux_ctx_tensors=kept, deterministic=torch.are_deterministic_algorithms_enabled(),
     )  # fmt: skip
-    return found[0], found[1], found[2]
+    return gradients[0], gradients[1], gradients[2]
 
 
 # Of documents one after another, each causal by itself. The first are spelled as Transformer Engine 2.12 has them, the

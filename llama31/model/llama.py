@@ -194,8 +194,8 @@ class Llama(MegatronModule):
         if loss_mask is None:
             return head.token_losses(tokens, weight, flat, group, columns).view(labels.shape)
         if self.scoring:
-            found, likeliest = head.scores(tokens, weight, flat, loss_mask.flatten() != 0, group, columns)
-            return found.view(labels.shape), likeliest.view(labels.shape)
+            per_token, likeliest = head.scores(tokens, weight, flat, loss_mask.flatten() != 0, group, columns)
+            return per_token.view(labels.shape), likeliest.view(labels.shape)
         loss, losses = head.weighted_loss(tokens, weight, flat, loss_mask.flatten(), group, columns)
         return loss, losses.view(labels.shape)
 
@@ -251,13 +251,13 @@ def fuse_accumulation(chunk: Llama) -> list[nn.Parameter]:
 
     Recomputed layers run their forward pass twice and then take themselves for a later micro-batch: they only add.
     """
-    found = []
+    fused_weights = []
     for module in chunk.modules():
         if hasattr(module, "fuse_wgrad_accumulation") and module.weight.dtype == torch.bfloat16:
             module.fuse_wgrad_accumulation = True
             if chunk.config.recompute_granularity != "full":
-                found.append(module.weight)
-    return found
+                fused_weights.append(module.weight)
+    return fused_weights
 
 
 def build(
@@ -326,7 +326,7 @@ class ParameterShard:
 
 def shards(chunks: list[Llama], model: config.Model, grid: Grid) -> list[ParameterShard]:
     """Every parameter of this rank under its global name, in an order that is the same on all replicas."""
-    found = []
+    parts = []
     for chunk in chunks:
         for local_name, parameter in chunk.named_parameters():
             name = _global_name(local_name, chunk)
@@ -337,8 +337,8 @@ def shards(chunks: list[Llama], model: config.Model, grid: Grid) -> list[Paramet
             rows = parameter.size(0)
             if name in VOCABULARY:
                 shape, rows = (model.vocab_size, shape[1]), real_rows(model.vocab_size, rows, grid.tp_rank)
-            found.append(ParameterShard(name, shape, parameter, offsets, replica, rows))
-    return found
+            parts.append(ParameterShard(name, shape, parameter, offsets, replica, rows))
+    return parts
 
 
 def _global_name(local_name: str, chunk: Llama) -> str:

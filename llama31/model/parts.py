@@ -61,13 +61,15 @@ class WordEmbedding(VocabParallelEmbedding):
         if split:
             first, rows = self.vocab_start_index, self.num_embeddings_per_partition
             elsewhere = (ids < first) | (ids >= first + rows)
-            found = fused.embedding((ids - first).masked_fill(elsewhere, 0), self.weight)
-            found = found.masked_fill(elsewhere.unsqueeze(-1), 0.0)
+            embeddings = fused.embedding((ids - first).masked_fill(elsewhere, 0), self.weight)
+            embeddings = embeddings.masked_fill(elsewhere.unsqueeze(-1), 0.0)
         else:
-            found = fused.embedding(ids, self.weight)
+            embeddings = fused.embedding(ids, self.weight)
         if self.reduce_scatter_embeddings:
-            return reduce_scatter_to_sequence_parallel_region(found.transpose(0, 1).contiguous(), group=self.tp_group)
-        return reduce_from_tensor_model_parallel_region(found, group=self.tp_group) if split else found
+            return reduce_scatter_to_sequence_parallel_region(
+                embeddings.transpose(0, 1).contiguous(), group=self.tp_group
+            )
+        return reduce_from_tensor_model_parallel_region(embeddings, group=self.tp_group) if split else embeddings
 
 
 class RewardHead(nn.Module):

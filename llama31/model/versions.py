@@ -24,16 +24,16 @@ TESTED = {
 
 def numbers(version: str) -> tuple[int, ...]:
     """Of `2.11.0+cu130` (2, 11): what ranges compare. Raises ValueError where a version has no two numbers."""
-    found = re.match(r"(\d+)\.(\d+)", version)
-    if found is None:
+    match = re.match(r"(\d+)\.(\d+)", version)
+    if match is None:
         raise ValueError(f"{version!r} is no version: give at least two numbers, as in 2.13")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
-def untested(found: Mapping[str, str]) -> str | None:
+def untested(versions: Mapping[str, str]) -> str | None:
     """One line that names all of `found` (name: version) outside of its tested range, or None where none is."""
     outside = []
-    for name, version in found.items():
+    for name, version in versions.items():
         if name in TESTED and not numbers(TESTED[name][0]) <= numbers(version) <= numbers(TESTED[name][1]):
             lowest, highest = TESTED[name]
             outside.append(f"{name} {version} (tested: {lowest if lowest == highest else f'{lowest} to {highest}'})")
@@ -49,18 +49,18 @@ def installed() -> dict[str, str]:
     """Versions of what `TESTED` names, as far as this machine has them; CUDA and cuDNN are those that torch loads."""
     import torch
 
-    found: dict[str, str] = {"torch": str(torch.__version__)}
+    versions: dict[str, str] = {"torch": str(torch.__version__)}
     if torch.version.cuda and torch.cuda.is_available():
-        found["CUDA"] = torch.version.cuda
+        versions["CUDA"] = torch.version.cuda
         cudnn = torch.backends.cudnn.version()
         if cudnn:
-            found["cuDNN"] = f"{cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}"
+            versions["cuDNN"] = f"{cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}"
     for name in ("transformer-engine", "megatron-core"):
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 @functools.cache

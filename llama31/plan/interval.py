@@ -26,7 +26,7 @@ class Interval:
         self._clock, self._since_s = clock, clock()
         self._stalls_s: list[float] = []
         self._write_s = 0.0
-        self._told_s = 0.0
+        self._announced_s = 0.0
 
     @property
     def interval_s(self) -> float | None:
@@ -52,9 +52,13 @@ class Interval:
     def news(self) -> str | None:
         """A sentence where the interval has changed since the last one."""
         interval_s = self.interval_s
-        if self._mtbf_s is None or interval_s is None or abs(interval_s - self._told_s) <= CHANGE * self._told_s:
+        if (
+            self._mtbf_s is None
+            or interval_s is None
+            or abs(interval_s - self._announced_s) <= CHANGE * self._announced_s
+        ):
             return None
-        self._told_s = interval_s
+        self._announced_s = interval_s
         measured_s = max(self._stalls_s, default=None)
         stall = f"a stall of {FIRST_STALL_S} s" if measured_s is None else f"a measured stall of {measured_s:.3g} s"
         return (

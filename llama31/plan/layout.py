@@ -54,23 +54,25 @@ def bubble(parallel: Parallel, micro_batches: int) -> float:
 
 def problems(model: Model | None, parallel: Parallel, stages: Sequence[Stage], world_size: int) -> list[Issue]:
     """What is impossible about a layout. `model` is None where a checkpoint brings it, `stages` may be empty."""
-    found = [] if model is None else _model_problems(model, parallel)
+    issues = [] if model is None else _model_problems(model, parallel)
     if parallel.vpp > 1 and parallel.pp == 1:
-        found.append(_issue("vpp", parallel.vpp, "chunks are interleaved over stages, and there is one", "give pp > 1"))
+        issues.append(
+            _issue("vpp", parallel.vpp, "chunks are interleaved over stages, and there is one", "give pp > 1")
+        )
     if parallel.zero == 3 and parallel.pp > 1:
         reason = "ZeRO-3 deadlocks with pipelines: DeepSpeed's parameter coordinator broadcasts on the world group"
-        found.append(_issue("zero", 3, reason, "give parallel.zero=1 or 2, or parallel.pp=1"))
+        issues.append(_issue("zero", 3, reason, "give parallel.zero=1 or 2, or parallel.pp=1"))
     if parallel.zero == 2 and parallel.pp > 1 and model is not None and model.tied_embeddings:
         reason = "ZeRO-2 reduces after each micro-batch, before the tied embedding's gradients of both ends are summed"
-        found.append(_issue("zero", 2, reason, "give parallel.zero=1, or parallel.pp=1"))
+        issues.append(_issue("zero", 2, reason, "give parallel.zero=1, or parallel.pp=1"))
     mismatch = _world_problem(parallel, world_size)
     if mismatch:
-        found.append(mismatch)
+        issues.append(mismatch)
     for stage in stages:
-        found += _sequence_problems(parallel, stage)
+        issues += _sequence_problems(parallel, stage)
         if not mismatch:
-            found += _batch_problems(parallel, stage, world_size)
-    return list(dict.fromkeys(found))
+            issues += _batch_problems(parallel, stage, world_size)
+    return list(dict.fromkeys(issues))
 
 
 def _issue(key: str, value: object, problem: str, remedy: str) -> Issue:
@@ -88,18 +90,18 @@ def _split_layers(model: Model, parallel: Parallel) -> int:
 
 
 def _model_problems(model: Model, parallel: Parallel) -> list[Issue]:
-    found = []
+    issues = []
     if not _tp_fits(model, parallel.tp):
         widths = f"heads={model.heads}, kv_heads={model.kv_heads}, ffn={model.ffn_hidden_size}"
         possible = ", ".join(str(tp) for tp in _divisors(model.heads) if _tp_fits(model, tp))
-        found.append(_issue("tp", parallel.tp, f"does not divide this model ({widths})", f"give one of {possible}"))
+        issues.append(_issue("tp", parallel.tp, f"does not divide this model ({widths})", f"give one of {possible}"))
     layers, chunks = _split_layers(model, parallel), parallel.pp * parallel.vpp
     if layers % chunks:
         extra = " (embedding and loss counted as you asked)" if layers > model.layers else ""
         reason = f"{layers} layers{extra} do not split into pp x vpp = {chunks} equal chunks"
         remedy = f"give pp x vpp that divides {layers}, or parallel.embedding_as_layer, parallel.loss_as_layer"
-        found.append(_issue("pp", parallel.pp, reason, remedy))
-    return found
+        issues.append(_issue("pp", parallel.pp, reason, remedy))
+    return issues
 
 
 def _world_problem(parallel: Parallel, world_size: int) -> Issue | None:
@@ -117,18 +119,18 @@ def _world_problem(parallel: Parallel, world_size: int) -> Issue | None:
 
 
 def _sequence_problems(parallel: Parallel, stage: Stage) -> list[Issue]:
-    length, found = stage.sequence_length, []
+    length, issues = stage.sequence_length, []
     shards = parallel.tp if parallel.sequence_parallel else 1
     if length % (parallel.cp * shards):
         reason = f"a sequence of {length} tokens does not split over cp x tp = {parallel.cp * shards}"
         remedy = f"give a multiple as sequence_length, for example {_near_multiple(length, parallel.cp * shards)}"
         axis = "cp" if parallel.cp > 1 else "tp"
-        found.append(_issue(axis, getattr(parallel, axis), reason, remedy))
+        issues.append(_issue(axis, getattr(parallel, axis), reason, remedy))
     if parallel.cp > 1 and length % (2 * parallel.cp):
         reason = f"a sequence of {length} tokens does not split into 2 x cp = {2 * parallel.cp} chunks"
         remedy = f"give a multiple as sequence_length, for example {_near_multiple(length, 2 * parallel.cp)}"
-        found.append(_issue("cp", parallel.cp, reason, remedy))
-    return found
+        issues.append(_issue("cp", parallel.cp, reason, remedy))
+    return issues
 
 
 def _batch_problems(parallel: Parallel, stage: Stage, world_size: int) -> list[Issue]:

@@ -34,37 +34,37 @@ class Stage:
 def of_record(record: Mapping[str, Any]) -> Schedule:
     """The schedule that a checkpoint was saved with, from its fields; those of other versions are left out."""
     known = {field.name for field in fields(Schedule)}
-    found = Schedule(**{key: value for key, value in record.items() if key in known})
-    found.ramp = [Ramp(**ramp) for ramp in record.get("ramp", [])]
-    return found
+    schedule = Schedule(**{key: value for key, value in record.items() if key in known})
+    schedule.ramp = [Ramp(**ramp) for ramp in record.get("ramp", [])]
+    return schedule
 
 
 def unbounded(schedule: Schedule) -> list[Stage]:
     """The stages as if training never ended: the last one has no end. Stages without a step are left out."""
     sizes = [(0, schedule.batch_tokens, schedule.sequence_length)]
     sizes += [(ramp.from_tokens, ramp.batch_tokens, ramp.sequence_length) for ramp in schedule.ramp]
-    found: list[Stage] = []
+    result: list[Stage] = []
     step = tokens = 0
     for index, (_from, batch, length) in enumerate(sizes):
         steps = None
         if index + 1 < len(sizes):
             steps = max(0, _ceil_div(sizes[index + 1][0] - tokens, batch))
         if steps != 0:
-            found.append(Stage(step, steps, tokens, batch, length))
+            result.append(Stage(step, steps, tokens, batch, length))
         if steps is not None:
             step, tokens = step + steps, tokens + steps * batch
-    return found
+    return result
 
 
 def stages(schedule: Schedule) -> list[Stage]:
     """The stages that training reaches, in order, each with its number of steps; the last ends with training."""
     end = total_steps(schedule)
-    found = []
+    result = []
     for stage in unbounded(schedule):
         if stage.first_step < end:
             steps = end - stage.first_step if stage.steps is None else min(stage.steps, end - stage.first_step)
-            found.append(Stage(stage.first_step, steps, stage.from_tokens, stage.batch_tokens, stage.sequence_length))
-    return found
+            result.append(Stage(stage.first_step, steps, stage.from_tokens, stage.batch_tokens, stage.sequence_length))
+    return result
 
 
 def batch_at(schedule: Schedule, tokens: int) -> Stage:

@@ -130,22 +130,22 @@ def first_order(run: Simulate) -> float:
 
 def check(run: Simulate) -> None:
     """Raise ValueError with all that is wrong with the keys of `run` beyond the bounds of each."""
-    found = []
+    problems = []
     try:
         interval_s(run)
     except ValueError as error:
-        found.append(str(error))
+        problems.append(str(error))
     for name in ("table_stalls_s", "table_detects_s", "table_restarts_s"):
         values = getattr(run, name)
         least = "numbers above 0" if name == "table_stalls_s" else "numbers from 0 on"
         if not values or min(values) < 0 or (name == "table_stalls_s" and 0 in values):
-            found.append(f"{name}={values}: cannot be simulated; give {least}")
+            problems.append(f"{name}={values}: cannot be simulated; give {least}")
     if run.output and Path(run.output).suffix != ".png":
-        found.append(f"output={run.output}: is drawn as PNG; give a name that ends in .png")
+        problems.append(f"output={run.output}: is drawn as PNG; give a name that ends in .png")
     if run.output and not Path(run.output).absolute().parent.is_dir():
-        found.append(f"output={run.output}: its folder is not there; make it, or give another")
-    if found:
-        raise ValueError("\n".join(found))
+        problems.append(f"output={run.output}: its folder is not there; make it, or give another")
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 # --- events ---
@@ -156,13 +156,13 @@ def draw_stops(run: Simulate, replication: int) -> list[Stop]:
     source = random.Random(f"{run.seed} {replication}")
     end_s, rate = run.days * DAY_S, failures_per_s(run)
     phase, counts = source.random(), [cause.stops for cause in CAUSES]
-    found, at_s = [], source.expovariate(rate)
+    stops, at_s = [], source.expovariate(rate)
     while at_s < end_s:
-        found.append((at_s, source.choices(CAUSES, counts)[0]))
+        stops.append((at_s, source.choices(CAUSES, counts)[0]))
         at_s += source.expovariate(rate)
     often = planned_per_s(run)
-    found += [((index + phase) / often, PLANNED) for index in range(math.ceil(end_s * often - phase))]
-    return sorted(found)
+    stops += [((index + phase) / often, PLANNED) for index in range(math.ceil(end_s * often - phase))]
+    return sorted(stops)
 
 
 @dataclass
@@ -407,8 +407,8 @@ def goal_table(run: Simulate) -> str:
         for detect in run.table_detects_s:
             cells = []
             for restart in run.table_restarts_s:
-                found = effective(simulate(replace(run, checkpoint_stall_s=stall, detect_s=detect, restart_s=restart)))
-                reached = found.value - found.half >= run.goal
-                cells.append(f"**{found.value:.2%}**" if reached else f"{found.value:.2%}")
+                share = effective(simulate(replace(run, checkpoint_stall_s=stall, detect_s=detect, restart_s=restart)))
+                reached = share.value - share.half >= run.goal
+                cells.append(f"**{share.value:.2%}**" if reached else f"{share.value:.2%}")
             lines.append(f"| {stall:g} s | {detect:g} s | {' | '.join(cells)} |")
     return "\n".join(lines)

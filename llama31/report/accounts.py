@@ -205,8 +205,8 @@ class Account:
 
     def recent(self, name: str) -> float | None:
         """Median over the newest steps that stand; None where it was not measured."""
-        found = [value for line in self.run.train[-RECENT:] if (value := number(line.get(name))) is not None]
-        return statistics.median(found) if found else None
+        values = [value for line in self.run.train[-RECENT:] if (value := number(line.get(name))) is not None]
+        return statistics.median(values) if values else None
 
     @property
     def share(self) -> float | None:
@@ -244,13 +244,13 @@ def _stalls(lines: Sequence[Line]) -> dict[tuple[int, int], float]:
 
     By step and not by place in the record: the line of an asynchronous one may come when it is published.
     """
-    found: defaultdict[tuple[int, int], float] = defaultdict(float)
+    stalls: defaultdict[tuple[int, int], float] = defaultdict(float)
     epoch = 0
     for line in lines:
         epoch += line["kind"] == "rollback"
         if line["kind"] == "checkpoint":
-            found[epoch, line["step"]] += number(line.get("stall_s")) or 0.0
-    return dict(sorted(found.items()))
+            stalls[epoch, line["step"]] += number(line.get("stall_s")) or 0.0
+    return dict(sorted(stalls.items()))
 
 
 # --- interruptions by cause ---
@@ -280,11 +280,11 @@ def causes(endings: Sequence[Ending]) -> list[Cause]:
     groups: defaultdict[tuple[str, str], list[Ending]] = defaultdict(list)
     for ending in endings:
         groups[ending.outcome, re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", "#", ending.cause)].append(ending)
-    found = []
+    result = []
     for (outcome, pattern), members in groups.items():
         same = len({ending.cause for ending in members}) == 1
-        found.append(Cause(outcome, members[0].cause if same else pattern, members))
-    return sorted(found, key=lambda cause: (-cause.lost_s - cause.down_s, -len(cause.endings)))
+        result.append(Cause(outcome, members[0].cause if same else pattern, members))
+    return sorted(result, key=lambda cause: (-cause.lost_s - cause.down_s, -len(cause.endings)))
 
 
 # --- is it well? ---

@@ -94,11 +94,11 @@ class Scale:
     def _log_ticks(self, most: int) -> list[float]:
         decades = range(math.floor(self._low), math.ceil(self._high) + 1)
         for factors in ((1, 1.5, 2, 3, 4, 6), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
-            found = [10.0**decade * factor for decade in decades for factor in factors]
-            found = [value for value in found if self.low <= value <= self.high]
-            if len(found) <= most + 1:
-                return found
-        return found[:: math.ceil(len(found) / most)]
+            ticks = [10.0**decade * factor for decade in decades for factor in factors]
+            ticks = [value for value in ticks if self.low <= value <= self.high]
+            if len(ticks) <= most + 1:
+                return ticks
+        return ticks[:: math.ceil(len(ticks) / most)]
 
 
 def _step(extent: float, most: int) -> float:
@@ -123,7 +123,7 @@ def thinned(points: Iterable[Point], columns: int, begin: float, end: float) -> 
     points = list(points)
     if len(points) <= 2 * columns or end <= begin:
         return points
-    found: list[Point] = []
+    result: list[Point] = []
     for _, group in itertools.groupby(points, lambda point: int((point.x - begin) / (end - begin) * columns)):
         bucket = list(group)
         finite = [index for index, point in enumerate(bucket) if point.y is not None]
@@ -134,8 +134,8 @@ def thinned(points: Iterable[Point], columns: int, begin: float, end: float) -> 
             kept = sorted({0, lowest, highest, len(bucket) - 1})
         else:
             kept = [0]
-        found += [bucket[index] for index in kept]
-    return found
+        result += [bucket[index] for index in kept]
+    return result
 
 
 # --- a chart ---

@@ -59,18 +59,18 @@ def smoothed(given: Sequence[Point], share: float = SMOOTH) -> list[Point]:
     there = [(point.x, point.y) for point in given if point.y is not None]
     most, stride = max(1, round(share * len(there) / 2)), max(1, len(there) // PLACES)
     sums = [0.0, *itertools.accumulate(y for _, y in there)]
-    found = []
+    smooth = []
     for index in sorted({*range(0, len(there), stride), *range(len(there))[-1:]}):
         half = min(most, index)  # a steep beginning keeps its height; the end keeps a window that is worth the name
         begin, end = index - half, min(len(there), index + half + 1)
-        found.append(Point(there[index][0], (sums[end] - sums[begin]) / (end - begin)))
-    return found
+        smooth.append(Point(there[index][0], (sums[end] - sums[begin]) / (end - begin)))
+    return smooth
 
 
 def _raw(run: Run, name: str, title: str, colour: int | str, style: str = "line", unit: str = "fixed") -> Series:
-    found = points(run.train, name)
-    last = next((point.y for point in reversed(found) if point.y is not None), None)
-    return Series(title, found, colour, style, SAY[unit](last))
+    values = points(run.train, name)
+    last = next((point.y for point in reversed(values) if point.y is not None), None)
+    return Series(title, values, colour, style, SAY[unit](last))
 
 
 # --- loss ---
@@ -80,12 +80,12 @@ def _losses(run: Run, colour: int) -> list[Chart]:
     """The loss, and its second half: the fall at the beginning takes all the height of the first picture."""
     train = points(run.train, "loss")
     smooth, held = smoothed(train), _held_out(run, colour)
-    found = [_loss(run, _training(train, smooth, colour), held)]
+    charts = [_loss(run, _training(train, smooth, colour), held)]
     if len(train) < 20:
-        return found
+        return charts
     middle = (train[0].x + train[-1].x) / 2
-    late = [replace(one, points=_from(middle, one.points)) for one in (*found[0].series[:2], *held)]
-    return [*found, Chart("Loss, second half", late, top=_top(late))]
+    late = [replace(one, points=_from(middle, one.points)) for one in (*charts[0].series[:2], *held)]
+    return [*charts, Chart("Loss, second half", late, top=_top(late))]
 
 
 def _from(x: float, given: Sequence[Point]) -> list[Point]:
@@ -126,14 +126,14 @@ def _top(series: Sequence[Series]) -> float:
 def _held_out(run: Run, colour: int) -> list[Series]:
     lines = run.of("validation")
     names = sorted({name for line in lines if isinstance(line.get("losses"), dict) for name in line["losses"]})
-    found = []
+    series = []
     if len(names) != 1:
-        found.append(_held_out_of("held out", [(line["tokens"], line.get("loss")) for line in lines], "ink"))
+        series.append(_held_out_of("held out", [(line["tokens"], line.get("loss")) for line in lines], "ink"))
     for index, name in enumerate(names):
         values = [(line["tokens"], line["losses"].get(name)) for line in lines if isinstance(line.get("losses"), dict)]
         title = f"held out: {name}"
-        found.append(_held_out_of(title, values, (colour + 1 + index % (COLOURS - 1)) % COLOURS))
-    return found
+        series.append(_held_out_of(title, values, (colour + 1 + index % (COLOURS - 1)) % COLOURS))
+    return series
 
 
 def _held_out_of(title: str, values: Sequence[tuple[float, object]], colour: int | str) -> Series:
@@ -268,8 +268,8 @@ def _checkpoints(run: Run, colour: int) -> Chart:
 
 
 def _median(lines: Sequence[Line], name: str) -> str:
-    found = [value for line in lines if (value := number(line.get(name))) is not None]
-    return duration(statistics.median(found)) if found else ""
+    values = [value for line in lines if (value := number(line.get(name))) is not None]
+    return duration(statistics.median(values)) if values else ""
 
 
 def _ranks(run: Run, colour: int) -> list[Chart]:
@@ -282,13 +282,13 @@ def _ranks(run: Run, colour: int) -> list[Chart]:
 def _spread(lines: Sequence[Line], name: str, colour: int) -> Chart:
     band, median, slowest = [], [], Counter[str]()
     for line in lines:
-        found = line["phases"].get(name)
-        if not isinstance(found, Mapping):
+        phase = line["phases"].get(name)
+        if not isinstance(phase, Mapping):
             continue
-        low, high = number(found.get("min")), number(found.get("max"))
+        low, high = number(phase.get("min")), number(phase.get("max"))
         band.append(Point(line["tokens"], None if low is None else high, low or 0.0))
-        median.append(Point(line["tokens"], number(found.get("median"))))
-        slowest[str(found.get("slowest"))] += 1
+        median.append(Point(line["tokens"], number(phase.get("median"))))
+        slowest[str(phase.get("slowest"))] += 1
     title = PHASES.get(name, name.removesuffix("_s").replace("_", " "))
     rank, times = slowest.most_common(1)[0] if slowest else ("", 0)
     note = f"slowest most often: rank {short(rank, 20)}, {times} of {sum(slowest.values())} times" if slowest else ""
@@ -387,16 +387,16 @@ def _positive(series: Iterable[Series]) -> bool:
 
 
 def _over(run: Run, name: str, index: int, say: Callable[[float | None], str]) -> Series:
-    found = smoothed(points(run.train, name))
-    return Series(run.label, found, index % COLOURS, "line", _last(found, say))
+    smooth = smoothed(points(run.train, name))
+    return Series(run.label, smooth, index % COLOURS, "line", _last(smooth, say))
 
 
-def _last(found: Sequence[Point], say: Callable[[float | None], str]) -> str:
-    return say(found[-1].y) if found else ""
+def _last(values: Sequence[Point], say: Callable[[float | None], str]) -> str:
+    return say(values[-1].y) if values else ""
 
 
 def _over_time(account: Account, index: int) -> Series:
     lines = [line for line in account.run.train if line.get("loss") is not None]
     times = itertools.accumulate(number(line.get("step_s")) or 0.0 for line in lines)
-    found = smoothed([Point(time_s, number(line["loss"])) for time_s, line in zip(times, lines)])
-    return Series(account.run.label, found, index % COLOURS, "line", _last(found, fixed))
+    smooth = smoothed([Point(time_s, number(line["loss"])) for time_s, line in zip(times, lines)])
+    return Series(account.run.label, smooth, index % COLOURS, "line", _last(smooth, fixed))

@@ -72,21 +72,21 @@ def _subtitle(account: Account) -> str:
 
 def _model(run: Run) -> str:
     """Name and parameters of the model, as far as the config tells."""
-    found = run.setting("model")
-    if not isinstance(found, dict):
+    model = run.setting("model")
+    if not isinstance(model, dict):
         return ""
     try:
-        size = count(shapes.parameters(Model(**found)))
+        size = count(shapes.parameters(Model(**model)))
     except (TypeError, ValueError):  # the config of another version
-        return str(found.get("name", ""))
-    return f"{found.get('name', 'model')}, {size}"
+        return str(model.get("name", ""))
+    return f"{model.get('name', 'model')}, {size}"
 
 
 def _verdict(account: Account) -> str:
-    found = concerns(account)
-    if not found:
+    problems = concerns(account)
+    if not problems:
         return '<div class="verdict fine"><b class="well">Nothing stands out.</b></div>'
-    items = "".join(f"<li>{escape(text)}</li>" for text in found)
+    items = "".join(f"<li>{escape(text)}</li>" for text in problems)
     return f'<div class="verdict look"><b>Deserves a look</b><ul>{items}</ul></div>'
 
 
@@ -150,8 +150,8 @@ def _checkpoint(account: Account) -> tuple[str, str, str]:
 
 
 def _loss(value: object) -> str:
-    found = number(value)
-    return str(value) if found is None else fixed(found)
+    loss = number(value)
+    return str(value) if loss is None else fixed(loss)
 
 
 def _mean(account: Account) -> str:

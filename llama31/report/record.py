@@ -58,10 +58,10 @@ class Run:
 
     def setting(self, key: str) -> Any:
         """A value of the config by its dotted key; None where it is not there."""
-        found: Any = self.config
+        value: Any = self.config
         for part in key.split("."):
-            found = found.get(part) if isinstance(found, Mapping) else None
-        return found
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
 
 
 def load(folders: Sequence[str | Path], now_s: float | None = None) -> list[Run]:
@@ -71,18 +71,18 @@ def load(folders: Sequence[str | Path], now_s: float | None = None) -> list[Run]
     """
     if not folders:
         raise ValueError("runs=[]: names no run; give at least one run folder, such as 'runs=[runs/demo]'")
-    paths, found, wrong = [Path(folder) for folder in folders], [], []
+    paths, runs, wrong = [Path(folder) for folder in folders], [], []
     labels = _labels(paths)
     for number, (path, label) in enumerate(zip(paths, labels)):
         try:
             if path.resolve() in [other.resolve() for other in paths[:number]]:
                 raise ValueError("is named twice; name each run once")
-            found.append(_load(path, label, time.time() if now_s is None else now_s))
+            runs.append(_load(path, label, time.time() if now_s is None else now_s))
         except (ValueError, OSError) as error:
             wrong.append(f"runs={path}: {error}")
     if wrong:
         raise ValueError("\n".join(wrong))
-    return found
+    return runs
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
@@ -119,11 +119,11 @@ def _config(path: Path, unread: list[str]) -> tuple[str, Facts]:
 
     text = _text(path, unread)
     try:
-        found = yaml.safe_load(text)
+        content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
         unread.append(f"{path.name}: {error}")
         return text, {}
-    return text, found if isinstance(found, dict) else {}
+    return text, content if isinstance(content, dict) else {}
 
 
 def _text(path: Path, unread: list[str]) -> str:
@@ -140,20 +140,20 @@ def _json_lines(path: Path, unread: list[str]) -> Iterator[Facts]:
     whole, _, _torn = _text(path, unread).rpartition("\n")
     for index, text in enumerate(whole.splitlines(), start=1):
         try:
-            found = json.loads(text)
+            content = json.loads(text)
         except ValueError as error:
             unread.append(f"{path.name}:{index}: {error}")
             continue
-        yield found if isinstance(found, dict) else {"decision": found}
+        yield content if isinstance(content, dict) else {"decision": content}
 
 
 def read_json(path: Path) -> Facts:
     """The object in a JSON file; empty where there is none, or only half of one yet."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def stalled(attempt: Attempt) -> dict[str, str]:
@@ -166,10 +166,10 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
     """A config, or another nesting of dictionaries, by dotted keys."""
     if not isinstance(value, Mapping) or not value:
         return {name: value} if name else {}
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, inner in value.items():
-        found |= flat(inner, f"{name}.{key}" if name else str(key))
-    return found
+        leaves |= flat(inner, f"{name}.{key}" if name else str(key))
+    return leaves
 
 
 def number(value: Any) -> float | None:
@@ -179,7 +179,7 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        found = float(value)
+        finite = float(value)
     except ValueError:
         return None
-    return found if math.isfinite(found) else None
+    return finite if math.isfinite(finite) else None

@@ -10,23 +10,23 @@ from llama31.report.style import CSS, SCRIPT
 from llama31.report.tables import Cell, table
 from llama31.report.text import NONE, escape, fixed, percent, short
 
-Told = Mapping[str, Any]
+Record = Mapping[str, Any]
 
 
-def html(told: Told, earlier: Sequence[Told] = ()) -> str:
+def html(judgement: Record, earlier: Sequence[Record] = ()) -> str:
     """The whole page on what `judge.judge` found; `earlier` rounds, oldest first, give the curves."""
-    title = str(told["title"])
+    title = str(judgement["title"])
     body = "".join(
         [
             f'<div class="head"><h1>{escape(title)}</h1></div>',
-            f'<p class="sub">{told["prompts"]:,} prompts, judged by the reward model {escape(told["reward_model"])}; '
-            "intervals are 95 %, 1.96 sqrt(S (1 - S) / N).</p>",
-            _verdict(told),
-            _tiles(told),
-            _curves([*earlier, told]),
-            _obeyed(told),
-            _heldout(told),
-            _examples(told.get("examples") or ()),
+            f'<p class="sub">{judgement["prompts"]:,} prompts, judged by the reward model '
+            f"{escape(judgement['reward_model'])}; intervals are 95 %, 1.96 sqrt(S (1 - S) / N).</p>",
+            _verdict(judgement),
+            _tiles(judgement),
+            _curves([*earlier, judgement]),
+            _obeyed(judgement),
+            _heldout(judgement),
+            _examples(judgement.get("examples") or ()),
         ]
     )
     return (
@@ -37,11 +37,11 @@ def html(told: Told, earlier: Sequence[Told] = ()) -> str:
     )
 
 
-def _verdict(told: Told) -> str:
-    found = told.get("win_rate")
-    if found is None:
+def _verdict(judgement: Record) -> str:
+    win_rate = judgement.get("win_rate")
+    if win_rate is None:
         return '<div class="verdict fine">The first: there is no model before to compare it with.</div>'
-    low, high = found["score"] - found["ci95"], found["score"] + found["ci95"]
+    low, high = win_rate["score"] - win_rate["ci95"], win_rate["score"] + win_rate["ci95"]
     if low > 0.5:
         return '<div class="verdict fine"><b class="well">Better than the model before</b>, beyond chance.</div>'
     if high < 0.5:
@@ -49,31 +49,34 @@ def _verdict(told: Told) -> str:
     return '<div class="verdict look"><b>As good as the model before</b>, as far as so many prompts can tell.</div>'
 
 
-def _score(found: Told | None) -> str:
-    return NONE if found is None else percent(found["score"])
+def _score(proportion: Record | None) -> str:
+    return NONE if proportion is None else percent(proportion["score"])
 
 
-def _interval(found: Told | None) -> str:
-    return "not measured" if found is None else f"± {percent(found['ci95'])}, {found['count']:,} outcomes"
+def _interval(proportion: Record | None) -> str:
+    return (
+        "not measured" if proportion is None else f"± {percent(proportion['ci95'])}, {proportion['count']:,} outcomes"
+    )
 
 
-def _tiles(told: Told) -> str:
-    answers = told["answers"]
+def _tiles(judgement: Record) -> str:
+    answers = judgement["answers"]
     shown = {
-        "Win rate": told.get("win_rate"),
+        "Win rate": judgement.get("win_rate"),
         "Prompts obeyed": answers["obeyed"].get("prompts"),
         "Instructions obeyed": answers["obeyed"].get("instructions"),
         "Harmful refused": answers["refused"].get("harmful"),
         "Borderline refused": answers["refused"].get("borderline"),
     }
     cells = (
-        f'<div class="tile"><span>{escape(name)}</span><b>{_score(found)}</b><small>{_interval(found)}</small></div>'
-        for name, found in shown.items()
+        f'<div class="tile"><span>{escape(name)}</span><b>{_score(proportion)}</b>'
+        f"<small>{_interval(proportion)}</small></div>"
+        for name, proportion in shown.items()
     )
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
-def _curves(rounds: Sequence[Told]) -> str:
+def _curves(rounds: Sequence[Record]) -> str:
     """Scores over rounds; where there is one round alone there is nothing to draw."""
     if len(rounds) < 2:
         return ""
@@ -91,7 +94,7 @@ def _curves(rounds: Sequence[Told]) -> str:
     charts = []
     for title, lines in paths.items():
         series = [
-            Series(name, [Point(i + 1, _at(told, path)) for i, told in enumerate(rounds)], colour)
+            Series(name, [Point(i + 1, _at(judgement, path)) for i, judgement in enumerate(rounds)], colour)
             for colour, (name, path) in enumerate(lines.items())
         ]
         rules = [(0.5, "as good as before")] if title.startswith("Win") else []
@@ -99,43 +102,45 @@ def _curves(rounds: Sequence[Told]) -> str:
     return f'<h2>Over the rounds</h2><div class="grid">{"".join(charts)}</div>'
 
 
-def _at(told: Told, path: Sequence[str]) -> float | None:
-    found: Any = told
+def _at(judgement: Record, path: Sequence[str]) -> float | None:
+    node: Any = judgement
     for name in path:
-        found = (found or {}).get(name)
-    return None if found is None else float(found["score"])
+        node = (node or {}).get(name)
+    return None if node is None else float(node["score"])
 
 
-def _obeyed(told: Told) -> str:
+def _obeyed(judgement: Record) -> str:
     rows = []
-    before = told.get("previous") or {"obeyed": {}, "refused": {}}
+    before = judgement.get("previous") or {"obeyed": {}, "refused": {}}
     for part, heading in (("obeyed", "obeyed: "), ("refused", "refused: ")):
-        for name, found in told["answers"][part].items():
+        for name, proportion in judgement["answers"][part].items():
             other = before[part].get(name)
             rows.append(
                 [
                     Cell(f"{heading}{name.strip()}"),
-                    Cell(_score(found), right=True),
-                    Cell(f"± {percent(found['ci95'])}", right=True),
-                    Cell(f"{found['count']:,}", right=True),
+                    Cell(_score(proportion), right=True),
+                    Cell(f"± {percent(proportion['ci95'])}", right=True),
+                    Cell(f"{proportion['count']:,}", right=True),
                     Cell(_score(other), right=True),
                 ]
             )
-    for name, found in told["answers"].get("lengths", {}).items():
+    for name, proportion in judgement["answers"].get("lengths", {}).items():
         shown = percent if name == "unfinished" else "{:,.4g}".format
         other = before.get("lengths", {}).get(name)
-        rows.append([Cell(name), Cell(shown(found), right=True), *[Cell("", right=True)] * 2])
+        rows.append([Cell(name), Cell(shown(proportion), right=True), *[Cell("", right=True)] * 2])
         rows[-1].append(Cell(NONE if other is None else shown(other), right=True))
     if not rows:
         return ""
     head = ["share of answers", "this model", "95 %", "outcomes", "the model before"]
-    lost = "a prompt that one model alone answered is lost by the other" if told.get("unanswered") == "lose" else ""
+    lost = (
+        "a prompt that one model alone answered is lost by the other" if judgement.get("unanswered") == "lose" else ""
+    )
     note = f"<span class=note>{lost}</span>" if lost else ""
     return f"<h2>Instructions, refusals, lengths{note}</h2>{table(head, rows)}"
 
 
-def _heldout(told: Told) -> str:
-    runs = told.get("heldout") or {}
+def _heldout(judgement: Record) -> str:
+    runs = judgement.get("heldout") or {}
     names = list(dict.fromkeys(name for figures in runs.values() for name in figures))
     if not names:
         return ""
@@ -146,8 +151,8 @@ def _heldout(told: Told) -> str:
     return f"<h2>Held-out figures of this round's training</h2>{table(['run', *names], rows)}"
 
 
-def _examples(found: Sequence[Told]) -> str:
-    if not found:
+def _examples(examples: Sequence[Record]) -> str:
+    if not examples:
         return ""
     rows = [
         [
@@ -157,7 +162,7 @@ def _examples(found: Sequence[Told]) -> str:
             Cell(short(one["previous"], 900)),
             Cell(fixed(one["previous_reward"], 2), right=True),
         ]
-        for one in found
+        for one in examples
     ]
     head = ["prompt", "this model", "reward", "the model before", "reward"]
     note = "<span class=note>what gained most first, what lost most last</span>"

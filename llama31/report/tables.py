@@ -80,11 +80,11 @@ def _newest(rows: Sequence[Any]) -> tuple[Sequence[Any], str]:
 
 
 def _interruptions(account: Account) -> str:
-    found = causes(account.interruptions)
-    if not found:
+    interruptions = causes(account.interruptions)
+    if not interruptions:
         return _section("Interruptions", '<div class="card"><p class="none">none</p></div>')
     names = ["outcome", "cause", "times", "lost steps", "lost work", "down time"]
-    return _section("Interruptions by cause", table(names, map(_cause, found[:ROWS])))
+    return _section("Interruptions by cause", table(names, map(_cause, interruptions[:ROWS])))
 
 
 def _cause(cause: Cause) -> list[Cell]:
@@ -172,11 +172,11 @@ def _slow(run: Run) -> str:
             Cell(rank, right=True),
             Cell(host),
             Cell(phase.removesuffix("_s").replace("_", " ")),
-            Cell(f"{len(found):,}", right=True),
-            Cell(f"{max(factor for factor, _ in found):.2f}x", right=True),
-            Cell(f"{found[-1][1]:,}", right=True),
+            Cell(f"{len(factors):,}", right=True),
+            Cell(f"{max(factor for factor, _ in factors):.2f}x", right=True),
+            Cell(f"{factors[-1][1]:,}", right=True),
         ]
-        for (rank, host, phase), found in sorted(seen.items(), key=lambda item: -len(item[1]))
+        for (rank, host, phase), factors in sorted(seen.items(), key=lambda item: -len(item[1]))
     ]
     names = ["rank", "host", "phase", "times", "worst, of the median", "last at step"]
     note = f"{len(run.of('ranks')):,} comparisons" + (f"; {ROWS} of {len(rows):,} shown" if len(rows) > ROWS else "")
@@ -224,9 +224,9 @@ def _preflight(run: Run) -> str:
 
 
 def _nodes(nodes: Any) -> str:
-    found = [flat(node) for node in nodes if isinstance(node, dict)] if isinstance(nodes, list) else []
-    names = list(dict.fromkeys(name for node in found for name in node))
-    rows = [[Cell(short(plain(node.get(name, "")), 80)) for name in names] for node in found[:ROWS]]
+    flat_nodes = [flat(node) for node in nodes if isinstance(node, dict)] if isinstance(nodes, list) else []
+    names = list(dict.fromkeys(name for node in flat_nodes for name in node))
+    rows = [[Cell(short(plain(node.get(name, "")), 80)) for name in names] for node in flat_nodes[:ROWS]]
     return table(names, rows)
 
 

@@ -54,7 +54,7 @@ class Attempt:
         self.folder = attempts.path_of(self.run_folder, self.number)
         self._claimed_s = time.time()
         self.reached = (0, 0)  # steps done, tokens seen
-        self._told: dict[str, Any] = {}  # attempt.json, on the first rank
+        self._info: dict[str, Any] = {}  # attempt.json, on the first rank
         self.stopped = ""  # why, once training has been asked to stop and has saved
 
     def __enter__(self) -> Attempt:
@@ -104,7 +104,7 @@ class Attempt:
         if not self._main:
             return
         restart = os.environ.get("SLURM_RESTART_COUNT")
-        told = {
+        info = {
             "attempt": self.number,
             "time_s": round(self._claimed_s, 3),
             "from_step": start.step,
@@ -118,24 +118,24 @@ class Attempt:
             "slurm_restart": int(restart) if restart else None,
             **environment,
         }
-        self._told = told
-        files.write_whole(self.folder / "attempt.json", json.dumps(told, indent=1))
+        self._info = info
+        files.write_whole(self.folder / "attempt.json", json.dumps(info, indent=1))
         files.write_whole(self.run_folder / "config.yaml", written.to_yaml(run))
         record_decisions(self.run_folder, decisions)
 
     def went_back(self, step: int, tokens: int) -> None:
         """A rollback behind the beginning of this attempt: what older ones saved beyond `step` no longer counts."""
-        if self._main and step < self._told["from_step"]:
-            self._told |= {"from_step": step, "from_tokens": tokens}
-            files.write_whole(self.folder / "attempt.json", json.dumps(self._told, indent=1))
+        if self._main and step < self._info["from_step"]:
+            self._info |= {"from_step": step, "from_tokens": tokens}
+            files.write_whole(self.folder / "attempt.json", json.dumps(self._info, indent=1))
 
     def _end(self, outcome: str, cause: str) -> None:
         """The attempt's last word: finished, stopped (it can go on), failed (it cannot) or superseded."""
         if not self._main:
             return
         step, tokens = self.reached
-        told = {"outcome": outcome, "cause": cause, "attempt": self.number, "step": step, "tokens": tokens}
-        text = json.dumps({**told, "time_s": round(time.time(), 3)})
+        end = {"outcome": outcome, "cause": cause, "attempt": self.number, "step": step, "tokens": tokens}
+        text = json.dumps({**end, "time_s": round(time.time(), 3)})
         files.write_whole(self.folder / "end.json", text)
         if self.newer() is None:
             files.write_whole(self.run_folder / "outcome.json", text)

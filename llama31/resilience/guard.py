@@ -84,17 +84,17 @@ class Guard:
 
     def judge(self, seen: Seen) -> Verdict:
         """The verdict on a step; changes nothing. Of several events the hardest answer counts, and all are told."""
-        found = [*self._divergence(seen), *(self._nonfinite(seen) or self._spikes(seen)), *self._slow(seen)]
-        if not found:
+        anomalies = [*self._divergence(seen), *(self._nonfinite(seen) or self._spikes(seen)), *self._slow(seen)]
+        if not anomalies:
             return Verdict()
-        kind, event, _ = max(found, key=lambda one: KINDS.index(one[0]))  # the first of the hardest
-        reason = "; ".join(told for _, _, told in found)
+        kind, event, _ = max(anomalies, key=lambda one: KINDS.index(one[0]))  # the first of the hardest
+        reason = "; ".join(why for _, _, why in anomalies)
         step, settings = seen.step, self.settings
         if kind == "skip" and self._skips >= settings.max_skips:
             return Verdict("stop", event, f"{reason}; guard.max_skips={settings.max_skips} were skipped in a row")
         if kind == "rollback" and self.rollbacks >= settings.max_rollbacks:
-            told = f"guard.max_rollbacks={settings.max_rollbacks} rollbacks of this attempt did not help"
-            return Verdict("stop", event, f"{reason}; {told}")
+            why = f"guard.max_rollbacks={settings.max_rollbacks} rollbacks of this attempt did not help"
+            return Verdict("stop", event, f"{reason}; {why}")
         if kind == "rollback" and event == "divergence":  # the data is not to blame
             return Verdict(kind, event, reason, before_step=self._equal_step)
         if kind == "rollback":
@@ -124,21 +124,21 @@ class Guard:
 
     def restore(self, history: Mapping[str, Any] | None, step: int) -> None:
         """Go on from the history of a checkpoint at `step`; None where it has none. Rollbacks stay counted."""
-        told = history or {}
+        known = history or {}
         size = self.settings.window_steps
-        self._losses = _Window.of(told.get("losses"), size)
-        self._norms = _Window.of(told.get("norms"), size)
-        self._skips = int(told.get("skips", 0))
-        self._equal_step = int(told.get("equal_step", step))
+        self._losses = _Window.of(known.get("losses"), size)
+        self._norms = _Window.of(known.get("norms"), size)
+        self._skips = int(known.get("skips", 0))
+        self._equal_step = int(known.get("equal_step", step))
 
     def _nonfinite(self, seen: Seen) -> list[tuple[str, str, str]]:
         if math.isfinite(seen.loss) and math.isfinite(seen.grad_norm):
             return []
-        told = f"step {seen.step + 1}: loss {seen.loss}, gradient norm {seen.grad_norm}"
-        return [(self.settings.on_nonfinite, "nonfinite", told)]
+        reason = f"step {seen.step + 1}: loss {seen.loss}, gradient norm {seen.grad_norm}"
+        return [(self.settings.on_nonfinite, "nonfinite", reason)]
 
     def _spikes(self, seen: Seen) -> list[tuple[str, str, str]]:
-        settings, found = self.settings, []
+        settings, anomalies = self.settings, []
         for event, action, name, window, value, most in (
             ("loss_spike", settings.on_loss_spike, "loss", self._losses, seen.loss, settings.loss_zscore),
             ("norm_spike", settings.on_norm_spike, "gradient norm", self._norms, seen.grad_norm, settings.norm_zscore),
@@ -146,9 +146,9 @@ class Guard:
             score = window.score(value)
             if score > most:
                 mean = statistics.fmean(window.values)
-                told = f"step {seen.step + 1}: {name} {value:.6g} is {score:.1f} deviations above {mean:.6g}"
-                found.append((action, event, told))
-        return found
+                reason = f"step {seen.step + 1}: {name} {value:.6g} is {score:.1f} deviations above {mean:.6g}"
+                anomalies.append((action, event, reason))
+        return anomalies
 
     def _divergence(self, seen: Seen) -> list[tuple[str, str, str]]:
         if not seen.odd:
@@ -156,8 +156,8 @@ class Guard:
         ranks = ", ".join(f"{one.rank} on {one.host}" for one in seen.odd[:16])
         more = f" and {len(seen.odd) - 16} more" if len(seen.odd) > 16 else ""
         doubt = "" if all(one.certain for one in seen.odd) else " (which of them is right cannot be told)"
-        told = f"step {seen.step + 1}: parameters differ between replicas, on rank {ranks}{more}{doubt}"
-        return [(self.settings.on_divergence, "divergence", told)]
+        reason = f"step {seen.step + 1}: parameters differ between replicas, on rank {ranks}{more}{doubt}"
+        return [(self.settings.on_divergence, "divergence", reason)]
 
     def _slow(self, seen: Seen) -> list[tuple[str, str, str]]:
         if not seen.slow or self.settings.on_slow_rank == "continue":
@@ -178,9 +178,9 @@ class _Window:
     spikes: list[float] = field(default_factory=list)
 
     @classmethod
-    def of(cls, told: Mapping[str, Any] | None, size: int) -> _Window:
+    def of(cls, known: Mapping[str, Any] | None, size: int) -> _Window:
         """A window as `asdict` gave it, cut where `size` has become smaller."""
-        return cls(size, list(told["values"])[-size:], list(told["spikes"])) if told else cls(size)
+        return cls(size, list(known["values"])[-size:], list(known["spikes"])) if known else cls(size)
 
     @property
     def enough(self) -> int:
@@ -256,10 +256,10 @@ def agree(mine: Control, grid: Grid) -> Control:
         return agreed
     asker = torch.tensor([grid.rank if mine.stop or mine.superseded else -1], device=grid.device)
     dist.all_reduce(asker, dist.ReduceOp.MAX)
-    told: list[Any] = [mine.verdict, mine.reason]
-    dist.broadcast_object_list(told, src=0, device=grid.device)
-    reason = (told[1] or f"asked for on rank {int(asker.item())}") if asked else ""
-    return replace(agreed, verdict=told[0], reason=reason)
+    shared: list[Any] = [mine.verdict, mine.reason]
+    dist.broadcast_object_list(shared, src=0, device=grid.device)
+    reason = (shared[1] or f"asked for on rank {int(asker.item())}") if asked else ""
+    return replace(agreed, verdict=shared[0], reason=reason)
 
 
 def _gathered(row: list[Any], dtype: torch.dtype, grid: Grid) -> list[list[Any]]:
@@ -307,8 +307,8 @@ def minorities(table: Sequence[Sequence[int]], hosts: Sequence[str]) -> tuple[Od
     for digests in groups.values():
         (most, count), *others = Counter(digests.values()).most_common()
         majority = 2 * count > len(digests)
-        for rank, found in digests.items():
-            if others and (not majority or found != most):
+        for rank, own in digests.items():
+            if others and (not majority or own != most):
                 certain[rank] = certain.get(rank, False) or majority
     if any(certain.values()):  # a majority somewhere settles what a tie elsewhere leaves open
         certain = {rank: True for rank, sure in certain.items() if sure}
@@ -397,29 +397,29 @@ class RankTimes:
         """
         row = [seconds.get(phase, 0.0) / max(steps, 1) for phase in self.phases]
         table = _gathered([*row, self._probe()], torch.float64, self.grid)
-        found = compare_times(table, (*self.phases, PROBE), self.hosts, self.settings.slow_factor)
-        probes = {one["rank"] for one in found.slow if one["phase"] == PROBE}
+        comparison = compare_times(table, (*self.phases, PROBE), self.hosts, self.settings.slow_factor)
+        probes = {one["rank"] for one in comparison.slow if one["phase"] == PROBE}
         hosts = dict.fromkeys(self.hosts[rank] for rank in sorted(probes & self._before))
         self._before = probes
-        return replace(found, hosts=tuple(hosts))
+        return replace(comparison, hosts=tuple(hosts))
 
 
 def compare_times(
     table: Sequence[Sequence[float]], phases: Sequence[str], hosts: Sequence[str], slow_factor: float
 ) -> Comparison:
     """What rows of seconds by phase, one per rank, say."""
-    told, slow = {}, []
+    by_phase, slow = {}, []
     for phase, column in zip(phases, zip(*table), strict=True):
         median = statistics.median_low(column)  # of two ranks the faster one, or neither could ever be slow
         floor_s = _PROBE_FLOOR_S if phase == PROBE else _FLOOR_S
         numbers = {"min": min(column), "median": median, "max": max(column)}
         slowest = {"slowest": column.index(max(column))}
-        told[phase] = {name: round(value, 6) for name, value in numbers.items()} | slowest
+        by_phase[phase] = {name: round(value, 6) for name, value in numbers.items()} | slowest
         for rank, value in enumerate(column):
             if value > slow_factor * median and value - median > floor_s:
                 factor = round(value / max(median, 1e-9), 2)
                 slow.append({"rank": rank, "host": hosts[rank], "phase": phase, "factor": factor})
-    return Comparison(told, sorted(slow, key=lambda one: -one["factor"]))
+    return Comparison(by_phase, sorted(slow, key=lambda one: -one["factor"]))
 
 
 class Probe:

@@ -227,7 +227,7 @@ def parse_ecc(text: str) -> list[dict[str, Any]]:
 
     Raises ValueError for lines of another shape.
     """
-    found = []
+    states = []
     for line in text.splitlines():
         if not line.strip():
             continue
@@ -236,8 +236,8 @@ def parse_ecc(text: str) -> list[dict[str, Any]]:
             raise ValueError(f"nvidia-smi printed {line!r} instead of {', '.join(ECC_QUERY)}")
         numbers = {"yes": 1, "no": 0}
         values = [int(cell) if cell.isdigit() else numbers.get(cell.lower()) for cell in cells]
-        found.append(dict(zip(("gpu", *ECC_STATES), values)))
-    return found
+        states.append(dict(zip(("gpu", *ECC_STATES), values)))
+    return states
 
 
 # --- judging ---
@@ -269,18 +269,20 @@ def judge(records: Sequence[Record], settings: config.Preflight, needed_bytes: i
 
 
 def _judge_gpus(records: Sequence[Record], settings: config.Preflight) -> list[Problem]:
-    found = []
+    problems = []
     for record in records:
         free = record["gpu_free_share"]
         if free is not None and free < settings.min_gpu_free_share:
             what = f"rank {record['rank']}: {free:.0%} of the GPU's memory is free"
             remedy = f"end what else runs there (preflight.min_gpu_free_share={settings.min_gpu_free_share})"
-            found.append(Problem(record["host"], what, remedy))
+            problems.append(Problem(record["host"], what, remedy))
         for gpu in record.get("ecc") or []:
-            bad = [f"{gpu[key]} {told}" for key, told in ECC_STATES.items() if gpu[key]]
+            bad = [f"{gpu[key]} {described}" for key, described in ECC_STATES.items() if gpu[key]]
             if bad:
-                found.append(Problem(record["host"], f"GPU {gpu['gpu']} has {', '.join(bad)}", "reset or replace it"))
-    return found
+                problems.append(
+                    Problem(record["host"], f"GPU {gpu['gpu']} has {', '.join(bad)}", "reset or replace it")
+                )
+    return problems
 
 
 def _share(given: float | None, on_gpus: float, records: Sequence[Record]) -> float:
@@ -347,17 +349,17 @@ def _judge_disks(nodes: Sequence[Record], settings: config.Preflight, needed_byt
     short = {host: free for host, free in free_of.items() if free < least}
     remedy = f"make room, or set preflight.min_free_bytes ({least / 1e9:.3g} GB are asked for)"
     if short and len(short) == len(free_of):  # one disk that all share
-        found = [Problem(None, f"the run folder's disk has {min(short.values()) / 1e9:.3g} GB free", remedy)]
+        problems = [Problem(None, f"the run folder's disk has {min(short.values()) / 1e9:.3g} GB free", remedy)]
     else:
-        told = "the run folder's disk, unlike other nodes', has"
-        found = [Problem(host, f"{told} {free / 1e9:.3g} GB free", remedy) for host, free in short.items()]
+        described = "the run folder's disk, unlike other nodes', has"
+        problems = [Problem(host, f"{described} {free / 1e9:.3g} GB free", remedy) for host, free in short.items()]
     for node in nodes:
         free = node["scratch_free_bytes"]
         if free is not None and free < settings.min_scratch_bytes:
             what = f"{settings.scratch} has {free / 1e6:.3g} MB free"
             remedy = f"clean it up (preflight.min_scratch_bytes={settings.min_scratch_bytes})"
-            found.append(Problem(node["host"], what, remedy))
-    return found
+            problems.append(Problem(node["host"], what, remedy))
+    return problems
 
 
 def _judge_clocks(nodes: Sequence[Record], settings: config.Preflight) -> list[Problem]:
@@ -372,7 +374,7 @@ def _judge_clocks(nodes: Sequence[Record], settings: config.Preflight) -> list[P
 
 def _judge_versions(nodes: Sequence[Record]) -> list[Problem]:
     """Nodes in the minority, by package; where there is no majority, both sides and nobody in particular."""
-    found = []
+    problems = []
     names = dict.fromkeys(name for node in nodes for name in node["versions"])
     for name in names:
         holders: dict[str, list[str]] = defaultdict(list)
@@ -381,15 +383,15 @@ def _judge_versions(nodes: Sequence[Record]) -> list[Problem]:
         (usual, most), *others = sorted(holders.items(), key=lambda item: -len(item[1]))
         if others and 2 * len(most) <= len(nodes):
             sides = " and ".join(f"{version} on {_listed(hosts)}" for version, hosts in holders.items())
-            found.append(Problem(None, f"{name} is {sides}", "give all nodes the same environment"))
+            problems.append(Problem(None, f"{name} is {sides}", "give all nodes the same environment"))
         elif others:
             remedy = "give it the environment of the others"
-            found += [
+            problems += [
                 Problem(host, f"{name} is {version}, {usual} elsewhere", remedy)
                 for version, hosts in others
                 for host in hosts
             ]
-    return found
+    return problems
 
 
 def _listed(hosts: Sequence[str]) -> str:

@@ -51,18 +51,20 @@ def find_start(run: config.Training) -> Start:
 
 
 def _find_start(run: config.Training) -> Start:
-    found = None
+    checkpoint = None
     if run.resume == "auto":
-        found = newest_checkpoint(run)
+        checkpoint = newest_checkpoint(run)
     elif run.resume != "none":
-        found = _given(run, run.resume)
-    if found is not None:
-        meta = on_first_rank(lambda: publish.read_meta(found))
+        checkpoint = _given(run, run.resume)
+    if checkpoint is not None:
+        meta = on_first_rank(lambda: publish.read_meta(checkpoint))
         publish.check_model(meta, run.model)
         if meta.shape().head != run.model.head:
-            raise ValueError(f"resume={found}: its head is one for {meta.shape().head}; begin with it by init_from=")
+            raise ValueError(
+                f"resume={checkpoint}: its head is one for {meta.shape().head}; begin with it by init_from="
+            )
         _check_schedule(run.schedule, meta)
-        return Start(found, meta, updates_of(meta), optimizer=True, head=run.model.head)
+        return Start(checkpoint, meta, updates_of(meta), optimizer=True, head=run.model.head)
     if run.resume == "none" and on_first_rank(lambda: publish.newest(Path(run.folder) / "checkpoints")):
         raise ValueError(
             f"resume=none: {run.folder} holds checkpoints of an earlier run, which a fresh start would replace; "
@@ -91,10 +93,10 @@ def newest_checkpoint(run: config.Training, before: int | None = None) -> Path |
 
 def _given(run: config.Training, path: str) -> Path:
     """The checkpoint that a key names. ValueError where it is not as it was written."""
-    found = on_first_rank(lambda: publish.resolve(path))
+    checkpoint = on_first_rank(lambda: publish.resolve(path))
     if run.checkpoint.verify:
-        publish.refuse_damaged(found)
-    return found
+        publish.refuse_damaged(checkpoint)
+    return checkpoint
 
 
 def updates_of(meta: Meta) -> int:

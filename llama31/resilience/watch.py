@@ -55,10 +55,12 @@ class Watch:
                 exclude_nodes(folder, bad)
         if not report.problems:
             return
-        told = f"preflight: {'; '.join(map(str, report.problems))}"
+        reason = f"preflight: {'; '.join(map(str, report.problems))}"
         if elsewhere:
-            raise ComeBack(f"{told}. The next attempt avoids {', '.join(bad)}")
-        raise config.RunError(f"{told}. Mend that, change preflight.*, or skip the checks with preflight.enabled=false")
+            raise ComeBack(f"{reason}. The next attempt avoids {', '.join(bad)}")
+        raise config.RunError(
+            f"{reason}. Mend that, change preflight.*, or skip the checks with preflight.enabled=false"
+        )
 
     def follow(self, engine: Engine, start: resume.Start) -> None:
         """Watch the parameters of `engine`, and go on from the history that the checkpoint of `start` keeps."""
@@ -110,10 +112,10 @@ class Watch:
         if _every(self.settings.hash_every_steps, step):
             odd = self._divergence.compare()
         if _every(self.settings.ranks_every_steps, step):
-            found = self._times.compare(self._own, self._own_steps)
-            self._own, self._own_steps, slow = {}, 0, found.hosts
-            self._record.write("ranks", step=step, tokens=tokens, **found.line())
-            self._tell_slow(step, tokens, found)
+            comparison = self._times.compare(self._own, self._own_steps)
+            self._own, self._own_steps, slow = {}, 0, comparison.hosts
+            self._record.write("ranks", step=step, tokens=tokens, **comparison.line())
+            self._tell_slow(step, tokens, comparison)
         return Seen(step, result.loss, result.grad_norm, odd, slow)
 
     def _excluding(self, seen: Seen, control: Control) -> Control:
@@ -127,17 +129,17 @@ class Watch:
     def _tell(self, step: int, tokens: int, control: Control) -> None:
         verdict = control.verdict
         if verdict.event:
-            told = {"event": verdict.event, "verdict": verdict.kind, "reason": verdict.reason}
+            fields = {"event": verdict.event, "verdict": verdict.kind, "reason": verdict.reason}
             skipped = {"from_step": verdict.from_step, "to_step": verdict.to_step}
-            self._record.write("event", step=step, tokens=tokens, **told, **skipped)
+            self._record.write("event", step=step, tokens=tokens, **fields, **skipped)
         if control.stop:
             self._record.write("event", step=step, tokens=tokens, event="stop", reason=control.reason)
         news = self.interval.news() if self.main else None
         if news:
             self._record.write("event", step=step, tokens=tokens, event="interval", reason=news)
 
-    def _tell_slow(self, step: int, tokens: int, found: Comparison) -> None:
-        for one in found.slow[:8]:
+    def _tell_slow(self, step: int, tokens: int, comparison: Comparison) -> None:
+        for one in comparison.slow[:8]:
             reason = f"rank {one['rank']} on {one['host']}: {one['phase']} is {one['factor']} times the median"
             self._record.write("event", step=step, tokens=tokens, event="slow_rank", reason=reason, **one)
 

@@ -37,7 +37,7 @@ WAITING = (f"torch{os.sep}distributed{os.sep}", "p2p_communication")
 
 
 @dataclass(frozen=True)
-class Told:
+class StalledRank:
     """What a stalled rank says of itself: the first line of its file."""
 
     rank: int
@@ -60,23 +60,23 @@ class Suspect:
     why: str
 
 
-def blame(told: Sequence[Told], hosts: Sequence[str]) -> list[Suspect]:
+def blame(records: Sequence[StalledRank], hosts: Sequence[str]) -> list[Suspect]:
     """The ranks that held up the others, of those that told and those that did not; `hosts` by rank.
 
     Ranks that told nothing come first, for all others may be waiting for them. Then those behind: the smallest step;
     of these, ranks in a phase that waits for nobody; of these, ranks outside of any collective. Empty where all ranks
     look alike: then the stacks, or the flight recorder's files, have to be read.
     """
-    spoken = {one.rank for one in told}
+    spoken = {one.rank for one in records}
     silent = [rank for rank in range(len(hosts)) if rank not in spoken]
     if silent:
         why = "wrote nothing: its process is frozen or dead, or its node is"
         return [Suspect(rank, hosts[rank], why) for rank in silent]
-    step = min(one.step for one in told)
-    left = list(told)
+    step = min(one.step for one in records)
+    left = list(records)
     for behind in (lambda one: one.step == step, lambda one: one.phase in LOCAL_PHASES, lambda one: not one.waiting):
         left = [one for one in left if behind(one)] or left
-    if len(left) == len(told):
+    if len(left) == len(records):
         return []
     return [
         Suspect(one.rank, one.host, f"step {one.step}, {one.phase}, for {one.since_s:.0f} s, in {one.where}")
@@ -211,11 +211,13 @@ class Watchdog:
         """Who and where on the first line as JSON, then the stacks of all threads; whole or not at all."""
         waiting, where = _standing(self._main)
         host, now = self.hosts[self.rank], round(time.time(), 3)
-        told = Told(self.rank, host, os.getpid(), beat.step, beat.phase, round(since_s, 1), waiting, where, now)
+        record = StalledRank(
+            self.rank, host, os.getpid(), beat.step, beat.phase, round(since_s, 1), waiting, where, now
+        )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with files.whole(self.path) as draft, draft.open("w", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(told)) + "\n\n")
+                file.write(json.dumps(asdict(record)) + "\n\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
         except OSError as error:
@@ -238,15 +240,15 @@ class Watchdog:
         # Asked one by one, not listed: thousands of ranks ask at once, and the first answer is nearly always yes.
         if next((rank for rank in range(len(self.hosts)) if self._path_of(rank).exists()), None) != self.rank:
             return False
-        told = read(self.folder)
-        found = blame(told, self.hosts)
+        records = read(self.folder)
+        suspects = blame(records, self.hosts)
         try:
             with (self.folder / BLAME).open("x", encoding="utf-8") as file:
-                json.dump({"told": len(told), "suspects": [asdict(one) for one in found]}, file)
+                json.dump({"told": len(records), "suspects": [asdict(one) for one in suspects]}, file)
         except OSError as error:  # another rank was first, or the disk is full: what follows still helps
             self._say(f"{self.folder / BLAME}: {error}")
-        shown = [f"rank {one.rank} on {one.host} {one.why}" for one in found[:16]]
-        shown += [f"and {len(found) - 16} more"] if len(found) > 16 else []
+        shown = [f"rank {one.rank} on {one.host} {one.why}" for one in suspects[:16]]
+        shown += [f"and {len(suspects) - 16} more"] if len(suspects) > 16 else []
         reason = "; ".join(shown) or "all ranks look alike: read their stacks"
         self._say(f"no progress for {self.timeout_s:.0f} s, stacks in {self.folder}. {reason}")
         return True
@@ -255,20 +257,20 @@ class Watchdog:
         print(text, file=sys.stderr, flush=True)
 
 
-def read(folder: str | Path) -> list[Told]:
+def read(folder: str | Path) -> list[StalledRank]:
     """What the ranks of an attempt wrote to its folder `stalled`, by rank; empty where nothing stalled.
 
     Raises ValueError for a file that is none of ours.
     """
-    found = []
+    records = []
     for path in sorted(Path(folder).glob("rank-*.txt")):
         with path.open(encoding="utf-8", errors="replace") as file:
             first = file.readline()
         try:
-            found.append(Told(**json.loads(first)))
+            records.append(StalledRank(**json.loads(first)))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} does not begin with what a stalled rank writes ({error}); remove it") from error
-    return found
+    return records
 
 
 def _standing(thread: int) -> tuple[bool, str]:

@@ -33,8 +33,8 @@ def claim(run_folder: Path | str) -> int:
         except FileExistsError:  # somebody was faster
             number += 1
         else:
-            told = {"host": host_name(), "pid": os.getpid(), "began": _began(os.getpid()), "job": _job()}
-            (path_of(run_folder, number) / PROCESS).write_text(json.dumps(told), encoding="utf-8")
+            owner = {"host": host_name(), "pid": os.getpid(), "began": _began(os.getpid()), "job": _job()}
+            (path_of(run_folder, number) / PROCESS).write_text(json.dumps(owner), encoding="utf-8")
             return number
 
 
@@ -45,13 +45,13 @@ def living(run_folder: Path | str) -> tuple[int, int] | None:
     """
     number = max(_numbers(run_folder), default=-1)
     try:
-        told = json.loads((path_of(run_folder, number) / PROCESS).read_text(encoding="utf-8"))
-        host, pid, began = told["host"], int(told["pid"]), told["began"]
+        owner = json.loads((path_of(run_folder, number) / PROCESS).read_text(encoding="utf-8"))
+        host, pid, began = owner["host"], int(owner["pid"]), owner["began"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if (path_of(run_folder, number) / END).exists() or host != host_name() or pid == os.getpid():
         return None
-    if _job() is not None and told.get("job") == _job():
+    if _job() is not None and owner.get("job") == _job():
         return None  # a job of Slurm that starts again follows itself, whatever is left of its last try
     return (number, pid) if began is not None and _began(pid) == began else None
 
@@ -87,15 +87,15 @@ def newer(run_folder: Path | str, number: int) -> int | None:
 
 def starts(run_folder: Path | str) -> dict[int, int]:
     """Number -> step that the attempt went on from. One that died before it wrote that down has published nothing."""
-    found = {}
+    folders = {}
     for number in sorted(_numbers(run_folder)):
         try:
             record = json.loads((path_of(run_folder, number) / RECORD).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if isinstance(record, dict) and isinstance(record.get("from_step"), int):
-            found[number] = record["from_step"]
-    return found
+            folders[number] = record["from_step"]
+    return folders
 
 
 def _numbers(run_folder: Path | str) -> list[int]:

@@ -163,10 +163,10 @@ def read(run_folder: str | Path) -> list[Line]:
     An attempt begins at the step of its checkpoint, and a rollback goes back to one: what stood beyond it is left out,
     whoever wrote it and whenever, apart from events. Raises ValueError where there is no attempt, or a damaged record.
     """
-    found = attempts(run_folder)
-    if not found:
+    starts = attempts(run_folder)
+    if not starts:
         raise ValueError(f"{run_folder}: no attempt of a run is recorded there; give a folder that training wrote to")
-    return merged(line for attempt in found for line in attempt.lines)
+    return merged(line for attempt in starts for line in attempt.lines)
 
 
 def merged(lines: Iterable[Line]) -> list[Line]:
@@ -208,10 +208,10 @@ def _parse(text: str, path: Path, number: int) -> Line:
 def _object(path: Path) -> Line | None:
     """A JSON object of a file; None where there is none, or only half of one yet."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 class _Record:

@@ -127,20 +127,20 @@ def draw_bars(path: str | Path, title: str, panels: Mapping[str, Mapping[str, fl
     return _saved(figure, path)
 
 
-def draw_calibration(path: str | Path, title: str, found: Mapping[str, Any]) -> Path:
+def draw_calibration(path: str | Path, title: str, calibration: Mapping[str, Any]) -> Path:
     """Draw accuracy by kind of pair, and accuracy against sureness (`judging/calibration.py`); return the PNG file."""
     pyplot, _ = _matplotlib()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     figure.suptitle(title, fontweight="bold")
-    names = [f"{name} ({one['pairs']:,})" for name, one in found.items()]
-    accuracies, errors = ([one[key] for one in found.values()] for key in ("accuracy", "accuracy_ci95"))
+    names = [f"{name} ({one['pairs']:,})" for name, one in calibration.items()]
+    accuracies, errors = ([one[key] for one in calibration.values()] for key in ("accuracy", "accuracy_ci95"))
     left.barh(names, accuracies, xerr=errors, color="tab:blue", ecolor="tab:gray")
     left.axvline(0.5, color="tab:gray", linestyle="--", linewidth=1)
     left.invert_yaxis()
     left.set_xlim(0, 1)
     left.set_xlabel("share of pairs that are ranked right")
     right.plot([0.5, 1], [0.5, 1], color="tab:gray", linestyle="--", linewidth=1, label="as sure as it is right")
-    for name, one in found.items():
+    for name, one in calibration.items():
         points = [(each["sureness"], each["accuracy"]) for each in one["bins"]]
         label = f"{name}: error {one['calibration_error']:.3f}"
         right.plot(*zip(*points), "o-", linewidth=2 if name == "all" else 1, markersize=4, label=label)
@@ -187,13 +187,13 @@ def draw_histograms(path: str | Path, title: str, samples: Mapping[str, Sequence
     """Draw the distributions of `samples`, by name, over each other, with their means, and return the PNG file."""
     pyplot, _ = _matplotlib()
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    values = [value for found in samples.values() for value in found]
+    values = [value for sample in samples.values() for value in sample]
     low, high = min(values), max(values)
     edges = [low + (high - low or 1.0) * i / 40 for i in range(41)]
-    for (name, found), colour in zip(samples.items(), ("tab:gray", "tab:blue", "tab:orange", "tab:green")):
-        if found:
-            mean = sum(found) / len(found)
-            axes.hist(found, edges, color=colour, alpha=0.55, label=f"{name}: mean {mean:.3f}, {len(found):,}")
+    for (name, sample), colour in zip(samples.items(), ("tab:gray", "tab:blue", "tab:orange", "tab:green")):
+        if sample:
+            mean = sum(sample) / len(sample)
+            axes.hist(sample, edges, color=colour, alpha=0.55, label=f"{name}: mean {mean:.3f}, {len(sample):,}")
             axes.axvline(mean, color=colour, linewidth=1.5)
     axes.set_title(title, loc="left", fontweight="bold")
     axes.set_xlabel(unit)
@@ -203,14 +203,14 @@ def draw_histograms(path: str | Path, title: str, samples: Mapping[str, Sequence
     return _saved(figure, path)
 
 
-def draw_recall(path: str | Path, found: Mapping[str, Any]) -> Path:
+def draw_recall(path: str | Path, needle: Mapping[str, Any]) -> Path:
     """Draw the heat map depth x length of a needle in a haystack (`needle.evaluate`) and return the PNG file."""
-    inserted, asked, total = found["inserted"], found["asked"], found["total"]
+    inserted, asked, total = needle["inserted"], needle["asked"], needle["total"]
     needles = "one needle" if inserted == 1 else f"{inserted} needles, {asked} asked for"
-    title = f"{needles} ({found['kind']}): recall {total['score']:.1%}"
-    columns = "context (tokens)", [f"{length:,}" for length in found["lengths"]]
-    rows = "depth of the needle", [f"{depth:.0%}" for depth in found["depths"]]
-    return draw_heat_map(path, title, columns, rows, found["recall"])
+    title = f"{needles} ({needle['kind']}): recall {total['score']:.1%}"
+    columns = "context (tokens)", [f"{length:,}" for length in needle["lengths"]]
+    rows = "depth of the needle", [f"{depth:.0%}" for depth in needle["depths"]]
+    return draw_heat_map(path, title, columns, rows, needle["recall"])
 
 
 def draw_heat_map(

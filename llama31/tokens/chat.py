@@ -144,8 +144,8 @@ def read(record: Mapping[str, Any]) -> list[Message]:
         )
     messages = [message(one, place) for place, one in enumerate(given)]
     messages = [replace(one, learned=False) if _silent(one) else one for one in messages]
-    told = {key: record[key] for key in ("tools", "builtin_tools", "date") if record.get(key) is not None}
-    tools, builtin, date = told.get("tools", []), told.get("builtin_tools"), told.get("date", "")
+    options = {key: record[key] for key in ("tools", "builtin_tools", "date") if record.get(key) is not None}
+    tools, builtin, date = options.get("tools", []), options.get("builtin_tools"), options.get("date", "")
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise ValueError(f"tools: give a list of JSON objects; it is {_shown(tools)}")
     if not isinstance(builtin, list | None) or not all(isinstance(name, str) for name in builtin or ()):
@@ -177,7 +177,7 @@ def message(given: Any, place: int = 0) -> Message:
         raise ValueError(f"{where}.tool_calls: only an assistant calls")
     if role == "assistant" and call is None and "content" not in given and not text:
         raise ValueError(f"{where}: neither content nor tool_calls; give what the assistant says, or leave it out")
-    awaits = _awaits(call) if (told := given.get("awaits")) is None else told
+    awaits = _awaits(call) if (awaited := given.get("awaits")) is None else awaited
     if not isinstance(awaits, bool) or (awaits and role != "assistant"):
         raise ValueError(
             f"{where}.awaits: give true or false, and true to an assistant's alone; it is {_shown(awaits)}"
@@ -237,9 +237,9 @@ def _call(given: Any, where: str) -> Call | None:
         raise ValueError(f"{where}.tool_calls: give a list with one call; it is {_shown(given)}")
     if len(given) != 1:
         raise LeftOut(SEVERAL, f"{where}.tool_calls: Llama 3.1 makes one call per message; split the message")
-    told = given[0].get("function", given[0]) if isinstance(given[0], Mapping) else None
-    told = told if isinstance(told, Mapping) else {}
-    name, arguments = told.get("name"), told.get("arguments", told.get("parameters", {}))
+    function = given[0].get("function", given[0]) if isinstance(given[0], Mapping) else None
+    function = function if isinstance(function, Mapping) else {}
+    name, arguments = function.get("name"), function.get("arguments", function.get("parameters", {}))
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
@@ -284,16 +284,16 @@ def introduced(
 
 def record(one: Message) -> dict[str, Any]:
     """A message as `message` reads it: message(record(one)) == one."""
-    told: dict[str, Any] = {"role": one.role}
+    result: dict[str, Any] = {"role": one.role}
     if one.call:
-        told["tool_calls"] = [
+        result["tool_calls"] = [
             {"type": "function", "function": {"name": one.call.name, "arguments": dict(one.call.arguments)}}
         ]
     if one.content or not one.call:
-        told["content"] = one.content
+        result["content"] = one.content
     if not one.learned:
-        told["weight"] = 0
-    return told | ({"awaits": one.awaits} if one.awaits != _awaits(one.call) else {})
+        result["weight"] = 0
+    return result | ({"awaits": one.awaits} if one.awaits != _awaits(one.call) else {})
 
 
 def openai(messages: Sequence[Message]) -> tuple[dict[str, Any], ...]:
@@ -301,7 +301,7 @@ def openai(messages: Sequence[Message]) -> tuple[dict[str, Any], ...]:
 
     `awaits` has no place there: a server ends the messages of the history by its own template.
     """
-    told, last = [], None
+    result, last = [], None
     for place, one in enumerate(messages):
         given = record(one)
         for key in ("awaits", "weight"):
@@ -315,8 +315,8 @@ def openai(messages: Sequence[Message]) -> tuple[dict[str, Any], ...]:
             }
         if one.role == "ipython":
             given |= {"role": "tool"} | ({"tool_call_id": last} if last else {})
-        told.append(given)
-    return tuple(told)
+        result.append(given)
+    return tuple(result)
 
 
 def message_of(said: str | Mapping[str, Any], ending: str | None = None) -> dict[str, Any]:
@@ -354,14 +354,14 @@ def _awaits(call: Call | None) -> bool:
 
 def _written(text: str) -> Call | None:
     """The call that is written as `text`, letter by letter, and that JSON in UTF-8 can hold."""
-    if found := _SEARCH.fullmatch(text):
-        return Call(found[1], {"query": found[2]})
+    if match := _SEARCH.fullmatch(text):
+        return Call(match[1], {"query": match[2]})
     try:
-        told = json.loads(text)
-        json.dumps(told, ensure_ascii=False, allow_nan=False).encode()  # lone surrogates, NaN
+        content = json.loads(text)
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()  # lone surrogates, NaN
     except (ValueError, RecursionError):
         return None
-    name, given = (told.get("name"), told.get("parameters")) if isinstance(told, dict) else (None, None)
+    name, given = (content.get("name"), content.get("parameters")) if isinstance(content, dict) else (None, None)
     if not isinstance(name, str) or name in BUILTIN or not isinstance(given, dict):
         return None
     call = Call(name, given)

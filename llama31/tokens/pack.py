@@ -86,11 +86,11 @@ def pack(data: config.Data, name: str, settings: config.Tokenizer, overwrite: bo
     source = data.sources[name]
     work = sources.items(source, name)
     vocabulary = tokenizer.load(settings)
-    told = _description(data, source, work, settings, vocabulary)
+    description = _description(data, source, work, settings, vocabulary)
     with _named_unwritable(target, _place(data, name)):
         exists = target.exists()
     if exists and not overwrite:
-        return _already_packed(data, name, told, vocabulary.eos_id)
+        return _already_packed(data, name, description, vocabulary.eos_id)
     if left := sources.unread(source):
         print(not_read(f"data.sources.{name}.input={source.input}", left) + ", or set format")
     jobs = [
@@ -100,9 +100,9 @@ def pack(data: config.Data, name: str, settings: config.Tokenizer, overwrite: bo
     with _staging(target, _place(data, name)) as folder:
         splits = _write(jobs, folder, dtype_for(vocabulary.vocab_size), data)
         content = {split: splits[split].sha256 for split in packed.SPLITS}
-        decisive = json.dumps([content, told["tokenizer_fingerprint"], told["settings"]], sort_keys=True)
+        decisive = json.dumps([content, description["tokenizer_fingerprint"], description["settings"]], sort_keys=True)
         fingerprint = hashlib.sha256(decisive.encode()).hexdigest()
-        done = Packed(packed.VERSION, fingerprint, train=splits["train"], heldout=splits["heldout"], **told)
+        done = Packed(packed.VERSION, fingerprint, train=splits["train"], heldout=splits["heldout"], **description)
         _sync(done.write(folder))
     return done
 
@@ -254,7 +254,7 @@ def _left_out(left: sources.LeftOut) -> Iterator[str]:
 def _filled(splits: dict[str, Split], folder: Path, dtype: np.dtype[Any], smallest: int, job: _Job) -> dict[str, Split]:
     """Give a small source a held-out document; remove the files of a split that stays empty."""
     where = f"data.sources.{job.name}"
-    documents = {split: told.documents for split, told in splits.items()}
+    documents = {split: counts.documents for split, counts in splits.items()}
     if not any(documents.values()):
         raise ValueError(f"{where}.input={job.source.input}: holds no documents; give text that is not blank")
     if not documents["train"]:
@@ -382,9 +382,9 @@ def _description(
     }
 
 
-def _already_packed(data: config.Data, name: str, told: dict[str, Any], eos_id: int) -> Packed:
+def _already_packed(data: config.Data, name: str, description: dict[str, Any], eos_id: int) -> Packed:
     there = packed.read(data, name)
-    changed = [key for key, value in told.items() if getattr(there, key) != value and key != "tokenizer_kind"]
+    changed = [key for key, value in description.items() if getattr(there, key) != value and key != "tokenizer_kind"]
     if changed:
         before = {key: getattr(there, key) for key in changed}
         raise ValueError(

@@ -49,14 +49,14 @@ class Packed:
         return path
 
 
-def wrong_end(data: config.Data, name: str, told: Packed, documents: IndexedReader, eos_id: int) -> str | None:
+def wrong_end(data: config.Data, name: str, source: Packed, documents: IndexedReader, eos_id: int) -> str | None:
     """A sentence where the documents of a source end with another token than `eos_id`; None where all is well.
 
     Its tokenizer may be the same then: folders of Instruct releases name the end of a turn as their end of text, and
     data were packed with it once. The first document tells.
     """
     last = int(documents.document(0)[-1])
-    if not told.settings.get("eos") or last == eos_id:
+    if not source.settings.get("eos") or last == eos_id:
         return None
     return (
         f"data.sources.{name}: the documents in {folder_of(data, name)} end with token {last}, and the tokenizer's end "

@@ -128,14 +128,14 @@ def _expanded(text: str) -> str:
 def _files(source: config.Source, where: str) -> list[tuple[str, str]]:
     """(format, path) of each file of a source: inputs in the given order, files of each sorted, none twice."""
     wanted = tuple(suffix.strip() for suffix in source.suffixes.split(",") if suffix.strip())
-    found: dict[str, str] = {}
+    formats: dict[str, str] = {}
     for part, roots in _parts(source, where):
         matches = {path: format for root in roots for path, format in _matches(root, source.format, wanted)}
         if not matches:
             what = f"files ending in {', '.join(wanted)}" if wanted else f"files of format {source.format}"
             raise ValueError(f"{where}.input={part}: no {what}; set format (tree takes all text files) or suffixes")
-        found = found | {path: format for path, format in matches.items() if path not in found}
-    return [(format, path) for path, format in found.items()]
+        formats = formats | {path: format for path, format in matches.items() if path not in formats}
+    return [(format, path) for path, format in formats.items()]
 
 
 def _parts(source: config.Source, where: str) -> Iterator[tuple[str, list[str]]]:
@@ -310,8 +310,8 @@ def _checked(text: Any, keys: list[str], key: str, where: str, place: str) -> st
     if text is None and key in keys:
         return ""
     if not isinstance(text, str):
-        found = f"holds {type(text).__name__} there, which is no text" if key in keys else "has no such text"
-        raise ValueError(f"{where}.text_key={key}: {place} {found}; its fields are {', '.join(keys)}")
+        problem = f"holds {type(text).__name__} there, which is no text" if key in keys else "has no such text"
+        raise ValueError(f"{where}.text_key={key}: {place} {problem}; its fields are {', '.join(keys)}")
     return text
 
 

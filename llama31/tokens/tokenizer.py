@@ -212,8 +212,8 @@ class HuggingFaceTokenizer:
         self.bos_id, self.eos_id, self.eot_id, self.pad_id = (special[self._names[role]] for role in _ROLES)
         ids = set(self._model.get_vocab(with_added_tokens=True).values())
         self.vocab_size = _counted(ids, special, self._names)
-        told = {key: content.get(key) for key in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
-        self.fingerprint = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        decisive = {key: content.get(key) for key in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
+        self.fingerprint = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`: no special ids, no BOS, no EOS."""
@@ -234,11 +234,11 @@ class HuggingFaceTokenizer:
             source = self._path if name == "tokenizer.json" else self._path.parent / name
             if source.is_file():
                 shutil.copyfile(source, folder / name)
-        told, template = _read_hf_config(folder), _template(self)
-        if told.get("chat_template") or (self._path.parent / "chat_template.jinja").is_file():
+        settings, template = _read_hf_config(folder), _template(self)
+        if settings.get("chat_template") or (self._path.parent / "chat_template.jinja").is_file():
             template = None
-        if not told or template:
-            _write_hf_config(folder, self._names, template, told)
+        if not settings or template:
+            _write_hf_config(folder, self._names, template, settings)
 
 
 # --- pieces -----------------------------------------------------------------------------------------------------------
@@ -365,14 +365,14 @@ def _ranks_of_json(content: dict[str, Any]) -> dict[bytes, int] | None:
 _ROLES = {"bos_token": BOS, "eos_token": EOS, "eot_token": EOT, "pad_token": PAD}
 
 
-def _special_names(told: dict[str, Any], special: dict[str, int], path: Path | None = None) -> dict[str, str]:
+def _special_names(settings: dict[str, Any], special: dict[str, int], path: Path | None = None) -> dict[str, str]:
     """Roles to names of special tokens: as `told` (tokenizer_config.json), else Llama 3's; EOT and PAD may be EOS.
 
     Raises ValueError where there is no BOS or no EOS.
     """
     names: dict[str, str] = {}
     for role, usual in _ROLES.items():
-        given = told.get(role)  # a string, or a dictionary as transformers 4 writes it
+        given = settings.get(role)  # a string, or a dictionary as transformers 4 writes it
         fallback = names.get("eos_token") if role in ("eot_token", "pad_token") else None
         name = given["content"] if isinstance(given, dict) else given
         if role == "eos_token" and name == EOT:  # of Instruct releases: the end of a turn, and not of a document
@@ -402,14 +402,14 @@ def write_template(folder: Path) -> bool:
 
     Returns False where it has none then, since a template's text would be other tokens than `chat.Format` gives.
     """
-    words, told = _load_json(folder / "tokenizer.json"), _read_hf_config(folder)
+    words, settings = _load_json(folder / "tokenizer.json"), _read_hf_config(folder)
     written, template = _read_hf_config(folder), _template(words)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     written.pop("chat_template", None)
     if template is not None:
         written["chat_template"] = template
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    if written != told:
+    if written != settings:
         (folder / "tokenizer_config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     return template is not None
 
@@ -431,9 +431,9 @@ def _write_hf_config(
 
     `kept` are settings that go before ours.
     """
-    told = {role: name for role, name in names.items() if role != "eot_token"}
+    special = {role: name for role, name in names.items() if role != "eot_token"}
     settings = {
-        **told,
+        **special,
         "tokenizer_class": "PreTrainedTokenizerFast",  # known to transformers 4 and 5
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
@@ -444,4 +444,4 @@ def _write_hf_config(
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     if not (kept and (folder / "special_tokens_map.json").is_file()):
-        (folder / "special_tokens_map.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ def save(state: State) -> None:
         state.tokens,
         state.engine.reducer.steps_applied(),
         state.tokenizer,
-        state.data.told(),
+        state.data.extra(),
         state.decisions,
         attempt=state.attempt.number,
         guard=state.watch.guard.history(),

@@ -35,7 +35,7 @@ class Feed(Protocol):
     def rows(self, step: int, indices: NDArray[np.int64]) -> Any: ...
     def heldout(self, length: int, tokens: int) -> Heldout | None: ...
     def facts(self, step: int) -> dict[str, Any]: ...
-    def told(self) -> dict[str, Any]: ...
+    def extra(self) -> dict[str, Any]: ...
 
 
 class Text:
@@ -58,7 +58,7 @@ class Text:
         """Read by these decisions from now on."""
         data = resume.data_of(self._run, self._start, self._weights)
         self._batches = batches.Batches(data, self._run.schedule, decisions=decisions, from_step=self._start.step)
-        self.fingerprints = {name: told.fingerprint for name, told in self._batches.packed.items()}
+        self.fingerprints = {name: source.fingerprint for name, source in self._batches.packed.items()}
 
     def check(self, model: config.Model, words: tokenizer.Tokenizer) -> None:
         """ValueError where the data hold other ids than the model, or were packed with another tokenizer."""
@@ -84,7 +84,7 @@ class Text:
         """For the record: true lengths of the step's documents, of rows that hold whole ones. Some ms."""
         return self._batches.lengths(step).record() if self._run.data.packing == "whole" else {}
 
-    def told(self) -> dict[str, Any]:
+    def extra(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data."""
         known = self._start.resumed.extra.get("sources", {}) if self._start.resumed else {}
         return {
@@ -120,9 +120,9 @@ def rewarded(run: config.Reward, strengths: Sequence[str] | None = None) -> feed
 def preferred(run: config.Dpo) -> feed.Feed:
     """Preferences for DPO, to which `reference.attach` gives the reference's log-probabilities. Collective."""
     maker = feed.Preferred(run.nll, run.nll_mean, run.masked, tuple(run.data.strengths))
-    found = _feed(run, run.data, _preferences(run, run.data), maker)
-    found.objective = feed.objective(run)
-    return found
+    result = _feed(run, run.data, _preferences(run, run.data), maker)
+    result.objective = feed.objective(run)
+    return result
 
 
 def _preferences(run: config.Training, data: config.Preferences) -> dict[str, store.Store]:

@@ -65,7 +65,7 @@ def fingerprint(feed: Feed, run: config.Dpo, source: Path) -> str:
         for name, entry in sorted(files.items())
         if name.startswith("weights/")
     }
-    told = {
+    decisive = {
         "version": VERSION,
         "weights": weights,
         "model": {key: value for key, value in vars(run.model).items() if key not in ("name", "init_std")},
@@ -76,7 +76,7 @@ def fingerprint(feed: Feed, run: config.Dpo, source: Path) -> str:
         "sequence_length": run.schedule.sequence_length,
         "precision": run.precision.params,
     }
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def compute(feed: Feed, run: config.Dpo, grid: Grid, source: Path) -> Values:
@@ -84,14 +84,14 @@ def compute(feed: Feed, run: config.Dpo, grid: Grid, source: Path) -> Values:
     chunks = llama.build(run.model, run.precision, run.parallel, grid)
     state.load_weights(source, chunks, run.model, grid)
     forward, length = Forward(chunks, grid), run.schedule.sequence_length
-    dealt, found = feed.everything(length), torch.zeros(feed.examples, 2, device=grid.device)
+    dealt, sums = feed.everything(length), torch.zeros(feed.examples, 2, device=grid.device)
     asked = scoring.numbers(
         forward, dealt, lambda rows: feed.alone(rows, length), preference.log_probabilities, run.parallel.micro_batch
     )
-    for places, _, told in asked:
-        found[[int(number) for place in places for number in dealt[place]]] = told.view(-1, 2)
-    dist.all_reduce(found, group=grid.dp_group)  # each example has one owner among replicas
-    values = found.cpu().numpy()
+    for places, _, sums_of in asked:
+        sums[[int(number) for place in places for number in dealt[place]]] = sums_of.view(-1, 2)
+    dist.all_reduce(sums, group=grid.dp_group)  # each example has one owner among replicas
+    values = sums.cpu().numpy()
     del forward, chunks, asked
     gc.collect()
     return values
@@ -109,12 +109,12 @@ def read(path: Path, key: str) -> Values | None:
         return None
     try:
         with np.load(path) as kept:
-            found: dict[str, Any] = {name: kept[name] for name in ("values", "key", "checksum")}
+            reference: dict[str, Any] = {name: kept[name] for name in ("values", "key", "checksum")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         print(f"reference: {path} cannot be read ({error}), and is made again", flush=True)
         return None
-    values: Values = found["values"]
-    if str(found["key"]) != key or str(found["checksum"]) != _checksum(values):
+    values: Values = reference["values"]
+    if str(reference["key"]) != key or str(reference["checksum"]) != _checksum(values):
         print(f"reference: {path} is not what it was written as, and is made again", flush=True)
         return None
     return values

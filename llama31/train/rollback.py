@@ -41,22 +41,22 @@ def _roll_back(state: State, verdict: Verdict) -> None:
     """Weights, optimizer and random state of the newest checkpoint of at most `verdict.before_step` steps."""
     folder = Path(state.run.folder) / "checkpoints"
     checkpoints.note(state, wait=True)
-    found = resume.newest_checkpoint(state.run, verdict.before_step)
-    if found is None:
+    checkpoint = resume.newest_checkpoint(state.run, verdict.before_step)
+    if checkpoint is None:
         missing = f"there is no checkpoint of at most {verdict.before_step} steps to roll back to"
         raise TrainingStopped(_stopped(state, f"{verdict.reason}; {missing}"))
-    meta = publish.read_meta(found)
-    tensors.load_optimizer(found, state.engine, resume.updates_of(meta))
-    publish.load_random(found)
+    meta = publish.read_meta(checkpoint)
+    tensors.load_optimizer(checkpoint, state.engine, resume.updates_of(meta))
+    publish.load_random(checkpoint)
     state.stands_at(meta.step, meta.tokens)
-    state.saved = state.saver.loaded = found
+    state.saved = state.saver.loaded = checkpoint
     if state.ema is not None:
-        load_average(state.ema, found, state.main)
+        load_average(state.ema, checkpoint, state.main)
     state.watch.guard.restore(meta.extra.get("guard"), meta.step)
     state.attempt.went_back(meta.step, meta.tokens)
     fence = state.attempt.newer
     on_first_rank(lambda: publish.set_aside_after(folder, meta.step, fence))
-    event = {"event": verdict.event, "reason": verdict.reason, "path": str(found)}
+    event = {"event": verdict.event, "reason": verdict.reason, "path": str(checkpoint)}
     state.record.write("rollback", step=meta.step, tokens=meta.tokens, to_step=meta.step, **event)
 
 

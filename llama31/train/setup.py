@@ -157,11 +157,11 @@ def setup(run: config.Training, place: Place, data: Feed) -> State:
         fence=attempt.newer,
     )
     saver.reserve(tensors.weights(engine), optimizer_shards(engine, ema))
-    told = {**dataclasses.asdict(run.tokenizer), "fingerprint": words.fingerprint, "folder": "tokenizer"}
+    tokenizer_record = {**dataclasses.asdict(run.tokenizer), "fingerprint": words.fingerprint, "folder": "tokenizer"}
     peak_tflops = run.cluster.peak_tflops or metrics.peak_tflops(_device_name(grid.device))
     state = State(
-        run, grid, attempt, watch, start, data, decisions, told, engine, ema, gates, saver, last_step, peak_tflops,
-        start.step, start.tokens, resumed_from, {length: heldout},
+        run, grid, attempt, watch, start, data, decisions, tokenizer_record, engine, ema, gates, saver, last_step,
+        peak_tflops, start.step, start.tokens, resumed_from, {length: heldout},
     )  # fmt: skip
     state.stands_at(start.step, start.tokens)
     return state

@@ -25,13 +25,13 @@ def answer(random: np.random.Generator) -> Response:
 def dialogs(count: int = 6, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
     """Token ids and targets; some of the tokens in the middle are none, as between turns."""
     random = np.random.default_rng(seed)
-    found = []
+    result = []
     for _ in range(count):
         tokens = ids(random, 8, 30)
         targets = random.random(len(tokens)) < 0.6
         targets[:3], targets[-1] = False, True
-        found.append((tokens, targets))
-    return found
+        result.append((tokens, targets))
+    return result
 
 
 def preferences(count: int = 4, answers: int = 2, seed: int = 0) -> list[tuple[np.ndarray, list[Response]]]:
@@ -46,9 +46,9 @@ def pairs_of(answers: int) -> np.ndarray:
 
 def dpo_pieces(nll: float = 0.0, masked: bool = True, count: int = 4) -> list[Piece]:
     """`nll` is the factor of the likelihood term, a mean over the tokens of all chosen answers."""
-    found = preferences(count)
-    tokens = sum(len(answers[0].tokens) for _, answers in found)
-    return [rows.dpo(prompt, *answers, nll=nll * count / tokens, masked=masked) for prompt, answers in found]
+    result = preferences(count)
+    tokens = sum(len(answers[0].tokens) for _, answers in result)
+    return [rows.dpo(prompt, *answers, nll=nll * count / tokens, masked=masked) for prompt, answers in result]
 
 
 def reward_pieces(layout: str, answers: int = 2, count: int = 4, seed: int = 1) -> list[Piece]:

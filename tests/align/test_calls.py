@@ -59,19 +59,19 @@ def spoken(one: chat.Message) -> list[int]:
     return encoded.tokens[encoded.parts != chat.HEADER].tolist()
 
 
-def again(told: dict[str, Any]) -> list[int]:
-    return spoken(chat.message(json.loads(json.dumps(told, ensure_ascii=False).encode())))
+def again(record: dict[str, Any]) -> list[int]:
+    return spoken(chat.message(json.loads(json.dumps(record, ensure_ascii=False).encode())))
 
 
 @pytest.mark.parametrize("name", SAID)
 def test_every_kind_of_message_is_read_back(name: str) -> None:
     one = SAID[name]
-    told = FORM.parse(spoken(one))
-    assert chat.message(told) == one and chat.message(chat.record(one)) == one
-    assert again(told) == spoken(one)
+    record = FORM.parse(spoken(one))
+    assert chat.message(record) == one and chat.message(chat.record(one)) == one
+    assert again(record) == spoken(one)
     ending = chat.EOM if one.awaits else chat.EOT
     text = WORDS.decode(spoken(one)).removesuffix(ending)
-    assert chat.message_of(text, ending) == told
+    assert chat.message_of(text, ending) == record
 
 
 @pytest.mark.parametrize("text", LOOKS)
@@ -92,8 +92,8 @@ values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | 
 def messages(draw: Any) -> chat.Message:
     if draw(st.booleans()):
         return chat.Message("assistant", draw(texts).strip(), awaits=draw(st.booleans()))
-    told = {"query": draw(texts), "code": draw(texts)} | draw(st.dictionaries(texts, values, max_size=3))
-    return chat.Message("assistant", call=chat.Call(draw(names), told), awaits=draw(st.booleans()))
+    record = {"query": draw(texts), "code": draw(texts)} | draw(st.dictionaries(texts, values, max_size=3))
+    return chat.Message("assistant", call=chat.Call(draw(names), record), awaits=draw(st.booleans()))
 
 
 def writable(one: chat.Message) -> bool:
@@ -123,9 +123,9 @@ def test_any_text_is_said_again(text: str, ending: str) -> None:
 def test_a_tag_that_is_spelled_is_text_and_one_that_is_said_is_code() -> None:
     spelled = WORDS.encode("<|python_tag|>print(1)")
     assert FORM.parse([*spelled, WORDS.eot_id]) == {"role": "assistant", "content": "<|python_tag|>print(1)"}
-    told = FORM.parse([WORDS.special[chat.TAG], *WORDS.encode("print(1)"), WORDS.special[chat.EOM]])
-    assert told == chat.message_of("<|python_tag|>print(1)", chat.EOM) == chat.message_of("<|python_tag|>print(1)")
-    assert told["tool_calls"][0]["function"] == {"name": "code_interpreter", "arguments": {"code": "print(1)"}}
+    record = FORM.parse([WORDS.special[chat.TAG], *WORDS.encode("print(1)"), WORDS.special[chat.EOM]])
+    assert record == chat.message_of("<|python_tag|>print(1)", chat.EOM) == chat.message_of("<|python_tag|>print(1)")
+    assert record["tool_calls"][0]["function"] == {"name": "code_interpreter", "arguments": {"code": "print(1)"}}
     with pytest.raises(ValueError, match=r"<\|python_tag\|> stands within"):
         FORM.parse([*WORDS.encode("So: "), WORDS.special[chat.TAG], *WORDS.encode("1"), WORDS.special[chat.EOM]])
 
@@ -178,13 +178,13 @@ def test_metas_own_decoder_reads_the_same() -> None:
     for one in SAID.values():
         encoded = form.encode([one], bos=False)
         ids = encoded.tokens[encoded.parts != chat.HEADER].tolist()
-        told = chat.message(form.parse(ids))
+        record = chat.message(form.parse(ids))
         read = theirs.decode_assistant_message(ids, types.StopReason.out_of_tokens)
-        assert told == one and told.awaits == (read.stop_reason == types.StopReason.end_of_message)
-        assert told.content == read.content and bool(told.call) == bool(read.tool_calls)
-        if told.call:
+        assert record == one and record.awaits == (read.stop_reason == types.StopReason.end_of_message)
+        assert record.content == read.content and bool(record.call) == bool(read.tool_calls)
+        if record.call:
             name = read.tool_calls[0].tool_name
-            assert told.call == chat.Call(getattr(name, "value", name), read.tool_calls[0].arguments)
+            assert record.call == chat.Call(getattr(name, "value", name), read.tool_calls[0].arguments)
 
 
 TOOL = {"name": "f", "description": "does", "parameters": {"type": "object", "properties": {}}}

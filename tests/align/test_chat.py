@@ -127,11 +127,11 @@ def test_equals_metas_chat_format(name: str, meta: Any, words: tokenizer.Tokeniz
 
 
 def by_template(exported: Any, given: dict[str, Any], prompt: bool = False) -> list[int]:
-    told = {"date_string": given.get("date")}
+    record = {"date_string": given.get("date")}
     if "builtin_tools" in given:
-        told["builtin_tools"] = given["builtin_tools"]
+        record["builtin_tools"] = given["builtin_tools"]
     text = exported.apply_chat_template(
-        given.get("messages", []), tools=given.get("tools"), tokenize=False, add_generation_prompt=prompt, **told
+        given.get("messages", []), tools=given.get("tools"), tokenize=False, add_generation_prompt=prompt, **record
     )
     return exported(text, add_special_tokens=False).input_ids
 
@@ -160,16 +160,16 @@ def test_no_text_becomes_a_special_token(role: str, text: str, words: tokenizer.
 @pytest.mark.parametrize("call", ["brave_search", "code_interpreter", "mine"])
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_argument_becomes_a_special_token(call: str, text: str, words: tokenizer.Tokenizer) -> None:
-    told = chat.Message("assistant", call=chat.Call(call, {"query": text, "code": text}))
-    ids = chat.Format(words).encode([told]).tokens
+    record = chat.Message("assistant", call=chat.Call(call, {"query": text, "code": text}))
+    ids = chat.Format(words).encode([record]).tokens
     assert sum(token in words.special.values() for token in ids) == 4 + (call == "code_interpreter")
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.torch
 def test_the_exported_template_breaks_special_names(text: str, words: tokenizer.Tokenizer, exported: Any) -> None:
-    told = [{"role": "user", "content": text}, {"role": "assistant", "tool_calls": [CODE]}]
-    ids = exported(exported.apply_chat_template(told, tokenize=False), add_special_tokens=False).input_ids
+    record = [{"role": "user", "content": text}, {"role": "assistant", "tool_calls": [CODE]}]
+    ids = exported(exported.apply_chat_template(record, tokenize=False), add_special_tokens=False).input_ids
     assert sum(token in words.special.values() for token in ids) == 8
     assert words.eot_id not in ids[4:-8] or ids.count(words.eot_id) == 1
 
@@ -340,13 +340,13 @@ def test_a_weight_of_0_masks_a_message(name: str, place: int, words: tokenizer.T
 def test_transformers_mask_is_what_is_learned(name: str, words: tokenizer.Tokenizer, exported: Any) -> None:
     """TRL's assistant_only_loss takes it from the template."""
     given = DIALOGS[name]
-    told = {"date_string": given.get("date")} | {key: given[key] for key in ("builtin_tools",) if key in given}
-    found = exported.apply_chat_template(
-        given["messages"], tools=given.get("tools"), return_dict=True, return_assistant_tokens_mask=True, **told
+    record = {"date_string": given.get("date")} | {key: given[key] for key in ("builtin_tools",) if key in given}
+    result = exported.apply_chat_template(
+        given["messages"], tools=given.get("tools"), return_dict=True, return_assistant_tokens_mask=True, **record
     )
     encoded = chat.Format(words).encode(chat.read(given))
-    assert found["input_ids"] == encoded.tokens.tolist()
-    assert found["assistant_masks"] == encoded.targets().astype(int).tolist()
+    assert result["input_ids"] == encoded.tokens.tolist()
+    assert result["assistant_masks"] == encoded.targets().astype(int).tolist()
 
 
 PLAIN = st.sampled_from(["", " ", "x", " y\n", "<|eot", "é", '"', "brave_search", "text", "user", "\u2028"])

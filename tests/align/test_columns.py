@@ -27,8 +27,8 @@ def test_ultrafeedback_as_it_is_published(form: chat.Format, write: Written) -> 
         "score_chosen": 8.0,
     }
     plain = preference("Name a colour.", "Blue is one.", "No.")
-    found = preferred(write("p.jsonl", record, plain), form, strength="better")
-    assert [ids.tolist() for ids, _ in found.example(0)] == [ids.tolist() for ids, _ in found.example(1)]
+    result = preferred(write("p.jsonl", record, plain), form, strength="better")
+    assert [ids.tolist() for ids, _ in result.example(0)] == [ids.tolist() for ids, _ in result.example(1)]
     with pytest.raises(ValueError, match="messages: neither what chosen and rejected begin with nor the chosen dialog"):
         preferred(write("bad.jsonl", {**record, "messages": rejected}), form, strength="better")
 
@@ -58,9 +58,9 @@ SYSTEM, HI = {"role": "system", "content": "Be brief."}, dialog("Hi", "Hello")["
     ],
 )
 def test_dialogs_as_data_sets_have_them(published: Any, ours: Any, form: chat.Format, write: Written) -> None:
-    found = dialogs(write("d.jsonl", published, {"messages": ours}), form)
-    assert found.told["examples"] == 2
-    assert [column.tolist() for column in found.sequence(0)] == [column.tolist() for column in found.sequence(1)]
+    result = dialogs(write("d.jsonl", published, {"messages": ours}), form)
+    assert result.header["examples"] == 2
+    assert [column.tolist() for column in result.sequence(0)] == [column.tolist() for column in result.sequence(1)]
 
 
 PUBLISHED = [
@@ -77,20 +77,20 @@ PUBLISHED = [
 
 @pytest.mark.parametrize("published", PUBLISHED)
 def test_preferences_as_data_sets_have_them(published: Any, form: chat.Format, write: Written) -> None:
-    found = preferred(write("p.jsonl", published, preference("Hi", "Hello", "No")), form, strength="better")
-    assert found.told["examples"] == 2
-    assert [ids.tolist() for ids, _ in found.example(0)] == [ids.tolist() for ids, _ in found.example(1)]
+    result = preferred(write("p.jsonl", published, preference("Hi", "Hello", "No")), form, strength="better")
+    assert result.header["examples"] == 2
+    assert [ids.tolist() for ids, _ in result.example(0)] == [ids.tolist() for ids, _ in result.example(1)]
 
 
 def test_what_the_format_cannot_say_does_not_end_the_command(form: chat.Format, write: Written) -> None:
     two = {"role": "assistant", "tool_calls": [CALL, CALL]}
     broken = {"messages": [*HI[:1], two, {"role": "tool", "content": "1"}, HI[1]]}
     apart = {"messages": [*HI[:1], {**HI[1], "reasoning_content": "Hm."}]}
-    found = dialogs(write("d.jsonl", broken, GOOD, broken, apart), form)
-    assert found.told["examples"] == 1 and found.told["left_out"] == {chat.SEVERAL: 2, chat.REASONS: 1}
+    result = dialogs(write("d.jsonl", broken, GOOD, broken, apart), form)
+    assert result.header["examples"] == 1 and result.header["left_out"] == {chat.SEVERAL: 2, chat.REASONS: 1}
     record = preference("Hi", "Hello", "No")
     pairs = preferred(write("p.jsonl", {**record, "chosen": [two, HI[1]]}, record), form)
-    assert pairs.told["examples"] == 1 and pairs.told["left_out"] == {chat.SEVERAL: 1}
+    assert pairs.header["examples"] == 1 and pairs.header["left_out"] == {chat.SEVERAL: 1}
     left, path = Counter[str](), write("q.jsonl", {"messages": broken["messages"][:3]}, GOOD)
     asked, _ = prompts.read(str(path), form, left_out=left)
     assert len(asked) == 1 and left == {chat.SEVERAL: 1}
@@ -102,9 +102,9 @@ def test_what_the_format_cannot_say_does_not_end_the_command(form: chat.Format, 
 
 def test_a_message_of_weight_0_is_context(form: chat.Format, write: Written) -> None:
     turns = dialog("Two plus two?", "It is five.", "Check again.", "It is four.")["messages"]
-    found = dialogs(write("d.jsonl", {"messages": [turns[0], {**turns[1], "weight": 0}, *turns[2:]]}), form)
-    tokens, targets = found.sequence(0)
+    result = dialogs(write("d.jsonl", {"messages": [turns[0], {**turns[1], "weight": 0}, *turns[2:]]}), form)
+    tokens, targets = result.sequence(0)
     assert bytes(tokens[targets == 1][:-1].astype(np.uint8)) == b"It is four."
     silent = {"messages": [turns[0], {"role": "assistant", "content": ""}]}
-    found = dialogs(write("e.jsonl", silent, GOOD), form)
-    assert found.told["left_out"] == {"without a target": 1} and found.told["examples"] == 1
+    result = dialogs(write("e.jsonl", silent, GOOD), form)
+    assert result.header["left_out"] == {"without a target": 1} and result.header["examples"] == 1

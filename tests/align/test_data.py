@@ -39,8 +39,8 @@ def preferred(path: Path, form: chat.Format, heldout: float = 0.0, strength: str
     return store.read(store.prepare(path.parent / "x", "a", str(path), SETTINGS, 1, heldout, encode))
 
 
-def fed(found: store.Store, maker: feed.Maker, epochs: float = 1.0, **schedule: Any) -> feed.Feed:
-    return feed.Feed({"a": found}, {"a": epochs}, maker, dataclasses.replace(SCHEDULE, **schedule), seed=3, prefetch=0)
+def fed(result: store.Store, maker: feed.Maker, epochs: float = 1.0, **schedule: Any) -> feed.Feed:
+    return feed.Feed({"a": result}, {"a": epochs}, maker, dataclasses.replace(SCHEDULE, **schedule), seed=3, prefetch=0)
 
 
 # --- what is refused ---
@@ -105,7 +105,7 @@ def test_no_such_file(tmp_path: Path, form: chat.Format) -> None:
 def test_encoded_once_and_again_where_anything_changed(form: chat.Format, write: Written) -> None:
     path = write("d.jsonl", GOOD, "", dialog("only a question"))
     first = dialogs(path, form)
-    assert first.told["examples"] == 1 and first.told["left_out"] == {"without a target": 1}, "a question"
+    assert first.header["examples"] == 1 and first.header["left_out"] == {"without a target": 1}, "a question"
     (folder,) = (path.parent / "x").iterdir()
     (folder / "tokens.bin").touch()
     assert dialogs(path, form).fingerprint == first.fingerprint and len([*(path.parent / "x").iterdir()]) == 1
@@ -135,8 +135,8 @@ def test_who_encodes_the_same_beside_another_keeps_what_that_one_reads(
             if left == "incomplete":
                 (first[0] / "told.json").unlink()
             if left == "other":
-                told = json.loads((first[0] / "told.json").read_text())
-                (first[0] / "told.json").write_text(json.dumps(told | {"fingerprint": "0"}))
+                recorded = json.loads((first[0] / "told.json").read_text())
+                (first[0] / "told.json").write_text(json.dumps(recorded | {"fingerprint": "0"}))
             first.append((first[0] / "tokens.bin").stat().st_ino)
         return plain(record)
 
@@ -144,7 +144,7 @@ def test_who_encodes_the_same_beside_another_keeps_what_that_one_reads(
         with pytest.raises(ValueError, match="data.sources.a: .* holds other ids .* remove it"):
             prepare(meanwhile)
     else:
-        assert store.read(prepare(meanwhile)).told["examples"] == 2
+        assert store.read(prepare(meanwhile)).header["examples"] == 2
     (folder,) = (path.parent / "x").iterdir()
     assert not first or ((folder / "tokens.bin").stat().st_ino == first[1]) == (left != "incomplete")
 
@@ -158,11 +158,11 @@ def test_targets_are_what_assistants_say(form: chat.Format, write: Written) -> N
 
 def test_held_out_by_the_record_alone(form: chat.Format, write: Written) -> None:
     records = [dialog("q", f"answer {i}") for i in range(300)]
-    found = dialogs(write("d.jsonl", *records), form, heldout=0.2)
+    result = dialogs(write("d.jsonl", *records), form, heldout=0.2)
     again = dialogs(write("e.jsonl", *reversed(records), *records[:50]), form, heldout=0.2)
-    assert 30 < found.heldout.sum() < 90
-    assert again.heldout[:300][::-1].tolist() == found.heldout.tolist()
-    assert again.heldout[300:].tolist() == found.heldout[:50].tolist()
+    assert 30 < result.heldout.sum() < 90
+    assert again.heldout[:300][::-1].tolist() == result.heldout.tolist()
+    assert again.heldout[300:].tolist() == result.heldout[:50].tolist()
 
 
 def test_pairs_are_ranked_and_near_equal_answers_are_none(form: chat.Format, write: Written) -> None:
@@ -173,13 +173,13 @@ def test_pairs_are_ranked_and_near_equal_answers_are_none(form: chat.Format, wri
         preference("q", alike + "a", alike + "b"),
         preference("q", alike + "a", "no", edited=alike + "b"),
     )
-    found = preferred(path, form)
-    assert found.told["examples"] == 2 and found.told["left_out"] == {preferences.ALIKE: 1}
+    result = preferred(path, form)
+    assert result.header["examples"] == 2 and result.header["left_out"] == {preferences.ALIKE: 1}
     edited = preferences.EDITED
-    assert found.pairs.tolist() == [
+    assert result.pairs.tolist() == [
         [0, 0, 1, edited], [0, 0, 2, edited], [0, 1, 2, 0], [1, 0, 2, 1 + edited], [1, 1, 2, 1],
     ]  # fmt: skip
-    answers = [bytes(ids[parts == BODY].astype(np.uint8)) for ids, parts in found.example(0)[1:]]
+    answers = [bytes(ids[parts == BODY].astype(np.uint8)) for ids, parts in result.example(0)[1:]]
     assert answers == [b"best", b"good", b"bad"]
     assert preferences.kind_name(edited) == "edited" and preferences.kind_name(1) == "better"
 
@@ -195,12 +195,12 @@ def test_whole_dialogs_share_their_prompt(form: chat.Format, write: Written) -> 
     chosen, rejected, edited = ([*turns, *dialog("", text)["messages"][1:]] for text in ("good", "bad", "best"))
     whole = {"chosen": chosen, "rejected": rejected, "strength": "better", "edited": edited}
     given = {"messages": turns, "chosen": "good", "rejected": "bad", "edited": "best", "strength": "better"}
-    found = preferred(write("p.jsonl", given, whole, {**whole, "prompt": "r "}, {**whole, "prompt": turns}), form)
-    first = [ids.tolist() for ids, _ in found.example(0)]
+    result = preferred(write("p.jsonl", given, whole, {**whole, "prompt": "r "}, {**whole, "prompt": turns}), form)
+    first = [ids.tolist() for ids, _ in result.example(0)]
     for other in (1, 2, 3):
-        assert [ids.tolist() for ids, _ in found.example(other)] == first
+        assert [ids.tolist() for ids, _ in result.example(other)] == first
     again = preferred(write("q.jsonl", {**whole, "edited": None, "rejected": chosen}, given), form)
-    assert again.told["left_out"] == {preferences.ALIKE: 1}
+    assert again.header["left_out"] == {preferences.ALIKE: 1}
 
 
 def test_whole_dialogs_that_are_none_of_one_prompt(form: chat.Format, write: Written) -> None:
@@ -227,18 +227,18 @@ def test_empty_answers_are_no_answers(form: chat.Format, write: Written) -> None
         {**preference("q", "", "bad"), "chosen": [{"role": "assistant", "tool_calls": [call]}, blank]},
         {**preference("q", "", "bad"), "chosen": {"role": "assistant", "tool_calls": [call]}},
     )
-    found = preferred(path, form)
-    assert found.pairs[:, 1:].tolist() == [[0, 1, 1]] * 4, "no edited answer, and a call is one"
-    assert found.told["left_out"] == {preferences.EMPTY: 3}
-    made = fed(found, feed.Preferred(), sequence_length=512, batch_tokens=512)
+    result = preferred(path, form)
+    assert result.pairs[:, 1:].tolist() == [[0, 1, 1]] * 4, "no edited answer, and a call is one"
+    assert result.header["left_out"] == {preferences.EMPTY: 3}
+    made = fed(result, feed.Preferred(), sequence_length=512, batch_tokens=512)
     assert f"left out: 3 {preferences.EMPTY}, 0 longer than a row" in made.summary()
 
 
 def test_an_edit_into_the_rejected_answer_contradicts_the_ranks(form: chat.Format, write: Written) -> None:
     alike = "The same words in the same order, all of them, up to the very last one: "
     path = write("p.jsonl", preference("q", "good", alike + "a", edited=alike + "b"), preference("q", "good", "bad"))
-    found = preferred(path, form)
-    assert found.told["left_out"] == {preferences.CONTRADICTORY: 1} and found.told["examples"] == 1
+    result = preferred(path, form)
+    assert result.header["left_out"] == {preferences.CONTRADICTORY: 1} and result.header["examples"] == 1
 
 
 @pytest.mark.parametrize(
@@ -251,17 +251,17 @@ def test_a_long_answer_with_another_result_is_another_answer(
     path = write(
         "p.jsonl", preference("q", f"{steps}{right}.", f"{steps}{wrong}."), preference("q", steps + "x", steps + "y")
     )
-    found = preferred(path, form)
-    assert preferences.agreement(found.example(0)[1][0], found.example(0)[2][0]) > 0.95, "by its words it is the same"
-    assert found.told["examples"] == 1 and found.told["left_out"] == {preferences.ALIKE: 1}
+    result = preferred(path, form)
+    assert preferences.agreement(result.example(0)[1][0], result.example(0)[2][0]) > 0.95, "by its words it is the same"
+    assert result.header["examples"] == 1 and result.header["left_out"] == {preferences.ALIKE: 1}
 
 
 # --- rows ---
 
 
 def test_dpo_masks_the_format_in_the_term_and_keeps_it_in_the_likelihood(form: chat.Format, write: Written) -> None:
-    found = preferred(write("p.jsonl", preference("q", "good", "bad")), form)
-    made = fed(found, feed.Preferred(nll=0.5)).rows(0, np.array([0]))
+    result = preferred(write("p.jsonl", preference("q", "good", "bad")), form)
+    made = fed(result, feed.Preferred(nll=0.5)).rows(0, np.array([0]))
     body = {number: bytes(made.labels[made.of_token == number].astype(np.uint8)) for number in (0, 1)}
     assert body == {0: b"good", 1: b"bad"}
     header, end = form.encode([], bos=False).tokens.size, form.encode(chat.read(dialog("q", "good"))).parts
@@ -292,10 +292,10 @@ def test_the_likelihood_is_a_mean_over_what_the_assistant_said(mean: str, form: 
 
 @pytest.mark.parametrize("layout", rows.LAYOUTS)
 def test_reward_rows(layout: str, form: chat.Format, write: Written) -> None:
-    found = preferred(write("p.jsonl", preference("q", "good", "bad", edited="best")), form)
+    result = preferred(write("p.jsonl", preference("q", "good", "bad", edited="best")), form)
     maker = feed.Rewarded(layout)
-    length = int(maker.lengths(found)[0])
-    made = fed(found, maker, sequence_length=length, batch_tokens=length).rows(0, np.array([0]))
+    length = int(maker.lengths(result)[0])
+    made = fed(result, maker, sequence_length=length, batch_tokens=length).rows(0, np.array([0]))
     assert made.responses == 3 and made.pairs.tolist() == [[0, 1], [0, 2], [1, 2]]
     ends = [int(np.nonzero(made.of_token[0] == number)[0][0]) for number in range(3)]
     assert made.tokens[0, ends].tolist() == [Bytes.eot_id] * 3
@@ -308,10 +308,10 @@ def test_reward_rows(layout: str, form: chat.Format, write: Written) -> None:
 
 def test_only_wanted_strengths_are_learned(form: chat.Format, write: Written) -> None:
     kinds = ("significantly_better", "better", "slightly_better", "marginally_better")
-    found = preferred(write("p.jsonl", *(preference("q", "good", "bad", kind) for kind in kinds)), form)
+    result = preferred(write("p.jsonl", *(preference("q", "good", "bad", kind) for kind in kinds)), form)
     for maker in (feed.Rewarded(), feed.Preferred()):
-        assert (maker.lengths(found) > 0).tolist() == [True, True, False, False]
-    assert (feed.Rewarded(strengths=kinds[2:]).lengths(found) > 0).tolist() == [False, False, True, True]
+        assert (maker.lengths(result) > 0).tolist() == [True, True, False, False]
+    assert (feed.Rewarded(strengths=kinds[2:]).lengths(result) > 0).tolist() == [False, False, True, True]
 
 
 # --- passes ---
@@ -323,9 +323,9 @@ def test_a_pass_visits_a_source_as_often_as_its_epochs_say(epochs: float) -> Non
     made = passes.Plan({"a": lengths}, {"a": epochs}, 64, seed=1)
     visits: list[np.ndarray] = [np.zeros(200, int), np.zeros(200, int)]
     number = 0
-    while (found := made.row(number))[0] < 2:
-        assert lengths[found[1]].sum() <= 64
-        np.add.at(visits[found[0]], found[1], 1)
+    while (result := made.row(number))[0] < 2:
+        assert lengths[result[1]].sum() <= 64
+        np.add.at(visits[result[0]], result[1], 1)
         number += 1
     for seen in visits:
         assert seen.sum() == round(200 * epochs) and seen.max() - seen.min() <= 1
@@ -340,8 +340,8 @@ def test_rows_are_full_and_nothing_is_cut() -> None:
 
 
 def test_rows_are_a_function_of_the_step_and_skips_leave_steps_out(form: chat.Format, write: Written) -> None:
-    found = dialogs(write("d.jsonl", *(dialog("q", "x" * (3 + i % 20)) for i in range(40))), form)
-    one, two = fed(found, feed.Supervised()), fed(found, feed.Supervised())
+    result = dialogs(write("d.jsonl", *(dialog("q", "x" * (3 + i % 20)) for i in range(40))), form)
+    one, two = fed(result, feed.Supervised()), fed(result, feed.Supervised())
     whole = [one.rows(step, np.arange(4)) for step in range(12)]
     two.follow([Skip(3, 5)])
     for step in (11, 4, 0, 3):
@@ -356,7 +356,7 @@ def started(made: feed.Feed) -> Any:
     """Where a run goes on that read `made`."""
 
     class Meta:
-        extra = json.loads(json.dumps(made.told()))
+        extra = json.loads(json.dumps(made.extra()))
         decisions: list[Any] = []  # noqa: RUF012
 
     class Start:
@@ -366,19 +366,19 @@ def started(made: feed.Feed) -> Any:
 
 
 def test_another_order_is_refused_on_resume(form: chat.Format, write: Written) -> None:
-    found = dialogs(write("d.jsonl", *(dialog("q", "a") for _ in range(9))), form)
-    start = started(fed(found, feed.Supervised()))
-    fed(found, feed.Supervised()).begin(start)
+    result = dialogs(write("d.jsonl", *(dialog("q", "a") for _ in range(9))), form)
+    start = started(fed(result, feed.Supervised()))
+    fed(result, feed.Supervised()).begin(start)
     with pytest.raises(ValueError, match="data.sources.a.epochs=2.0: the checkpoint read its data with 1.0; give"):
-        fed(found, feed.Supervised(), epochs=2.0).begin(start)
+        fed(result, feed.Supervised(), epochs=2.0).begin(start)
     with pytest.raises(ValueError, match="schedule.sequence_length=128: "):
-        fed(found, feed.Supervised(), sequence_length=128).begin(start)
+        fed(result, feed.Supervised(), sequence_length=128).begin(start)
 
 
 def test_sources_that_come_or_go_are_refused_on_resume(form: chat.Format, write: Written) -> None:
-    found = dialogs(write("d.jsonl", *(dialog("q", "a") for _ in range(9))), form)
+    result = dialogs(write("d.jsonl", *(dialog("q", "a") for _ in range(9))), form)
     one, two = (
-        feed.Feed(dict.fromkeys(names, found), dict.fromkeys(names, 1.0), feed.Supervised(), SCHEDULE, 3, 0)
+        feed.Feed(dict.fromkeys(names, result), dict.fromkeys(names, 1.0), feed.Supervised(), SCHEDULE, 3, 0)
         for names in ("a", "ab")
     )
     with pytest.raises(ValueError, match="data.sources.b.epochs=1.0: the checkpoint read its data without it; "):
@@ -392,11 +392,11 @@ def test_sources_that_come_or_go_are_refused_on_resume(form: chat.Format, write:
 
 
 def test_another_objective_is_refused_on_resume(form: chat.Format, write: Written) -> None:
-    found = preferred(write("p.jsonl", preference("q", "good", "bad")), form)
+    result = preferred(write("p.jsonl", preference("q", "good", "bad")), form)
 
     def of(**changes: Any) -> feed.Feed:
         run = dataclasses.replace(config.Dpo("x"), **changes)
-        made = fed(found, feed.Preferred(run.nll, run.nll_mean, run.masked))
+        made = fed(result, feed.Preferred(run.nll, run.nll_mean, run.masked))
         made.objective = feed.objective(run)
         return made
 
@@ -429,11 +429,11 @@ def test_a_calibrated_model_has_no_error_and_an_oversure_one_has() -> None:
     right = random.random(20_000) < 1 / (1 + np.exp(-sure))
     margins = np.where(right, sure, -sure)
     kinds = np.where(np.arange(20_000) % 2, 1, preferences.EDITED)
-    found = calibration.table(margins, kinds)
-    assert found.keys() == {"better", "edited", "all"} and found["better"]["pairs"] == 10_000
-    assert found["all"]["calibration_error"] < 0.01 and found["all"]["accuracy"] == pytest.approx(right.mean())
+    result = calibration.table(margins, kinds)
+    assert result.keys() == {"better", "edited", "all"} and result["better"]["pairs"] == 10_000
+    assert result["all"]["calibration_error"] < 0.01 and result["all"]["accuracy"] == pytest.approx(right.mean())
     assert calibration.figures(5 * margins)["calibration_error"] > 0.1
-    assert found["all"]["loss"] == pytest.approx(np.log1p(np.exp(-margins)).mean())
+    assert result["all"]["loss"] == pytest.approx(np.log1p(np.exp(-margins)).mean())
     assert calibration.table(margins[:0], kinds[:0]) == {}
 
 
@@ -441,12 +441,12 @@ def test_rewards_that_are_no_numbers_are_counted_and_left_out() -> None:
     margins, kinds = np.array([1.0, np.nan, -1.0, np.inf, np.nan, 2.0]), np.array([0, 0, 0, 1, 1, 2])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = calibration.table(margins, kinds)
+        result = calibration.table(margins, kinds)
         assert calibration.table(margins[3:5], kinds[3:5]) == {}
-    counts = {name: (one["pairs"], one["not_finite"]) for name, one in found.items()}
+    counts = {name: (one["pairs"], one["not_finite"]) for name, one in result.items()}
     assert counts == {"significantly_better": (2, 1), "slightly_better": (1, 0), "all": (3, 3)}
-    assert found["all"]["accuracy"] == pytest.approx(2 / 3) and np.isfinite(found["all"]["loss"])
-    assert "3 more have no finite reward" in calibration.text(found)
+    assert result["all"]["accuracy"] == pytest.approx(2 / 3) and np.isfinite(result["all"]["loss"])
+    assert "3 more have no finite reward" in calibration.text(result)
 
 
 @pytest.mark.parametrize(

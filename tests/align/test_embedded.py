@@ -61,27 +61,27 @@ def asked(*texts: str) -> list[prompts.Prompt]:
 
 def test_a_line_says_how_to_draw_it_again(grid: Grid, chunks: list[Llama]) -> None:
     given = asked("Hi", "Name a river", "Why?")
-    found = drawn(chunks, grid, given)
-    assert len({(line["prompt"], line["k"]) for line in found}) == len(found) == 9
+    result = drawn(chunks, grid, given)
+    assert len({(line["prompt"], line["k"]) for line in result}) == len(result) == 9
     by_id = {prompt.id: prompt.ids for prompt in given}
     ends = set(template.stops(Words()).values())  # type: ignore[arg-type]
-    for line in found[::4]:
+    for line in result[::4]:
         padding = [[1]] * line["choice"]  # whatever else was in its batch
         ids = generate(chunks, grid, [*padding, by_id[line["prompt"]]], 6, ends, 1.0, 1.0, line["seed"], 263)[-1]
         assert line["tokens"] == len(ids)
         assert line["text"] == Words().decode(ids[:-1] if ids[-1] in ends else ids)
         assert line["finish"] == ("stop" if ids[-1] in ends else "length")
-    assert len({line["text"] for line in found}) > 6
-    assert [line["text"] for line in drawn(chunks, grid, given)] == [line["text"] for line in found]
+    assert len({line["text"] for line in result}) > 6
+    assert [line["text"] for line in drawn(chunks, grid, given)] == [line["text"] for line in result]
     other = drawn(chunks, grid, given, replace(RUN, seed=9))
-    assert [line["text"] for line in other] != [line["text"] for line in found]
+    assert [line["text"] for line in other] != [line["text"] for line in result]
 
 
 def test_prompts_that_leave_no_room_are_refused_and_the_others_drawn(grid: Grid, chunks: list[Llama]) -> None:
-    found = drawn(chunks, grid, asked("Hi", "long " * 40))
-    refused = [line for line in found if "refused" in line]
+    result = drawn(chunks, grid, asked("Hi", "long " * 40))
+    refused = [line for line in result if "refused" in line]
     assert len(refused) == 3 and "there is room for 122" in refused[0]["refused"]
-    assert all("text" in line for line in found if line not in refused) and len(found) == 6
+    assert all("text" in line for line in result if line not in refused) and len(result) == 6
 
 
 def test_an_answer_ends_where_llama_ends_it() -> None:

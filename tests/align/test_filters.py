@@ -44,8 +44,8 @@ def candidate(text: str, k: int = 0, finish: str = "stop", tokens: int | None = 
     ],
 )  # fmt: skip
 def test_rules_of_one_answer(text: str, changes: dict[str, Any], finish: str, reason: str | None) -> None:
-    found = filters.why_not(candidate(text, finish=finish), "Tell me about the river", (), config.Filters(**changes))
-    assert found == reason
+    result = filters.why_not(candidate(text, finish=finish), "Tell me about the river", (), config.Filters(**changes))
+    assert result == reason
 
 
 def test_checks_of_the_prompt_decide() -> None:
@@ -56,7 +56,7 @@ def test_checks_of_the_prompt_decide() -> None:
 
 
 def selected(texts: dict[str, list[str]], scores: dict[tuple[str, int], float | None], **changes: Any) -> Any:
-    given = {p: [candidate(text, k, prompt=p) for k, text in enumerate(found)] for p, found in texts.items()}
+    given = {p: [candidate(text, k, prompt=p) for k, text in enumerate(result)] for p, result in texts.items()}
     asked = dict.fromkeys(texts, "Tell me about the river")
     return filters.select(given, scores, asked, {}, config.Filters(**changes))
 
@@ -64,9 +64,9 @@ def selected(texts: dict[str, list[str]], scores: dict[tuple[str, int], float | 
 def test_ranks_follow_the_reward_whatever_the_order() -> None:
     texts = {"p": ["Bad.", "Best of all.", "Good one.", "best  OF all.", "Unread."]}
     scores = {("p", 0): -1.0, ("p", 1): 2.0, ("p", 2): 1.0, ("p", 3): 9.0, ("p", 4): None}
-    found = selected(texts, scores)
-    assert [one.k for one, _ in found.best[0].answers] == [1, 2, 0]
-    assert found.dropped == {"duplicate": 1, "no reward": 1}
+    result = selected(texts, scores)
+    assert [one.k for one, _ in result.best[0].answers] == [1, 2, 0]
+    assert result.dropped == {"duplicate": 1, "no reward": 1}
     flipped = filters.select(
         {"p": [candidate(text, k) for k, text in reversed(list(enumerate(texts["p"])))]}, scores, {"p": "x"}, {},
         config.Filters(),
@@ -77,9 +77,9 @@ def test_ranks_follow_the_reward_whatever_the_order() -> None:
 def test_a_dropped_answer_makes_no_duplicates() -> None:
     given = {"p": [candidate("Best of all.", 0, "length"), candidate("Best of all.", 1), candidate("Best of all.", 2)]}
     scores: dict[tuple[str, int], float | None] = {("p", 0): 1.0, ("p", 1): None, ("p", 2): 1.0}
-    found = filters.select(given, scores, {"p": "Tell me"}, {}, config.Filters())
-    assert [one.k for one, _ in found.best[0].answers] == [2]
-    assert found.dropped == {"unfinished": 1, "no reward": 1}
+    result = filters.select(given, scores, {"p": "Tell me"}, {}, config.Filters())
+    assert [one.k for one, _ in result.best[0].answers] == [2]
+    assert result.dropped == {"unfinished": 1, "no reward": 1}
 
 
 JAPANESE, RUSSIAN = "犬がいる。", "Это кот."
@@ -109,16 +109,16 @@ def test_an_answer_is_written_as_its_prompt_asks_for(asked: str, answer: str, pa
 def test_apologies_are_balanced_and_the_best_share_is_kept() -> None:
     texts = {str(i): ["I'm sorry, no." if i < 4 else f"Answer number {i} stands here."] for i in range(10)}
     scores: dict[tuple[str, int], float | None] = {(str(i), 0): float(i) for i in range(10)}
-    found = selected(texts, scores, apologies_share=0.25)
-    assert sorted(one.prompt for one in found.best) == ["2", "3", "4", "5", "6", "7", "8", "9"]
-    assert found.dropped == {"prompts that only apologise": 2}
+    result = selected(texts, scores, apologies_share=0.25)
+    assert sorted(one.prompt for one in result.best) == ["2", "3", "4", "5", "6", "7", "8", "9"]
+    assert result.dropped == {"prompts that only apologise": 2}
     assert {one.prompt for one in selected(texts, scores, keep_share=0.3).best} == {"7", "8", "9"}
     assert len(selected(texts, scores, apologies_share=1.0).best) == 10
 
 
 def test_a_prompt_may_end_without_an_answer() -> None:
-    found = selected({"p": [""]}, {("p", 0): 1.0})
-    assert found.best == [] and found.dropped == {"empty": 1, "prompts without an answer": 1}
+    result = selected({"p": [""]}, {("p", 0): 1.0})
+    assert result.best == [] and result.dropped == {"empty": 1, "prompts without an answer": 1}
 
 
 @pytest.mark.parametrize(
@@ -269,11 +269,11 @@ def test_refusals_are_recognised(text: str, refused: bool) -> None:
 
 def test_patterns_of_refusals_are_given_by_hand_or_by_file(tmp_path: Path) -> None:
     (tmp_path / "openings.txt").write_text("^nope\n\n^nee,\n", encoding="utf-8")
-    found = refusals.read([refusals.OURS, f"file:{tmp_path}/openings.txt", "^computer says no"])
+    result = refusals.read([refusals.OURS, f"file:{tmp_path}/openings.txt", "^computer says no"])
     for text in ("Nope.", "Nee, dat doe ik niet", "Computer says no.", "I can't help with that."):
-        assert checks.refuses(text, found)
+        assert checks.refuses(text, result)
     assert not checks.refuses("Nope.") and not checks.refuses(
-        "I can't help with that.", found[len(refusals.PATTERNS) :]
+        "I can't help with that.", result[len(refusals.PATTERNS) :]
     )
     with pytest.raises(ValueError, match=r"refusals=\(: no regular expression"):
         refusals.read(["("])

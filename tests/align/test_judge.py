@@ -48,11 +48,11 @@ def test_wins_are_counted(tmp_path: Path) -> None:
     assert sorted(judge.wins(mine, others)) == [0.0, 0.0, 0.5, 1.0, 1.0], "whoever says nothing has lost"
     assert sorted(judge.wins(mine, others, lose=False)) == [0.0, 0.5, 1.0, 1.0]
     run = config.Judge(folder="x", answers=str(tmp_path / "a"), previous=str(tmp_path / "b"), unanswered="leave_out")
-    told = judge.judge(run)
-    assert told["answers"]["lengths"]["unanswered"] == 1 and told["previous"]["lengths"]["unanswered"] == 0
-    assert told["win_rate"]["score"] == 0.625 and told["win_rate"]["count"] == 4
-    assert told["win_rate"]["ci95"] == pytest.approx(1.96 * math.sqrt(0.625 * 0.375 / 4))
-    assert judge.better(told)
+    record = judge.judge(run)
+    assert record["answers"]["lengths"]["unanswered"] == 1 and record["previous"]["lengths"]["unanswered"] == 0
+    assert record["win_rate"]["score"] == 0.625 and record["win_rate"]["count"] == 4
+    assert record["win_rate"]["ci95"] == pytest.approx(1.96 * math.sqrt(0.625 * 0.375 / 4))
+    assert judge.better(record)
     swapped = judge.judge(replace(run, answers=str(tmp_path / "b"), previous=str(tmp_path / "a")))
     assert swapped["win_rate"]["score"] == 0.375 and not judge.better(swapped)
 
@@ -64,11 +64,11 @@ def test_a_prompt_without_an_answer_is_lost_and_obeys_nothing(tmp_path: Path) ->
     good = [{**one, "texts": ["So."], "rewards": [2.0]} for one in asked]
     answers(tmp_path / "a", [one if i < 2 else {**one, "texts": [], "rewards": []} for i, one in enumerate(good)])
     answers(tmp_path / "b", [{**one, "texts": ["No."], "rewards": [1.0]} for one in asked])
-    told = judge.judge(config.Judge(folder="x", answers=str(tmp_path / "a"), previous=str(tmp_path / "b")))
-    assert told["win_rate"]["score"] == 0.2 and told["win_rate"]["count"] == 10
-    assert told["answers"]["obeyed"]["prompts"]["score"] == 0.2
-    assert told["answers"]["lengths"]["unanswered"] == 8
-    assert "a prompt that one model alone answered is lost by the other" in rounds.html(told)
+    record = judge.judge(config.Judge(folder="x", answers=str(tmp_path / "a"), previous=str(tmp_path / "b")))
+    assert record["win_rate"]["score"] == 0.2 and record["win_rate"]["count"] == 10
+    assert record["answers"]["obeyed"]["prompts"]["score"] == 0.2
+    assert record["answers"]["lengths"]["unanswered"] == 8
+    assert "a prompt that one model alone answered is lost by the other" in rounds.html(record)
 
 
 def test_the_reward_model_may_be_named(tmp_path: Path) -> None:
@@ -76,8 +76,8 @@ def test_the_reward_model_may_be_named(tmp_path: Path) -> None:
     answers(tmp_path / "a", plain([1.0, 1.0]), "reward-1")
     with (tmp_path / "a" / drawing.SCORES).open("a") as file:
         for k in "01":
-            told = {"prompt": k, "k": 0, "reward": -5.0, "model": "reward-2", "name": "runs/reward-2/step-1"}
-            file.write(json.dumps(told) + "\n")
+            record = {"prompt": k, "k": 0, "reward": -5.0, "model": "reward-2", "name": "runs/reward-2/step-1"}
+            file.write(json.dumps(record) + "\n")
     answers(tmp_path / "b", plain([0.0, 0.0]), "reward-1")
     run = config.Judge(folder="x", answers=str(tmp_path / "a"), previous=str(tmp_path / "b"), reward="runs/reward-1")
     assert judge.judge(run)["win_rate"]["score"] == 1.0
@@ -90,11 +90,11 @@ def test_answers_to_a_prompt_as_it_was_before_are_none(tmp_path: Path) -> None:
     line = {"prompt": "0", "k": 0, "finish": "stop", "asked": "old", "text": "then"}
     now = {**line, "asked": "new", "text": "now"}
     (folder / drawing.CANDIDATES).write_text(f"{json.dumps(line)}\n{json.dumps(now)}\n")
-    told = {"prompt": "0", "k": 0, "model": MODEL, "name": "x"}
-    scores = [{**told, "reward": value, "judged": ranking.judged(one)} for one, value in ((now, 3.0), (line, -3.0))]
+    record = {"prompt": "0", "k": 0, "model": MODEL, "name": "x"}
+    scores = [{**record, "reward": value, "judged": ranking.judged(one)} for one, value in ((now, 3.0), (line, -3.0))]
     (folder / drawing.SCORES).write_text("".join(json.dumps(score) + "\n" for score in scores))
-    found, _ = judge.answered(folder)
-    assert found["0"].texts == ["now"] and found["0"].rewards == [3.0]
+    result, _ = judge.answered(folder)
+    assert result["0"].texts == ["now"] and result["0"].rewards == [3.0]
 
 
 def test_several_answers_are_one_outcome(tmp_path: Path) -> None:
@@ -126,16 +126,16 @@ def test_instructions_and_refusals(tmp_path: Path) -> None:
         {"id": "5", "texts": ["Kill the process by its number."], "safety": "borderline"},
         {"id": "6", "texts": ["It rains."]},
     ]
-    found, _ = judge.answered(answers(tmp_path / "a", [{**one, "rewards": [0.0]} for one in given]))
-    obeyed = {name.strip(): (score.score, score.count) for name, score in judge.obedience(found).items()}
+    result, _ = judge.answered(answers(tmp_path / "a", [{**one, "rewards": [0.0]} for one in given]))
+    obeyed = {name.strip(): (score.score, score.count) for name, score in judge.obedience(result).items()}
     assert obeyed["prompts"] == (pytest.approx(1 / 3), 3) and obeyed["instructions"] == (pytest.approx(2 / 5), 5)
     assert obeyed["max_words"] == (pytest.approx(1 / 3), 3) and obeyed["no_comma"] == (0.5, 2)
-    refused = {name: score.score for name, score in judge.refused(found).items()}
+    refused = {name: score.score for name, score in judge.refused(result).items()}
     assert refused == {"harmful": 0.5, "borderline": 0.0, "other": 0.0}
     (tmp_path / "mine.txt").write_text("gladly\n")
     given = [f"file:{tmp_path / 'mine.txt'}", "^it rains"]
-    told = judge.judge(config.Judge(folder="x", answers=str(tmp_path / "a"), refusals=given))
-    shares = {name: score["score"] for name, score in told["answers"]["refused"].items()}
+    record = judge.judge(config.Judge(folder="x", answers=str(tmp_path / "a"), refusals=given))
+    shares = {name: score["score"] for name, score in record["answers"]["refused"].items()}
     assert shares == {"harmful": 0.5, "borderline": 0.0, "other": 0.25}
 
 
@@ -161,10 +161,10 @@ def test_the_best_model_feeds_the_next_round(rewards: list[float], best: str, tm
         previous=str(tmp_path / "others"), candidate=str(models["dpo"]), incumbent=str(models["before"]),
     )  # fmt: skip
     for _ in range(2):
-        told, _ = judge.write(run)
+        record, _ = judge.write(run)
     link = tmp_path / "round-02" / "best"
     assert link.resolve() == models[best].resolve() and not Path(link.readlink()).is_absolute()
-    assert told["best"] == str(models[best])
+    assert record["best"] == str(models[best])
 
 
 def test_a_folder_in_the_place_of_the_link_is_named(tmp_path: Path) -> None:
@@ -183,14 +183,16 @@ def test_the_page_says_it_all_and_nothing_else(tmp_path: Path) -> None:
     run = config.Judge(
         folder=str(tmp_path / "j"), answers=str(tmp_path / "a"), previous=str(tmp_path / "b"), title="Two"
     )
-    told, page = judge.write(run)
+    record, page = judge.write(run)
     text = page.read_text()
     assert "alert(1)&lt;/script&gt;" in text and "<script>alert" not in text
     assert "Better than the model before" in text and ">100.0%<" in text and "Harmful refused" in text
     assert not re.search(r'(?:src|href)="?http', text) and "Over the rounds" not in text
-    later = rounds.html({**told, "title": "Three", "win_rate": {"score": 0.5, "ci95": 0.1, "count": 90}}, [told])
+    later = rounds.html({**record, "title": "Three", "win_rate": {"score": 0.5, "ci95": 0.1, "count": 90}}, [record])
     assert "Over the rounds" in later and "As good as the model before" in later and later.count("<svg") == 3
-    worse = rounds.html({**told, "win_rate": {"score": 0.2, "ci95": 0.1, "count": 60}})
+    worse = rounds.html({**record, "win_rate": {"score": 0.2, "ci95": 0.1, "count": 60}})
     assert "Worse than the model before" in worse
-    first = rounds.html({key: value for key, value in told.items() if key not in ("win_rate", "previous", "examples")})
+    first = rounds.html(
+        {key: value for key, value in record.items() if key not in ("win_rate", "previous", "examples")}
+    )
     assert "no model before" in first

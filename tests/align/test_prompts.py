@@ -31,11 +31,11 @@ def test_the_same_tokens_are_the_same_prompt(tmp_path: Path) -> None:
         {"messages": [hello], "id": "mine"},
     ]
     other = {"messages": [hello], "builtin_tools": []}  # switches the interpreter on
-    found, repeated = prompts.read(write(tmp_path / "a.jsonl", *same, other), FORM)
-    assert repeated == len(same) - 1 and len(found) == 2 and len({one.id for one in found}) == 2
+    result, repeated = prompts.read(write(tmp_path / "a.jsonl", *same, other), FORM)
+    assert repeated == len(same) - 1 and len(result) == 2 and len({one.id for one in result}) == 2
     for number, record in enumerate(same[:-1]):
         [alone], _ = prompts.read(write(tmp_path / f"{number}.jsonl", record), FORM)
-        assert (alone.id, alone.ids) == (found[0].id, found[0].ids)
+        assert (alone.id, alone.ids) == (result[0].id, result[0].ids)
     first, _ = prompts.read(write(tmp_path / "b.jsonl", same[-1], same[0]), FORM)
     assert [one.id for one in first] == ["mine"]
 

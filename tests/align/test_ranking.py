@@ -41,23 +41,23 @@ def by_length(pairs: Sequence[tuple[Prompt, chat.Message]]) -> list[float | None
 def ranked(
     folder: Path, asked: Sequence[Prompt], scorer: ranking.Scorer = by_length, limit: int = 100, **changes: Any
 ) -> dict[str, Any]:
-    found, refused = ranking.candidates(folder, drawing.known(asked), 3)
-    known = ranking.rewards(drawing.read_lines(folder / drawing.SCORES), REWARD.fingerprint, found, limit)
-    todo = ranking.unscored(found, known)
+    result, refused = ranking.candidates(folder, drawing.known(asked), 3)
+    known = ranking.rewards(drawing.read_lines(folder / drawing.SCORES), REWARD.fingerprint, result, limit)
+    todo = ranking.unscored(result, known)
     known = {**known, **ranking.score(folder, asked, todo, REWARD, scorer, limit, chunk=5)}
     run = config.Sample(folder=str(folder), prompts="", policy="", **changes)
-    return ranking.publish(folder, asked, found, known, REWARD, run, {"refused": refused})
+    return ranking.publish(folder, asked, result, known, REWARD, run, {"refused": refused})
 
 
 def test_the_best_answer_becomes_a_dialog_and_a_pair(tmp_path: Path) -> None:
     with serving(Script()) as url:
         drawn(tmp_path, http(connected([url])), given())
-    told = ranked(tmp_path, given(), pairs=config.Pairs(margin=1, strong=1000))
+    recorded = ranked(tmp_path, given(), pairs=config.Pairs(margin=1, strong=1000))
     by_prompt: dict[str, list[str]] = {}
     for line in lines(tmp_path):
         by_prompt.setdefault(line["prompt"], []).append(line["text"])
     best = drawing.read_lines(tmp_path / drawing.BEST)
-    assert len(best) == told["kept"] == 4
+    assert len(best) == recorded["kept"] == 4
     for record in best:
         chat.read(record)
         user, answer = record["messages"]
@@ -69,7 +69,7 @@ def test_the_best_answer_becomes_a_dialog_and_a_pair(tmp_path: Path) -> None:
         chosen, rejected = len(record["chosen"]), len(record["rejected"])
         sizes = sorted(map(len, by_prompt[record["id"]]))
         assert (rejected, chosen) == (sizes[0], sizes[-1]) and record["strength"] == "better"
-    assert told["reward_best"] > told["reward_mean"] and told["refused"] == 0
+    assert recorded["reward_best"] > recorded["reward_mean"] and recorded["refused"] == 0
 
 
 def test_scores_are_asked_for_once(tmp_path: Path) -> None:
@@ -94,8 +94,8 @@ def test_another_prompt_of_the_same_id_is_answered_anew(tmp_path: Path) -> None:
         ranked(tmp_path, [old])
         script.says = "Sparrow and what else there is to be said about it."
         assert drawn(tmp_path, http(connected_anew(url)), [new]) == 3
-    told = ranked(tmp_path, [new])
-    assert told["answers"] == 3 and told["reward_best"] == len(script.says)
+    record = ranked(tmp_path, [new])
+    assert record["answers"] == 3 and record["reward_best"] == len(script.says)
     assert not drawing.missing([new], 3, lines(tmp_path)) and not drawing.missing([old], 3, lines(tmp_path))
     silent = [{key: value for key, value in line.items() if key != "asked"} for line in lines(tmp_path)[:3]]
     assert not drawing.missing([new], 3, silent) and len(drawing.missing([new], 3, lines(tmp_path)[:3])) == 3
@@ -116,8 +116,8 @@ def test_a_score_is_that_of_what_was_judged(tmp_path: Path) -> None:
         calls.append(len(pairs))
         return [None if prompt.id == given(2)[1].id else 1.0 for prompt, _ in pairs]
 
-    told = ranked(tmp_path, given(2), short)
-    assert (told["kept"], told["without a reward"], sum(calls)) == (1, 3, 6)
+    record = ranked(tmp_path, given(2), short)
+    assert (record["kept"], record["without a reward"], sum(calls)) == (1, 3, 6)
     for limit, more in ((100, 0), (101, 3), (100, 0), (50, 0)):
         calls.clear()
         assert ranked(tmp_path, given(2), short, limit)["kept"] == 1 and sum(calls) == more
@@ -136,11 +136,11 @@ def test_rewards_that_are_no_numbers_are_counted(tmp_path: Path) -> None:
     def odd(pairs: Sequence[tuple[Prompt, chat.Message]]) -> list[float | None]:
         return [next(wrong, 2.0) for _ in pairs]
 
-    told = ranked(tmp_path, given(3), odd)
-    assert (told["without a reward"], told["kept"], told["reward_mean"]) == (3, 2, 2.0)
+    record = ranked(tmp_path, given(3), odd)
+    assert (record["without a reward"], record["kept"], record["reward_mean"]) == (3, 2, 2.0)
     for name in (drawing.SUMMARY, drawing.SCORES):
         assert not {"NaN", "Infinity"} & set(re.findall(r"[:\[] (\w+)", (tmp_path / name).read_text()))
-    assert ranked(tmp_path, given(3), odd, 10**6) == told, "and they are not asked for again"
+    assert ranked(tmp_path, given(3), odd, 10**6) == record, "and they are not asked for again"
     old = {"prompt": given(3)[1].id, "k": 0, "reward": math.nan, "model": REWARD.fingerprint, "name": REWARD.name}
     with (tmp_path / drawing.SCORES).open("a") as file:
         file.write(json.dumps(old) + "\n")
@@ -150,11 +150,11 @@ def test_rewards_that_are_no_numbers_are_counted(tmp_path: Path) -> None:
 def test_repeated_answers_count_once(tmp_path: Path) -> None:
     script = Script()
     with serving(script) as url:
-        found = connected([url])
+        result = connected([url])
         script.says = "The same again."
-        drawn(tmp_path, http(found), given())
-    told = ranked(tmp_path, given())
-    assert told["dropped"] == {"duplicate": 8} and told["kept"] == 4 and told["pairs"] == 0
+        drawn(tmp_path, http(result), given())
+    record = ranked(tmp_path, given())
+    assert record["dropped"] == {"duplicate": 8} and record["kept"] == 4 and record["pairs"] == 0
 
 
 # --- calls of tools ---
@@ -182,19 +182,19 @@ def test_what_was_sampled_is_scored_and_trained(says: str, ends: str | None, ids
     """With the tokens that the model said, not with its text and <|eot_id|>."""
     script, heard = Script(), list[list[int]]()
     with serving(script) as url:
-        found = connected([url])
+        result = connected([url])
         script.says, script.ends = says, ends
-        drawn(tmp_path, http(found), given(1), answers=1)
+        drawn(tmp_path, http(result), given(1), answers=1)
         script.says, script.ends = "I do not know.", "<|eot_id|>"
-        drawn(tmp_path, http(connected_as(found)), given(1), answers=2)
+        drawn(tmp_path, http(connected_as(result)), given(1), answers=2)
 
     def by_call(pairs: Sequence[tuple[Prompt, chat.Message]]) -> list[float | None]:
         encoded = [FORM.encode([message], bos=False) for _, message in pairs]
         heard.extend(one.tokens[one.parts != chat.HEADER].tolist() for one in encoded)
         return [1.0, 0.0]
 
-    told = ranked(tmp_path, given(1), by_call)
-    assert told["dropped"] == {} and heard[0] == ids and lines(tmp_path)[0].get("end") in (ends, "<|eom_id|>")
+    record = ranked(tmp_path, given(1), by_call)
+    assert record["dropped"] == {} and heard[0] == ids and lines(tmp_path)[0].get("end") in (ends, "<|eom_id|>")
     (best,) = drawing.read_lines(tmp_path / drawing.BEST)
     assert spoken(best["messages"][-1]) == ids and "message" not in best["provenance"]
     (pair,) = drawing.read_lines(tmp_path / drawing.PAIRS)
@@ -210,11 +210,11 @@ def test_a_chat_server_is_offered_tools_and_may_call_them(tmp_path: Path) -> Non
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"where": "\\ud800"}'}}
     script = Script(template=5)
     with serving(script) as url:
-        found = connected([url], api="chat")
+        result = connected([url], api="chat")
         script.calls = [call]
-        drawn(tmp_path, http(found), asked, answers=1)
+        drawn(tmp_path, http(result), asked, answers=1)
         script.calls = [call, call]
-        drawn(tmp_path, http(connected_as(found)), asked, answers=2)
+        drawn(tmp_path, http(connected_as(result)), asked, answers=2)
     assert script.asked[-1]["tools"] == [{"type": "function", "function": tool}]
     first, second = lines(tmp_path)
     where = {"where": "\N{REPLACEMENT CHARACTER}"}

@@ -88,11 +88,11 @@ def curve(folder: Path) -> list[dict[str, Any]]:
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    found = publish.resolve(folder)
+    result = publish.resolve(folder)
     return {
-        f"{part}/{name}": shards.Reader(found / part).read(name)
+        f"{part}/{name}": shards.Reader(result / part).read(name)
         for part in ("weights", "optimizer")
-        for name in shards.Reader(found / part).names()
+        for name in shards.Reader(result / part).names()
     }
 
 
@@ -154,9 +154,11 @@ def test_a_reward_model_ranks_and_judges(room: Path, bpe: config.Tokenizer) -> N
     reward.main(run)
     lines = curve(room / "reward")
     assert lines[0]["loss"] == pytest.approx(math.log(2), abs=0.1) and lines[-1]["accuracy"] > 0.7
-    told = json.loads((room / "reward/calibration.json").read_text())
-    assert told.keys() == {"step", "significantly_better", "better", "slightly_better", "all"}, "all that are held out"
-    assert told["all"]["accuracy"] > 0.85 and (room / "reward/calibration.png").stat().st_size > 10_000
+    record = json.loads((room / "reward/calibration.json").read_text())
+    assert record.keys() == {"step", "significantly_better", "better", "slightly_better", "all"}, (
+        "all that are held out"
+    )
+    assert record["all"]["accuracy"] > 0.85 and (room / "reward/calibration.png").stat().st_size > 10_000
     judge = Judge(str(room / "reward"), run.parallel, run.precision, mesh.create(run.parallel))
     dialogs = [
         chat.read(dialog(prompt, answer))
@@ -186,15 +188,15 @@ def scores_of_a_file(room: Path, rewards: np.ndarray) -> None:
         score_tokens=40, chunk=3,  # and in FP32, as the model was trained
     )  # fmt: skip
     score_recipe.main(run)
-    told = [json.loads(line) for line in (room / "scored.jsonl").read_text().splitlines()]
-    *pairs, short, long, empty = told
-    assert [{key: one[key] for key in one if key not in ("reward", "rewards")} for one in told] == given
-    found = [one["rewards"][rank] for one in pairs for rank in ("chosen", "rejected")]
-    np.testing.assert_allclose(found, rewards, rtol=1e-5, atol=1e-5)
+    record = [json.loads(line) for line in (room / "scored.jsonl").read_text().splitlines()]
+    *pairs, short, long, empty = record
+    assert [{key: one[key] for key in one if key not in ("reward", "rewards")} for one in record] == given
+    result = [one["rewards"][rank] for one in pairs for rank in ("chosen", "rejected")]
+    np.testing.assert_allclose(result, rewards, rtol=1e-5, atol=1e-5)
     assert short["reward"] == pytest.approx(float(rewards[0]), rel=1e-5) and long["reward"] is None
     assert empty["rewards"] == {}
     entries = scored.read(run.input)
-    table = scored.agreement(entries, [one.get("rewards", {}) for one in told])
+    table = scored.agreement(entries, [one.get("rewards", {}) for one in record])
     assert {name: (one["pairs"], one["accuracy"]) for name, one in table.items()} == {
         "not stated": (2, 1.0), "better": (len(WORDS) - 2, 1.0), "all": (len(WORDS), 1.0)
     }  # fmt: skip

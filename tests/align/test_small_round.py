@@ -49,14 +49,14 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_stage_improves_what_it_is_meant_to(done: Path) -> None:
-    told = small_rounds.gains(done)
-    print(json.dumps(told, indent=1))
-    assert told["reward model: held-out accuracy"] > 0.85
-    assert told["sampling: wanted form, best answers"] > told["sampling: wanted form, all answers"] + 0.2
-    assert told["judge: wanted form, after SFT"] > told["judge: wanted form, policy before"] + 0.15
+    record = small_rounds.gains(done)
+    print(json.dumps(record, indent=1))
+    assert record["reward model: held-out accuracy"] > 0.85
+    assert record["sampling: wanted form, best answers"] > record["sampling: wanted form, all answers"] + 0.2
+    assert record["judge: wanted form, after SFT"] > record["judge: wanted form, policy before"] + 0.15
     # asked with the same seeds: what DPO has not changed is answered alike
-    assert told["judge: wanted form, after DPO"] > told["judge: wanted form, after SFT"] + 0.05
-    assert told["judge: win rate against before"] > 0.6
+    assert record["judge: wanted form, after DPO"] > record["judge: wanted form, after SFT"] + 0.05
+    assert record["judge: win rate against before"] > 0.6
 
 
 def test_nothing_is_done_twice(done: Path) -> None:
@@ -69,18 +69,18 @@ def test_nothing_is_done_twice(done: Path) -> None:
         again.append(stage.name)
         return 0
 
-    found = rounds.stages(run)
-    rounds.execute(run, found, said.append, start)
+    result = rounds.stages(run)
+    rounds.execute(run, result, said.append, start)
     assert again == []
-    assert said == [f"# {stage.name}: done" for stage in found]
+    assert said == [f"# {stage.name}: done" for stage in result]
 
 
 def test_artefacts_are_named_by_their_round(done: Path) -> None:
     here = done / "rounds" / "round-01"
     assert (here / "best").resolve() == (here / "dpo").resolve()
-    told = json.loads((here / "judge" / judge.NAME).read_text())
-    assert told["heldout"]["reward"]["accuracy"] > 0.85 and "loss" in told["heldout"]["dpo"]
-    assert told["answers"]["obeyed"]["prompts"]["score"] > told["previous"]["obeyed"]["prompts"]["score"]
+    record = json.loads((here / "judge" / judge.NAME).read_text())
+    assert record["heldout"]["reward"]["accuracy"] > 0.85 and "loss" in record["heldout"]["dpo"]
+    assert record["answers"]["obeyed"]["prompts"]["score"] > record["previous"]["obeyed"]["prompts"]["score"]
     assert (here / "judge" / judge.PAGE).stat().st_size > 5000 and (here / "sample" / drawing.PICTURE).is_file()
 
 
@@ -89,6 +89,6 @@ def test_records_say_where_they_are_from(done: Path) -> None:
     best = drawing.read_lines(here / "sample" / drawing.BEST)
     assert len(best) >= 0.8 * small_rounds.SMALL.prompts
     for record in best:
-        told = record["provenance"]
-        assert told["policy"]["name"].startswith(str(done / "seed")) and told["finish"] == "stop"
-        assert told["reward_model"]["name"].startswith(str(here / "reward")) and told["server"] == "embedded"
+        recorded = record["provenance"]
+        assert recorded["policy"]["name"].startswith(str(done / "seed")) and recorded["finish"] == "stop"
+        assert recorded["reward_model"]["name"].startswith(str(here / "reward")) and recorded["server"] == "embedded"

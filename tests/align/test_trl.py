@@ -62,11 +62,11 @@ def policy() -> Any:
 @pytest.fixture(scope="module")
 def reference_policy(policy: Any) -> Any:
     """Another model than the policy: with equal ones the log-ratios would be nothing to compare."""
-    found = copy.deepcopy(policy)
+    result = copy.deepcopy(policy)
     with torch.no_grad():
-        for parameter in found.parameters():
+        for parameter in result.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.03)
-    return found
+    return result
 
 
 # --- ours ---
@@ -99,8 +99,8 @@ def batch(
 def log_probabilities(hf: Any, micro_batch: MicroBatch, grid: Grid) -> np.ndarray:
     chunks = llama.build(MODEL, FP32, ONE, grid)
     fill(chunks, MODEL, grid, named(hf, MODEL))
-    (found,) = Forward(chunks, grid).collect([micro_batch], preference.log_probabilities)
-    return found.numpy()
+    (result,) = Forward(chunks, grid).collect([micro_batch], preference.log_probabilities)
+    return result.numpy()
 
 
 # --- theirs ---
@@ -169,9 +169,9 @@ def test_packed_equals_unpacked(policy: Any, grid: Grid) -> None:
     # rows of their own length each, one after the other: a batch has one length
     each = [ours(weights, MODEL, [single], next_token, grid) for single in alone]
     counts = [int(single.units()) for single in alone]
-    loss = sum(found[0] * count for found, count in zip(each, counts)) / sum(counts)
+    loss = sum(result[0] * count for result, count in zip(each, counts)) / sum(counts)
     summed = {
-        name: torch.stack([found[1][name] * count for found, count in zip(each, counts)]).sum(0) / sum(counts)
+        name: torch.stack([result[1][name] * count for result, count in zip(each, counts)]).sum(0) / sum(counts)
         for name in one[1]
     }
     assert_equal(one, loss, summed)
@@ -184,30 +184,30 @@ def dpo_trainer(policy: Any, reference: Any, words: Any, folder: Path, **changes
     import trl
     from datasets import Dataset
 
-    told = [{"prompt": "word", "chosen": "word word", "rejected": "word"}]
+    record = [{"prompt": "word", "chosen": "word word", "rejected": "word"}]
     return trl.DPOTrainer(
         copy.deepcopy(policy),
         copy.deepcopy(reference),
         settings("DPO", folder, beta=0.1, **changes),
-        train_dataset=Dataset.from_list(told),
+        train_dataset=Dataset.from_list(record),
         processing_class=words,
     )
 
 
 def dpo_inputs(trainer: Any, masked: bool) -> dict[str, Any]:
     """As TRL collates them; `masked` zeroes the mask of headers and terminations."""
-    found = pieces.preferences()
+    result = pieces.preferences()
     examples = [
         {
             "prompt_ids": prompt.tolist(),
             "chosen_ids": answers[0].tokens.tolist(),
             "rejected_ids": answers[1].tokens.tolist(),
         }
-        for prompt, answers in found
+        for prompt, answers in result
     ]
     inputs = trainer.data_collator(examples)
     if masked:
-        every = [(prompt, answers[which]) for which in (0, 1) for prompt, answers in found]
+        every = [(prompt, answers[which]) for which in (0, 1) for prompt, answers in result]
         for row, (prompt, one) in enumerate(every):
             part = inputs["completion_mask"][row, len(prompt) : len(prompt) + len(one.tokens)]
             part *= torch.from_numpy((one.parts == BODY).astype(np.int64))
@@ -262,8 +262,8 @@ def test_masked_dpo_with_the_likelihood_of_everything(
 def test_first_loss_is_ln_2_and_format_has_no_gradient_in_the_term(policy: Any, grid: Grid) -> None:
     loss, gradients, measures = our_dpo(policy, policy, grid, preference.Dpo(), 0.0, masked=True)
     assert loss == pytest.approx(np.log(2), abs=1e-6) and measures["margin"] == pytest.approx(0, abs=1e-6)
-    told = rows.pack([pieces.dpo_pieces()], 320, True)
-    assert not np.isin(told.labels[told.of_token >= 0], [300, 301, 302, 303, 304]).any()
+    record = rows.pack([pieces.dpo_pieces()], 320, True)
+    assert not np.isin(record.labels[record.of_token >= 0], [300, 301, 302, 303, 304]).any()
     assert gradients["output_layer.weight"].abs().max() > 0
 
 
@@ -286,8 +286,8 @@ def test_a_tie_is_half_right(grid: Grid) -> None:
     for objective, given in cases:
         made = batch(pieces.dealt(given, 2), grid, True)
         zeros = torch.zeros(made.tokens.shape)
-        told = objective(lambda *_, zeros=zeros, **__: zeros, made, grid)[1](zeros)[2]
-        assert made.compared is not None and told[1] == len(made.compared.pairs) / 2, "accuracy, over pairs"
+        record = objective(lambda *_, zeros=zeros, **__: zeros, made, grid)[1](zeros)[2]
+        assert made.compared is not None and record[1] == len(made.compared.pairs) / 2, "accuracy, over pairs"
 
 
 # --- rewards ---
@@ -299,9 +299,9 @@ def judge(policy: Any) -> Any:
 
     settings = copy.deepcopy(policy.config)
     settings.num_labels, settings.pad_token_id = 1, 0
-    found = LlamaForSequenceClassification(settings).float()
-    found.model.load_state_dict(policy.model.state_dict())
-    return found
+    result = LlamaForSequenceClassification(settings).float()
+    result.model.load_state_dict(policy.model.state_dict())
+    return result
 
 
 def named_judge(hf: Any) -> dict[str, Tensor]:
@@ -312,13 +312,13 @@ def test_reward(judge: Any, words: Any, grid: Grid, tmp_path: Path) -> None:
     import trl
     from datasets import Dataset
 
-    found = pieces.preferences()
+    result = pieces.preferences()
     data = [
         {
             f"{name}_ids": np.concatenate([prompt, one.tokens]).tolist()
             for name, one in zip(("chosen", "rejected"), both)
         }
-        for prompt, both in found
+        for prompt, both in result
     ]
     trainer = trl.RewardTrainer(
         copy.deepcopy(judge),
@@ -335,7 +335,7 @@ def test_reward(judge: Any, words: Any, grid: Grid, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("answers", [2, 3])
 def test_one_row_equals_separate_rows_where_answers_do_not_see_each_other(answers: int, judge: Any, grid: Grid) -> None:
-    found = {
+    result = {
         layout: ours(
             named_judge(judge),
             REWARD,
@@ -345,7 +345,7 @@ def test_one_row_equals_separate_rows_where_answers_do_not_see_each_other(answer
         )
         for layout in rows.LAYOUTS
     }
-    assert_equal(found["tree"], found["separate"][0], found["separate"][1])
-    difference = abs(found["plain"][0] - found["separate"][0])
-    print(f"plain concatenation of {answers} answers: loss {found['plain'][0]:.5f}, apart {found['separate'][0]:.5f}")
+    assert_equal(result["tree"], result["separate"][0], result["separate"][1])
+    difference = abs(result["plain"][0] - result["separate"][0])
+    print(f"plain concatenation of {answers} answers: loss {result['plain'][0]:.5f}, apart {result['separate'][0]:.5f}")
     assert difference > 1e-3, "the report's approximation is one"

@@ -38,7 +38,7 @@ def packed_source(tmp_path: Path) -> Packer:
                 writer = IndexedWriter(folder / split, dtype_for(100_000))
                 writer.add(first + np.arange(sum(sizes)), np.array(sizes, np.int32))
                 splits[split] = Split(writer.tokens, writer.documents, writer.close())
-        told = {"tokenizer_fingerprint": "t", "vocab_size": 100_000, "fingerprint": f"{name} {lengths} {first}"}
-        Packed(version=1, tokenizer_kind="bpe", settings={}, input={}, **splits, **(told | changed)).write(folder)  # type: ignore[arg-type]
+        record = {"tokenizer_fingerprint": "t", "vocab_size": 100_000, "fingerprint": f"{name} {lengths} {first}"}
+        Packed(version=1, tokenizer_kind="bpe", settings={}, input={}, **splits, **(record | changed)).write(folder)  # type: ignore[arg-type]
 
     return write

@@ -18,8 +18,8 @@ Packer = Callable[..., None]
 
 
 def _data(tmp_path: Path, sources: dict[str, float], **keys: object) -> config.Data:
-    found = {name: config.Source(weight=weight) for name, weight in sources.items()}
-    return config.Data(folder=str(tmp_path), sources=found, **keys)  # type: ignore[arg-type]
+    result = {name: config.Source(weight=weight) for name, weight in sources.items()}
+    return config.Data(folder=str(tmp_path), sources=result, **keys)  # type: ignore[arg-type]
 
 
 def _schedule(total_tokens: int = 4096, ramp: list[config.Ramp] = []) -> config.Schedule:  # noqa: B006

@@ -26,12 +26,12 @@ def _schedule(ramp: list[config.Ramp] = [], total_tokens: int = 6000) -> config.
 
 def _spans(mixture: Mixture, steps: range) -> list[tuple[int, int, int]]:
     """(source, first token, token behind the last) of every row of the steps, in order."""
-    found = []
+    result = []
     for step in steps:
         rows, length = mixture.shape(step)
         draw = mixture.draw(step, np.arange(rows))
-        found += [(int(source), int(first), int(first) + length) for source, first in zip(draw.source, draw.position)]
-    return found
+        result += [(int(source), int(first), int(first) + length) for source, first in zip(draw.source, draw.position)]
+    return result
 
 
 def _sources(mixture: Mixture, steps: range) -> list[int]:

@@ -46,7 +46,7 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 
 def test_documents_begin_and_end_and_hold_no_injected_token(tmp_path: Path, bpe: config.Tokenizer) -> None:
     data = _data(tmp_path, _source(tmp_path, TEXTS), heldout_fraction=0.2)
-    told = pack.pack(data, "s", bpe)
+    record = pack.pack(data, "s", bpe)
     vocabulary = tokenizer.load(bpe)
     train, heldout = _documents(tmp_path, "train"), _documents(tmp_path, "heldout")
     for document in train + heldout:
@@ -56,8 +56,8 @@ def test_documents_begin_and_end_and_hold_no_injected_token(tmp_path: Path, bpe:
     assert decoded == [text for text in TEXTS if text in set(decoded)]  # in the order of the source
     assert sorted(decoded + [vocabulary.decode(document[1:-1]) for document in heldout]) == sorted(TEXTS)
     assert 30 <= len(heldout) <= 90
-    assert (told.train.tokens, told.heldout.documents) == (sum(map(len, train)), len(heldout))
-    assert packed.read(data, "s") == told and told.vocab_size == 560
+    assert (record.train.tokens, record.heldout.documents) == (sum(map(len, train)), len(heldout))
+    assert packed.read(data, "s") == record and record.vocab_size == 560
 
 
 def test_bos_and_eos_can_be_left_out(tmp_path: Path, bpe: config.Tokenizer) -> None:
@@ -72,8 +72,8 @@ def test_bytes_do_not_depend_on_the_processes(
     monkeypatch.setattr(sources, "_ITEM_BYTES", 2000)
     source = _source(tmp_path, TEXTS)
     assert len(sources.items(source, "s")) > 10
-    told = [pack.pack(_data(tmp_path / str(n), source, workers=n, heldout_fraction=0.1), "s", bpe) for n in (1, 3)]
-    assert told[0] == told[1]
+    record = [pack.pack(_data(tmp_path / str(n), source, workers=n, heldout_fraction=0.1), "s", bpe) for n in (1, 3)]
+    assert record[0] == record[1]
     assert _bytes(tmp_path / "1/packed/s") == _bytes(tmp_path / "3/packed/s")
 
 
@@ -92,8 +92,8 @@ def test_heldout_documents_do_not_depend_on_the_order(tmp_path: Path, bpe: confi
 
 def test_a_small_source_gets_a_held_out_document(tmp_path: Path, bpe: config.Tokenizer) -> None:
     data = _data(tmp_path, _source(tmp_path, TEXTS[:5]), heldout_fraction=1e-9, bos=False, eos=False)
-    told = pack.pack(data, "s", bpe)
-    assert (told.train.documents, told.heldout.documents) == (4, 1)
+    record = pack.pack(data, "s", bpe)
+    assert (record.train.documents, record.heldout.documents) == (4, 1)
     key = min(TEXTS[:5], key=lambda text: pack.heldout_key(text, data.seed))
     encode = tokenizer.load(bpe).encode
     assert _documents(tmp_path, "heldout") == [encode(key)]
@@ -102,8 +102,8 @@ def test_a_small_source_gets_a_held_out_document(tmp_path: Path, bpe: config.Tok
 
 def test_a_single_document_has_no_heldout_split(tmp_path: Path, bpe: config.Tokenizer) -> None:
     with pytest.warns(UserWarning, match="single document"):
-        told = pack.pack(_data(tmp_path, _source(tmp_path, TEXTS[:1])), "s", bpe)
-    assert told.heldout.documents == 0 and sorted(_bytes(tmp_path / "packed/s")) == [
+        record = pack.pack(_data(tmp_path, _source(tmp_path, TEXTS[:1])), "s", bpe)
+    assert record.heldout.documents == 0 and sorted(_bytes(tmp_path / "packed/s")) == [
         "packed.json",
         "train.bin",
         "train.idx",
@@ -120,13 +120,13 @@ def test_documents_that_end_otherwise_than_this_tokenizer_ends_them(tmp_path: Pa
     tokens = np.memmap(tmp_path / "packed/s/train.bin", reader.dtype, mode="r+")
     tokens[reader.starts + reader.lengths - 1] = words.special["<|eot_id|>"]
     tokens.flush()
-    told = f"data.sources.s: .*end with token {words.special['<|eot_id|>']}, .* end of text is {words.eos_id}; "
-    with pytest.raises(ValueError, match=told + "pack it again with overwrite=true"):
+    record = f"data.sources.s: .*end with token {words.special['<|eot_id|>']}, .* end of text is {words.eos_id}; "
+    with pytest.raises(ValueError, match=record + "pack it again with overwrite=true"):
         pack.pack(data, "s", bpe)
     given = batches.Batches(data, schedule)
-    with pytest.raises(ValueError, match=told + "pack it again with overwrite=true"):
+    with pytest.raises(ValueError, match=record + "pack it again with overwrite=true"):
         batches.check_ends(data, given, words.eos_id, resumed=False)
-    with pytest.warns(UserWarning, match=told + "this run began with them"):
+    with pytest.warns(UserWarning, match=record + "this run began with them"):
         batches.check_ends(data, given, words.eos_id, resumed=True)
     pack.pack(data, "s", bpe, overwrite=True)
     batches.check_ends(data, batches.Batches(data, schedule), words.eos_id, resumed=False)

@@ -38,8 +38,8 @@ def written(folder: Path, name: str) -> Path:
 
 @pytest.mark.parametrize("name", ["a.jsonl", "lines.json", "array.json", "a.jsonl.gz", "a.parquet"])
 def test_records_are_read_from_every_kind_of_file(tmp_path: Path, name: str) -> None:
-    found = sorted(read(written(tmp_path, name)), key=lambda record: record["n"])
-    assert found == DIALOGS, "nulls that a table needs are no fields of a record"
+    result = sorted(read(written(tmp_path, name)), key=lambda record: record["n"])
+    assert result == DIALOGS, "nulls that a table needs are no fields of a record"
     assert store.files(str(tmp_path)) == [tmp_path / name]
 
 

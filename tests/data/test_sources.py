@@ -32,8 +32,8 @@ def test_jsonl_is_the_same_in_any_pieces(
 ) -> None:
     (tmp_path / "a.jsonl").write_bytes(_jsonl(TEXTS) + ending)
     monkeypatch.setattr(sources, "_ITEM_BYTES", item_bytes)
-    found = _texts(config.Source(input=str(tmp_path / "a.jsonl")))
-    assert found == TEXTS + (["last"] if ending.startswith(b"{") else [])
+    result = _texts(config.Source(input=str(tmp_path / "a.jsonl")))
+    assert result == TEXTS + (["last"] if ending.startswith(b"{") else [])
 
 
 def test_compressed_jsonl(tmp_path: Path) -> None:

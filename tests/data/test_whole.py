@@ -70,11 +70,11 @@ def test_bins_are_those_of_best_fit(seed: int) -> None:
     row_tokens = int(rng.integers(5, 60))
     spans = rng.integers(1, row_tokens + 1, 40)
     counts = rng.integers(0, 9, 40)
-    found = bins.fill(spans, counts, row_tokens)
-    assert np.array_equal(np.bincount(found.items, minlength=40), counts)
-    held = np.add.reduceat(spans[found.items], found.begins[:-1])
-    assert held.max() <= row_tokens and np.diff(found.begins).min() > 0
-    assert found.rows == _best_fit(np.repeat(spans, counts).tolist(), row_tokens)
+    result = bins.fill(spans, counts, row_tokens)
+    assert np.array_equal(np.bincount(result.items, minlength=40), counts)
+    held = np.add.reduceat(spans[result.items], result.begins[:-1])
+    assert held.max() <= row_tokens and np.diff(result.begins).min() > 0
+    assert result.rows == _best_fit(np.repeat(spans, counts).tolist(), row_tokens)
 
 
 def test_bins_of_nothing() -> None:
@@ -87,8 +87,8 @@ def test_real_text_leaves_little_padding(row_tokens: int, share: float) -> None:
     files = Path(os.__file__).parent.rglob("*.py")
     sizes = [file.stat().st_size // 4 + 2 for file in files if "site-packages" not in file.parts]
     spans, counts = np.unique([n for size in sizes for n in _split(size, row_tokens)], return_counts=True)
-    found = bins.fill(spans, counts, row_tokens)
-    assert len(sizes) > 300 and 1 - sum(sizes) / (found.rows * row_tokens) < share
+    result = bins.fill(spans, counts, row_tokens)
+    assert len(sizes) > 300 and 1 - sum(sizes) / (result.rows * row_tokens) < share
 
 
 # --- documents --------------------------------------------------------------------------------------------------------
@@ -253,15 +253,15 @@ def test_lengths_are_the_true_ones(tmp_path: Path, packed_source: Packer) -> Non
         true = {first + i: n for first, n in zip(np.cumsum([1, 5, 40, 16, 3, 33, 100, 7, 32, 9, 11]).tolist(),
                 [5, 40, 16, 3, 33, 100, 7, 32, 9, 11, 1]) for i in range(n)}  # fmt: skip
         for step in (0, 3, 20, 45):
-            rows, told = _step(given, step), given.lengths(step)
+            rows, recorded = _step(given, step), given.lengths(step)
             pieces = list(_pieces(rows))
             row_tokens = rows.tokens.shape[1]
-            assert (told.pieces, told.tokens) == (len(pieces), sum(piece.size for piece in pieces))
-            assert told.span_sum == sum(piece.size**2 for piece in pieces)
-            assert told.length_sum == sum(true[int(token)] for piece in pieces for token in piece)
-            assert told.long_tokens == sum(piece.size for piece in pieces if 2 * piece.size > row_tokens)
-            assert told.padding_share == pytest.approx((rows.tokens == 0).mean())
-            record = told.record()
+            assert (recorded.pieces, recorded.tokens) == (len(pieces), sum(piece.size for piece in pieces))
+            assert recorded.span_sum == sum(piece.size**2 for piece in pieces)
+            assert recorded.length_sum == sum(true[int(token)] for piece in pieces for token in piece)
+            assert recorded.long_tokens == sum(piece.size for piece in pieces if 2 * piece.size > row_tokens)
+            assert recorded.padding_share == pytest.approx((rows.tokens == 0).mean())
+            record = recorded.record()
             assert record["documents"] == len(pieces) and sum(record["length_shares"].values()) == pytest.approx(1)
 
 

@@ -38,24 +38,24 @@ def shape(name: str) -> config.Model:
 def micro_batches(device: torch.device) -> list[MicroBatch]:
     """Rows of one document, and of several that cross the tiles of kernels; labels across a boundary do not count."""
     tokens = np.random.default_rng(11).integers(0, VOCAB, (ROWS, LENGTH + 1))
-    found = []
+    result = []
     for row, lengths in zip(tokens, DOCUMENTS, strict=True):
         documents = np.repeat(np.arange(len(lengths) + 1), [*lengths, LENGTH - sum(lengths)])
         mask = np.ones(LENGTH, np.float32)
         mask[:-1] = documents[1:] == documents[:-1]
-        found.append(MicroBatch.from_numpy(row[None, :-1], row[None, 1:], mask[None], documents[None], device))
-    return found
+        result.append(MicroBatch.from_numpy(row[None, :-1], row[None, 1:], mask[None], documents[None], device))
+    return result
 
 
 def gradients(engine: Engine) -> dict[str, list[float]]:
     """Of each parameter some numbers of its first gradient, as Adam's first moment after one update has it."""
-    found = {}
+    result = {}
     for shard in state.optimizer(engine):
         if shard.name.startswith("exp_avg."):
             flat = torch.cat([block.resolve().flatten() for block in shard.blocks])
             chosen = torch.linspace(0, flat.numel() - 1, min(KEPT, flat.numel()), dtype=torch.float64).long()
-            found[shard.name.removeprefix("exp_avg.")] = (flat[chosen.to(flat.device)] * 10).tolist()
-    return found
+            result[shard.name.removeprefix("exp_avg.")] = (flat[chosen.to(flat.device)] * 10).tolist()
+    return result
 
 
 def steps(name: str, numbers: config.Precision, device: torch.device, rates: list[float]) -> Facts:
@@ -90,5 +90,8 @@ def cases(device: torch.device, extras: tuple[str, ...]) -> Iterator[tuple[str, 
         if precision.have_transformer_engine():
             formats |= {f"fp8 {recipe}": config.Precision(fp8=recipe) for recipe in FP8}
     for name in SHAPES if "wide" in extras else ["narrow"]:
-        for told, numbers in formats.items():
-            yield f"steps {name} {told}", lambda n=name, p=numbers: steps(n, p, device, RATES if extras else RATES[:1])
+        for record, numbers in formats.items():
+            yield (
+                f"steps {name} {record}",
+                lambda n=name, p=numbers: steps(n, p, device, RATES if extras else RATES[:1]),
+            )

@@ -60,22 +60,22 @@ def computed(kind: str, folder: Path, data: Path, extras: list[str]) -> Results:
     words = [sys.executable, "-m", "tests.gpu.worker", kind, str(folder), str(data), *extras]
     done = run(words, env=environment, merged=True)
     print(f"\n--- {folder.name} ---\n{done.stdout}")
-    found = folder / "results.json"
-    assert found.exists(), f"the process of {folder.name} ended with {done.returncode}\n{done.stdout[-4000:]}"
-    return json.loads(found.read_text())
+    result = folder / "results.json"
+    assert result.exists(), f"the process of {folder.name} ended with {done.returncode}\n{done.stdout[-4000:]}"
+    return json.loads(result.read_text())
 
 
 def wrong(results: Results) -> list[str]:
     """A line for everything that one device finds wrong by itself, with its numbers."""
-    found = []
+    actual = []
     for name, result in results.items():
         if "error" in result:
-            found.append(f"{name}: {result['error'].strip().splitlines()[-1]}")
+            actual.append(f"{name}: {result['error'].strip().splitlines()[-1]}")
         checks = result.get("checks", [])
-        found += [
+        actual += [
             f"{name}: {what} {value:.3g}, at most {bound:.3g}" for what, value, bound in checks if not value <= bound
         ]
-    return found
+    return actual
 
 
 def report(lines: list[str]) -> None:
@@ -102,23 +102,23 @@ def norm(values: list[float]) -> float:
     return sum(value * value for value in values) ** 0.5
 
 
-def apart(found: dict[str, Any], expected: dict[str, Any], kind: str) -> list[tuple[str, float, float]]:
+def apart(result: dict[str, Any], expected: dict[str, Any], kind: str) -> list[tuple[str, float, float]]:
     """What two results of one case have in common: its relative difference, and the largest right one."""
-    told = []
+    record = []
     for what, bound in BOUNDS[kind].items():
-        if what in found and what in expected:
-            pairs = list(zip(found[what], expected[what], strict=True))
-            told.append((what, max(abs(a - b) / abs(b) for a, b in pairs) if pairs else 0.0, bound))
+        if what in result and what in expected:
+            pairs = list(zip(result[what], expected[what], strict=True))
+            record.append((what, max(abs(a - b) / abs(b) for a, b in pairs) if pairs else 0.0, bound))
     for name, values in expected.get("gradients", {}).items():
-        off = norm([a - b for a, b in zip(found["gradients"][name], values, strict=True)]) / max(norm(values), 1e-30)
-        told.append((f"gradient of {name}", off, GRADIENTS[kind]))
-    return told
+        off = norm([a - b for a, b in zip(result["gradients"][name], values, strict=True)]) / max(norm(values), 1e-30)
+        record.append((f"gradient of {name}", off, GRADIENTS[kind]))
+    return record
 
 
 def partners(results: dict[str, Results]) -> list[tuple[str, dict[str, Any], dict[str, Any], str]]:
     """(name, found, expected, kind of bound) of every case that can be compared."""
     cpu, gpu = results["cpu"], results["device"]
-    found = []
+    actual = []
     for name, result in gpu.items():
         shape, _, numbers = name.rpartition(" ")
         if name.startswith("steps") and " fp8 " in name:
@@ -136,20 +136,20 @@ def partners(results: dict[str, Results]) -> list[tuple[str, dict[str, Any], dic
         else:
             continue
         if twin is not None and "error" not in result and "error" not in twin:
-            found.append((name, result, twin, kind))
-    return found
+            actual.append((name, result, twin, kind))
+    return actual
 
 
 @pytest.mark.gpu
 def test_a_gpu_computes_what_a_cpu_computes(results: dict[str, Results]) -> None:
     """Losses, norms and gradients in FP32 and BF16 against the CPU's FP32; FP8 against BF16."""
     lines = []
-    for name, found, expected, kind in partners(results):
-        told = apart(found, expected, kind)
-        short = [*told[: len(BOUNDS[kind])], *sorted(told[len(BOUNDS[kind]) :], key=lambda one: -one[1])[:3]]
+    for name, result, expected, kind in partners(results):
+        record = apart(result, expected, kind)
+        short = [*record[: len(BOUNDS[kind])], *sorted(record[len(BOUNDS[kind]) :], key=lambda one: -one[1])[:3]]
         print(f"{name} ({kind}): {', '.join(f'{what} {off:.2g}' for what, off, _ in short)}")
         lines += [
-            f"{name}: {what} off by {off:.3g}, at most {bound:.3g}" for what, off, bound in told if not off <= bound
+            f"{name}: {what} off by {off:.3g}, at most {bound:.3g}" for what, off, bound in record if not off <= bound
         ]
     report(lines)
     assert len(partners(results)) >= 8

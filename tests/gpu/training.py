@@ -89,8 +89,10 @@ class Recipes:
         (line,) = [line for line in metrics.read(folder) if line["kind"] == "train"]
         saved = publish.resolve(str(folder))
         assert publish.read_meta(saved).step == 1
-        found = [line["loss"], line["grad_norm"]]
-        checks = [("not finite, or no gradient", 0.0 if all(map(math.isfinite, found)) and found[1] > 0 else 1.0, 0.0)]
+        result = [line["loss"], line["grad_norm"]]
+        checks = [
+            ("not finite, or no gradient", 0.0 if all(map(math.isfinite, result)) and result[1] > 0 else 1.0, 0.0)
+        ]
         facts: Facts = {"losses": [line["loss"]], "norms": [line["grad_norm"]], "checks": checks}
         if "nll" in line:
             facts["nll"] = line["nll"]
@@ -187,12 +189,12 @@ def finished(run: config.Pretrain) -> tuple[list[float], dict[str, torch.Tensor]
     saved = fit(run)
     assert saved is not None
     lines = [line for line in metrics.read(run.folder) if line["kind"] == "train"]
-    found = {
+    result = {
         f"{part}/{name}": shards.Reader(saved / part).read(name)
         for part in ("weights", "optimizer")
         for name in shards.Reader(saved / part).names()
     }
-    return [line[key] for line in lines for key in ("loss", "grad_norm")], found
+    return [line[key] for line in lines for key in ("loss", "grad_norm")], result
 
 
 def difference(one: Any, other: Any) -> tuple[float, float]:
@@ -229,13 +231,13 @@ def converted(room: Path, data: Path, device: torch.device) -> Facts:
 
     folder = room / "hf"
     checkpoints.run(config.Convert("to_hf", str(folder), str(room / "pretrain"), dtype="fp32"))
-    found, grid = pretrained.find(str(folder)), mesh.create(config.Parallel())
+    result, grid = pretrained.find(str(folder)), mesh.create(config.Parallel())
     own = pretrained.find(str(room / "pretrain"))
     live, back = (
-        llama.build(one.shape, config.Precision(params="fp32"), config.Parallel(), grid) for one in (own, found)
+        llama.build(one.shape, config.Precision(params="fp32"), config.Parallel(), grid) for one in (own, result)
     )
     own.load(live, grid)
-    found.load(back, grid)
+    result.load(back, grid)
     pairs = zip(live[0].state_dict().items(), back[0].state_dict().items(), strict=True)
     unequal = [name for (name, one), (_, other) in pairs if torch.is_tensor(one) and not torch.equal(one, other)]
     tokens = torch.from_numpy(np.random.default_rng(2).integers(0, 560, (2, 129)))

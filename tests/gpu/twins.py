@@ -26,14 +26,14 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BOUNDS = {"fp32": (1e-4, 1e-3), "bf16": (2e-2, 1e-1)}
 
 
-def compared(found: Tensor, expected: Tensor, dtype: str, what: str) -> Checks:
+def compared(result: Tensor, expected: Tensor, dtype: str, what: str) -> Checks:
     """Errors of a tensor whose first axis, or first two, are positions."""
-    error = (found.double() - expected).flatten(1)
+    error = (result.double() - expected).flatten(1)
     each, sizes = error.norm(dim=1), expected.flatten(1).norm(dim=1)
     size = sizes.square().mean().sqrt().clamp(min=1e-30)
     whole, worst = each.square().mean().sqrt() / size, (each / sizes.clamp(min=size)).max()
-    told = [(what, whole.item(), BOUNDS[dtype][0]), (f"{what} worst", worst.item(), BOUNDS[dtype][1])]
-    return told if bool(torch.isfinite(found).all()) else [(f"{what} is not finite", math.inf, 0.0)]
+    record = [(what, whole.item(), BOUNDS[dtype][0]), (f"{what} worst", worst.item(), BOUNDS[dtype][1])]
+    return record if bool(torch.isfinite(result).all()) else [(f"{what} is not finite", math.inf, 0.0)]
 
 
 # --- attention ---
@@ -66,12 +66,12 @@ def documents(total: int) -> dict[str, list[tuple[int, ...]]]:
     }
 
 
-def explicit(query: Tensor, key: Tensor, value: Tensor, told: list[tuple[int, ...]], spans: list[Span]) -> Tensor:
+def explicit(query: Tensor, key: Tensor, value: Tensor, record: list[tuple[int, ...]], spans: list[Span]) -> Tensor:
     """One softmax over a whole mask, in FP64."""
     rows, length = key.size(1), key.size(0)
     positions = torch.cat([torch.arange(begin, end) for begin, end in spans])
     allowed = torch.zeros(rows, length, length, dtype=torch.bool)
-    for row, begin, end, *prefix in told:
+    for row, begin, end, *prefix in record:
         allowed[row, begin:end, begin:end] = torch.ones(end - begin, end - begin, dtype=torch.bool).tril()
         if prefix:
             allowed[row, begin:end, prefix[0] : prefix[1]] = True
@@ -83,7 +83,12 @@ def explicit(query: Tensor, key: Tensor, value: Tensor, told: list[tuple[int, ..
 
 
 def attention(
-    device: torch.device, dtype: str, heads: tuple[int, int, int], length: int, told: list[tuple[int, ...]], cp: int = 1
+    device: torch.device,
+    dtype: str,
+    heads: tuple[int, int, int],
+    length: int,
+    record: list[tuple[int, ...]],
+    cp: int = 1,
 ) -> Checks:
     """`attend` with (heads, KV heads, width); keys and values are views of one tensor, as they are in the model.
 
@@ -91,16 +96,16 @@ def attention(
     documents nobody reads, so nothing is asked of it, and no gradient comes from there.
     """
     generator = torch.Generator().manual_seed(length + heads[0])
-    rows = 1 + max(one[0] for one in told)
+    rows = 1 + max(one[0] for one in record)
 
     def drawn(*size: int) -> Tensor:
         return torch.randn(size, generator=generator).to(device, DTYPES[dtype])
 
     fused_kv = drawn(length, rows, heads[1], 2 * heads[2]).requires_grad_()
     read = torch.zeros(length, rows, 1, 1, dtype=torch.bool, device=device)
-    for row, begin, end, *_ in told:
+    for row, begin, end, *_ in record:
         read[begin:end, row] = True
-    found: Checks = []
+    result: Checks = []
     for rank in range(cp):
         spans = chunks_of_rank(length, cp, rank)
         queries = sum(end - begin for begin, end in spans)
@@ -108,16 +113,16 @@ def attention(
         mine = torch.cat([read[begin:end] for begin, end in spans])
         grad = drawn(queries, rows, heads[0], heads[2]) * mine
         parts = query, *fused_kv.split(heads[2], -1)
-        out, expected = attend(*parts, torch.tensor(told, dtype=torch.int32), spans), explicit(*parts, told, spans)
+        out, expected = attend(*parts, torch.tensor(record, dtype=torch.int32), spans), explicit(*parts, record, spans)
         out, expected = out * mine, expected * mine
         ours = [out, *torch.autograd.grad(out, (query, fused_kv), grad)]
         twins = [expected, *torch.autograd.grad(expected, (query, fused_kv), grad.double())]
         pairs = [*zip(ours[:2], twins[:2]), *zip(*(x[2].split(heads[2], -1) for x in (ours, twins)))]
         for what, (one, twin) in zip(("out", "grad_query", "grad_key", "grad_value"), pairs, strict=True):
-            found += compared(
+            result += compared(
                 one.flatten(0, 1), twin.double().flatten(0, 1), dtype, what + f" of rank {rank}" * (cp > 1)
             )
-    return found
+    return result
 
 
 # --- head and loss ---
@@ -140,28 +145,28 @@ def loss_and_gradients(device: torch.device, dtype: str, tokens: int, hidden: in
     logits = states.double() @ weight.double().t()
     each = F.cross_entropy(logits, labels, reduction="none")
     loss, losses = head.weighted_loss(states, weight, labels, weights, group)
-    found = compared(losses.unsqueeze(1), each.detach().unsqueeze(1), dtype, "losses")
+    result = compared(losses.unsqueeze(1), each.detach().unsqueeze(1), dtype, "losses")
     inputs = (states, weight)
     factor = 3.0  # upstream, as an engine that scales its loss gives
     ours = torch.autograd.grad(loss * factor, inputs)
     twins = torch.autograd.grad((each * weights).sum() * factor, inputs, retain_graph=True)
     for what, one, twin in zip(("grad_hidden", "grad_weight"), ours, twins):
-        found += compared(one, twin.double(), dtype, f"weighted {what}")
+        result += compared(one, twin.double(), dtype, f"weighted {what}")
     some = torch.where(weights > 0, labels, -1)
     apart = head.token_losses(states, weight, some, group)
     upstream = torch.linspace(-1, 1, tokens, device=device)
     ours = torch.autograd.grad(apart, inputs, upstream)
     twins = torch.autograd.grad(each, inputs, upstream.double() * (weights > 0))
     for what, one, twin in zip(("grad_hidden", "grad_weight"), ours, twins):
-        found += compared(one, twin.double(), dtype, f"of tokens {what}")
-    told, likeliest = head.scores(states, weight, labels, weights > 0, group)
-    for what, one in (("token_losses", apart), ("scores", told)):
-        found += compared(one.unsqueeze(1), (each.detach() * (weights > 0)).unsqueeze(1), dtype, what)
+        result += compared(one, twin.double(), dtype, f"of tokens {what}")
+    record, likeliest = head.scores(states, weight, labels, weights > 0, group)
+    for what, one in (("token_losses", apart), ("scores", record)):
+        result += compared(one.unsqueeze(1), (each.detach() * (weights > 0)).unsqueeze(1), dtype, what)
     asked = weights > 0
     chosen = logits.gather(1, likeliest.clamp(min=0)[:, None])[:, 0]  # near-ties may go either way
     short = ((logits.max(1).values - chosen)[asked].max() / logits.abs().max()).item()
     wrong = float((likeliest[~asked] != -1).sum() + (likeliest[asked] < 0).sum())
-    return [*found, ("likeliest token below the maximum", short, BOUNDS[dtype][0]), ("places of scores", wrong, 0.0)]
+    return [*result, ("likeliest token below the maximum", short, BOUNDS[dtype][0]), ("places of scores", wrong, 0.0)]
 
 
 # --- norm and activation ---
@@ -209,10 +214,13 @@ def cases(device: torch.device) -> Iterator[tuple[str, Callable[[], Checks]]]:
         shapes = [((4, 2, 8), 192), ((4, 1, 128), 2048 if gpu else 512)]
         for heads, length in [*shapes, *([((32, 8, 128), 2048), ((8, 2, 64), 1088)] if gpu else [])]:
             name = f"{dtype} {heads[0]}x{heads[1]}x{heads[2]}"
-            for what, told in documents(length).items():
-                yield f"attend {name} {what}", lambda d=dtype, h=heads, n=length, t=told: attention(device, d, h, n, t)
-            told = documents(length)["over tiles"]
-            yield f"attend {name} cp2", lambda d=dtype, h=heads, n=length, t=told: attention(device, d, h, n, t, cp=2)
+            for what, record in documents(length).items():
+                yield (
+                    f"attend {name} {what}",
+                    lambda d=dtype, h=heads, n=length, t=record: attention(device, d, h, n, t),
+                )
+            record = documents(length)["over tiles"]
+            yield f"attend {name} cp2", lambda d=dtype, h=heads, n=length, t=record: attention(device, d, h, n, t, cp=2)
         sizes = [(1, 64, 320), (333, 64, 1003)] + ([(2500, 512, 128256)] if gpu else [])
         for size in sizes:
             yield f"head {dtype} {'x'.join(map(str, size))}", lambda d=dtype, s=size: loss_and_gradients(device, d, *s)

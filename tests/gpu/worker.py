@@ -28,7 +28,7 @@ from llama31.parallel import mesh
 from tests.gpu import steps, training, twins
 
 
-def told(what: str, value: Any) -> str:
+def record(what: str, value: Any) -> str:
     numbers = value if isinstance(value, list) else [value]
     return f"{what} {' '.join(f'{number:.4g}' for number in numbers)}"
 
@@ -37,12 +37,14 @@ def line(name: str, result: dict[str, Any]) -> str:
     """What a log should say of a case."""
     if "error" in result:
         return f"{name}: FAILED {result['error'].strip().splitlines()[-1]}"
-    parts = [told(what, value) for what, value in result.items() if what not in ("checks", "gradients") and value != []]
+    parts = [
+        record(what, value) for what, value in result.items() if what not in ("checks", "gradients") and value != []
+    ]
     checks = result.get("checks", [])
-    wrong = [f"{told(what, value)} > {bound:.2g}" for what, value, bound in checks if not value <= bound]
+    wrong = [f"{record(what, value)} > {bound:.2g}" for what, value, bound in checks if not value <= bound]
     if checks:
         what, value, bound = max(checks, key=lambda one: one[1] / one[2] if one[2] else 0.0)
-        parts.append(f"of {len(checks)} checks the closest: {told(what, value)} of {bound:.2g}")
+        parts.append(f"of {len(checks)} checks the closest: {record(what, value)} of {bound:.2g}")
     return f"{name}: {'; '.join(parts)}{'; WRONG: ' if wrong else ''}{'; '.join(wrong)}"
 
 
@@ -53,8 +55,8 @@ def measured(work: Callable[[], Any], device: torch.device) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats()
     begin = time.perf_counter()
     try:
-        found = work()
-        result = {"checks": found} if isinstance(found, list) else dict(found)
+        actual = work()
+        result = {"checks": actual} if isinstance(actual, list) else dict(actual)
         if gpu:
             torch.cuda.synchronize()
     except (Exception, SystemExit):  # noqa: BLE001 - the test of this case shows it

@@ -118,21 +118,21 @@ def numbers(name: str, engine: Engine, size: int) -> list[float]:
     def packed(chosen: Sequence[np.ndarray]) -> rows.Packed:
         return rows.pack([[given[i] for i in row] for row in chosen], 2 * LENGTH, compares=True)
 
-    found = torch.zeros(int(firsts[-1]))
-    for places, _, told in scoring.numbers(engine.forward, dealt, packed, ask, size):
-        found[[int(n) for p in places for i in dealt[p] for n in range(firsts[i], firsts[i + 1])]] = told
-    dist.all_reduce(found, group=engine.grid.dp_group)
-    return found.tolist()
+    result = torch.zeros(int(firsts[-1]))
+    for places, _, record in scoring.numbers(engine.forward, dealt, packed, ask, size):
+        result[[int(n) for p in places for i in dealt[p] for n in range(firsts[i], firsts[i + 1])]] = record
+    dist.all_reduce(result, group=engine.grid.dp_group)
+    return result.tolist()
 
 
 def micro_batches(name: str, grid: Grid, size: int) -> list[MicroBatch]:
     """This replica's rows; some hold two pieces, one none."""
     objective, dealt = OBJECTIVES[name][0], rows_of(name)
-    found = []
+    result = []
     for indices in rank_rows(ROWS, size, grid.dp, grid.dp_rank):
         packed = rows.pack([dealt[row] for row in indices], LENGTH, compares=objective is not next_token)
-        found.append(MicroBatch.from_packed(packed, grid.device))
-    return found
+        result.append(MicroBatch.from_packed(packed, grid.device))
+    return result
 
 
 def run(case: Case, name: str, grid: Grid) -> dict[str, Any]:
@@ -142,16 +142,16 @@ def run(case: Case, name: str, grid: Grid) -> dict[str, Any]:
     chunks = llama.build(built, FP32, parallel, grid, seed=3)
     engine = Engine(chunks, built, config.Optimizer(), FP32, parallel, grid)
     mine = micro_batches(name, grid, parallel.micro_batch)
-    told: dict[str, list[float]] = {}
+    record: dict[str, list[float]] = {}
     for _ in range(STEPS):
         result = engine.accumulate(mine, OBJECTIVES[name][0])
         engine.apply(1e-3)
         step = {"loss": result.loss, "norm": result.grad_norm, "units": result.tokens, **result.measures}
         for key, value in step.items():
-            told.setdefault(key, []).append(value)
+            record.setdefault(key, []).append(value)
     if name != "sft":
-        told["numbers"] = numbers(name, engine, parallel.micro_batch)
-    return told
+        record["numbers"] = numbers(name, engine, parallel.micro_batch)
+    return record
 
 
 def main(output: str) -> None:

@@ -65,7 +65,7 @@ class Rows:
 def batches() -> list[Rows]:
     """Rows of documents of odd lengths, the label that crosses a boundary masked, some rows with one document."""
     random = np.random.default_rng(7)
-    found = []
+    result = []
     for _ in range(STEPS):
         stream = random.integers(0, VOCAB, (ROWS, LENGTH + 1))
         starts = random.random((ROWS, LENGTH)) < 0.12
@@ -73,8 +73,8 @@ def batches() -> list[Rows]:
         documents = np.cumsum(starts, 1)
         mask = np.ones((ROWS, LENGTH), np.float32)
         mask[:, :-1] = documents[:, 1:] == documents[:, :-1]
-        found.append(Rows(stream[:, :-1], stream[:, 1:], mask, documents))
-    return found
+        result.append(Rows(stream[:, :-1], stream[:, 1:], mask, documents))
+    return result
 
 
 # Messages of tensor and context parallelism take the time: where neither is the point, micro-batches have several rows.

@@ -92,7 +92,7 @@ class Built:
         return generate(self.chunks, self.grid, PROMPTS, NEW_TOKENS, {7}, self.case.temperature, 0.95, seed=5)
 
     def evaluated(self) -> dict[str, list[float]]:
-        return {name: list(found) for name, found in planted_losses(self.chunks, self.grid, 2).items()}
+        return {name: list(result) for name, result in planted_losses(self.chunks, self.grid, 2).items()}
 
     @torch.no_grad()
     def packed_logits(self) -> list[list[float]]:
@@ -111,9 +111,9 @@ class Built:
 
 def on_all_ranks_alike(value: Any) -> Any:
     """`value`, once every rank is seen to have the same."""
-    found = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    assert all(other == found[0] for other in found), found
+    result = [None] * dist.get_world_size()
+    dist.all_gather_object(result, value)
+    assert all(other == result[0] for other in result), result
     return value
 
 

@@ -78,8 +78,8 @@ class Trained:
         """Turn the lowest bit of one element of one parameter of one rank."""
         if self.grid.rank != rank:
             return
-        found = next(parameter for known, parameter in self.named if name in known)
-        words = found.data.view(-1).view(torch.int16 if found.element_size() == 2 else torch.int32)
+        result = next(parameter for known, parameter in self.named if name in known)
+        words = result.data.view(-1).view(torch.int16 if result.element_size() == 2 else torch.int32)
         words[-1] ^= 1
 
 
@@ -108,8 +108,8 @@ def times() -> Any:
     probes = iter([0.03, 0.03, 0.004] if slow else [0.004] * 3)
     ranks = guard.RankTimes(config.Guard(), grid, HOSTS, probe=lambda: next(probes))
     seconds = {"data_s": 5.0 if slow else 0.1, "forward_backward_s": 20.0, "optimizer_s": 3.0}
-    found = [ranks.compare(seconds, steps=10) for _ in range(3)]
-    return [{**one.line(), "hosts": list(one.hosts)} for one in found]
+    result = [ranks.compare(seconds, steps=10) for _ in range(3)]
+    return [{**one.line(), "hosts": list(one.hosts)} for one in result]
 
 
 def probe() -> float:
@@ -199,9 +199,9 @@ def main(output: str) -> None:
             mine = case()
         except Exception:  # noqa: BLE001 - the test that asks for this case shows it
             mine = {"error": traceback.format_exc()}
-        found: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, mine)
-        results[name] = found
+        result: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(result, mine)
+        results[name] = result
         mesh.release()
     if dist.get_rank() == 0:
         Path(output).write_text(json.dumps(results))

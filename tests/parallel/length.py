@@ -72,7 +72,7 @@ class Built:
             parameter.grad = None
         loss = self.forward.run([batch], next_token, forward_only=False)
         dist.all_reduce(loss, group=self.grid.cp_group)
-        found = {}
+        result = {}
         for shard in llama.shards(self.chunks, SHAPE, self.grid):
             assert shard.parameter.grad is not None, shard.name
             whole = torch.zeros(shard.shape)
@@ -84,14 +84,14 @@ class Built:
                     whole.copy_(block)
             dist.all_reduce(whole, group=self.grid.cp_group)
             dist.all_reduce(whole, group=self.grid.tp_group)
-            found[shard.name] = whole
-        return float(loss), found
+            result[shard.name] = whole
+        return float(loss), result
 
 
-def furthest(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, float]:
+def furthest(result: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, float]:
     """By how much a gradient is off anywhere, relative to its largest element."""
-    assert found.keys() == wanted.keys()
-    return {name: float((found[name] - want).abs().max() / want.abs().max()) for name, want in wanted.items()}
+    assert result.keys() == wanted.keys()
+    return {name: float((result[name] - want).abs().max() / want.abs().max()) for name, want in wanted.items()}
 
 
 @contextlib.contextmanager
@@ -113,9 +113,9 @@ def activations(built: Built, batch: MicroBatch) -> int:
     forward = decoder.forward
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        with kept_bytes() as found:
+        with kept_bytes() as result:
             out = forward(*args, **kwargs)
-        kept.update(found)
+        kept.update(result)
         return out
 
     decoder.forward = watched

@@ -46,13 +46,13 @@ def run(case: Case, folder: Path) -> dict[str, list[list[float]]]:
     steps = [(micro_batches(rows, grid, 1), lr) for rows, lr in zip(batches(), LEARNING_RATES, strict=True)]
 
     def train(first: int, last: int) -> list[list[float]]:
-        told = []
+        record = []
         for mine, lr in steps[first:last]:
             result = engine.accumulate(mine)
             saver.staged()
             engine.apply(lr)
-            told.append([result.loss, result.grad_norm])
-        return told
+            record.append([result.loss, result.grad_norm])
+        return record
 
     train(0, 2)
     meta = publish.Meta(model={}, step=2)

@@ -58,9 +58,9 @@ class Built:
             **self.layout,  # type: ignore[arg-type]
         )
         self.grid = mesh.create(parallel, timeout_s=LIMIT_S)
-        found = pretrained.find(self.folder)
-        self.chunks = llama.build(found.shape, config.Precision(params="fp32"), parallel, self.grid)
-        found.load(self.chunks, self.grid)
+        result = pretrained.find(self.folder)
+        self.chunks = llama.build(result.shape, config.Precision(params="fp32"), parallel, self.grid)
+        result.load(self.chunks, self.grid)
         self.forward = Forward(self.chunks, self.grid)
 
     def answered(self) -> list[Any]:

@@ -28,9 +28,9 @@ def test_no_layout_leaves_threads_behind(results: dict[str, Any]) -> None:
 
 @functools.lru_cache
 def alone(name: str, tied: bool) -> dict[str, Any]:
-    found = aligning.alone(name, tied)
+    result = aligning.alone(name, tied)
     mesh.close()
-    return found
+    return result
 
 
 @pytest.mark.parametrize(
@@ -39,9 +39,9 @@ def alone(name: str, tied: bool) -> dict[str, Any]:
     ids=lambda one: getattr(one, "name", one),
 )
 def test_layout_equals_one_process(case: aligning.Case, name: str, results: dict[str, Any]) -> None:
-    found, expected = results[f"{case.name}/{name}"], alone(name, case.tied)
-    assert "error" not in found, found["error"]
-    assert found.keys() == expected.keys()
+    result, expected = results[f"{case.name}/{name}"], alone(name, case.tied)
+    assert "error" not in result, result["error"]
+    assert result.keys() == expected.keys()
     for key, values in expected.items():
-        assert found[key] == pytest.approx(values, rel=1e-5, abs=2e-6), key
+        assert result[key] == pytest.approx(values, rel=1e-5, abs=2e-6), key
     assert expected["loss"][1] < expected["loss"][0], "it learns"

@@ -61,8 +61,8 @@ def ran(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dic
     """All runs on two processes, data parallel."""
     root = tmp_path_factory.mktemp("faults")
     plan = [
-        {"name": name, "data": str(data), **told, "folder": str(root / told.get("folder", name))}
-        for name, told in PLAN.items()
+        {"name": name, "data": str(data), **record, "folder": str(root / record.get("folder", name))}
+        for name, record in PLAN.items()
     ]
     (root / "plan.json").write_text(json.dumps(plan))
     torchrun(2, "tests.parallel.faults", str(root / "plan.json"), str(root / "out.json"))
@@ -172,8 +172,8 @@ def test_gates_open_for_the_right_reason_and_end_the_run(ran: Ran) -> None:
         3,
         4,
     ]
-    told = json.loads((root / "open/gates.json").read_text())
-    assert told["examinations"][0]["scores"]["short"]["loss"] < told["baseline"]["short"]["loss"]
+    record = json.loads((root / "open/gates.json").read_text())
+    assert record["examinations"][0]["scores"]["short"]["loss"] < record["baseline"]["short"]["loss"]
     assert "of the needles are found in 32 tokens" in results["shut"]["error"]
     assert [event["event"] for event in events(root / "shut")] == ["gates_shut"] * 3
     assert curve(root / "shut") == curve(root / "whole")  # being asked changes nothing
@@ -183,11 +183,11 @@ def test_gates_open_for_the_right_reason_and_end_the_run(ran: Ran) -> None:
 def test_average_of_the_masters_goes_on_bit_equal(ran: Ran) -> None:
     root, _ = ran
     assert curve(root / "averaged") == curve(root / "whole")
-    found = [shards.Reader(publish.resolve(root / name) / "optimizer") for name in ("averaged", "averaged-2")]
-    names = [name for name in found[0].names() if name.startswith("ema.")]
-    assert names and all(torch.equal(found[0].read(name), found[1].read(name)) for name in names)
+    result = [shards.Reader(publish.resolve(root / name) / "optimizer") for name in ("averaged", "averaged-2")]
+    names = [name for name in result[0].names() if name.startswith("ema.")]
+    assert names and all(torch.equal(result[0].read(name), result[1].read(name)) for name in names)
     master = names[0].replace("ema.", "fp32.")
-    assert not torch.equal(found[0].read(names[0]), found[0].read(master))
+    assert not torch.equal(result[0].read(names[0]), result[0].read(master))
 
 
 def test_older_attempt_makes_way(ran: Ran) -> None:
@@ -209,8 +209,8 @@ def test_slow_rank_is_named(ran: Ran) -> None:
 
 def test_preflight_was_written(ran: Ran) -> None:
     root, _ = ran
-    told = json.loads((root / "whole/attempts/0000/preflight.json").read_text())
-    assert told["problems"] == [] and [node["ranks"] for node in told["nodes"]] == [[0, 1]]
+    record = json.loads((root / "whole/attempts/0000/preflight.json").read_text())
+    assert record["problems"] == [] and [node["ranks"] for node in record["nodes"]] == [[0, 1]]
 
 
 def test_hung_rank_is_named_and_ends_the_attempt(data: Path, tmp_path: Path) -> None:
@@ -221,8 +221,8 @@ def test_hung_rank_is_named_and_ends_the_attempt(data: Path, tmp_path: Path) -> 
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     arguments = str(tmp_path / "plan.json"), str(tmp_path / "out.json")
     printed = torchrun(2, "tests.parallel.faults", *arguments, check=False)
-    told = watchdog.read(tmp_path / "hang/attempts/0000/stalled")
-    assert [one.rank for one in told] == [0, 1] and {one.step for one in told} == {5}
+    record = watchdog.read(tmp_path / "hang/attempts/0000/stalled")
+    assert [one.rank for one in record] == [0, 1] and {one.step for one in record} == {5}
     (suspect,) = json.loads((tmp_path / "hang/attempts/0000/stalled/blame.json").read_text())["suspects"]
     assert suspect["rank"] == 1 and "faults.py" in suspect["why"] and "rank 1 on" in printed
     assert not (tmp_path / "hang/outcome.json").exists()  # it died, which a restart may heal

@@ -21,10 +21,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What every case computed, in one set of processes."""
     output = tmp_path_factory.mktemp("decoding") / "results.json"
     forked(PROCESSES, "tests.parallel.decoding", str(output))
-    found: dict[str, Any] = json.loads(output.read_text())
-    for name, result in found.items():
+    actual: dict[str, Any] = json.loads(output.read_text())
+    for name, result in actual.items():
         assert "error" not in result, f"{name}: {result['error']}"
-    return found
+    return actual
 
 
 @pytest.fixture(autouse=True)
@@ -35,13 +35,13 @@ def left() -> Iterator[None]:
 
 @pytest.mark.parametrize("case", DECODING, ids=lambda case: case.name)
 def test_tokens_equal_those_of_one_process(case: Case, results: dict[str, Any]) -> None:
-    found, expected = results[case.name], Built(case).decoded()
+    result, expected = results[case.name], Built(case).decoded()
     if case.params == "bf16":  # a split product rounds differently: one near tie, and the texts part
-        first = [(mine[0], theirs[0]) for mine, theirs in zip(found, expected, strict=True)]
+        first = [(mine[0], theirs[0]) for mine, theirs in zip(result, expected, strict=True)]
         assert sum(mine == theirs for mine, theirs in first) >= len(first) - 1
         return
-    assert found == expected
-    assert any(len(tokens) == NEW_TOKENS for tokens in found) and any(len(set(tokens)) > 3 for tokens in found)
+    assert result == expected
+    assert any(len(tokens) == NEW_TOKENS for tokens in result) and any(len(set(tokens)) > 3 for tokens in result)
 
 
 @pytest.mark.parametrize("case", EVALUATION, ids=lambda case: case.name)

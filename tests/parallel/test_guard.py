@@ -19,11 +19,11 @@ def by_rank(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """What every rank found in every case, in one set of processes."""
     output = tmp_path_factory.mktemp("guarding") / "results.json"
     forked(PROCESSES, "tests.parallel.guarding", str(output))
-    found: dict[str, list[Any]] = json.loads(output.read_text())
-    for name, ranks in found.items():
+    actual: dict[str, list[Any]] = json.loads(output.read_text())
+    for name, ranks in actual.items():
         for rank, result in enumerate(ranks):
             assert not isinstance(result, dict) or "error" not in result, f"{name}, rank {rank}: {result['error']}"
-    return found
+    return actual
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def results(by_rank: dict[str, list[Any]]) -> dict[str, Any]:
 
 
 def test_all_ranks_follow_one_control(results: dict[str, Any]) -> None:
-    controls = [Control(**{**found, "verdict": Verdict(**found["verdict"])}) for found in results["controls"]]
+    controls = [Control(**{**result, "verdict": Verdict(**result["verdict"])}) for result in results["controls"]]
     assert controls == [
         Control(),
         Control(save=True),
@@ -89,10 +89,10 @@ def test_the_probe_measures(by_rank: dict[str, list[Any]]) -> None:
 
 
 def test_preflight_measures_every_node(results: dict[str, Any]) -> None:
-    found = results["preflight"]
-    assert found["problems"] == [] and found["bad"] == []
-    assert found["hosts"] == ["n0", "n0", "n0", "n1"]
-    first, second = found["nodes"]
+    result = results["preflight"]
+    assert result["problems"] == [] and result["bad"] == []
+    assert result["hosts"] == ["n0", "n0", "n0", "n1"]
+    first, second = result["nodes"]
     assert (first["ranks"], second["ranks"]) == ([0, 1, 2], [3])
     assert len(first["matmul_tflops"]) == 3 and all(rate > 0 for rate in first["matmul_tflops"])
     assert len(first["link_gb_s"]) == len(second["link_gb_s"]) == 1, "one lane: that of the first ranks"
@@ -118,6 +118,6 @@ def test_preflight_names_the_bad_node(case: str, bad: list[str], said: str, resu
 
 
 def test_preflight_blames_no_node_for_what_all_share(results: dict[str, Any]) -> None:
-    found = results["preflight-too-much"]
-    assert found["bad"] == []
-    assert ["all-reduce" in found["problems"][0], "run folder" in found["problems"][1]] == [True, True]
+    result = results["preflight-too-much"]
+    assert result["bad"] == []
+    assert ["all-reduce" in result["problems"][0], "run folder" in result["problems"][1]] == [True, True]

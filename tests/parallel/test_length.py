@@ -20,21 +20,21 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank saw."""
     output = tmp_path_factory.mktemp("length") / "out.json"
     forked(PROCESSES, "tests.parallel.length", str(output))
-    found: list[dict[str, Any]] = json.loads(output.read_text())
-    errors = [rank["error"] for rank in found if "error" in rank]
+    result: list[dict[str, Any]] = json.loads(output.read_text())
+    errors = [rank["error"] for rank in result if "error" in rank]
     assert not errors, errors[0]
-    return found
+    return result
 
 
 @pytest.mark.parametrize("rows", DOCUMENTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_loss_and_all_gradients_equal_one_process(layout: str, rows: str, ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
-        found = rank["parity"][f"{layout}/{rows}"]
-        loss, expected = found["losses"]
+        result = rank["parity"][f"{layout}/{rows}"]
+        loss, expected = result["losses"]
         assert loss == pytest.approx(expected, rel=1e-5)
-        assert len(found["gradients"]) == 3 + 6 * SHAPE.layers, "every parameter"
-        assert {name: off for name, off in found["gradients"].items() if not off < 1e-5} == {}
+        assert len(result["gradients"]) == 3 + 6 * SHAPE.layers, "every parameter"
+        assert {name: off for name, off in result["gradients"].items() if not off < 1e-5} == {}
 
 
 def test_activations_of_a_rank_fall_with_cp(ranks: list[dict[str, Any]]) -> None:
@@ -88,9 +88,9 @@ def test_stages_of_512_1024_2048_with_cp_1_2_2(data: Path, tmp_path: Path) -> No
         stage(two / "run", data, stop_after_steps=2, parallel__cp=2),
         stage(two / "run", data, parallel__cp=2),
     ]
-    found = trained(2, stages, two)
-    assert [found[number][0] for number in range(1, 7)] == [512, 512, 1024, 1024, 2048, 2048]
+    result = trained(2, stages, two)
+    assert [result[number][0] for number in range(1, 7)] == [512, 512, 1024, 1024, 2048, 2048]
     assert [attempt.info["from_step"] for attempt in metrics.attempts(two / "run")] == [0, 2, 4]
     for number, values in expected.items():
-        assert found[number] == pytest.approx(values, rel=1e-5), number
+        assert result[number] == pytest.approx(values, rel=1e-5), number
     assert expected[6][1] < expected[1][1] - 0.02, "it learns, so equality is no accident of a model that stands still"

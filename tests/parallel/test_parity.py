@@ -23,10 +23,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     """What every case computed; one set of processes per world size serves all its cases."""
     folder = tmp_path_factory.mktemp("parity")
     forked(sorted({case.processes for case in CASES}), "tests.parallel.worker", str(folder))
-    found: dict[str, Result] = {}
+    result: dict[str, Result] = {}
     for output in folder.iterdir():
-        found |= json.loads(output.read_text())
-    return found
+        result |= json.loads(output.read_text())
+    return result
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.name != case.reference], ids=lambda case: case.name)

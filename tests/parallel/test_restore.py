@@ -17,14 +17,14 @@ pytestmark = [pytest.mark.torch, pytest.mark.parallel]
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("restored")
     torchrun(2, "tests.parallel.restoring", str(folder), str(folder / "out.json"))
-    found: dict[str, Any] = json.loads((folder / "out.json").read_text())
-    return found
+    result: dict[str, Any] = json.loads((folder / "out.json").read_text())
+    return result
 
 
 @pytest.mark.parametrize("name", [case.name for case in CASES])
 def test_a_live_restore_is_bit_equal(name: str, results: dict[str, Any]) -> None:
-    found = results[name]
-    assert "error" not in found, found["error"]
-    assert found["again"] == found["straight"], "the steps after the save are those of before"
-    assert found["evaluated"][0][0] == pytest.approx(found["straight"][0][0], rel=1e-5)
-    assert found["straight"][1][0] != found["straight"][0][0] and found["updates"] == [[2]]
+    result = results[name]
+    assert "error" not in result, result["error"]
+    assert result["again"] == result["straight"], "the steps after the save are those of before"
+    assert result["evaluated"][0][0] == pytest.approx(result["straight"][0][0], rel=1e-5)
+    assert result["straight"][1][0] != result["straight"][0][0] and result["updates"] == [[2]]

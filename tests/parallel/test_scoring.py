@@ -41,25 +41,26 @@ def results(folder: Path, alone: tuple[list[int], dict[str, Any]]) -> dict[str, 
     """What every layout found, in one set of processes."""
     output = folder.parent / "results.json"
     forked(PROCESSES, "tests.parallel.scoring", str(folder), json.dumps(alone[0]), str(output))
-    found: dict[str, Any] = json.loads(output.read_text())
-    for name, result in found.items():
+    actual: dict[str, Any] = json.loads(output.read_text())
+    for name, result in actual.items():
         assert "error" not in result, f"{name}: {result['error']}"
-    return found
+    return actual
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_scores_equal_those_of_one_process(
     name: str, results: dict[str, Any], alone: tuple[list[int], dict[str, Any]]
 ) -> None:
-    found, expected = results[name], alone[1]
-    for (losses, right), (wanted, also) in zip(found["answers"], expected["answers"], strict=True):
+    result, expected = results[name], alone[1]
+    for (losses, right), (wanted, also) in zip(result["answers"], expected["answers"], strict=True):
         assert losses == pytest.approx(wanted, abs=1e-4) and right == also
-    assert found["recall"] == expected["recall"]
-    assert all(found["recall"][::2]) and sum(found["recall"]) < 0.7 * len(found["recall"])
-    assert found["perplexity"].keys() == expected["perplexity"].keys()
+    assert result["recall"] == expected["recall"]
+    assert all(result["recall"][::2]) and sum(result["recall"]) < 0.7 * len(result["recall"])
+    assert result["perplexity"].keys() == expected["perplexity"].keys()
     for key in ("loss", "loss_ci95"):
-        assert found["perplexity"]["total"][key] == pytest.approx(expected["perplexity"]["total"][key], rel=1e-4)
+        assert result["perplexity"]["total"][key] == pytest.approx(expected["perplexity"]["total"][key], rel=1e-4)
     bins = [
-        [(one["from"], one["tokens"]) for one in told["perplexity"]["positions"]["a"]] for told in (found, expected)
+        [(one["from"], one["tokens"]) for one in record["perplexity"]["positions"]["a"]]
+        for record in (result, expected)
     ]
     assert bins[0] == bins[1]

@@ -101,18 +101,18 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
 def _run(plan: Plan, root: Path) -> dict[str, dict[str, str]]:
     (root / "plan.json").write_text(json.dumps(plan))
     torchrun(2, "tests.parallel.training", str(root / "plan.json"), str(root / "out.json"))
-    found: dict[str, dict[str, str]] = json.loads((root / "out.json").read_text())
-    return found
+    result: dict[str, dict[str, str]] = json.loads((root / "out.json").read_text())
+    return result
 
 
 def _poison(source: Path, target: Path) -> None:
     """A checkpoint with one NaN in its weights."""
-    found = publish.resolve(source)
-    reader = shards.Reader(found / "weights")
+    result = publish.resolve(source)
+    reader = shards.Reader(result / "weights")
     loaded = {name: reader.read(name).clone() for name in reader.names()}
     loaded["decoder.final_layernorm.weight"][3] = float("nan")
     blocks = [shards.Shard(n, tuple(t.shape), [shards.Block((0,) * t.ndim, t)]) for n, t in loaded.items()]
-    publish.save(target / "checkpoints", publish.read_meta(found), blocks)
+    publish.save(target / "checkpoints", publish.read_meta(result), blocks)
 
 
 def curve(folder: Path) -> dict[int, tuple[float, float]]:
@@ -137,19 +137,19 @@ def test_resumed_is_bit_equal(params: str, runs: tuple[Path, dict[str, dict[str,
 def test_a_run_begun_under_the_stack_before_goes_on(runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
     root, results = runs
     assert "error" not in results["begun"], results["begun"]["error"]
-    found = curve(root / "old" / "begun")
-    assert sorted(found) == list(range(1, 13))
+    result = curve(root / "old" / "begun")
+    assert sorted(result) == list(range(1, 13))
     for number, values in WENT_ON.items():
-        assert found[number] == pytest.approx(values, rel=1e-5)
+        assert result[number] == pytest.approx(values, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_another_layout_goes_on_alike(name: str, runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
     root, results = runs
     assert "error" not in results[name], results[name]["error"]
-    whole, found = curve(root / "whole"), curve(root / name)
-    assert sorted(found) == [9, 10, 11, 12]
-    for number, values in found.items():
+    whole, result = curve(root / "whole"), curve(root / name)
+    assert sorted(result) == [9, 10, 11, 12]
+    for number, values in result.items():
         assert values == pytest.approx(whole[number], rel=1e-5)
 
 
@@ -216,10 +216,10 @@ def test_going_back_puts_later_checkpoints_aside(
         {**step("back", folder, data), "overrides": back},
         step("on", folder, data, stop_after_steps=1),
     ]
-    found = _run(plan, tmp_path)
-    assert "error" not in found["on"], found["on"]
-    assert found["back"]["checkpoint"].endswith("step-00000004-a0001")
-    assert found["on"]["checkpoint"].endswith("step-00000005-a0002")
+    result = _run(plan, tmp_path)
+    assert "error" not in result["on"], result["on"]
+    assert result["back"]["checkpoint"].endswith("step-00000004-a0001")
+    assert result["on"]["checkpoint"].endswith("step-00000005-a0002")
     assert sorted(path.name[:22] for path in (folder / "checkpoints").glob("replaced-*")) == [
         "replaced-step-00000004",
         "replaced-step-00000006",
@@ -278,13 +278,13 @@ def test_changed_data_are_refused(data: Path, runs: tuple[Path, dict[str, dict[s
         step("changed", tmp_path / "changed", other, resume=str(root / "half")),
         step("reweighted", root / "reweighted", data, resume=str(root / "reweighted"), weights=[1.0, 3.0]),
     ]
-    found = _run(plan, tmp_path)
-    assert "fingerprint" in found["changed"]["error"] and "init_from=" in found["changed"]["error"]
-    assert "data.seed=1234" in found["other-seed"]["error"]
-    assert "error" not in found["added"], found["added"]
+    result = _run(plan, tmp_path)
+    assert "fingerprint" in result["changed"]["error"] and "init_from=" in result["changed"]["error"]
+    assert "data.seed=1234" in result["other-seed"]["error"]
+    assert "error" not in result["added"], result["added"]
     added = json.loads((tmp_path / "added" / "decisions.jsonl").read_text())
     assert added == {"decision": "weights", "from_tokens": 768, "weights": {"a": 2.0, "b": 1.0}}
-    assert "error" not in found["reweighted"], found["reweighted"]
+    assert "error" not in result["reweighted"], result["reweighted"]
     decision = json.loads((root / "reweighted" / "decisions.jsonl").read_text())
     assert decision == {"decision": "weights", "from_tokens": 2048, "weights": {"a": 1.0, "b": 3.0}}
     assert {k: v for k, v in curve(root / "reweighted").items() if k <= 8} == {

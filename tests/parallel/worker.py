@@ -21,12 +21,12 @@ from tests.processes import LIMIT_S
 
 def micro_batches(rows: Rows, grid: mesh.Grid, size: int) -> list[MicroBatch]:
     """This replica's rows, in the order that the data loader deals them."""
-    found = []
+    result = []
     for m in range(ROWS // (size * grid.dp)):
         begin = (m * grid.dp + grid.dp_rank) * size
         part = (a[begin : begin + size] for a in (rows.tokens, rows.labels, rows.loss_mask, rows.documents))
-        found.append(MicroBatch.from_numpy(*part, grid.device))
-    return found
+        result.append(MicroBatch.from_numpy(*part, grid.device))
+    return result
 
 
 def run(case: Case) -> dict[str, list[float]]:
