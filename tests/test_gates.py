@@ -20,7 +20,7 @@ def scored(arc: float = 0.5, loss: float = 2.0, shares: tuple[float, ...] = (1.0
     return {
         "tasks": {"arc": {"score": arc, "ci95": 0.02, "count": 100}},
         "short": {"loss": loss, "loss_ci95": 0.1},
-        "needle": {"lengths": [8192, 16384][: len(shares)], "found": list(result)},
+        "needle": {"lengths": [8192, 16384][: len(shares)], "found": list(shares)},
     }
 
 

@@ -16,7 +16,7 @@ from tests.outdated import compared, pins
 
 
 @pytest.mark.parametrize(
-    ("versions", "named"),
+    ("installed", "named"),
     [
         ({"torch": "2.11.0+cu130", "CUDA": "13.0", "transformer-engine": "2.12.0"}, []),
         ({"torch": "2.13.0+cpu", "megatron-core": "0.19.2", "numpy": "99.0"}, []),
@@ -29,8 +29,10 @@ from tests.outdated import compared, pins
         ({"transformer-engine": "3.0.0.dev1"}, ["transformer-engine 3.0.0.dev1 (tested"]),
     ],
 )
-def test_versions_outside_of_the_tested_ranges_are_named_in_one_line(versions: dict[str, str], named: list[str]) -> None:
-    said = versions.untested(versions)
+def test_versions_outside_of_the_tested_ranges_are_named_in_one_line(
+    installed: dict[str, str], named: list[str]
+) -> None:
+    said = versions.untested(installed)
     assert (said is None) == (not named)
     assert said is None or ("\n" not in said and all(part in said for part in [*named, "docs/versions.md"]))
 
