@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from llama31.judging import judge
-from llama31.sampling import checks, drawing
+from llama31.sampling import drawing, verifiers
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -230,8 +230,8 @@ def post_train(folder: Path, scale: Scale) -> list[str]:
 
 def wanted(texts: Sequence[tuple[str, str]]) -> float:
     """Share of (prompt's text, answer) in the form that is preferred."""
-    known = {one.text: checks.read(one.checks()) for one in asks()}
-    return sum(not checks.broken(answer, known[text]) for text, answer in texts) / max(1, len(texts))
+    known = {one.text: verifiers.read(one.checks()) for one in asks()}
+    return sum(not verifiers.broken(answer, known[text]) for text, answer in texts) / max(1, len(texts))
 
 
 def drawn(folder: Path) -> list[tuple[str, str]]:

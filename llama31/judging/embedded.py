@@ -51,5 +51,5 @@ class Embedded:
             why = f"the prompt has {len(task[0].ids)} tokens, and there is room for {room}"
             return line_of(task, self.policy, self.sampling, seed, refused=why, server="embedded")
         choice, ids = given
-        record = answers.of_ids(ids, self.form, self.words, self.ends).told()
+        record = answers.of_ids(ids, self.form, self.words, self.ends).record()
         return line_of(task, self.policy, self.sampling, seed, **record, choice=choice, server="embedded")

@@ -21,7 +21,7 @@ from llama31.evaluate import confidence
 from llama31.evaluate.confidence import Score
 from llama31.judging import ranking
 from llama31.runs import files, metrics
-from llama31.sampling import checks, drawing, prompts, refusals
+from llama31.sampling import drawing, prompts, refusals, verifiers
 from llama31.sampling.filters import Candidate
 
 Patterns = Sequence[re.Pattern[str]]
@@ -101,13 +101,13 @@ def obedience(answers: Mapping[str, Answered]) -> dict[str, Score]:
     whole: list[bool] = []
     by_kind: defaultdict[str, list[bool]] = defaultdict(list)
     for one in answers.values():
-        wanted = checks.read(one.record.get("checks"))
+        wanted = verifiers.read(one.record.get("checks"))
         if wanted and not one.texts:
             whole.append(False)
             for kind, _ in wanted:
                 by_kind[kind].append(False)
         for text in one.texts if wanted else ():
-            broken = [bool(checks.broken(text, [check])) for check in wanted]
+            broken = [bool(verifiers.broken(text, [check])) for check in wanted]
             whole.append(not any(broken))
             for (kind, _), wrong in zip(wanted, broken):
                 by_kind[kind].append(not wrong)
@@ -122,7 +122,7 @@ def refused(answers: Mapping[str, Answered], patterns: Patterns = refusals.PATTE
     """Share of answers that refuse, by what their prompt is: harmful, borderline or neither."""
     by_kind: defaultdict[str, list[bool]] = defaultdict(list)
     for one in answers.values():
-        by_kind[one.record.get("safety") or "other"] += [checks.refuses(text, patterns) for text in one.texts]
+        by_kind[one.record.get("safety") or "other"] += [verifiers.refuses(text, patterns) for text in one.texts]
     order = (*prompts.SAFETY, "other")
     return {kind: confidence.proportion(by_kind[kind]) for kind in order if by_kind[kind]}
 
@@ -132,7 +132,7 @@ def lengths(answers: Mapping[str, Answered]) -> dict[str, float | int]:
 
     Median and mean of their words, the share that no end token ended, and prompts without an answer that has a reward.
     """
-    words = [len(checks.words(text)) for one in answers.values() for text in one.texts]
+    words = [len(verifiers.words(text)) for one in answers.values() for text in one.texts]
     finishes = [finish for one in answers.values() for finish in one.finishes]
     return {
         "words, median": statistics.median(words) if words else 0,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama31 import config
 from llama31.judging import embedded, ranking
-from llama31.sampling import dialects, drawing, prompts, servers
+from llama31.sampling import capability_probe, drawing, prompts, servers
 from llama31.sampling.filters import Candidate
 from llama31.sampling.prompts import Prompt
 from llama31.tokens import chat, template
@@ -110,11 +110,11 @@ def _servers(session: Session, tasks: Sequence[drawing.Task]) -> drawing.Source:
     run = session.run
     # a long one may not fit, and one that spells a special token is refused by some
     asked = {task[0].id: task[0] for task in tasks}.values()
-    prompt = min(asked, key=lambda one: (servers.spelled(one.ids, session.words) is not None, len(one.ids)))
+    prompt = min(asked, key=lambda one: (servers.spelled_special(one.ids, session.words) is not None, len(one.ids)))
     example = drawing.request_of(prompt, run.sampling)
-    connected = dialects.connect(run.server, session.words, template.stops(session.words), example)
+    connected = capability_probe.connect(run.server, session.words, template.stops(session.words), example)
     for server in connected:
-        session.say(server.facts.told() if server.facts else server.url)
+        session.say(server.capabilities.summary() if server.capabilities else server.url)
     return drawing.Http(connected, run.server, session.policy, run.sampling)
 
 

@@ -15,9 +15,9 @@ from llama31.tokens import chat
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said, why it ended (stop, length or another word of the server's), and its tokens where told.
+    """What was said, why it ended (stop, length or another word of the server's), and its tokens where known.
 
-    `end`: name of the token that ended it, where told. `message`: the record of what was said, where it is more than
+    `end`: name of the token that ended it, where known. `message`: the record of what was said, where it is more than
     the text as the content of a turn. `wrong`: why there can be none.
     """
 
@@ -28,7 +28,7 @@ class Answer:
     message: Mapping[str, Any] | None = None
     wrong: str | None = None
 
-    def told(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """As in candidates.jsonl."""
         if self.wrong is not None:
             return {"refused": f"no message can say what came back: {self.wrong}"}
@@ -36,26 +36,28 @@ class Answer:
         return {name: value for name, value in asdict(self).items() if name not in silent}
 
 
-def of_server(said: str | Mapping[str, Any], finish: str, tokens: int | None = None, end: str | None = None) -> Answer:
+def of_server(
+    content: str | Mapping[str, Any], finish: str, tokens: int | None = None, end: str | None = None
+) -> Answer:
     """What a server gave: text, or a message of OpenAI's with `tool_calls`. `end` may stand at the end of the text."""
-    if isinstance(said, str):
-        said = valid(said)
+    if isinstance(content, str):
+        content = valid(content)
         if finish == "stop":
             for name in (chat.EOM, chat.EOT, chat.END_OF_TEXT):
-                if said.endswith(name):
-                    said, end = said.removesuffix(name), end or name
-        return _answer(chat.message_of(said, end), said, finish, tokens, end)
+                if content.endswith(name):
+                    content, end = content.removesuffix(name), end or name
+        return _answer(chat.message_of(content, end), content, finish, tokens, end)
     try:
-        message = json.loads(valid(json.dumps(chat.message_of(said, end), ensure_ascii=False)))
+        message = json.loads(valid(json.dumps(chat.message_of(content, end), ensure_ascii=False)))
     except ValueError as error:
         return Answer("", finish, tokens, wrong=str(error))
     return _answer(message, None, "stop" if finish in ("tool_calls", "function_call") else finish, tokens, end)
 
 
-def of_ids(ids: Sequence[int], form: chat.Format, words: chat.Words, ends: Mapping[str, int]) -> Answer:
+def of_ids(ids: Sequence[int], form: chat.Format, tokenizer: chat.Words, ends: Mapping[str, int]) -> Answer:
     """What our own decoder gave, with the token of `ends` (by name) that ended it if there was one."""
     end = next((name for name, number in ends.items() if ids and ids[-1] == number), None)
-    finish, text = "stop" if end else "length", words.decode(ids[:-1] if end else ids)
+    finish, text = "stop" if end else "length", tokenizer.decode(ids[:-1] if end else ids)
     try:
         return _answer(form.parse(ids), text, finish, len(ids), end)
     except ValueError:  # a special token within, by whose name the filters know garbage

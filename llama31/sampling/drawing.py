@@ -112,8 +112,8 @@ def _whole_lines(path: Path, block: int = 1 << 20) -> int:
         while end:
             begin = max(0, end - block)
             file.seek(begin)
-            if (found := file.read(end - begin).rfind(b"\n")) >= 0:
-                return begin + found + 1
+            if (newline := file.read(end - begin).rfind(b"\n")) >= 0:
+                return begin + newline + 1
             end = begin
     return 0
 
@@ -122,17 +122,17 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a JSONL file; none where there is no file. Raises ValueError for a damaged one."""
     if not path.is_file():
         return []
-    found = []
+    lines = []
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 break  # a kill's, or still being written
             try:
-                found.append(json.loads(line))
+                lines.append(json.loads(line))
             except ValueError as error:
                 remedy = "remove that line, and it is made again"
                 raise ValueError(f"{path}:{number} is damaged ({error}); {remedy}") from error
-    return found
+    return lines
 
 
 class Register:
@@ -144,12 +144,12 @@ class Register:
 
     def shortened(self, line: dict[str, Any]) -> dict[str, Any]:
         """A line with a key for its server, which stands in the file from now on."""
-        facts = line.get("server")
-        if not isinstance(facts, dict):
+        capabilities = line.get("server")
+        if not isinstance(capabilities, dict):
             return line
-        name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+        name = hashlib.sha256(json.dumps(capabilities, sort_keys=True).encode()).hexdigest()[:8]
         if name not in self.known:
-            self.known[name] = facts
+            self.known[name] = capabilities
             files.write_whole(self.path, json.dumps(self.known, indent=1) + "\n")
         return {**line, "server": name}
 
@@ -188,18 +188,20 @@ def settle(
     `sampling`: None where nothing is drawn, but what was drawn is ranked: how it was does not matter, and `further`
     has only what does. Raises ValueError where the folder holds answers of another kind.
     """
-    told = {"policy": policy.name, "fingerprint": policy.fingerprint, **further}
+    drawn_with = {"policy": policy.name, "fingerprint": policy.fingerprint, **further}
     if sampling is not None:
-        told |= {name: getattr(sampling, name) for name in ("temperature", "top_p", "max_new_tokens", "seed")}
+        drawn_with |= {name: getattr(sampling, name) for name in ("temperature", "top_p", "max_new_tokens", "seed")}
     path = folder / SETTINGS
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
-        other = [f"{key}={before.get(key)}" for key in told if key != "policy" and before.get(key) != told[key]]
+        other = [
+            f"{key}={before.get(key)}" for key in drawn_with if key != "policy" and before.get(key) != drawn_with[key]
+        ]
         if other:
             raise ValueError(f"folder={folder}: it holds answers drawn with {', '.join(other)}; give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     if sampling is not None and not path.is_file():
-        files.write_whole(path, json.dumps(told, indent=1) + "\n")
+        files.write_whole(path, json.dumps(drawn_with, indent=1) + "\n")
     records = ({**prompt.record, "id": prompt.id, "asked": asked(prompt)} for prompt in prompts)
     files.write_whole(folder / PROMPTS, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
@@ -231,9 +233,9 @@ def missing(prompts: Sequence[Prompt], answers: int, lines: Iterable[Mapping[str
 
 
 def draw(
-    folder: Path, tasks: Sequence[Task], source: Source, said: Callable[[int, int], None], writes: bool = True
+    folder: Path, tasks: Sequence[Task], source: Source, progress: Callable[[int, int], None], writes: bool = True
 ) -> int:
-    """Draw the tasks and append what comes in; returns how many were drawn. `said` hears (done, all).
+    """Draw the tasks and append what comes in; returns how many were drawn. `progress` takes (done, all).
 
     Where several processes draw together, all call this with the same tasks and one `writes`. Raises RunError where
     more than half of many prompts get no answer and others are waiting: what has come in is safe all the same.
@@ -246,7 +248,7 @@ def draw(
             done += len(lines)
             answered |= {line["prompt"] for line in lines if "refused" not in line}
             silent = (silent | {line["prompt"] for line in lines}) - answered
-            said(done, len(tasks))
+            progress(done, len(tasks))
             heard = len(answered) + len(silent)
             last = lines[-1].get("refused") if lines else None
             if last and done < len(tasks) and heard >= JUDGED and len(silent) > MOST_REFUSED * heard:
@@ -257,11 +259,11 @@ def draw(
     return done
 
 
-def line_of(task: Task, policy: Policy, sampling: config.Sampling, seed: int, **told: Any) -> dict[str, Any]:
+def line_of(task: Task, policy: Policy, sampling: config.Sampling, seed: int, **result: Any) -> dict[str, Any]:
     """A line of candidates.jsonl."""
     prompt, k = task
     drawn = {"asked": asked(prompt), "seed": seed, "temperature": sampling.temperature, "top_p": sampling.top_p}
-    return {"prompt": prompt.id, "k": k, **told, **drawn, "policy": asdict(policy), "time_s": round(time.time(), 3)}
+    return {"prompt": prompt.id, "k": k, **result, **drawn, "policy": asdict(policy), "time_s": round(time.time(), 3)}
 
 
 def request_of(prompt: Prompt, run: config.Sampling, seed: int = 1, n: int = 1) -> servers.Request:
@@ -273,10 +275,12 @@ def request_of(prompt: Prompt, run: config.Sampling, seed: int = 1, n: int = 1) 
 class Http:
     """Answers of servers: one request for all of a prompt's answers where they honour `n`, or one for each."""
 
-    def __init__(self, found: Sequence[servers.Server], settings: config.Server, policy: Policy, run: config.Sampling):
-        self.pool = Pool(found, settings.concurrency)
+    def __init__(
+        self, connected: Sequence[servers.Server], settings: config.Server, policy: Policy, run: config.Sampling
+    ):
+        self.pool = Pool(connected, settings.concurrency)
         self.policy, self.sampling = policy, run
-        self.several = all(server.facts is not None and server.facts.n for server in found)
+        self.several = all(server.capabilities is not None and server.capabilities.n for server in connected)
 
     def draw(self, tasks: Sequence[Task]) -> Iterator[list[dict[str, Any]]]:
         """Lines of the tasks. What a server gives less than it was asked for is asked for again, one by one."""
@@ -285,8 +289,8 @@ class Http:
             waiting = [[task] for group in waiting for task in group]
         while waiting:
             short: list[list[Task]] = []
-            for group, answers, facts in self.pool.run((group, self._request(group)) for group in waiting):
-                yield self._lines(group, answers, facts)
+            for group, answers, capabilities in self.pool.run((group, self._request(group)) for group in waiting):
+                yield self._lines(group, answers, capabilities)
                 if isinstance(answers, list):
                     short += [[task] for task in group[len(answers) :]]
             waiting = short
@@ -299,13 +303,13 @@ class Http:
         return request_of(group[0][0], self.sampling, self._seed(group), len(group))
 
     def _lines(
-        self, group: Sequence[Task], answers: list[Answer] | servers.Refused, facts: servers.Facts
+        self, group: Sequence[Task], answers: list[Answer] | servers.Refused, capabilities: servers.Capabilities
     ) -> list[dict[str, Any]]:
-        seed, server = self._seed(group), servers.provenance(facts)
+        seed, server = self._seed(group), servers.provenance(capabilities)
         if isinstance(answers, servers.Refused):
-            told = {"refused": str(answers), "server": server}
-            return [line_of(task, self.policy, self.sampling, seed, **told) for task in group]
+            result = {"refused": str(answers), "server": server}
+            return [line_of(task, self.policy, self.sampling, seed, **result) for task in group]
         return [
-            line_of(task, self.policy, self.sampling, seed, **answer.told(), choice=number, server=server)
+            line_of(task, self.policy, self.sampling, seed, **answer.record(), choice=number, server=server)
             for number, (task, answer) in enumerate(zip(group, answers))
         ]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llama31 import config
-from llama31.sampling import checks, scripts
+from llama31.sampling import verifiers, writing_systems
 
 _APOLOGY = re.compile(
     r"\bi(?:['\u2019]m| am) (?:so |very |really )?sorry\b|\bi apologi[sz]e\b|\bmy apologies\b", re.IGNORECASE
@@ -69,11 +69,11 @@ def why_not(one: Candidate, asked: str, wanted: Sequence[tuple[str, Any]], filte
         return "repeats itself"
     if emoji(text) - 1 > filters.emoji_per_word * len(text.split()):
         return "emoji"
-    if text.count("!") - 1 > filters.exclamations_per_sentence * max(1, len(checks.sentences(text))):
+    if text.count("!") - 1 > filters.exclamations_per_sentence * max(1, len(verifiers.sentences(text))):
         return "exclamation marks"
-    if filters.same_script and not scripts.as_asked(asked, text):
+    if filters.same_script and not writing_systems.as_asked(asked, text):
         return "another script"
-    if filters.format and checks.broken(text, wanted):
+    if filters.format and verifiers.broken(text, wanted):
         return "format"
     return None
 
@@ -116,7 +116,7 @@ def select(
     `rewards` by (prompt, k), None where the reward model could not read the answer. Ties go to the lower k, so the
     result is a function of what was drawn, not of the order in which it came in.
     """
-    found = Selection()
+    selection = Selection()
     for prompt, answers in candidates.items():
         kept, seen = [], set[str]()
         for one in sorted(answers, key=lambda one: one.k):
@@ -130,25 +130,25 @@ def select(
                 seen.add(normalised(one.text))
                 kept.append((one, reward))
             else:
-                found.dropped[str(reason)] += 1
+                selection.dropped[str(reason)] += 1
         if kept:
-            found.best.append(Ranked(prompt, sorted(kept, key=lambda pair: (-pair[1], pair[0].k))))
+            selection.best.append(Ranked(prompt, sorted(kept, key=lambda pair: (-pair[1], pair[0].k))))
         else:
-            found.dropped["prompts without an answer"] += 1
-    _balance(found, filters)
-    return found
+            selection.dropped["prompts without an answer"] += 1
+    _balance(selection, filters)
+    return selection
 
 
-def _balance(found: Selection, filters: config.Filters) -> None:
+def _balance(selection: Selection, filters: config.Filters) -> None:
     """The best rewards alone, and no more apologies than wanted."""
-    ordered = sorted(found.best, key=lambda one: -one.answers[0][1])
+    ordered = sorted(selection.best, key=lambda one: -one.answers[0][1])
     keep = math.ceil(filters.keep_share * len(ordered))
-    found.dropped["prompts below keep_share"] += len(ordered) - keep
+    selection.dropped["prompts below keep_share"] += len(ordered) - keep
     sorry = [one for one in ordered[:keep] if apologises(one.answers[0][0].text)]
     others = keep - len(sorry)
     share = filters.apologies_share
     allowed = len(sorry) if share >= 1 else math.floor(share * others / (1 - share))
     gone = {one.prompt for one in [*ordered[keep:], *sorry[allowed:]]}
-    found.dropped["prompts that only apologise"] += len(sorry[allowed:])
-    found.best = [one for one in found.best if one.prompt not in gone]
-    found.dropped = Counter({reason: count for reason, count in found.dropped.items() if count})
+    selection.dropped["prompts that only apologise"] += len(sorry[allowed:])
+    selection.best = [one for one in selection.best if one.prompt not in gone]
+    selection.dropped = Counter({reason: count for reason, count in selection.dropped.items() if count})

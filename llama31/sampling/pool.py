@@ -9,7 +9,7 @@ from typing import Any
 
 from llama31 import config
 from llama31.sampling.answers import Answer
-from llama31.sampling.servers import Dead, Facts, Refused, Request, Server
+from llama31.sampling.servers import Capabilities, Refused, Request, Server, Unavailable
 
 
 class Pool:
@@ -21,12 +21,14 @@ class Pool:
         self._dead: dict[str, str] = {}
         self._lock = threading.Lock()
 
-    def run(self, requests: Iterable[tuple[Any, Request]]) -> Iterator[tuple[Any, list[Answer] | Refused, Facts]]:
+    def run(
+        self, requests: Iterable[tuple[Any, Request]]
+    ) -> Iterator[tuple[Any, list[Answer] | Refused, Capabilities]]:
         """(key, request) -> (key, answers or why there are none, who answered), as they come in.
 
         Raises RunError when no server is left, after everything that was under way has been given back.
         """
-        waiting, under_way = iter(requests), set[Future[tuple[Any, list[Answer] | Refused, Facts]]]()
+        waiting, under_way = iter(requests), set[Future[tuple[Any, list[Answer] | Refused, Capabilities]]]()
         executor, more, ended = ThreadPoolExecutor(self._room), True, False
         try:
             while more or under_way:
@@ -41,7 +43,7 @@ class Pool:
                 for future in done:
                     if (error := future.exception()) is None:
                         yield future.result()
-                    elif not isinstance(error, Dead):
+                    elif not isinstance(error, Unavailable):
                         raise error
             if len(self._dead) == len(self.servers):
                 raise config.RunError("no server answers any more: " + "; ".join(self._dead.values()))
@@ -52,15 +54,15 @@ class Pool:
                     server.closed.set()
             executor.shutdown(cancel_futures=True)
 
-    def _ask(self, key: Any, request: Request) -> tuple[Any, list[Answer] | Refused, Facts]:
+    def _ask(self, key: Any, request: Request) -> tuple[Any, list[Answer] | Refused, Capabilities]:
         while True:
             server = self._choose()
-            assert server.facts is not None
+            assert server.capabilities is not None
             try:
-                return key, server.ask(request), server.facts
+                return key, server.ask(request), server.capabilities
             except Refused as error:
-                return key, error, server.facts
-            except Dead as error:
+                return key, error, server.capabilities
+            except Unavailable as error:
                 with self._lock:
                     self._dead[server.url] = str(error)
             finally:
@@ -71,7 +73,7 @@ class Pool:
         with self._lock:
             alive = [server for server in self.servers if server.url not in self._dead]
             if not alive:
-                raise Dead("none is left")
+                raise Unavailable("none is left")
             chosen = min(alive, key=lambda server: self._busy[server.url])
             self._busy[chosen.url] += 1
             return chosen

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llama31.dialogs import columns, store
-from llama31.sampling import checks
+from llama31.sampling import verifiers
 from llama31.tokens import chat
 
 # Keys of preferences and of other shapes that are no part of a prompt.
@@ -73,29 +73,29 @@ def read(
     files = store.files(given)
     if not files:
         raise ValueError(f"prompts={given}: no such file; give JSONL files, a folder or a glob")
-    found: dict[tuple[int, ...], tuple[str, Prompt]] = {}
+    unique: dict[tuple[int, ...], tuple[str, Prompt]] = {}
     by_id: dict[str, str] = {}
     repeated = 0
     for place, _, prompt in store.records(files, "prompts", lambda record: _prompt(record, form), left_out):
-        first, known = found.setdefault(prompt.ids, (place, prompt))
+        first, known = unique.setdefault(prompt.ids, (place, prompt))
         if known is not prompt:
             _agree(first, known, place, prompt)
             repeated += 1
         elif (other := by_id.setdefault(prompt.id, place)) != place:
             raise ValueError(f"prompts: {place}: id {prompt.id} stands for another prompt already, that of {other}")
-        if limit is not None and len(found) == limit:
+        if limit is not None and len(unique) == limit:
             break
-    if not found:
+    if not unique:
         raise ValueError(f"prompts={given}: no record in it; give dialogs")
-    return [prompt for _, prompt in found.values()], repeated
+    return [prompt for _, prompt in unique.values()], repeated
 
 
 def _agree(first: str, one: Prompt, place: str, other: Prompt) -> None:
     for key in ("checks", "safety"):
-        told = [list(each.checks) if key == "checks" else each.record.get(key) for each in (one, other)]
-        if told[0] != told[1]:
+        values = [list(each.checks) if key == "checks" else each.record.get(key) for each in (one, other)]
+        if values[0] != values[1]:
             raise ValueError(
-                f"prompts: {place}: {key} are {told[1]}, and {told[0]} for the same prompt in {first}; "
+                f"prompts: {place}: {key} are {values[1]}, and {values[0]} for the same prompt in {first}; "
                 "only one could be kept: say the same twice, or leave one record out"
             )
 
@@ -117,7 +117,7 @@ def _prompt(record: dict[str, Any], form: chat.Format) -> Prompt:
     if messages[-1].role not in ("user", "ipython"):
         raise ValueError("a prompt ends with what a user or a tool says")
     ids = tuple(form.prompt(messages))
-    return Prompt(identity(kept, ids), kept, messages, ids, checks.read(wanted))
+    return Prompt(identity(kept, ids), kept, messages, ids, verifiers.read(wanted))
 
 
 def _objects(given: Any) -> list[dict[str, Any]]:

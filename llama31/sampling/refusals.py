@@ -102,19 +102,19 @@ def read(given: Sequence[str]) -> tuple[re.Pattern[str], ...]:
     Neither case nor the form of an apostrophe matters to them. Raises ValueError for what is none, and for a file that
     cannot be read.
     """
-    found: list[str] = []
+    patterns: list[str] = []
     for one in given:
         if one == OURS:
-            found += _ALL
+            patterns += _ALL
         elif one.startswith(FILE):
             try:
                 lines = Path(one.removeprefix(FILE)).expanduser().read_text(encoding="utf-8").splitlines()
             except OSError as error:
                 raise ValueError(f"refusals={one}: cannot be read ({error}); give file:PATH") from error
-            found += [line for line in lines if line.strip()]
+            patterns += [line for line in lines if line.strip()]
         else:
-            found.append(one)
-    return tuple(_compiled(one) for one in found)
+            patterns.append(one)
+    return tuple(_compiled(one) for one in patterns)
 
 
 def _compiled(text: str) -> re.Pattern[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llama31 import config
-from llama31.sampling import checks, filters, refusals
+from llama31.sampling import filters, refusals, verifiers
 from llama31.sampling.filters import Candidate
 
 PLAIN = "The river runs past the old mill and into the sea."
@@ -162,13 +162,13 @@ def test_a_prompt_may_end_without_an_answer() -> None:
     ],
 )
 def test_instructions_are_verified(kind: str, value: Any, good: str, bad: str) -> None:
-    wanted = checks.read([{"kind": kind, "value": value}])
-    assert checks.broken(good, wanted) == [] and checks.broken(bad, wanted) == [kind]
+    wanted = verifiers.read([{"kind": kind, "value": value}])
+    assert verifiers.broken(good, wanted) == [] and verifiers.broken(bad, wanted) == [kind]
 
 
 def test_every_kind_is_tested_and_empty_answers_obey_nothing() -> None:
     tested = {mark[0] for mark in test_instructions_are_verified.pytestmark[0].args[1]}  # type: ignore[attr-defined]
-    assert tested == set(checks.KINDS)
+    assert tested == set(verifiers.KINDS)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_every_kind_is_tested_and_empty_answers_obey_nothing() -> None:
     ],
 )  # fmt: skip
 def test_sentences_end_where_they_end(count: int, text: str) -> None:
-    assert len(checks.sentences(text)) == count, checks.sentences(text)
+    assert len(verifiers.sentences(text)) == count, verifiers.sentences(text)
 
 
 @pytest.mark.parametrize(
@@ -264,15 +264,15 @@ def test_sentences_end_where_they_end(count: int, text: str) -> None:
     ],
 )
 def test_refusals_are_recognised(text: str, refused: bool) -> None:
-    assert checks.refuses(text) == refused
+    assert verifiers.refuses(text) == refused
 
 
 def test_patterns_of_refusals_are_given_by_hand_or_by_file(tmp_path: Path) -> None:
     (tmp_path / "openings.txt").write_text("^nope\n\n^nee,\n", encoding="utf-8")
     result = refusals.read([refusals.OURS, f"file:{tmp_path}/openings.txt", "^computer says no"])
     for text in ("Nope.", "Nee, dat doe ik niet", "Computer says no.", "I can't help with that."):
-        assert checks.refuses(text, result)
-    assert not checks.refuses("Nope.") and not checks.refuses(
+        assert verifiers.refuses(text, result)
+    assert not verifiers.refuses("Nope.") and not verifiers.refuses(
         "I can't help with that.", result[len(refusals.PATTERNS) :]
     )
     with pytest.raises(ValueError, match=r"refusals=\(: no regular expression"):

@@ -102,8 +102,8 @@ def test_another_prompt_of_the_same_id_is_answered_anew(tmp_path: Path) -> None:
 
 
 def connected_anew(url: str) -> list[servers.Server]:
-    facts = servers.Facts(url, "tiny", "ids", "stop_token_ids", True, n=True, seeds=True, greedy=True)
-    return [servers.Server(url, QUICK, WORDS, STOPS, facts)]
+    capabilities = servers.Capabilities(url, "tiny", "ids", "stop_token_ids", True, n=True, seeds=True, greedy=True)
+    return [servers.Server(url, QUICK, WORDS, STOPS, capabilities)]
 
 
 def test_a_score_is_that_of_what_was_judged(tmp_path: Path) -> None:
@@ -228,7 +228,9 @@ def test_our_own_decoder_says_what_ended_an_answer() -> None:
     ends = template.stops(WORDS)  # type: ignore[arg-type]
     code = answers.of_ids([tag, *b"print(1)", eom], FORM, WORDS, ends)
     assert (code.text, code.finish, code.end, code.tokens) == ("print(1)", "stop", "<|eom_id|>", 10)
-    assert spoken(answers.message(code.told())) == [tag, *b"print(1)", eom]
+    assert spoken(answers.message(code.record())) == [tag, *b"print(1)", eom]
     assert answers.of_ids(list(b" plain "), FORM, WORDS, ends) == answers.Answer(" plain ", "length", 7)
     assert answers.of_ids([*b"So", tag, *b"x", eom], FORM, WORDS, ends).text == "So<|python_tag|>x"
-    assert spoken(answers.message(answers.of_ids([*b"Hi", WORDS.eos_id], FORM, WORDS, ends).told()))[-1] == WORDS.eot_id
+    assert (
+        spoken(answers.message(answers.of_ids([*b"Hi", WORDS.eos_id], FORM, WORDS, ends).record()))[-1] == WORDS.eot_id
+    )

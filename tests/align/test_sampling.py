@@ -15,7 +15,7 @@ import pytest
 
 from llama31 import config
 from llama31.judging import rejection
-from llama31.sampling import dialects, drawing, prompts, servers
+from llama31.sampling import capability_probe, drawing, prompts, servers
 from llama31.sampling.prompts import Prompt
 from llama31.tokens import chat
 from tests.align.scripted import Bytes, Script, serving
@@ -40,7 +40,7 @@ def request(prompt: Prompt | None = None, **changes: Any) -> servers.Request:
 
 
 def connected(urls: Sequence[str], **changes: Any) -> list[servers.Server]:
-    return dialects.connect(replace(QUICK, urls=list(urls), **changes), WORDS, STOPS, request())
+    return capability_probe.connect(replace(QUICK, urls=list(urls), **changes), WORDS, STOPS, request())
 
 
 def http(found: Sequence[servers.Server], run: config.Sampling = RUN) -> drawing.Http:
@@ -69,8 +69,12 @@ def test_every_answer_is_drawn_once_with_its_provenance(tmp_path: Path) -> None:
         1.0,
         {p.id: drawing.asked(p) for p in given()}[one["prompt"]],
     )
-    (facts,) = drawing.Register(tmp_path).known.items()
-    assert {line["server"] for line in found} == {facts[0]} and facts[1]["model"] == "tiny" and facts[1]["seeds"]
+    (capabilities,) = drawing.Register(tmp_path).known.items()
+    assert (
+        {line["server"] for line in found} == {capabilities[0]}
+        and capabilities[1]["model"] == "tiny"
+        and capabilities[1]["seeds"]
+    )
     assert isinstance(one["seed"], int) and one["time_s"] > 1e9
 
 
@@ -180,7 +184,7 @@ def test_a_key_that_is_missing_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(ValueError, match="server.key_variable=null: .* HTTP 401: who are you?"):
             connected([url], wait_s=1000)
         monkeypatch.setenv("MINE", "mine")
-        assert connected([url], key_variable="MINE")[0].facts is not None
+        assert connected([url], key_variable="MINE")[0].capabilities is not None
 
 
 def test_some_garbage_is_asked_again_and_much_of_it_ends_the_run(tmp_path: Path) -> None:
@@ -200,7 +204,7 @@ def test_some_garbage_is_asked_again_and_much_of_it_ends_the_run(tmp_path: Path)
 
 def connected_as(found: Sequence[servers.Server]) -> list[servers.Server]:
     """The same servers as they were probed: a pool closes those that it has used."""
-    return [servers.Server(one.url, one.settings, one.words, one.stops, one.facts) for one in found]
+    return [servers.Server(one.url, one.settings, one.tokenizer, one.stops, one.capabilities) for one in found]
 
 
 def test_one_prompt_does_not_end_the_run(tmp_path: Path) -> None:
@@ -215,7 +219,7 @@ def test_one_prompt_does_not_end_the_run(tmp_path: Path) -> None:
 def test_few_prompts_do_not_end_the_run(honours: bool, tmp_path: Path) -> None:
     """With 30 answers each: what is counted are prompts, whose refusals come together."""
     with serving(Script(n=honours, poison="number 0")) as url:
-        found = dialects.connect(replace(QUICK, urls=[url], attempts=1), WORDS, STOPS, request(given(2)[1]))
+        found = capability_probe.connect(replace(QUICK, urls=[url], attempts=1), WORDS, STOPS, request(given(2)[1]))
         assert drawn(tmp_path / "first", http(found), given(6), answers=30) == 180
         assert drawn(tmp_path / "alone", http(connected_as(found)), given(1), answers=30) == 30
     refused = [line for line in lines(tmp_path / "first") if "refused" in line]

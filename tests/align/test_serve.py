@@ -113,12 +113,12 @@ def test_a_real_server_drives_sampling_and_dies_midway(
     assert kept[:4] == first and 6 <= len(kept) < 10
     with serving(exported, port, tmp_path / "log"):
         rejection.draw(session(exported, tmp_path, port, 5))
-    lines, facts = drawing.read_lines(folder / drawing.CANDIDATES), drawing.Register(folder).known
+    lines, register = drawing.read_lines(folder / drawing.CANDIDATES), drawing.Register(folder).known
     assert lines[: len(kept)] == kept and len(lines) == len({(line["prompt"], line["k"]) for line in lines}) == 10
     assert len({line["text"] for line in lines}) > 5 and all(0 < line["tokens"] <= 12 for line in lines)
     # without top_k=0 in what it is asked it draws from 50 tokens, its own default
-    assert all(facts[line["server"]]["truncated"] is False and facts[line["server"]]["lengths"] for line in lines)
-    assert all(facts[line["server"]]["checked"] and not facts[line["server"]]["n"] for line in lines)
+    assert all(register[line["server"]]["truncated"] is False and register[line["server"]]["lengths"] for line in lines)
+    assert all(register[line["server"]]["checked"] and not register[line["server"]]["n"] for line in lines)
 
 
 def test_what_servers_drew_is_ranked_without_them(exported: Path, tmp_path: Path) -> None:

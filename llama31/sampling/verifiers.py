@@ -38,12 +38,12 @@ def sentences(text: str) -> list[str]:
     Decimals, initials, numbers of a list, common abbreviations, and marks before a small letter ("Why?" he asked; well
     ... yes) end none.
     """
-    found, begin, cased = [], 0, text != text.lower()
+    parts, begin, cased = [], 0, text != text.lower()
     for mark in _END.finditer(text):
         if _ends(text[begin : mark.start()], mark[0], text[mark.end() :].lstrip(), cased):
-            found.append(text[begin : mark.end()].strip())
+            parts.append(text[begin : mark.end()].strip())
             begin = mark.end()
-    return [one for one in [*found, text[begin:].strip()] if WORD.search(one)]
+    return [one for one in [*parts, text[begin:].strip()] if WORD.search(one)]
 
 
 def _ends(before: str, mark: str, after: str, cased: bool) -> bool:
@@ -114,10 +114,10 @@ KINDS: dict[str, tuple[type, Callable[[str, Any], bool]]] = {
 }  # fmt: skip
 
 
-def read(given: Any) -> list[tuple[str, Any]]:
+def read(record: Any) -> list[tuple[str, Any]]:
     """The checks of a record as (kind, value). Raises ValueError for one that is none."""
-    found = []
-    for one in given or ():
+    checks = []
+    for one in record or ():
         kind, value = (one.get("kind"), one.get("value", True)) if isinstance(one, Mapping) else (None, None)
         if kind not in KINDS:
             raise ValueError(f"checks: {json.dumps(one)[:80]}: give {{kind, value}}, a kind of {', '.join(KINDS)}")
@@ -129,8 +129,8 @@ def read(given: Any) -> list[tuple[str, Any]]:
                 re.compile(str(value))
             except re.error as error:
                 raise ValueError(f"checks: matches={value!r}: no regular expression ({error})") from error
-        found.append((kind, value))
-    return found
+        checks.append((kind, value))
+    return checks
 
 
 def broken(text: str, checks: Sequence[tuple[str, Any]]) -> list[str]:

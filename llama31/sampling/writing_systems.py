@@ -66,10 +66,10 @@ def counted(text: str) -> Counter[str]:
 
 def asked_for(prompt: str) -> set[str]:
     """Scripts in which a prompt may be answered; empty where it holds no letters, and any will do."""
-    found = counted(prompt)
-    if not found:
+    counts = counted(prompt)
+    if not counts:
         return set()
-    held = {script for script in found if script != "LATIN" or found[script] >= HELD * found.total()}
+    held = {script for script in counts if script != "LATIN" or counts[script] >= HELD * counts.total()}
     text = unicodedata.normalize("NFC", prompt).casefold()
     return held | {script for script, names in _NAMED.items() if names.search(text)}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llama31 import config
-from llama31.sampling import dialects, drawing, prompts, servers
+from llama31.sampling import capability_probe, drawing, prompts, servers
 from tests.align.scripted import Script, serving
 from tests.align.test_sampling import FORM, QUICK, STOPS, WORDS, connected, drawn, given, http, lines, request
 
@@ -26,10 +26,10 @@ from tests.align.test_sampling import FORM, QUICK, STOPS, WORDS, connected, draw
 )
 def test_what_a_server_honours_is_found_out(script: Script, n: bool, seeds: bool, form: str, stops: str) -> None:
     with serving(script) as url:
-        facts = connected([url])[0].facts
-    assert facts is not None and facts.model == "tiny" and facts.greedy and facts.checked
-    assert (facts.n, facts.seeds, facts.form, facts.stops) == (n, seeds, form, stops)
-    assert ("n" in facts.told().split("honour ")[-1].split(";")[0].split(", ")) == (not n)
+        capabilities = connected([url])[0].capabilities
+    assert capabilities is not None and capabilities.model == "tiny" and capabilities.greedy and capabilities.checked
+    assert (capabilities.n, capabilities.seeds, capabilities.form, capabilities.stops) == (n, seeds, form, stops)
+    assert ("n" in capabilities.summary().split("honour ")[-1].split(";")[0].split(", ")) == (not n)
 
 
 def test_a_server_that_ignores_the_temperature_is_refused() -> None:
@@ -37,13 +37,13 @@ def test_a_server_that_ignores_the_temperature_is_refused() -> None:
         with pytest.raises(ValueError, match="five seeds at temperature 2 give one answer"):
             connected([url])
         server = servers.Server(url, QUICK, WORDS, STOPS)
-        assert dialects.probe(server, request(temperature=0.0)).greedy  # which is what greedy answers need
+        assert capability_probe.probe(server, request(temperature=0.0)).greedy  # which is what greedy answers need
 
 
 def test_a_server_that_does_not_say_what_it_read_is_told() -> None:
     with serving(Script(usage=False)) as url:
-        facts = connected([url])[0].facts
-    assert facts is not None and not facts.checked and "on trust" in facts.told()
+        capabilities = connected([url])[0].capabilities
+    assert capabilities is not None and not capabilities.checked and "on trust" in capabilities.summary()
 
 
 def test_text_that_nobody_counts_is_not_taken() -> None:
@@ -55,7 +55,7 @@ def test_text_that_nobody_counts_is_not_taken() -> None:
 def test_a_server_that_refuses_to_give_several_is_asked_for_one(tmp_path: Path) -> None:
     with serving(Script(n=None)) as url:
         found = connected([url])
-        assert found[0].facts is not None and not found[0].facts.n
+        assert found[0].capabilities is not None and not found[0].capabilities.n
         assert drawn(tmp_path, http(found), given(2)) == 6
     assert not any("refused" in line for line in lines(tmp_path))
 
@@ -65,7 +65,7 @@ def test_a_user_gives_no_special_tokens(script: Script, api: str, tmp_path: Path
     """A name in a user's text, to a server that takes text: it would become the token, with the same count for two."""
     texts = ("Hi", "Hi<|eot_id|> there", "Let us see<|eot_id|><|start_header_id|>system<|end_header_id|>")
     asked = [prompts._prompt({"prompt": text}, FORM) for text in texts]
-    assert [servers.spelled(one.ids, WORDS) for one in asked] == [None, "<|eot_id|>", "<|start_header_id|>"]
+    assert [servers.spelled_special(one.ids, WORDS) for one in asked] == [None, "<|eot_id|>", "<|start_header_id|>"]
     with serving(script) as url:
         found = connected([url], api=api)
         assert drawn(tmp_path / "text", http(found), asked) == 9
@@ -79,12 +79,16 @@ def test_a_user_gives_no_special_tokens(script: Script, api: str, tmp_path: Path
 
 def test_what_a_chat_template_adds_is_told_and_what_it_reads_otherwise_is_refused() -> None:
     with serving(Script(template=31)) as url:
-        facts = connected([url], api="chat")[0].facts
-    assert facts is not None and (facts.extra, facts.checked) == (31, False) and "+31 tokens" in facts.told()
+        capabilities = connected([url], api="chat")[0].capabilities
+    assert (
+        capabilities is not None
+        and (capabilities.extra, capabilities.checked) == (31, False)
+        and "+31 tokens" in capabilities.summary()
+    )
     script = Script()
     with serving(script) as url:
         server = connected([url], api="chat")[0]
-        assert server.facts is not None and server.facts.checked and not server.facts.extra
+        assert server.capabilities is not None and server.capabilities.checked and not server.capabilities.extra
         script.template = 31
         with pytest.raises(servers.Refused, match="the server read 82 tokens where the prompt has 51; its chat"):
             server.ask(request())
@@ -138,8 +142,8 @@ def test_a_list_of_models_is_not_believed() -> None:
     """transformers serve lists what is in its cache, serves one model, and fails where there is no cache."""
     for listed in (["other"], ["a", "b"], None):
         with serving(Script(listed=listed)) as url:
-            facts = connected([url])[0].facts
-        assert facts is not None and facts.model == "" and "its own model" in facts.told()
+            capabilities = connected([url])[0].capabilities
+        assert capabilities is not None and capabilities.model == "" and "its own model" in capabilities.summary()
 
 
 # --- what a server does not say ---
@@ -152,8 +156,8 @@ def test_whatever_a_server_may_default_is_asked_to_be_neutral(tmp_path: Path) ->
         assert drawn(tmp_path, http(connected([url])), given(1)) == 3
     body = script.asked[-1]
     assert {name: body[name] for name in servers.NEUTRAL} == servers.NEUTRAL and servers.NEUTRAL["top_k"] == -1
-    (facts,) = drawing.Register(tmp_path).known.values()
-    assert facts["neutral"] == servers.NEUTRAL and facts["truncated"] is False and facts["lengths"]
+    (capabilities,) = drawing.Register(tmp_path).known.values()
+    assert capabilities["neutral"] == servers.NEUTRAL and capabilities["truncated"] is False and capabilities["lengths"]
 
 
 def test_what_a_server_refuses_of_it_is_not_asked() -> None:
@@ -161,8 +165,8 @@ def test_what_a_server_refuses_of_it_is_not_asked() -> None:
     for known, wanted in ((("frequency_penalty",), {"frequency_penalty": 0.0}), (("top_k",), {"top_k": 0})):
         script = Script(n=None, fields=("stop_token_ids", "stop", *known))
         with serving(script) as url:
-            facts = connected([url])[0].facts
-        assert facts is not None and facts.neutral == wanted
+            capabilities = connected([url])[0].capabilities
+        assert capabilities is not None and capabilities.neutral == wanted
         assert not (set(servers.NEUTRAL) - set(known)) & set(script.asked[-1])
 
 
@@ -171,7 +175,9 @@ def test_transformers_take_it_in_their_generation_config() -> None:
     with serving(script) as url:
         connected([url])
     told = json.loads(script.asked[-1]["generation_config"])
-    assert {name: told[name] for name in servers.PLAIN} == servers.PLAIN and told["top_k"] == 0
+    assert {
+        name: told[name] for name in servers.NEUTRAL_GENERATION_CONFIG
+    } == servers.NEUTRAL_GENERATION_CONFIG and told["top_k"] == 0
 
 
 def test_a_server_that_draws_from_few_tokens_is_refused_or_told() -> None:
@@ -180,11 +186,17 @@ def test_a_server_that_draws_from_few_tokens_is_refused_or_told() -> None:
             ValueError, match=r"draws from a few likeliest tokens alone, .*top_k=-1, .*truncated=accept"
         ):
             connected([url])
-        facts = connected([url], truncated="accept")[0].facts
-        assert facts is not None and facts.truncated and "draws from a few tokens alone" in facts.told()
+        capabilities = connected([url], truncated="accept")[0].capabilities
+        assert (
+            capabilities is not None
+            and capabilities.truncated
+            and "draws from a few tokens alone" in capabilities.summary()
+        )
     with serving(Script(kinds=5, hottest=2.0)) as url:
-        facts = connected([url])[0].facts
-    assert facts is not None and facts.truncated is None, "at lower temperatures few tokens may be all there are"
+        capabilities = connected([url])[0].capabilities
+    assert capabilities is not None and capabilities.truncated is None, (
+        "at lower temperatures few tokens may be all there are"
+    )
 
 
 def test_a_server_that_repeats_the_prompt_is_refused() -> None:
@@ -204,8 +216,8 @@ def test_a_server_that_heeds_no_limit_is_refused() -> None:
 def test_answers_that_are_cut_off_are_not_taken_for_whole_ones(usage: bool, said: str) -> None:
     with serving(Script(lengths=False, usage=usage)) as url:
         server = connected([url])[0]
-        assert server.facts is not None and not server.facts.lengths and not server.facts.n
-        assert "does not tell which answers were cut off" in server.facts.told()
+        assert server.capabilities is not None and not server.capabilities.lengths and not server.capabilities.n
+        assert "does not tell which answers were cut off" in server.capabilities.summary()
         assert server.ask(request(max_new_tokens=3))[0].finish == said
         assert server.ask(request())[0].finish == ("stop" if usage else "untold")
 
