@@ -1,23 +1,23 @@
 """Servers with OpenAI's API: one request to one of them. `capability_probe` finds out how, `pool` asks several.
 
-No library but Python's own, and no proxies: nodes of a cluster are near.
+httpx2 asks, whatever proxies the environment names, for nodes of a cluster are near. What a failure means, and whether
+it is worth another attempt, is decided here.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import math
 import os
 import threading
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Protocol
+
+import httpx2
 
 from llama31 import config
 from llama31.sampling import answers
@@ -155,7 +155,11 @@ class Server:
 
     def __post_init__(self) -> None:
         self.url = address(self.url)
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))  # by which balancers send all to one
+        # uvicorn closes what is idle for 5 s, as httpx2 does: who asks at that moment would hear nothing
+        limits = httpx2.Limits(max_connections=self.settings.concurrency, keepalive_expiry=1.0)
+        transport = httpx2.HTTPTransport(limits=limits)  # a client with a transport given asks no proxies
+        self._client = httpx2.Client(transport=transport, cookies=no_cookies, follow_redirects=True)
         self._answered_s = self._logged_s = -math.inf
         self._lock = threading.Lock()
 
@@ -245,21 +249,20 @@ class Server:
 
         Raises Refused where it says no, and Retryable.
         """
-        data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         if token := os.environ.get(self.settings.key_variable or ""):
             headers["Authorization"] = f"Bearer {token}"
-        base = self.url.removesuffix("/v1") if endpoint == HEALTH else self.url
-        address = f"{base}/{endpoint}"
-        asked = urllib.request.Request(address, data, headers)
+        address = f"{self.url.removesuffix('/v1') if endpoint == HEALTH else self.url}/{endpoint}"
+        method, data = ("GET", None) if body is None else ("POST", json.dumps(body))
+        wait_s = self.settings.timeout_s if data else min(self.settings.timeout_s, quick_s)
+        timeout = httpx2.Timeout(wait_s, pool=None)  # what waits for a free connection has not been asked yet
         try:
-            wait_s = self.settings.timeout_s if data else min(self.settings.timeout_s, quick_s)
-            with self._opener.open(asked, timeout=wait_s) as response:
+            with self._client.stream(method, address, content=data, headers=headers, timeout=timeout) as response:
+                if not response.is_success:
+                    raise _http_error(response)
                 text = response.read()
-        except urllib.error.HTTPError as error:
-            raise _http_error(error) from error
-        except (OSError, http.client.HTTPException) as error:
-            raise Retryable(str(getattr(error, "reason", error)) or repr(error)) from error
+        except httpx2.HTTPError as error:
+            raise Retryable(str(error) or repr(error)) from error
         try:
             return json.loads(text)
         except ValueError as error:
@@ -339,8 +342,11 @@ def address(given: str) -> str:
     url = given.strip() if "://" in given else f"http://{given.strip()}"
     for ending in ("/", "/chat/completions", "/completions", "/models", "/"):
         url = url.removesuffix(ending)
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = httpx2.URL(url)
+    except httpx2.InvalidURL:
+        parts = httpx2.URL()
+    if parts.scheme not in ("http", "https") or not parts.host:
         raise ValueError(f"server.urls={given}: no address; give one such as http://node1:8000/v1")
     return url
 
@@ -370,19 +376,19 @@ def read_tokens(response: Any) -> int | None:
     return _usage(response, "prompt_tokens")
 
 
-def _http_error(error: urllib.error.HTTPError) -> Refused | Retryable:
-    """What an answer that is not 200 means."""
+def _http_error(response: httpx2.Response) -> Refused | Retryable:
+    """What an answer that is no success means."""
     try:
-        text = error.read()[:300].decode(errors="replace")
-    except (OSError, http.client.HTTPException) as cut:
+        text = response.read()[:300].decode(errors="replace")
+    except httpx2.HTTPError as cut:
         text = f"(its text is cut off: {cut!r})"
-    reason = f"HTTP {error.code}: {text}"
-    if error.code in BUSY:
-        return Retryable(reason, "busy", _retry_after(error.headers.get("Retry-After")))
-    if error.code in NO_ANSWER:
+    code, reason = response.status_code, f"HTTP {response.status_code}: {text}"
+    if code in BUSY:
+        return Retryable(reason, "busy", _retry_after(response.headers.get("Retry-After")))
+    if code in NO_ANSWER:
         return Retryable(reason)
     # an error of its own may be this prompt's fault, and no reason to give the server up
-    return Retryable(reason, "garbage") if error.code == 500 else Refused(reason, error.code)
+    return Retryable(reason, "garbage") if code == 500 else Refused(reason, code)
 
 
 def spelled_special(ids: Sequence[int], tokenizer: Tokenizer) -> str | None:

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -80,6 +81,11 @@ class Script:
     counter: Iterator[int] = field(default_factory=itertools.count)
     asked: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
+    cookies: list[str | None] = field(default_factory=list)
+    moved: bool = False  # whether it stands under /moved, where it sends whoever asks
+    slow_s: float = 0.0  # for each answer
+    under_way: int = 0
+    most: int = 0  # requests that were under way at once
 
     def answer(self, number: int, body: Mapping[str, Any]) -> tuple[int, bytes]:
         """Status and body for the `number`-th request."""
@@ -178,6 +184,7 @@ class Script:
 @contextlib.contextmanager
 def serving(script: Script) -> Iterator[str]:
     """The address of a server that follows `script`."""
+    lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -188,6 +195,9 @@ def serving(script: Script) -> Iterator[str]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if script.moved and not self.path.startswith("/moved/"):
+                self._send(307, b"", location=f"/moved{self.path}")
+                return
             number = next(script.counter)
             script.dead = script.die_after is not None and number >= script.die_after
             if script.dead or (script.hangs != "\0" and script.hangs in script.read(body)):
@@ -195,10 +205,20 @@ def serving(script: Script) -> Iterator[str]:
                 return
             script.asked.append(body)
             script.keys.append(self.headers["Authorization"])
+            script.cookies.append(self.headers["Cookie"])
+            with lock:
+                script.under_way += 1
+                script.most = max(script.most, script.under_way)
+            time.sleep(script.slow_s)
+            with lock:
+                script.under_way -= 1
             self._send(*script.answer(number, body), more=100 if script.cut > number else 0)
 
-        def _send(self, status: int, data: bytes, more: int = 0) -> None:
+        def _send(self, status: int, data: bytes, more: int = 0, location: str = "") -> None:
             self.send_response(status)
+            self.send_header("Set-Cookie", "backend=1; Path=/")
+            if location:
+                self.send_header("Location", location)
             self.send_header("Content-Length", str(len(data) + more))
             self.end_headers()
             self.wfile.write(data)

@@ -124,6 +124,15 @@ def test_a_key_is_sent_when_it_is_named_alone(monkeypatch: pytest.MonkeyPatch) -
     assert set(script.keys) == {"Bearer mine"}
 
 
+def test_no_proxy_no_cookie_and_redirects_with_their_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    script = Script(moved=True)
+    with serving(script) as url:
+        assert connected([url])[0].ask(request())[0].text.endswith(".")
+    assert set(script.cookies) == {None}, "a balancer's cookie would send all requests to one of its servers"
+
+
 def test_no_server_and_no_such_model() -> None:
     with pytest.raises(
         config.RunError, match=r"no answer within 0.1 s from http://127.0.0.1:9/v1 \(.*refused\); start"
@@ -260,6 +269,6 @@ def test_addresses_are_read_as_people_write_them(capsys: pytest.CaptureFixture[s
         assert len(found) == 1, "one server, which would be asked as several, and given up as one"
         assert drawn(tmp_path, http(found), given(2)) == 6
     assert f"server.urls={root}: its API stands under {url}" in capsys.readouterr().out
-    for wrong in ("ftp://node1/v1", "http://", ""):
+    for wrong in ("ftp://node1/v1", "http://", "", "http://node1:port/v1", "http://[::1/v1"):
         with pytest.raises(ValueError, match=r"server.urls=.*: no address; give one such as"):
             connected([wrong])

@@ -43,8 +43,8 @@ def connected(urls: Sequence[str], **changes: Any) -> list[servers.Server]:
     return capability_probe.connect(replace(QUICK, urls=list(urls), **changes), WORDS, STOPS, request())
 
 
-def http(found: Sequence[servers.Server], run: config.Sampling = RUN) -> drawing.Http:
-    return drawing.Http(found, QUICK, POLICY, run)
+def http(connected: Sequence[servers.Server], run: config.Sampling = RUN, **changes: Any) -> drawing.Http:
+    return drawing.Http(connected, replace(QUICK, **changes), POLICY, run)
 
 
 def drawn(folder: Path, source: drawing.Source, asked: Sequence[Prompt], answers: int = 3) -> int:
@@ -132,6 +132,16 @@ def test_another_server_takes_over(tmp_path: Path) -> None:
     known = drawing.Register(tmp_path).known
     answered = Counter(known[line["server"]]["url"] for line in lines(tmp_path))
     assert answered == {one: 1, other: 17}
+
+
+def test_those_that_are_left_are_not_asked_more_at_once(tmp_path: Path) -> None:
+    bad, good = Script(n=False), Script(n=False)
+    with serving(bad) as one, serving(good) as other:
+        pair = connected([one, other], concurrency=1)
+        bad.die_after = len(bad.asked)
+        good.slow_s, good.most = 0.05, 0
+        assert drawn(tmp_path, http(pair, concurrency=1), given()) == 12
+    assert good.most == 1
 
 
 def test_busy_servers_are_asked_again(tmp_path: Path) -> None:
