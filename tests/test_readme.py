@@ -1,4 +1,4 @@
-"""The README's common tasks work as they are written there: its files are made, its commands are run."""
+"""The commands of the README and of docs/ work as they are written there: files are made, commands are run in order."""
 
 from __future__ import annotations
 
@@ -14,26 +14,16 @@ import torch
 from llama31 import config
 from llama31.checkpoint import publish, shards
 from llama31.runs import metrics
-from tests import forkserver, processes
-from tests.conftest import ROOT
+from tests import forkserver, pages, processes
 
 pytestmark = [pytest.mark.torch, pytest.mark.parallel]
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-TASKS = README.split("\n## Common tasks\n")[1].split("\n## ")[0]
 META = config.Model("meta", layers=2, hidden_size=32, ffn_hidden_size=48, heads=4, kv_heads=2, vocab_size=80)
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", TASKS, re.DOTALL | re.MULTILINE)
 
 
 def write_given(folder: Path) -> None:
     """What the reader brings: the YAML files as shown, texts in words of which some are frequent, and weights."""
-    for text in blocks("yaml"):
-        path = folder / text.split("\n")[0].removeprefix("# ")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    pages.write_files(folder)
     random = np.random.default_rng(0)
     syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
     words = ["".join(random.choice(syllables, random.integers(1, 5))) for _ in range(800)]
@@ -93,10 +83,10 @@ def run(script: str, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """The folder in which every block was run, in order, and what each printed."""
+    """The folder in which every block of every page was run, in order, and what each printed."""
     folder = tmp_path_factory.mktemp("tasks")
     write_given(folder)
-    return folder, {script: run(script, folder) for script in blocks("sh")}
+    return folder, {script: run(script, folder) for page in pages.ORDER for script in pages.blocks(page, "sh")}
 
 
 def losses(run_folder: Path) -> dict[int, float]:
@@ -243,13 +233,3 @@ def test_sampling_and_the_plan_of_rounds(done: tuple[Path, dict[str, str]]) -> N
 def test_metas_files(done: tuple[Path, dict[str, str]]) -> None:
     meta = publish.read_meta(publish.resolve(done[0] / "runs/meta"))
     assert meta.shape() == META
-
-
-def test_links_and_paths_of_the_readme_exist() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
-    rows = README.split("| package | |\n")[1].split("\n\n")[0].splitlines()[1:]
-    record = {row.split("`")[1].rstrip("/"): set(re.findall(r"`([a-z_]+)`", row.split("|")[2])) for row in rows}
-    assert record.keys() == {path.parent.name for path in (ROOT / "llama31").glob("*/__init__.py")}
-    for package, modules in record.items():
-        assert modules <= {path.stem for path in (ROOT / "llama31" / package).glob("*.py")}, package
