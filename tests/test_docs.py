@@ -161,6 +161,13 @@ def test_ten_rows_of_the_readme_stand_beside_the_whole_table() -> None:
     assert len(rows) == 10 and len(pages.text("docs/verified.md").split("\n| ")) > 40
 
 
+def test_every_recipe_stands_in_the_readme_and_in_the_picture() -> None:
+    drawn = set(re.findall(r'class="code[^"]*">([^<]+)<', pages.text("docs/way.svg")))
+    names = {name for code in drawn for name in code.split() if name not in ("·", "--config-name")}
+    assert names <= {path.stem for path in (ROOT / "conf").glob("*.yaml")}
+    assert SCHEMAS.keys() - {"benchmark"} <= names and SCHEMAS.keys() <= set(pages.inline("README.md"))
+
+
 def test_pictures_are_what_the_script_draws() -> None:
     drawn = runpy.run_path(str(ROOT / "docs/pictures.py"))["pictures"]()
     assert drawn.keys() == {path.name for path in ROOT.glob("docs/*.svg")}
