@@ -79,6 +79,13 @@ def test_every_page_with_commands_is_run() -> None:
 
 
 @pytest.mark.parametrize("page", pages.ALL)
+def test_blocks_are_of_a_kind_that_is_tested(page: str) -> None:
+    opened = re.findall(r"^```(.*)$", pages.text(page), re.MULTILINE)[::2]
+    assert set(opened) <= {"sh", "console", "yaml", "text"}
+    assert all(line.startswith(("$ ", "  ")) for block in pages.blocks(page, "console") for line in block.splitlines())
+
+
+@pytest.mark.parametrize("page", pages.ALL)
 def test_commands_that_are_not_run_compose(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages.write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
