@@ -26,7 +26,7 @@ from benchmarks import timing
 from llama31 import config
 from llama31.evaluate import haystack
 from llama31.runs import plots
-from llama31.tokens import tokenizer
+from llama31.tokens import tokenizers
 
 PROCESSES = 2
 LETTERS = [chr(ord("!") + i) for i in range(31)]  # a mark, ten keys, ten values, ten of filler
@@ -76,8 +76,8 @@ def write(top: Path) -> None:
     """Alphabet, texts, the task of the short context, and the YAML files."""
     (top / "letters").mkdir()
     (top / "letters" / "tokenizer.json").write_text(json.dumps(letters()), encoding="utf-8")
-    words = tokenizer.load(config.Tokenizer(kind="huggingface", path=str(top / "letters")))
-    dealt = haystack.printable(words)
+    tokenizer = tokenizers.load(config.Tokenizer(kind="huggingface", path=str(top / "letters")))
+    dealt = haystack.printable(tokenizer)
     for text in (SHORT, *STAGES):
         random = np.random.default_rng(text.length)
         lines = (json.dumps({"text": document(text, dealt, random)}) for _ in range(text.documents))

@@ -149,8 +149,8 @@ def write_config(folder: Path, scale: Scale) -> None:
     width = scale.hidden_size
     model = {"name": "mini", "layers": scale.layers, "hidden_size": width, "ffn_hidden_size": 3 * width, "heads": 4}
     model |= {"kv_heads": 2, "vocab_size": VOCABULARY, "max_positions": 512}
-    words = {"kind": "bpe", "path": str(folder / "tokenizer"), "vocab_size": VOCABULARY}
-    for group, content in (("model", model), ("tokenizer", words)):
+    tokenizer = {"kind": "bpe", "path": str(folder / "tokenizer"), "vocab_size": VOCABULARY}
+    for group, content in (("model", model), ("tokenizer", tokenizer)):
         (folder / "conf" / group).mkdir(parents=True, exist_ok=True)
         text = "".join(f"{key}: {value}\n" for key, value in content.items())
         (folder / "conf" / group / "mini.yaml").write_text(text, encoding="utf-8")

@@ -18,7 +18,7 @@ from recipes import start
 if TYPE_CHECKING:
     from llama31.model.llama import Llama
     from llama31.parallel.mesh import Grid
-    from llama31.tokens.tokenizer import Tokenizer
+    from llama31.tokens.tokenizers import Tokenizer
 
 
 def main(run: config.Evaluate) -> dict[str, Any]:
@@ -29,23 +29,23 @@ def main(run: config.Evaluate) -> dict[str, Any]:
     from llama31.evaluate import choices, needle, perplexity
     from llama31.model import llama
     from llama31.parallel import mesh
-    from llama31.tokens import tokenizer
+    from llama31.tokens import tokenizers
 
     weights = pretrained.find(run.checkpoint)
-    shape, words = weights.shape, tokenizer.load(weights.tokenizer(run.tokenizer))
+    shape, tokenizer = weights.shape, tokenizers.load(weights.tokenizer(run.tokenizer))
     parallel = replace(run.parallel, sequence_parallel=False)  # decoding cannot use it
     perplexity.check_layout(shape, parallel)
-    perplexity.check_vocabulary(words.vocab_size, shape)
+    perplexity.check_vocabulary(tokenizer.vocab_size, shape)
     length = perplexity.sequence_length(run.sequence_length, weights.meta.schedule, shape)
     longest = run.sequence_length or shape.max_positions
     heldout, hidden = None, []
     if run.data.sources:
         heldout = batches.Heldout(run.data, length, run.tokens, run.split)
         batches.check_vocabulary(heldout, shape)
-        batches.check_tokenizer(heldout, words.fingerprint)
-    asked = {name: choices.prepare(name, task, words, longest) for name, task in run.tasks.items()}
+        batches.check_tokenizer(heldout, tokenizer.fingerprint)
+    asked = {name: choices.prepare(name, task, tokenizer, longest) for name, task in run.tasks.items()}
     if run.needle.kind != "none":
-        hidden = needle.prompts_of(run.needle, run.data, run.split, words, length, longest)
+        hidden = needle.prompts_of(run.needle, run.data, run.split, tokenizer, length, longest)
     grid = mesh.create(parallel, run.cluster.timeout_s)
     chunks = llama.build(shape, weights.precision(run.precision), parallel, grid)
     weights.load(chunks, grid)
@@ -57,11 +57,11 @@ def main(run: config.Evaluate) -> dict[str, Any]:
         judged = {name: choices.judge(forward, task, parallel.micro_batch) for name, task in asked.items()}
         result["tasks"] = {name: choices.summary(judged_task, run.details) for name, judged_task in judged.items()}
     if hidden:
-        result["needle"] = needle.evaluate(forward, run.needle, hidden, words, parallel.micro_batch)
+        result["needle"] = needle.evaluate(forward, run.needle, hidden, tokenizer, parallel.micro_batch)
     if run.prompts:
-        for line in perplexity.spelled(run.prompts, words) if grid.rank == 0 else ():
+        for line in perplexity.spelled(run.prompts, tokenizer) if grid.rank == 0 else ():
             print(line, flush=True)
-        result["continuations"] = continuations(run, chunks, grid, words)
+        result["continuations"] = continuations(run, chunks, grid, tokenizer)
     if grid.rank == 0:
         publish(run, result)
     mesh.close()
@@ -90,15 +90,18 @@ def write(path: Path, text: str) -> None:
         raise ValueError(f"output={path}: cannot be written ({error}); the result stands above") from error
 
 
-def continuations(run: config.Evaluate, chunks: list[Llama], grid: Grid, words: Tokenizer) -> list[dict[str, str]]:
+def continuations(run: config.Evaluate, chunks: list[Llama], grid: Grid, tokenizer: Tokenizer) -> list[dict[str, str]]:
     """Each prompt of `run` and how the model goes on, up to the end of the text or turn."""
     from llama31.evaluate.generate import generate
 
-    prompts, stops = [[words.bos_id, *words.encode(prompt)] for prompt in run.prompts], {words.eos_id, words.eot_id}
-    new = generate(
-        chunks, grid, prompts, run.max_new_tokens, stops, run.temperature, run.top_p, run.seed, words.vocab_size
+    prompts, stops = (
+        [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in run.prompts],
+        {tokenizer.eos_id, tokenizer.eot_id},
     )
-    texts = [words.decode([token for token in tokens if token not in stops]) for tokens in new]
+    new = generate(
+        chunks, grid, prompts, run.max_new_tokens, stops, run.temperature, run.top_p, run.seed, tokenizer.vocab_size
+    )
+    texts = [tokenizer.decode([token for token in tokens if token not in stops]) for tokens in new]
     return [{"prompt": prompt, "continuation": text} for prompt, text in zip(run.prompts, texts, strict=True)]
 
 

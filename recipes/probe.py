@@ -61,10 +61,10 @@ def judge(run: config.Probe, saved: Path) -> dict[str, float]:
     from llama31.evaluate import choices
     from llama31.model import llama
     from llama31.parallel import mesh
-    from llama31.tokens import tokenizer
+    from llama31.tokens import tokenizers
 
-    words, length = tokenizer.load(run.tokenizer), run.schedule.sequence_length
-    asked = {name: choices.prepare(name, task, words, length) for name, task in run.tasks.items()}
+    tokenizer, length = tokenizers.load(run.tokenizer), run.schedule.sequence_length
+    asked = {name: choices.prepare(name, task, tokenizer, length) for name, task in run.tasks.items()}
     grid = mesh.create(run.parallel, run.cluster.timeout_s)
     chunks = llama.build(run.model, run.precision, run.parallel, grid)
     state.load_weights(saved, chunks, run.model, grid)

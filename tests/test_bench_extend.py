@@ -14,7 +14,7 @@ from llama31 import config
 from llama31.command import entry
 from llama31.command.validate import validate
 from llama31.evaluate import haystack, tasks
-from llama31.tokens import tokenizer
+from llama31.tokens import tokenizers
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,8 @@ def top(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def words(top: Path) -> tokenizer.Tokenizer:
-    return tokenizer.load(config.Tokenizer(kind="huggingface", path=str(top / "letters")))
+def words(top: Path) -> tokenizers.Tokenizer:
+    return tokenizers.load(config.Tokenizer(kind="huggingface", path=str(top / "letters")))
 
 
 def test_each_letter_is_a_token(top: Path) -> None:

@@ -22,8 +22,8 @@ from llama31.evaluate.choices import Judged
 from llama31.evaluate.tasks import Example
 from llama31.model import llama
 from llama31.parallel import mesh
-from llama31.tokens import tokenizer
-from llama31.tokens.tokenizer import Tokenizer
+from llama31.tokens import tokenizers
+from llama31.tokens.tokenizers import Tokenizer
 from tests.conftest import Command
 from tests.test_model import FP32, ONE
 
@@ -49,7 +49,7 @@ def lines() -> Iterator[dict[str, Any]]:
 def export(folder: Path) -> Path:
     """A Hugging Face folder of random weights, with a tokenizer trained on the questions."""
     text = [line["query"] + " ".join(line["choices"]) for line in lines()]
-    words = tokenizer.train_bpe(text, 600, folder)
+    words = tokenizers.train_bpe(text, 600, folder)
     grid = mesh.create(ONE)
     chunks = llama.build(SHAPE, FP32, ONE, grid, seed=5)
     weights = {shard.name: shard.parameter.detach() for shard in llama.shards(chunks, SHAPE, grid)}
@@ -81,7 +81,7 @@ def loaded(folder: Path) -> Iterator[tuple[Forward, Tokenizer]]:
     result, grid = pretrained.find(str(folder)), mesh.create(ONE)
     chunks = llama.build(result.shape, FP32, ONE, grid)
     result.load(chunks, grid)
-    yield Forward(chunks, grid), tokenizer.load(result.tokenizer(config.Tokenizer("huggingface", "")))
+    yield Forward(chunks, grid), tokenizers.load(result.tokenizer(config.Tokenizer("huggingface", "")))
     mesh.close()
 
 
@@ -218,7 +218,7 @@ def test_the_recipe_takes_a_hugging_face_folder(folder: Path, tmp_path: Path) ->
     actual, grid = pretrained.find(str(folder)), mesh.create(ONE)
     chunks = llama.build(actual.shape, FP32, ONE, grid)
     actual.load(chunks, grid)
-    words = tokenizer.load(actual.tokenizer(run.tokenizer))
+    words = tokenizers.load(actual.tokenizer(run.tokenizer))
     assert result["tasks"]["mine"] == choices.summary(judged((Forward(chunks, grid), words), task))
     mesh.close()
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == []  # nothing was converted beside it

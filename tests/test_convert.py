@@ -20,7 +20,7 @@ from llama31 import config
 from llama31.checkpoint import publish, shards
 from llama31.checkpoint.shards import Block, Shard
 from llama31.convert import checkpoints, consolidated, hf
-from llama31.tokens import template, tokenizer
+from llama31.tokens import template, tokenizers
 from tests.conftest import Command
 
 pytestmark = pytest.mark.torch
@@ -359,7 +359,7 @@ def test_a_trained_run_is_exported_with_its_tokenizer(tmp_path: Path) -> None:
     """No ids in the checkpoint: they come from the run's tokenizer, which transformers then loads."""
     from transformers import AutoTokenizer
 
-    words = tokenizer.train_bpe(["to be or not to be"], 520, tmp_path / "run" / "tokenizer")
+    words = tokenizers.train_bpe(["to be or not to be"], 520, tmp_path / "run" / "tokenizer")
     for vocabulary in (600, 500):
         model = replace(MODEL, vocab_size=vocabulary)
         pieces = [Shard(name, shape, [Block((0,) * len(shape), torch.ones(shape))]) for name, shape in megatron(model)]
@@ -380,11 +380,11 @@ def test_a_pad_token_that_the_model_has_no_row_for_is_no_obstacle(
 ) -> None:
     from transformers import AutoTokenizer
 
-    words = tokenizer.train_bpe(["to be or not to be"], 520, tmp_path / "plain")
+    words = tokenizers.train_bpe(["to be or not to be"], 520, tmp_path / "plain")
     loaded = AutoTokenizer.from_pretrained(tmp_path / "plain")
     loaded.add_special_tokens({"pad_token": "[PAD]"})
     loaded.save_pretrained(tmp_path / "run" / "tokenizer")
-    padded = tokenizer.load(config.Tokenizer(kind="huggingface", path=str(tmp_path / "run" / "tokenizer")))
+    padded = tokenizers.load(config.Tokenizer(kind="huggingface", path=str(tmp_path / "run" / "tokenizer")))
     assert padded.vocab_size == words.vocab_size == padded.pad_id and padded.encode("to be") == words.encode("to be")
     model = replace(MODEL, vocab_size=words.vocab_size)
     pieces = [Shard(name, shape, [Block((0,) * len(shape), torch.ones(shape))]) for name, shape in megatron(model)]
@@ -432,7 +432,7 @@ def test_an_exported_model_ends_its_turns_as_metas_releases_do(
 ) -> None:
     from transformers import AutoConfig, GenerationConfig
 
-    words = tokenizer.train_bpe(["to be or not to be"], 520, tmp_path / "run" / "tokenizer")
+    words = tokenizers.train_bpe(["to be or not to be"], 520, tmp_path / "run" / "tokenizer")
     ends = [words.special[f"<|{name}|>"] for name in ("end_of_text", "eom_id", "eot_id")]
     (tmp_path / "run" / "tokenizer" / "chat_template.jinja").write_text("its author's")
     assert exported(tmp_path, extra) == [ends if aligned else words.eos_id] * 2
@@ -445,7 +445,7 @@ def test_an_exported_model_ends_its_turns_as_metas_releases_do(
 
 def test_another_tokenizer_ends_the_turns_of_an_imported_model(tmp_path: Path) -> None:
     """The ids that came along are those of the tokenizer that came along."""
-    words = tokenizer.train_bpe(["to be or not to be"], 520, tmp_path / "other")
+    words = tokenizers.train_bpe(["to be or not to be"], 520, tmp_path / "other")
     came = {**IDS, "generation_config": {"temperature": 0.6, **IDS}}
     ends = [words.special[f"<|{name}|>"] for name in ("end_of_text", "eom_id", "eot_id")]
     assert exported(tmp_path, came, tmp_path / "other") == [ends] * 2
@@ -622,11 +622,11 @@ def test_what_metas_format_cannot_hold_is_named() -> None:
 
 
 def test_metas_tokenizer_is_written_and_read_alike(tmp_path: Path) -> None:
-    words = tokenizer.train_bpe(["to be or not to be"], 520, tmp_path / "bpe")
-    assert tokenizer.save_meta(tmp_path / "bpe", tmp_path / "tokenizer.model")
-    again = tokenizer.load(config.Tokenizer(kind="tiktoken", path=str(tmp_path / "tokenizer.model")))
+    words = tokenizers.train_bpe(["to be or not to be"], 520, tmp_path / "bpe")
+    assert tokenizers.save_meta(tmp_path / "bpe", tmp_path / "tokenizer.model")
+    again = tokenizers.load(config.Tokenizer(kind="tiktoken", path=str(tmp_path / "tokenizer.model")))
     assert again.fingerprint == words.fingerprint and again.vocab_size == words.vocab_size
-    assert not tokenizer.save_meta(tmp_path, tmp_path / "tokenizer.model")
+    assert not tokenizers.save_meta(tmp_path, tmp_path / "tokenizer.model")
 
 
 @pytest.mark.parametrize(("files", "tied"), [(1, False), (2, False), (1, True)])

@@ -21,7 +21,7 @@ from llama31.evaluate import perplexity
 from llama31.model import llama
 from llama31.parallel import mesh
 from llama31.parallel.mesh import Grid
-from llama31.tokens import pack, tokenizer
+from llama31.tokens import pack, tokenizers
 from recipes import evaluate as recipe
 from tests import plain_trainer
 from tests.test_model import FP32, MODEL, ONE
@@ -179,7 +179,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> config.Evaluate:
     pack.train_tokenizer(data, words)
     pack.pack(data, "mine", words, overwrite=False)
     run, shape = top / "run", replace(SHAPE, vocab_size=640)
-    tokenizer.load(words).save_hf(run / "tokenizer")
+    tokenizers.load(words).save_hf(run / "tokenizer")
     grid = mesh.create(ONE)
     built = llama.build(shape, FP32, ONE, grid, seed=8)
     saved = [
@@ -236,7 +236,7 @@ def test_what_is_wrong_is_named(made: config.Evaluate, change: dict[str, Any], m
 
 
 def test_text_of_another_tokenizer_is_refused(made: config.Evaluate, tmp_path: Path) -> None:
-    other = tokenizer.train_bpe(["altogether other text"] * 9, 520, tmp_path)
+    other = tokenizers.train_bpe(["altogether other text"] * 9, 520, tmp_path)
     other.save_hf(tmp_path)
     with pytest.raises(ValueError, match="tokenizer.path"):
         recipe.main(replace(made, tokenizer=config.Tokenizer(kind="huggingface", path=str(tmp_path))))

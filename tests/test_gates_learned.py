@@ -16,7 +16,7 @@ from benchmarks.extension import Text
 from llama31 import config
 from llama31.evaluate import haystack
 from llama31.parallel import mesh
-from llama31.tokens import pack, tokenizer
+from llama31.tokens import pack, tokenizers
 from llama31.train import rollback
 from recipes import evaluate
 from tests.parallel.training import fit
@@ -52,7 +52,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Learned]:
         (top / "letters").mkdir()
         (top / "letters/tokenizer.json").write_text(json.dumps(extension.letters()))
         words = config.Tokenizer(kind="huggingface", path=str(top / "letters"))
-        dealt = haystack.printable(tokenizer.load(words))
+        dealt = haystack.printable(tokenizers.load(words))
         sources = {}
         for text in (SHORT, LONG):
             random, name = np.random.default_rng(text.length), f"len{text.length}"

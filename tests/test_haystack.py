@@ -11,8 +11,8 @@ from llama31 import config
 from llama31.config import Needle
 from llama31.evaluate import haystack
 from llama31.evaluate.haystack import Alphabet, Prompt
-from llama31.tokens import tokenizer
-from llama31.tokens.tokenizer import Tokenizer
+from llama31.tokens import tokenizers
+from llama31.tokens.tokenizers import Tokenizer
 
 LETTERS = haystack.alphabet(range(10, 41))
 TEXT = "A sentence of some words stands here. Another one follows it, a little longer than the first! And so on? "
@@ -73,7 +73,7 @@ def test_documents_to_learn_from(length: int, facts: int, filler: float, count: 
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return tokenizer.train_bpe([TEXT * 20], 560, tmp_path_factory.mktemp("words"))
+    return tokenizers.train_bpe([TEXT * 20], 560, tmp_path_factory.mktemp("words"))
 
 
 @pytest.mark.parametrize(("inserted", "asked"), [(1, 1), (4, 2), (3, 3)])

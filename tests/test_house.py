@@ -41,8 +41,8 @@ OWNERS = {
     "megatron.core.pipeline_parallel": ("llama31/engine/pipeline.py", "llama31/parallel/cpu.py"),  # the shim patches it
     "megatron.core.models": ("llama31/model/llama.py", "llama31/model/precision.py", "llama31/parallel/cpu.py"),
     "transformer_engine": tuple(f"llama31/model/{name}.py" for name in ("parts", "precision", "kernels", "fused")),
-    "tiktoken": ("llama31/tokens/tokenizer.py",),
-    "tokenizers": ("llama31/tokens/tokenizer.py",),
+    "tiktoken": ("llama31/tokens/tokenizers.py",),
+    "tokenizers": ("llama31/tokens/tokenizers.py",),
     "datasets": ("llama31/tokens/",),
     "pyarrow": ("llama31/tokens/",),
     "wandb": ("llama31/runs/views.py",),

@@ -24,8 +24,8 @@ from llama31.model import head, llama
 from llama31.parallel import mesh
 from llama31.parallel.mesh import Grid
 from llama31.runs import plots
-from llama31.tokens import tokenizer
-from llama31.tokens.tokenizer import Tokenizer
+from llama31.tokens import tokenizers
+from llama31.tokens.tokenizers import Tokenizer
 from tests.test_evaluate import made  # noqa: F401 - a fixture
 from tests.test_model import FP32, MODEL, ONE, logits_of
 
@@ -50,7 +50,7 @@ def forward(grid: Grid) -> Forward:
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return tokenizer.train_bpe([TEXT * 20], 560, tmp_path_factory.mktemp("words"))
+    return tokenizers.train_bpe([TEXT * 20], 560, tmp_path_factory.mktemp("words"))
 
 
 # --- scores, which all else stands on ---------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from llama31.evaluate import choices
 from llama31.evaluate.generate import generate
 from llama31.model import llama
 from llama31.parallel import mesh
-from llama31.tokens import tokenizer
+from llama31.tokens import tokenizers
 from tests import smollm2
 from tests.test_convert import read_hf, settings
 from tests.test_model import FP32, ONE
@@ -51,7 +51,7 @@ def test_a_real_model_is_itself_on_every_way(tmp_path: Path) -> None:
     lines = [{"query": query, "choices": given, "gold": gold} for query, given, gold in QUESTIONS]
     (tmp_path / "task.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     result, grid = pretrained.find(str(tmp_path / "run")), mesh.create(ONE)
-    words = tokenizer.load(result.tokenizer(config.Tokenizer("huggingface", "")))
+    words = tokenizers.load(result.tokenizer(config.Tokenizer("huggingface", "")))
     chunks = llama.build(result.shape, FP32, ONE, grid)
     result.load(chunks, grid)
     task = Task(str(tmp_path / "task.jsonl"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llama31 import config
-from llama31.tokens import chat, template, tokenizer
+from llama31.tokens import chat, template, tokenizers
 
 TEXTS = [
     "Hello world! It's 12345 o'clock; isn't it?\r\n\n\n  def f(x):\n\treturn x  \n",
@@ -34,7 +34,7 @@ def _noise(seed: int, length: int) -> str:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bpe")
     words = [_noise(seed, 400) for seed in range(100)] + TEXTS
-    tokenizer.train_bpe(words, vocab_size=900, folder=folder)
+    tokenizers.train_bpe(words, vocab_size=900, folder=folder)
     return folder
 
 
@@ -52,7 +52,7 @@ def _hf(folder: Path) -> object:
 
 def test_tiktoken_equals_meta(meta) -> None:
     path, theirs = meta
-    ours = tokenizer.load(config.Tokenizer(kind="tiktoken", path=str(path)))
+    ours = tokenizers.load(config.Tokenizer(kind="tiktoken", path=str(path)))
     runs = ["x" * 60_001, " " * 50_000 + "y" * 25_000 + " z", "ab " * 200_000, "é" * 25_001 + " " * 25_001 + "q"]
     runs += [f"word {run * 2_000_000}x 1" for run in "x "]  # of blanks tiktoken alone refuses so many
     for text in TEXTS + runs + [_noise(7, 3000), "bad \ud800 surrogate"]:
@@ -70,14 +70,14 @@ def test_tiktoken_equals_meta(meta) -> None:
 def exported(meta, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Meta's tokenizer in Hugging Face's format, whose merges take seconds to find."""
     folder = tmp_path_factory.mktemp("meta") / "hf"
-    tokenizer.load(config.Tokenizer(kind="tiktoken", path=str(meta[0]))).save_hf(folder)
+    tokenizers.load(config.Tokenizer(kind="tiktoken", path=str(meta[0]))).save_hf(folder)
     return folder
 
 
 def test_tiktoken_saved_for_hf_gives_the_same_tokens(meta, exported: Path) -> None:
-    ours = tokenizer.load(config.Tokenizer(kind="tiktoken", path=str(meta[0])))
-    again = tokenizer.load(config.Tokenizer(kind="huggingface", path=str(exported)))
-    assert isinstance(again, tokenizer.ByteLevelTokenizer) and again.fingerprint == ours.fingerprint
+    ours = tokenizers.load(config.Tokenizer(kind="tiktoken", path=str(meta[0])))
+    again = tokenizers.load(config.Tokenizer(kind="huggingface", path=str(exported)))
+    assert isinstance(again, tokenizers.ByteLevelTokenizer) and again.fingerprint == ours.fingerprint
     hf = _hf(exported)
     hf.encode_special_tokens = True
     for text in TEXTS + [_noise(seed, 2000) for seed in range(5)]:
@@ -86,8 +86,8 @@ def test_tiktoken_saved_for_hf_gives_the_same_tokens(meta, exported: Path) -> No
 
 
 def test_trained_bpe_equals_its_hugging_face_files(small: Path) -> None:
-    ours = tokenizer.load(config.Tokenizer(kind="bpe", path=str(small)))
-    assert isinstance(ours, tokenizer.ByteLevelTokenizer) and ours.vocab_size == 900
+    ours = tokenizers.load(config.Tokenizer(kind="bpe", path=str(small)))
+    assert isinstance(ours, tokenizers.ByteLevelTokenizer) and ours.vocab_size == 900
     assert (ours.bos_id, ours.eos_id, ours.pad_id, ours.eot_id) == (644, 645, 648, 653)
     hf = _hf(small)
     hf.encode_special_tokens = True
@@ -98,8 +98,8 @@ def test_trained_bpe_equals_its_hugging_face_files(small: Path) -> None:
 
 
 def test_training_is_reproducible(small: Path, tmp_path: Path) -> None:
-    again = tokenizer.train_bpe([_noise(seed, 400) for seed in range(100)] + TEXTS, 900, tmp_path)
-    assert again.fingerprint == tokenizer.load(config.Tokenizer(kind="bpe", path=str(small))).fingerprint
+    again = tokenizers.train_bpe([_noise(seed, 400) for seed in range(100)] + TEXTS, 900, tmp_path)
+    assert again.fingerprint == tokenizers.load(config.Tokenizer(kind="bpe", path=str(small))).fingerprint
 
 
 def test_foreign_tokenizer_json_never_injects_special_ids(tmp_path: Path) -> None:
@@ -117,15 +117,15 @@ def test_foreign_tokenizer_json_never_injects_special_ids(tmp_path: Path) -> Non
     foreign.save(str(tmp_path / "tokenizer.json"))
     settings = {"bos_token": {"content": "<s>"}, "eos_token": "</s>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    ours = tokenizer.load(config.Tokenizer(kind="huggingface", path=str(tmp_path / "tokenizer.json")))
-    assert isinstance(ours, tokenizer.HuggingFaceTokenizer)
+    ours = tokenizers.load(config.Tokenizer(kind="huggingface", path=str(tmp_path / "tokenizer.json")))
+    assert isinstance(ours, tokenizers.HuggingFaceTokenizer)
     assert foreign.encode("a</s>b").ids.count(ours.eos_id) == 1  # the trap
     assert ours.eos_id not in ours.encode("a</s>b") and ours.bos_id not in ours.encode("<s>a")
     assert ours.decode(ours.encode("a</s>b")) == "a</s>b"
     assert ours.pad_id == ours.eot_id == ours.eos_id != ours.bos_id
     ours.save_hf(tmp_path / "copy")
     assert not (tmp_path / "copy" / "chat_template.jinja").exists()  # it has no tokens for dialogs
-    copy = tokenizer.load(config.Tokenizer(kind="huggingface", path=str(tmp_path / "copy")))
+    copy = tokenizers.load(config.Tokenizer(kind="huggingface", path=str(tmp_path / "copy")))
     assert copy.fingerprint == ours.fingerprint and copy.bos_id == ours.bos_id
 
 
@@ -135,14 +135,14 @@ def write_foreign(folder: Path, use_regex: bool = False) -> Path:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     model = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(tokenizer.SPLIT), behavior="isolated")
+    split = pre_tokenizers.Split(Regex(tokenizers.SPLIT), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
     model.pre_tokenizer = byte_level if use_regex else pre_tokenizers.Sequence([split, byte_level])
     model.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
     model.train_from_iterator(TEXTS, trainer)
-    model.add_special_tokens([AddedToken(name, special=True) for name in tokenizer.SPECIAL_TOKENS[:11]])
+    model.add_special_tokens([AddedToken(name, special=True) for name in tokenizers.SPECIAL_TOKENS[:11]])
     folder.mkdir()
     model.save(str(folder / "tokenizer.json"))
     return folder
@@ -156,7 +156,7 @@ def foreign(tmp_path: Path) -> Path:
 def test_no_template_where_its_text_would_be_other_tokens(tmp_path: Path) -> None:
     """GPT-2's split takes the second line feed of a header to the content."""
     folder = write_foreign(tmp_path / "gpt2", use_regex=True)
-    ours = tokenizer.load(config.Tokenizer(kind="huggingface", path=str(folder)))
+    ours = tokenizers.load(config.Tokenizer(kind="huggingface", path=str(folder)))
     assert ours.encode("\n\nx") != ours.encode("\n\n") + ours.encode("x")
     ours.save_hf(tmp_path / "saved")
     assert "chat_template" not in json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
@@ -171,8 +171,8 @@ def test_a_foreign_tokenizer_gets_the_template_of_our_tokens(
     transformers = pytest.importorskip("transformers")
     if record is not None:
         (foreign / "tokenizer_config.json").write_text(json.dumps(record))
-    ours = tokenizer.load(config.Tokenizer(kind="huggingface", path=str(foreign)))
-    assert isinstance(ours, tokenizer.HuggingFaceTokenizer)
+    ours = tokenizers.load(config.Tokenizer(kind="huggingface", path=str(foreign)))
+    assert isinstance(ours, tokenizers.HuggingFaceTokenizer)
     ours.save_hf(tmp_path / "saved")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
     dialog = [{"role": "user", "content": "Hello, world"}]
@@ -190,7 +190,7 @@ def test_a_template_that_is_there_stays(place: str, foreign: Path, tmp_path: Pat
     (foreign / "tokenizer_config.json").write_text(json.dumps(record))
     if place == "chat_template.jinja":
         (foreign / place).write_text("mine")
-    tokenizer.load(config.Tokenizer(kind="huggingface", path=str(foreign))).save_hf(tmp_path / "saved")
+    tokenizers.load(config.Tokenizer(kind="huggingface", path=str(foreign))).save_hf(tmp_path / "saved")
     for path in foreign.iterdir():
         assert (tmp_path / "saved" / path.name).read_bytes() == path.read_bytes()
     assert (tmp_path / "saved" / "chat_template.jinja").is_file() == (place == "chat_template.jinja")
@@ -199,7 +199,7 @@ def test_a_template_that_is_there_stays(place: str, foreign: Path, tmp_path: Pat
 @pytest.mark.torch
 def test_transformers_loads_what_is_saved(small: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    ours = tokenizer.load(config.Tokenizer(kind="bpe", path=str(small)))
+    ours = tokenizers.load(config.Tokenizer(kind="bpe", path=str(small)))
     for kind in (transformers.AutoTokenizer, transformers.PreTrainedTokenizerFast):
         theirs = kind.from_pretrained(str(small))
         assert theirs("Hello world").input_ids == [ours.bos_id, *ours.encode("Hello world")]
@@ -229,14 +229,14 @@ def test_bad_files_are_named(tmp_path: Path, kind: str, content: str | None, mes
     if content is not None:
         path.write_text(content)
     with pytest.raises(ValueError, match=message):
-        tokenizer.load(config.Tokenizer(kind=kind, path=str(path)))
+        tokenizers.load(config.Tokenizer(kind=kind, path=str(path)))
 
 
 def test_too_little_text_for_the_vocabulary(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tokenizer.vocab_size=5000: the text yields"):
-        tokenizer.train_bpe(["too few words"], 5000, tmp_path)
+        tokenizers.train_bpe(["too few words"], 5000, tmp_path)
     with pytest.raises(ValueError, match="tokenizer.vocab_size=511"):
-        tokenizer.train_bpe(["words"], 511, tmp_path)
+        tokenizers.train_bpe(["words"], 511, tmp_path)
     assert not (tmp_path / "tokenizer.json").exists()
 
 
@@ -246,14 +246,14 @@ def test_an_authors_template_gives_way_to_what_was_trained(place: str, foreign: 
     (foreign / "tokenizer_config.json").write_text(json.dumps(record))
     if place == "chat_template.jinja":
         (foreign / place).write_text("mine")
-    assert tokenizer.write_template(foreign)
+    assert tokenizers.write_template(foreign)
     written = json.loads((foreign / "tokenizer_config.json").read_text())
     assert written == {"model_max_length": 7, "chat_template": template.TEMPLATE}
     assert (foreign / "chat_template.jinja").read_text() == template.TEMPLATE
     split = write_foreign(tmp_path / "gpt2", use_regex=True)
     (split / "tokenizer_config.json").write_text(json.dumps(record))
     (split / "chat_template.jinja").write_text("mine")
-    assert not tokenizer.write_template(split), "no template gives the tokens that were trained on"
+    assert not tokenizers.write_template(split), "no template gives the tokens that were trained on"
     assert not (split / "chat_template.jinja").exists()
     assert "chat_template" not in json.loads((split / "tokenizer_config.json").read_text())
 
@@ -269,8 +269,8 @@ def test_added_tokens_and_special_ones_of_another_author(foreign: Path) -> None:
     model.add_special_tokens([AddedToken("<|im_end|>", special=True)])
     model.save(str(foreign / "tokenizer.json"))
     (foreign / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
-    ours = tokenizer.load(config.Tokenizer(kind="huggingface", path=str(foreign)))
-    tokenizer.write_template(foreign)
+    ours = tokenizers.load(config.Tokenizer(kind="huggingface", path=str(foreign)))
+    tokenizers.write_template(foreign)
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(foreign)
     form = chat.Format(ours)
     for said in ("Hello, world", "Hello <|im_start|> there"):
@@ -288,7 +288,7 @@ def test_documents_end_alike_with_a_base_models_tokenizer_and_an_instruct_ones(e
     assert record["eos_token"] == "<|end_of_text|>", "as base models have it"
     path.write_text(json.dumps(record | {"eos_token": "<|eot_id|>"}))
     base, instruct = (
-        tokenizer.load(config.Tokenizer(kind="huggingface", path=str(folder)))
+        tokenizers.load(config.Tokenizer(kind="huggingface", path=str(folder)))
         for folder in (exported, tmp_path / "instruct")
     )
     assert base.eos_id == instruct.eos_id == base.special["<|end_of_text|>"]

@@ -31,7 +31,7 @@ from llama31.config import (
 )
 from llama31.dialogs import store
 from llama31.evaluate import tasks
-from llama31.tokens import packed, tokenizer
+from llama31.tokens import packed, tokenizers
 
 HOW_TO_PACK = "pack it first: python -m recipes.pack ..."
 
@@ -107,7 +107,7 @@ def _answers(key: str, folder: str) -> list[Issue]:
 
 
 def _tokenizer(given: Tokenizer) -> list[Issue]:
-    path = tokenizer.tokenizer_file(given)
+    path = tokenizers.tokenizer_file(given)
     if path.is_file():
         return []
     remedy = "train it first with recipes.pack" if given.kind == "bpe" else "give the file or its folder"

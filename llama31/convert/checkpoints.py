@@ -26,7 +26,7 @@ from llama31.checkpoint import publish
 from llama31.checkpoint.shards import Block, Reader, Shard, check_space
 from llama31.convert import consolidated, hf
 from llama31.convert.hf import Shape
-from llama31.tokens import tokenizer
+from llama31.tokens import tokenizers
 from llama31.tokens.template import stops
 
 log = logging.getLogger(__name__)
@@ -110,16 +110,16 @@ def from_meta(settings: config.Convert, progress: Progress) -> Path:
     folder = Path(settings.hf)
     source = consolidated.MetaFolder(folder)
     file = folder / "tokenizer.model"
-    words = tokenizer.load(config.Tokenizer(kind="tiktoken", path=str(file))) if file.is_file() else None
-    extra = _stated_ids(words, endings(words)) if words else {}
+    metas = tokenizers.load(config.Tokenizer(kind="tiktoken", path=str(file))) if file.is_file() else None
+    extra = _stated_ids(metas, endings(metas)) if metas else {}
     tokens = {"kind": "tiktoken", "path": str(file), "folder": "tokenizer"}
     meta = publish.Meta(asdict(source.model), precision=settings.dtype, tokenizer=tokens, extra=extra)
     target = _to_checkpoint(settings, source, meta, progress)
-    if words is None:
+    if metas is None:
         log.warning("%s has no tokenizer.model: give convert's tokenizer= when exporting", folder)
         return target
     with publish.publish(_tokenizer_folder(target)) as temporary:
-        words.save_hf(temporary)
+        metas.save_hf(temporary)
         hf.copy_tokenizer(folder, temporary)
     return target
 
@@ -129,9 +129,9 @@ def to_hf(settings: config.Convert, progress: Progress) -> Path:
 
     Reward models become LlamaForSequenceClassification with one label, whose score is the reward.
     """
-    meta, reader, words = _exported(settings)
+    meta, reader, folder = _exported(settings)
     model, target, dtype = meta.shape(), Path(settings.hf), DTYPES[settings.dtype]
-    tokens = _special_ids(settings, meta, words)
+    tokens = _special_ids(settings, meta, folder)
     _check_target(settings, "config.json")
     with publish.publish(target) as temporary:
         writer = hf.SafetensorsWriter(temporary, hf_shapes(model), dtype, settings.max_shard_bytes)
@@ -150,8 +150,8 @@ def to_hf(settings: config.Convert, progress: Progress) -> Path:
         hf.write_json(temporary / "config.json", hf.config_json(model, dtype, tokens))
         if model.head == "tokens":
             hf.write_json(temporary / "generation_config.json", generation)
-        copied = hf.copy_tokenizer(words, temporary)
-        if "order" in meta.extra and "tokenizer.json" in copied and not tokenizer.write_template(temporary):
+        copied = hf.copy_tokenizer(folder, temporary)
+        if "order" in meta.extra and "tokenizer.json" in copied and not tokenizers.write_template(temporary):
             log.warning(NO_TEMPLATE, target)
     return target
 
@@ -161,7 +161,7 @@ def to_meta(settings: config.Convert, progress: Progress) -> Path:
 
     params.json has no room for `model.max_positions` and `init_std`: what reads it takes Llama 3.1's.
     """
-    meta, reader, words = _exported(settings)
+    meta, reader, folder = _exported(settings)
     model, target, dtype = meta.shape(), Path(settings.hf), DTYPES[settings.dtype]
     params = consolidated.params(model, settings.meta_files)
     _check_target(settings, "params.json")
@@ -174,10 +174,10 @@ def to_meta(settings: config.Convert, progress: Progress) -> Path:
             progress(tensor.numel() * dtype.itemsize, total)
         writer.finish()
         hf.write_json(temporary / "params.json", params)
-        if (words / "tokenizer.model").is_file():
-            shutil.copyfile(words / "tokenizer.model", temporary / "tokenizer.model")
-        elif not tokenizer.save_meta(words, temporary / "tokenizer.model"):
-            log.warning("%s is no tokenizer that Meta's format can hold: no tokenizer.model is written", words)
+        if (folder / "tokenizer.model").is_file():
+            shutil.copyfile(folder / "tokenizer.model", temporary / "tokenizer.model")
+        elif not tokenizers.save_meta(folder, temporary / "tokenizer.model"):
+            log.warning("%s is no tokenizer that Meta's format can hold: no tokenizer.model is written", folder)
     return target
 
 
@@ -408,7 +408,7 @@ def _ids(content: dict[str, Any]) -> dict[str, Any]:
     return {key: content[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in content}
 
 
-def _special_ids(settings: config.Convert, meta: publish.Meta, words: Path) -> dict[str, Any]:
+def _special_ids(settings: config.Convert, meta: publish.Meta, folder: Path) -> dict[str, Any]:
     """bos, eos and pad ids for config.json: those of the imported config, or else of the tokenizer.
 
     What ends an answer: every ending of a turn (`endings`), as in Meta's Instruct releases, unless the checkpoint says
@@ -418,19 +418,19 @@ def _special_ids(settings: config.Convert, meta: publish.Meta, words: Path) -> d
     stated = _ids(meta.extra)
     if stated and not settings.tokenizer:
         return stated
-    if not (words / "tokenizer.json").is_file():
-        raise ValueError(f"tokenizer={settings.tokenizer}: no tokenizer.json in {words}; give a folder that has one")
-    loaded = tokenizer.load(config.Tokenizer(kind="huggingface", path=str(words)))
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"tokenizer={settings.tokenizer}: no tokenizer.json in {folder}; give a folder that has one")
+    loaded = tokenizers.load(config.Tokenizer(kind="huggingface", path=str(folder)))
     if loaded.vocab_size > meta.model["vocab_size"]:
         raise ValueError(
-            f"tokenizer={words} has {loaded.vocab_size} ids, the model {meta.model['vocab_size']}: "
+            f"tokenizer={folder} has {loaded.vocab_size} ids, the model {meta.model['vocab_size']}: "
             "give the tokenizer that the model was trained with"
         )
     if loaded.pad_id >= meta.model["vocab_size"]:
         log.warning(
             "%s: the pad token's id %d has no row in the model, as it had none in training; to pad batches with "
             "transformers, set tokenizer.pad_token to another one, for example the end of text",
-            words, loaded.pad_id,
+            folder, loaded.pad_id,
         )  # fmt: skip
     ids = _stated_ids(loaded, [loaded.eos_id] if "packing" in meta.extra else endings(loaded))
     apart = loaded.pad_id < meta.model["vocab_size"] and loaded.pad_id not in (loaded.eos_id, loaded.eot_id)
@@ -439,10 +439,10 @@ def _special_ids(settings: config.Convert, meta: publish.Meta, words: Path) -> d
     return ids
 
 
-def endings(words: tokenizer.Tokenizer) -> list[int]:
+def endings(tokenizer: tokenizers.Tokenizer) -> list[int]:
     """Ids that end an answer, as far as the tokenizer has them: of <|end_of_text|>, <|eom_id|>, <|eot_id|>, its own."""
-    return list(dict.fromkeys(stops(words).values()))
+    return list(dict.fromkeys(stops(tokenizer).values()))
 
 
-def _stated_ids(words: tokenizer.Tokenizer, ends: list[int]) -> dict[str, Any]:
-    return {"bos_token_id": words.bos_id, "eos_token_id": ends if len(ends) > 1 else ends[0]}
+def _stated_ids(tokenizer: tokenizers.Tokenizer, ends: list[int]) -> dict[str, Any]:
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends if len(ends) > 1 else ends[0]}

@@ -20,7 +20,7 @@ from llama31.dialogs.rows import Packed, Piece, Response
 from llama31.dialogs.store import Store
 from llama31.plan import schedule
 from llama31.tokens.chat import PROMPT
-from llama31.tokens.tokenizer import Tokenizer
+from llama31.tokens.tokenizers import Tokenizer
 
 Ints = NDArray[np.int64]
 
@@ -219,7 +219,7 @@ class Feed:
         settings = {"data.seed": self.seed, "schedule.sequence_length": length, **epochs, **self.maker.order()}
         return settings | ({"init_from (its weights)": self.reference_key} if self.reference_key else {})
 
-    def check(self, model: config.Model, words: Tokenizer) -> None:
+    def check(self, model: config.Model, tokenizer: Tokenizer) -> None:
         """ValueError where the data hold ids that the model has no embedding for."""
         if self.vocab_size > model.vocab_size:
             raise ValueError(
@@ -227,7 +227,7 @@ class Feed:
                 "the model that training begins with, or give that model rows for them first (transformers' "
                 "resize_token_embeddings, then recipes.convert)"
             )
-        assert words.fingerprint == self.tokenizer_fingerprint, "encoded with the run's own tokenizer"
+        assert tokenizer.fingerprint == self.tokenizer_fingerprint, "encoded with the run's own tokenizer"
 
     def follow(self, decisions: Sequence[Decision]) -> None:
         """From now on give the rows that these decisions leave."""

@@ -20,7 +20,7 @@ from llama31.engine.scoring import Request, answers
 from llama31.evaluate import tasks
 from llama31.evaluate.confidence import proportion
 from llama31.evaluate.tasks import Example, Prompt
-from llama31.tokens.tokenizer import Tokenizer
+from llama31.tokens.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Prepared:
     begins: list[int]
 
 
-def prepare(name: str, task: Task, words: Tokenizer, max_tokens: int) -> Prepared:
+def prepare(name: str, task: Task, tokenizer: Tokenizer, max_tokens: int) -> Prepared:
     """Read and tokenize a task. Prompts of more than `max_tokens` are cut from the left, as the harness does.
 
     ValueError (keys `tasks.NAME.*`) for files and examples that cannot be used.
@@ -64,7 +64,7 @@ def prepare(name: str, task: Task, words: Tokenizer, max_tokens: int) -> Prepare
     requests: list[Request] = []
     begins = [0]
     for example, prompt in zip(examples, tasks.prompts(examples, task), strict=True):
-        requests += _requests(prompt, words, max_tokens, f"tasks.{name}: {task.path}, line {example.line}")
+        requests += _requests(prompt, tokenizer, max_tokens, f"tasks.{name}: {task.path}, line {example.line}")
         begins.append(len(requests))
     return Prepared(examples, requests, begins)
 
@@ -94,20 +94,20 @@ def summary(judged: Sequence[Judged], details: bool = False) -> dict[str, Any]:
     return result
 
 
-def encode_pair(words: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
     """Tokens of a context, BOS first, and of its continuation, cut as the harness cuts them."""
     stripped = context.rstrip()
     context, continuation = stripped, context[len(stripped) :] + continuation
     if not context:
-        return [words.bos_id], words.encode(continuation)
-    before = words.encode(context)
-    return [words.bos_id, *before], words.encode(context + continuation)[len(before) :]
+        return [tokenizer.bos_id], tokenizer.encode(continuation)
+    before = tokenizer.encode(context)
+    return [tokenizer.bos_id, *before], tokenizer.encode(context + continuation)[len(before) :]
 
 
-def _requests(prompt: Prompt, words: Tokenizer, max_tokens: int, where: str) -> list[Request]:
+def _requests(prompt: Prompt, tokenizer: Tokenizer, max_tokens: int, where: str) -> list[Request]:
     requests = []
     for continuation in prompt.continuations:
-        before, after = encode_pair(words, prompt.context, continuation)
+        before, after = encode_pair(tokenizer, prompt.context, continuation)
         if not after:
             raise ValueError(
                 f"{where}: {continuation!r} adds no token to its context, they are one token together; change the "

@@ -18,7 +18,7 @@ from llama31.engine.pipeline import Forward
 from llama31.evaluate import choices, needle, perplexity
 from llama31.parallel.collectives import on_all_ranks
 from llama31.runs import files
-from llama31.tokens.tokenizer import Tokenizer
+from llama31.tokens.tokenizers import Tokenizer
 
 FILE = "gates.json"  # of the run folder: the baseline, and every examination since
 Scores = dict[str, Any]
@@ -49,17 +49,17 @@ def closed(scores: Mapping[str, Any], baseline: Mapping[str, Any], recall: float
 class Examiner:
     """Asks the live model. Raises ValueError for tasks, needles and lengths that cannot be asked."""
 
-    def __init__(self, run: config.Pretrain, words: Tokenizer, length: int) -> None:
+    def __init__(self, run: config.Pretrain, tokenizer: Tokenizer, length: int) -> None:
         """`length`: tokens per row of this stage, up to which needles are hidden."""
         gates = run.gates
         self._measure, self._size = gates.measure, run.parallel.micro_batch
-        self._tasks = {name: choices.prepare(name, task, words, length) for name, task in gates.tasks.items()}
+        self._tasks = {name: choices.prepare(name, task, tokenizer, length) for name, task in gates.tasks.items()}
         self._short = None
         if gates.short_length is not None:
             self._short = Heldout(run.data, gates.short_length, gates.short_tokens)
-        self._needle, self._words, self._prompts = replace(gates.needle, decode=False), words, []
+        self._needle, self._words, self._prompts = replace(gates.needle, decode=False), tokenizer, []
         if gates.needle.kind != "none":
-            self._prompts = needle.prompts_of(gates.needle, run.data, "heldout", words, length, length)
+            self._prompts = needle.prompts_of(gates.needle, run.data, "heldout", tokenizer, length, length)
 
     def examine(self, forward: Forward) -> Scores:
         """Scores of the live model, equal on all ranks and ready for JSON. Collective."""
@@ -78,13 +78,13 @@ class Examiner:
 class Gates:
     """The gates of one run: its baseline, and what every examination found, kept in its folder."""
 
-    def __init__(self, run: config.Training, words: Tokenizer, length: int, main: bool) -> None:
+    def __init__(self, run: config.Training, tokenizer: Tokenizer, length: int, main: bool) -> None:
         self._settings = run.gates if isinstance(run, config.Pretrain) else config.Gates()
         self._path, self._main = Path(run.folder) / FILE, main
         self.every_tokens = self._settings.every_tokens  # between two examinations; None: there are none
         self._examiner = None
         if isinstance(run, config.Pretrain) and self.every_tokens is not None:
-            self._examiner = Examiner(run, words, length)
+            self._examiner = Examiner(run, tokenizer, length)
         self._record: dict[str, Any] = {"baseline": None, "examinations": []}
         self.open = False
         self.reasons: list[str] = []  # why they were shut, when last asked

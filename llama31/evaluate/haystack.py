@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama31.config import Needle
-from llama31.tokens.tokenizer import Tokenizer
+from llama31.tokens.tokenizers import Tokenizer
 
 Ids = NDArray[np.int64]
 
@@ -67,9 +67,9 @@ def alphabet(ids: Sequence[int]) -> Alphabet:
     return Alphabet(int(ids[0]), keys, values, filler)
 
 
-def printable(words: Tokenizer) -> Alphabet:
+def printable(tokenizer: Tokenizer) -> Alphabet:
     """The alphabet of printable ASCII characters that are one token each. ValueError where they are too few."""
-    single = dict.fromkeys(ids[0] for ids in (words.encode(chr(code)) for code in range(33, 127)) if len(ids) == 1)
+    single = dict.fromkeys(ids[0] for ids in (tokenizer.encode(chr(code)) for code in range(33, 127)) if len(ids) == 1)
     return alphabet(list(single))
 
 
@@ -130,7 +130,7 @@ def token_document(letters: Alphabet, length: int, facts: int, random: np.random
     return _hidden(random.choice(letters.filler, room), triples, list(random.integers(0, room + 1, count)))
 
 
-def text_prompts(needle: Needle, words: Tokenizer, hay: Ids, steps: Sequence[int]) -> list[Prompt]:
+def text_prompts(needle: Needle, tokenizer: Tokenizer, hay: Ids, steps: Sequence[int]) -> list[Prompt]:
     """Kind text: of every length, depth and trial one prompt, which with its `answer_tokens` is at most `length` long.
 
     `hay` holds the ids of the text between which needles are hidden; trials take different parts of it where it is long
@@ -138,15 +138,15 @@ def text_prompts(needle: Needle, words: Tokenizer, hay: Ids, steps: Sequence[int
     """
     if needle.inserted > len(CITIES):
         raise ValueError(f"needle.inserted={needle.inserted}: there are {len(CITIES)} cities; give at most that")
-    ends = _sentence_ends(hay, words)
+    ends = _sentence_ends(hay, tokenizer)
     prompts = []
     for number, (length, depth, _) in enumerate(_cells(needle, steps)):
         random = np.random.default_rng([needle.seed, number])
         cities = [str(city) for city in random.choice(CITIES, needle.inserted, replace=False)]
         numbers = [str(n) for n in random.choice(np.arange(1_000_000, 10_000_000), needle.inserted, replace=False)]
-        facts = [np.array(words.encode(f" The magic number of {c} is {n}.")) for c, n in zip(cities, numbers)]
-        question = words.encode(_question(cities[: needle.asked]))
-        answer, spans = _answer(words, numbers[: needle.asked])
+        facts = [np.array(tokenizer.encode(f" The magic number of {c} is {n}.")) for c, n in zip(cities, numbers)]
+        question = tokenizer.encode(_question(cities[: needle.asked]))
+        answer, spans = _answer(tokenizer, numbers[: needle.asked])
         if answer.size > needle.answer_tokens:
             raise ValueError(
                 f"needle.answer_tokens={needle.answer_tokens}: the answer has {answer.size}; give at least that"
@@ -160,7 +160,7 @@ def text_prompts(needle: Needle, words: Tokenizer, hay: Ids, steps: Sequence[int
         begin = int(random.integers(0, hay.size - room + 1))
         places = [_after_sentence(ends, begin, place, room) for place in _places(depth, needle.inserted, room)]
         hidden = _hidden(hay[begin : begin + room], facts, places)
-        tokens = np.concatenate([[words.bos_id], hidden, question]).astype(np.int64)
+        tokens = np.concatenate([[tokenizer.bos_id], hidden, question]).astype(np.int64)
         prompts.append(Prompt(length, depth, tokens, answer, spans, tuple(numbers[: needle.asked])))
     return prompts
 
@@ -192,10 +192,10 @@ def _hidden(hay: Ids, facts: Sequence[Ids], places: Sequence[int]) -> Ids:
     return np.concatenate([*parts, hay[at:]])
 
 
-def _sentence_ends(hay: Ids, words: Tokenizer) -> Ids:
+def _sentence_ends(hay: Ids, tokenizer: Tokenizer) -> Ids:
     """Sorted indices of tokens that follow the end of a sentence or line."""
     ids = np.unique(hay)
-    closing = [i for i in ids.tolist() if words.decode([i]).rstrip(" ").endswith((".", "!", "?", "\n"))]
+    closing = [i for i in ids.tolist() if tokenizer.decode([i]).rstrip(" ").endswith((".", "!", "?", "\n"))]
     return np.flatnonzero(np.isin(hay, closing)) + 1
 
 
@@ -215,14 +215,14 @@ def _question(cities: Sequence[str]) -> str:
     return f"\n\nQuestion: What are {said}?\nAnswer: T{said[1:]} are"
 
 
-def _answer(words: Tokenizer, numbers: Sequence[str]) -> tuple[Ids, tuple[tuple[int, int], ...]]:
+def _answer(tokenizer: Tokenizer, numbers: Sequence[str]) -> tuple[Ids, tuple[tuple[int, int], ...]]:
     """Tokens of " 1, 2 and 3" and the spans of the numbers in them."""
     ids: list[int] = []
     spans = []
     for index, number in enumerate(numbers):
         if index:
-            ids += words.encode(" and" if index == len(numbers) - 1 else ",")
+            ids += tokenizer.encode(" and" if index == len(numbers) - 1 else ",")
         begin = len(ids)
-        ids += words.encode(f" {number}")
+        ids += tokenizer.encode(f" {number}")
         spans.append((begin, len(ids)))
     return np.array(ids, np.int64), tuple(spans)

@@ -24,7 +24,7 @@ from llama31.evaluate.generate import generate
 from llama31.evaluate.haystack import Prompt
 from llama31.tokens import packed
 from llama31.tokens.indexed import IndexedReader
-from llama31.tokens.tokenizer import Tokenizer
+from llama31.tokens.tokenizers import Tokenizer
 
 CHARACTERS = 16  # of a text file per token of the longest haystack: more are not read
 
@@ -43,7 +43,7 @@ def recall(forward: Forward, prompts: Sequence[Prompt], micro_batch: int) -> NDA
 
 
 def decoded_recall(
-    forward: Forward, prompts: Sequence[Prompt], words: Tokenizer, micro_batch: int, new_tokens: int
+    forward: Forward, prompts: Sequence[Prompt], tokenizer: Tokenizer, micro_batch: int, new_tokens: int
 ) -> NDArray[np.float64]:
     """Share [prompts] of each prompt's values that stand in its greedy continuation. Collective.
 
@@ -55,15 +55,15 @@ def decoded_recall(
         batch = prompts[first : first + size]
         longest = new_tokens if batch[0].values else max(prompt.answer.size for prompt in batch)
         given = [prompt.tokens.tolist() for prompt in batch]
-        stops = {words.eos_id, words.eot_id} if batch[0].values else set()
-        new = generate(forward.chunks, forward.grid, given, longest, stops, vocab_size=words.vocab_size)
-        shares += [_correct(prompt, tokens, words) for prompt, tokens in zip(batch, new, strict=True)]
+        stops = {tokenizer.eos_id, tokenizer.eot_id} if batch[0].values else set()
+        new = generate(forward.chunks, forward.grid, given, longest, stops, vocab_size=tokenizer.vocab_size)
+        shares += [_correct(prompt, tokens, tokenizer) for prompt, tokens in zip(batch, new, strict=True)]
     return np.array(shares)
 
 
-def _correct(prompt: Prompt, new: list[int], words: Tokenizer) -> float:
+def _correct(prompt: Prompt, new: list[int], tokenizer: Tokenizer) -> float:
     if prompt.values:
-        text = words.decode(new)
+        text = tokenizer.decode(new)
         return float(np.mean([value in text for value in prompt.values]))
     return float(np.mean([new[begin:end] == prompt.answer[begin:end].tolist() for begin, end in prompt.spans]))
 
@@ -88,11 +88,11 @@ def table(prompts: Sequence[Prompt], shares: NDArray[np.float64]) -> dict[str, A
 
 
 def evaluate(
-    forward: Forward, needle: config.Needle, prompts: Sequence[Prompt], words: Tokenizer, micro_batch: int
+    forward: Forward, needle: config.Needle, prompts: Sequence[Prompt], tokenizer: Tokenizer, micro_batch: int
 ) -> dict[str, Any]:
     """`table` of the prompts, judged as `needle` says, and what was asked. Collective."""
     if needle.decode:
-        shares = decoded_recall(forward, prompts, words, micro_batch, needle.answer_tokens)
+        shares = decoded_recall(forward, prompts, tokenizer, micro_batch, needle.answer_tokens)
     else:
         shares = recall(forward, prompts, micro_batch)
     settings = {name: getattr(needle, name) for name in ("kind", "inserted", "asked", "trials", "decode", "seed")}
@@ -100,7 +100,7 @@ def evaluate(
 
 
 def prompts_of(
-    needle: config.Needle, data: config.Data, split: str, words: Tokenizer, usual: int, most: int
+    needle: config.Needle, data: config.Data, split: str, tokenizer: Tokenizer, usual: int, most: int
 ) -> list[Prompt]:
     """The prompts that `needle` asks for: of its lengths, none above `most`, or up to `usual` where it names none.
 
@@ -108,18 +108,18 @@ def prompts_of(
     """
     steps = haystack.lengths(needle, usual, most)
     if needle.kind == "tokens":
-        return haystack.token_prompts(needle, haystack.printable(words), steps, words.bos_id)
-    return haystack.text_prompts(needle, words, _text(needle, data, split, words, max(steps)), steps)
+        return haystack.token_prompts(needle, haystack.printable(tokenizer), steps, tokenizer.bos_id)
+    return haystack.text_prompts(needle, tokenizer, _text(needle, data, split, tokenizer, max(steps)), steps)
 
 
-def _text(needle: config.Needle, data: config.Data, split: str, words: Tokenizer, longest: int) -> haystack.Ids:
+def _text(needle: config.Needle, data: config.Data, split: str, tokenizer: Tokenizer, longest: int) -> haystack.Ids:
     """Ids of the haystack: of a file, or of a packed source without the ids that begin and end its documents."""
     name = needle.haystack or next(iter(data.sources), "")
     if name in data.sources:
         ids = IndexedReader(packed.folder_of(data, name) / split).tokens[: 8 * longest].astype(np.int64)
-        return ids[~np.isin(ids, [words.bos_id, words.eos_id])]
+        return ids[~np.isin(ids, [tokenizer.bos_id, tokenizer.eos_id])]
     try:
         with Path(name).open(encoding="utf-8") as file:
-            return np.array(words.encode(file.read(CHARACTERS * longest)), np.int64)
+            return np.array(tokenizer.encode(file.read(CHARACTERS * longest)), np.int64)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"needle.haystack={name}: cannot be read ({error}); give a text file or a source") from error

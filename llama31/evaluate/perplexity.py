@@ -21,7 +21,7 @@ from llama31.engine.scoring import rows_of_replica, score
 from llama31.evaluate.confidence import mean_over
 from llama31.parallel.mesh import Grid
 from llama31.plan import layout
-from llama31.tokens.tokenizer import Tokenizer
+from llama31.tokens.tokenizers import Tokenizer
 
 DEFAULT_LENGTH = 8192  # of the report's pre-training rows, for imported models that say nothing about theirs
 
@@ -175,12 +175,12 @@ def sequence_length(given: int | None, schedule: dict[str, Any], model: config.M
     return given or min(last.get("sequence_length", DEFAULT_LENGTH), model.max_positions)
 
 
-def spelled(prompts: Sequence[str], words: Tokenizer) -> list[str]:
+def spelled(prompts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
     """A line on each of the texts `prompts` that spells a special token: it is read letter by letter, as any text."""
     return [
         f"prompts[{place}]: {name} is read as text, not as the token; recipes.sample has dialogs as prompts=FILE.jsonl"
         for place, prompt in enumerate(prompts)
-        if (name := next((name for name in words.special if name in prompt), None))
+        if (name := next((name for name in tokenizer.special if name in prompt), None))
     ]
 
 

@@ -13,17 +13,17 @@ from llama31.tokens import chat, template
 if TYPE_CHECKING:
     from llama31.model.llama import Llama
     from llama31.parallel.mesh import Grid
-    from llama31.tokens.tokenizer import Tokenizer
+    from llama31.tokens.tokenizers import Tokenizer
 
 
 class Embedded:
     """Answers of a model that stands in this process (and its peers). `draw` is collective."""
 
     def __init__(
-        self, chunks: list[Llama], grid: Grid, words: Tokenizer, policy: Policy, sampling: config.Sampling
+        self, chunks: list[Llama], grid: Grid, tokenizer: Tokenizer, policy: Policy, sampling: config.Sampling
     ) -> None:
-        self.chunks, self.grid, self.words, self.form = chunks, grid, words, chat.Format(words)
-        self.policy, self.sampling, self.ends = policy, sampling, template.stops(words)
+        self.chunks, self.grid, self.tokenizer, self.form = chunks, grid, tokenizer, chat.Format(tokenizer)
+        self.policy, self.sampling, self.ends = policy, sampling, template.stops(tokenizer)
 
     def draw(self, tasks: Sequence[Task]) -> Iterator[list[dict[str, Any]]]:
         """Lines of the tasks, batch by batch, prompts of like length together, equal on all ranks.
@@ -41,7 +41,7 @@ class Embedded:
             fits = [(number, task) for number, task in enumerate(batch) if len(task[0].ids) <= room]
             new = generate(
                 self.chunks, self.grid, [task[0].ids for _, task in fits], run.max_new_tokens, ends, run.temperature,
-                run.top_p, seed, self.words.vocab_size,
+                run.top_p, seed, self.tokenizer.vocab_size,
             )  # fmt: skip
             drawn = dict(zip((number for number, _ in fits), enumerate(new)))
             yield [self._line(task, seed, drawn.get(number), room) for number, task in enumerate(batch)]
@@ -51,5 +51,5 @@ class Embedded:
             why = f"the prompt has {len(task[0].ids)} tokens, and there is room for {room}"
             return line_of(task, self.policy, self.sampling, seed, refused=why, server="embedded")
         choice, ids = given
-        record = answers.of_ids(ids, self.form, self.words, self.ends).record()
+        record = answers.of_ids(ids, self.form, self.tokenizer, self.ends).record()
         return line_of(task, self.policy, self.sampling, seed, **record, choice=choice, server="embedded")

@@ -22,7 +22,7 @@ from llama31.tokens import chat, template
 
 if TYPE_CHECKING:
     from llama31.convert.pretrained import Pretrained
-    from llama31.tokens.tokenizer import Tokenizer
+    from llama31.tokens.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Session:
     prompts: Sequence[Prompt]
     repeated: int
     weights: Pretrained
-    words: Tokenizer
+    tokenizer: Tokenizer
     policy: drawing.Policy
 
     @property
@@ -50,17 +50,17 @@ class Session:
 def open_session(run: config.Sample) -> Session:
     """Read prompts and policy, and state in the folder what is drawn with. Raises ValueError as those do."""
     from llama31.convert import pretrained
-    from llama31.tokens import tokenizer
+    from llama31.tokens import tokenizers
 
     drawing.check(run, int(os.environ.get("WORLD_SIZE", "1")))
     weights = pretrained.find(run.policy)
-    words = tokenizer.load(weights.tokenizer(run.tokenizer))
+    tokenizer = tokenizers.load(weights.tokenizer(run.tokenizer))
     left_out = Counter[str]()
-    given, repeated = prompts.read(run.prompts, chat.Format(words), run.limit, left_out)
+    given, repeated = prompts.read(run.prompts, chat.Format(tokenizer), run.limit, left_out)
     policy = drawing.Policy(str(weights.folder), drawing.fingerprint(weights.folder))
-    session = Session(run, Path(run.folder), given, repeated, weights, words, policy)
+    session = Session(run, Path(run.folder), given, repeated, weights, tokenizer, policy)
     if session.first:
-        further, draws = {"tokenizer": words.fingerprint}, run.part != "rank"
+        further, draws = {"tokenizer": tokenizer.fingerprint}, run.part != "rank"
         if draws:
             further["api"] = run.server.api if run.server.urls else "embedded"
         drawing.settle(session.folder, policy, run.sampling if draws else None, further, given)
@@ -110,9 +110,9 @@ def _servers(session: Session, tasks: Sequence[drawing.Task]) -> drawing.Source:
     run = session.run
     # a long one may not fit, and one that spells a special token is refused by some
     asked = {task[0].id: task[0] for task in tasks}.values()
-    prompt = min(asked, key=lambda one: (servers.spelled_special(one.ids, session.words) is not None, len(one.ids)))
+    prompt = min(asked, key=lambda one: (servers.spelled_special(one.ids, session.tokenizer) is not None, len(one.ids)))
     example = drawing.request_of(prompt, run.sampling)
-    connected = capability_probe.connect(run.server, session.words, template.stops(session.words), example)
+    connected = capability_probe.connect(run.server, session.tokenizer, template.stops(session.tokenizer), example)
     for server in connected:
         session.say(server.capabilities.summary() if server.capabilities else server.url)
     return drawing.Http(connected, run.server, session.policy, run.sampling)
@@ -128,12 +128,12 @@ def _embedded(session: Session) -> drawing.Source:
     run, shape = session.run, session.weights.shape
     parallel = replace(run.parallel, sequence_parallel=False)  # decoding cannot use it
     perplexity.check_layout(shape, parallel)
-    perplexity.check_vocabulary(session.words.vocab_size, shape)
+    perplexity.check_vocabulary(session.tokenizer.vocab_size, shape)
     grid = mesh.create(parallel, run.cluster.timeout_s)
     chunks = llama.build(shape, session.weights.precision(run.precision), parallel, grid)
     session.weights.load(chunks, grid)
     dist.barrier()  # all know what is missing before anything is added to it
-    return embedded.Embedded(chunks, grid, session.words, session.policy, run.sampling)
+    return embedded.Embedded(chunks, grid, session.tokenizer, session.policy, run.sampling)
 
 
 def rank(session: Session) -> None:

@@ -26,7 +26,7 @@ from llama31.engine.pipeline import Forward
 from llama31.evaluate import perplexity
 from llama31.model import llama
 from llama31.parallel.mesh import Grid
-from llama31.tokens import chat, tokenizer
+from llama31.tokens import chat, tokenizers
 
 Rewards = NDArray[np.float32]
 
@@ -44,7 +44,7 @@ class Judge:
         parallel: config.Parallel,
         precision: config.Precision,
         grid: Grid,
-        words: config.Tokenizer | None = None,
+        tokenizer: config.Tokenizer | None = None,
     ) -> None:
         weights = pretrained.find(checkpoint)
         shape = weights.shape
@@ -52,7 +52,7 @@ class Judge:
             raise ValueError(f"checkpoint={checkpoint}: it predicts tokens; give a reward model of recipes.reward")
         perplexity.check_layout(shape, parallel, head="reward")
         self.folder, self.shape, self.grid, self._size = weights.folder, shape, grid, parallel.micro_batch
-        loaded = tokenizer.load(weights.tokenizer(words or config.Tokenizer(kind="huggingface", path="")))
+        loaded = tokenizers.load(weights.tokenizer(tokenizer or config.Tokenizer(kind="huggingface", path="")))
         perplexity.check_vocabulary(loaded.vocab_size, shape)
         self.format = chat.Format(loaded)
         chunks = llama.build(shape, weights.precision(precision), parallel, grid)

@@ -371,25 +371,25 @@ def _written(text: str) -> Call | None:
 class Format:
     """Dialogs -> ids with one tokenizer. Raises ValueError (key `tokenizer.path`) where it lacks Llama 3's tokens."""
 
-    def __init__(self, words: Words) -> None:
-        missing = [name for name in TOKENS if name not in words.special]
+    def __init__(self, tokenizer: Words) -> None:
+        missing = [name for name in TOKENS if name not in tokenizer.special]
         if missing:
             raise ValueError(f"tokenizer.path: no {', '.join(missing)}; dialogs need the special tokens of Llama 3")
-        self._words = words
-        self._begin, self._end, self._eom, self._eot, self._python = (words.special[name] for name in TOKENS)
+        self._tokenizer = tokenizer
+        self._begin, self._end, self._eom, self._eot, self._python = (tokenizer.special[name] for name in TOKENS)
         self._headers = {role: self._header(role) for role in dict.fromkeys(ROLES.values())}
 
     def _header(self, role: str) -> list[int]:
-        return [self._begin, *self._words.encode(role), self._end, *self._words.encode("\n\n")]
+        return [self._begin, *self._tokenizer.encode(role), self._end, *self._tokenizer.encode("\n\n")]
 
     def encode(self, messages: Sequence[Message], bos: bool = True) -> Encoded:
         """Ids of a dialog, or of its continuation (`bos` false), with the part and message of each."""
-        tokens, parts, places = ([self._words.bos_id], [PROMPT], [-1]) if bos else ([], [], [])
+        tokens, parts, places = ([self._tokenizer.bos_id], [PROMPT], [-1]) if bos else ([], [], [])
         for place, one in enumerate(messages):
-            body = self._words.encode(one.text())
+            body = self._tokenizer.encode(one.text())
             if one.code:
-                code = self._words.encode(one.call.text() if one.call else "")
-                body = [*self._words.encode(one.content), self._python, *code]
+                code = self._tokenizer.encode(one.call.text() if one.call else "")
+                body = [*self._tokenizer.encode(one.content), self._python, *code]
             header, end = self._headers[one.role], self._eom if one.awaits else self._eot
             kinds = [HEADER] * len(header) + [BODY] * len(body) + [END]
             tokens += [*header, *body, end]
@@ -408,7 +408,7 @@ class Format:
         The reverse of `encode`: see `message_of`, from whose texts a tag that was only spelled cannot be told; here it
         stays text. Raises ValueError where a special token stands within, which no message can say.
         """
-        special = {number: name for name, number in self._words.special.items()}
+        special = {number: name for name, number in self._tokenizer.special.items()}
         body, ending = list(ids), None
         if body and special.get(body[-1]) in (EOM, EOT, END_OF_TEXT):
             ending = special[body.pop()]
@@ -416,4 +416,4 @@ class Format:
         body = body[1:] if tagged else body
         if within := [special[one] for one in body if one in special]:
             raise ValueError(f"{within[0]} stands within what was said; no message can say that")
-        return record(_spoken(self._words.decode(body), tagged, ending))
+        return record(_spoken(self._tokenizer.decode(body), tagged, ending))

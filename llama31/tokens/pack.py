@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama31 import config
-from llama31.tokens import packed, sources, tokenizer
+from llama31.tokens import packed, sources, tokenizers
 from llama31.tokens.indexed import IndexedReader, IndexedWriter, dtype_for
 from llama31.tokens.packed import Packed, Split
 from llama31.tokens.records import first_few, not_read
@@ -85,7 +85,7 @@ def pack(data: config.Data, name: str, settings: config.Tokenizer, overwrite: bo
     target = packed.folder_of(data, name)
     source = data.sources[name]
     work = sources.items(source, name)
-    vocabulary = tokenizer.load(settings)
+    vocabulary = tokenizers.load(settings)
     description = _description(data, source, work, settings, vocabulary)
     with _named_unwritable(target, _place(data, name)):
         exists = target.exists()
@@ -112,8 +112,8 @@ def train_tokenizer(data: config.Data, settings: config.Tokenizer) -> None:
 
     Raises ValueError (key `tokenizer.vocab_size`) where one of another size is there already.
     """
-    if tokenizer.tokenizer_file(settings).is_file():
-        there = tokenizer.load(settings).vocab_size
+    if tokenizers.tokenizer_file(settings).is_file():
+        there = tokenizers.load(settings).vocab_size
         if settings.vocab_size not in (None, there):
             remedy = f"give tokenizer.vocab_size={there}, or another tokenizer.path to train a new one"
             raise ValueError(f"tokenizer.vocab_size={settings.vocab_size}: {settings.path} has {there} ids; {remedy}")
@@ -122,7 +122,7 @@ def train_tokenizer(data: config.Data, settings: config.Tokenizer) -> None:
         raise ValueError("tokenizer.vocab_size=null: say how many ids to train, the 256 special tokens included")
     with _staging(Path(settings.path), f"tokenizer.path={settings.path}") as folder:
         pieces = (piece for text in _sample(data, settings.train_bytes) for piece in trainable(text))
-        tokenizer.train_bpe(pieces, settings.vocab_size, folder)
+        tokenizers.train_bpe(pieces, settings.vocab_size, folder)
 
 
 _WORD_CHARS = 1_000  # a word of more is cut where a BPE is trained: the trainer's time grows with the square
@@ -142,8 +142,8 @@ def trainable(text: str) -> Iterator[str]:
 
 
 @functools.lru_cache(maxsize=1)
-def _vocabulary(kind: str, path: str) -> tokenizer.Tokenizer:
-    return tokenizer.load(config.Tokenizer(kind=kind, path=path))
+def _vocabulary(kind: str, path: str) -> tokenizers.Tokenizer:
+    return tokenizers.load(config.Tokenizer(kind=kind, path=path))
 
 
 def heldout_key(text: str, seed: int) -> int:
@@ -363,7 +363,7 @@ def _description(
     source: config.Source,
     work: list[sources.Item],
     settings: config.Tokenizer,
-    vocabulary: tokenizer.Tokenizer,
+    vocabulary: tokenizers.Tokenizer,
 ) -> dict[str, Any]:
     """The part of `packed.json` that is known before packing."""
     fields = ("input", "format", "text_key", "split", "suffixes")

@@ -215,7 +215,7 @@ class Ended(Protocol):
 ENDS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")  # Llama 3.1's, as its generation config lists them
 
 
-def stops(words: Ended) -> dict[str, int]:
+def stops(tokenizer: Ended) -> dict[str, int]:
     """Names and ids of the tokens that end an answer."""
-    named = {name: words.special[name] for name in ENDS if name in words.special}
-    return named | {words.decode([number]): number for number in (words.eos_id, words.eot_id)}
+    named = {name: tokenizer.special[name] for name in ENDS if name in tokenizer.special}
+    return named | {tokenizer.decode([number]): number for number in (tokenizer.eos_id, tokenizer.eot_id)}

@@ -17,7 +17,7 @@ from llama31.dialogs.rows import Packed
 from llama31.evaluate.perplexity import Heldout
 from llama31.parallel.collectives import on_first_rank, rank_of
 from llama31.resilience import resume
-from llama31.tokens import chat, tokenizer
+from llama31.tokens import chat, tokenizers
 
 Rows = batches.Rows | Packed
 
@@ -30,7 +30,7 @@ class Feed(Protocol):
 
     def begin(self, start: Any) -> list[Decision]: ...
     def follow(self, decisions: Sequence[Decision]) -> None: ...
-    def check(self, model: config.Model, words: tokenizer.Tokenizer) -> None: ...
+    def check(self, model: config.Model, tokenizer: tokenizers.Tokenizer) -> None: ...
     def batch_shape(self, step: int) -> tuple[int, int]: ...
     def rows(self, step: int, indices: NDArray[np.int64]) -> Any: ...
     def heldout(self, length: int, tokens: int) -> Heldout | None: ...
@@ -60,11 +60,11 @@ class Text:
         self._batches = batches.Batches(data, self._run.schedule, decisions=decisions, from_step=self._start.step)
         self.fingerprints = {name: source.fingerprint for name, source in self._batches.packed.items()}
 
-    def check(self, model: config.Model, words: tokenizer.Tokenizer) -> None:
+    def check(self, model: config.Model, tokenizer: tokenizers.Tokenizer) -> None:
         """ValueError where the data hold other ids than the model, or were packed with another tokenizer."""
         batches.check_vocabulary(self._batches, model)
-        batches.check_tokenizer(self._batches, words.fingerprint)
-        batches.check_ends(self._run.data, self._batches, words.eos_id, self._start.resumed is not None)
+        batches.check_tokenizer(self._batches, tokenizer.fingerprint)
+        batches.check_ends(self._run.data, self._batches, tokenizer.eos_id, self._start.resumed is not None)
 
     def batch_shape(self, step: int) -> tuple[int, int]:
         """(rows of the global batch, sequence length) of a step."""
@@ -99,15 +99,15 @@ class Text:
 
 def dialogs(run: config.Sft) -> feed.Feed:
     """Encode the dialogs where that is not done yet, and lay them into rows. Collective; raises ValueError."""
-    words = tokenizer.load(run.tokenizer)
-    form, targets = chat.Format(words), run.data.targets
+    tokenizer = tokenizers.load(run.tokenizer)
+    form, targets = chat.Format(tokenizer), run.data.targets
 
     def encode(record: dict[str, Any], source: config.Records) -> store.Example | str:
         encoded = form.encode(chat.read(columns.dialog(record)))
         learned = encoded.targets(targets)
         return store.Example([(encoded.tokens, learned.astype(np.int8))]) if learned.any() else "without a target"
 
-    stores = _stores(run.data, words, {"kind": "dialogs", "targets": targets}, encode)
+    stores = _stores(run.data, tokenizer, {"kind": "dialogs", "targets": targets}, encode)
     return _feed(run, run.data, stores, feed.Supervised())
 
 
@@ -126,13 +126,13 @@ def preferred(run: config.Dpo) -> feed.Feed:
 
 
 def _preferences(run: config.Training, data: config.Preferences) -> dict[str, store.Store]:
-    words = tokenizer.load(run.tokenizer)
-    form = chat.Format(words)
+    tokenizer = tokenizers.load(run.tokenizer)
+    form = chat.Format(tokenizer)
 
     def encode(record: dict[str, Any], source: config.Records) -> store.Example | str:
         return preferences.encode(record, form, data.similarity, _strength(source))
 
-    return _stores(data, words, {"kind": "preferences", "similarity": data.similarity}, encode)
+    return _stores(data, tokenizer, {"kind": "preferences", "similarity": data.similarity}, encode)
 
 
 def _strength(source: config.Records) -> str | None:
@@ -141,12 +141,12 @@ def _strength(source: config.Records) -> str | None:
 
 def _stores(
     data: config.Dialogs | config.Preferences,
-    words: tokenizer.Tokenizer,
+    tokenizer: tokenizers.Tokenizer,
     settings: dict[str, Any],
     encode: Callable[[dict[str, Any], config.Records], store.Example | str],
 ) -> dict[str, store.Store]:
     """Every source, encoded by the first rank and read by all."""
-    settings = {**settings, "tokenizer": words.fingerprint, "vocab_size": words.vocab_size}
+    settings = {**settings, "tokenizer": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size}
 
     def prepared(name: str, source: config.Records) -> Path:
         own = {"strength": _strength(source)} if _strength(source) else {}

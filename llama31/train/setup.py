@@ -32,7 +32,7 @@ from llama31.resilience.resume import Start
 from llama31.resilience.watch import Watch
 from llama31.runs import metrics
 from llama31.runs.metrics import Metrics, Phases
-from llama31.tokens import tokenizer
+from llama31.tokens import tokenizers
 from llama31.train import outset
 from llama31.train.feeds import Feed
 
@@ -131,18 +131,18 @@ def setup(run: config.Training, place: Place, data: Feed) -> State:
 
     decisions = data.begin(start)
     resume.check_data(start, data.fingerprints)
-    words = tokenizer.load(run.tokenizer)
-    data.check(run.model, words)
+    tokenizer = tokenizers.load(run.tokenizer)
+    data.check(run.model, tokenizer)
     _, length = data.batch_shape(max(0, last_step - 1))
     heldout = data.heldout(length, run.validation.tokens)
     notes = outset.lines(run, start, heldout is not None)
 
     engine = open_engine(run, grid, start)
     ema = open_average(run, grid, start, engine)
-    gates = Gates(run, words, length, grid.rank == 0)
+    gates = Gates(run, tokenizer, length, grid.rank == 0)
     watch.follow(engine, start)
 
-    on_first_rank(lambda: open_folder(run, place, decisions, words))
+    on_first_rank(lambda: open_folder(run, place, decisions, tokenizer))
     if grid.rank == 0:
         print(*notes, sep="\n", flush=True)
         if start.step >= last_step:
@@ -157,7 +157,11 @@ def setup(run: config.Training, place: Place, data: Feed) -> State:
         fence=attempt.newer,
     )
     saver.reserve(tensors.weights(engine), optimizer_shards(engine, ema))
-    tokenizer_record = {**dataclasses.asdict(run.tokenizer), "fingerprint": words.fingerprint, "folder": "tokenizer"}
+    tokenizer_record = {
+        **dataclasses.asdict(run.tokenizer),
+        "fingerprint": tokenizer.fingerprint,
+        "folder": "tokenizer",
+    }
     peak_tflops = run.cluster.peak_tflops or metrics.peak_tflops(_device_name(grid.device))
     state = State(
         run, grid, attempt, watch, start, data, decisions, tokenizer_record, engine, ema, gates, saver, last_step,
@@ -208,10 +212,10 @@ def optimizer_shards(engine: Engine, ema: Ema | None) -> list[shards.Shard]:
     return [*tensors.optimizer(engine), *(ema.shards() if ema is not None else [])]
 
 
-def open_folder(run: config.Training, place: Place, decisions: list[Decision], words: tokenizer.Tokenizer) -> None:
+def open_folder(run: config.Training, place: Place, decisions: list[Decision], tokenizer: tokenizers.Tokenizer) -> None:
     """All checks passed: write down what runs, and put aside what the run went back behind. First rank alone."""
     place.attempt.record(run, place.start, decisions, place.watch.hosts, place.watch.environment)
-    words.save_hf(Path(run.folder) / "tokenizer")
+    tokenizer.save_hf(Path(run.folder) / "tokenizer")
     folder = Path(run.folder) / "checkpoints"
     if run.resume not in ("auto", "none"):
         publish.set_aside_after(folder, place.start.step)

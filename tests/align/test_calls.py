@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llama31 import config
 from llama31.sampling import prompts
-from llama31.tokens import chat, tokenizer
+from llama31.tokens import chat, tokenizers
 from tests.align.scripted import Bytes
 
 WORDS = Bytes()
@@ -173,7 +173,7 @@ def test_metas_own_decoder_reads_the_same() -> None:
     meta = pytest.importorskip("llama_models.llama3.chat_format")
     types = pytest.importorskip("llama_models.datatypes")
     path = Path(meta.__file__).parent / "tokenizer.model"
-    form = chat.Format(tokenizer.load(config.Tokenizer(kind="tiktoken", path=str(path))))
+    form = chat.Format(tokenizers.load(config.Tokenizer(kind="tiktoken", path=str(path))))
     theirs = meta.ChatFormat(pytest.importorskip("llama_models.llama3.tokenizer").Tokenizer.get_instance())
     for one in SAID.values():
         encoded = form.encode([one], bos=False)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llama31 import config
-from llama31.tokens import chat, tokenizer
+from llama31.tokens import chat, tokenizers
 
 SEARCH = {"function": {"name": "brave_search", "arguments": {"query": "weather in Zürich"}}}
 CODE = {"function": {"name": "code_interpreter", "arguments": {"code": "  print(1 + 1)\n"}}}
@@ -87,13 +87,13 @@ def meta() -> Any:
 
 
 @pytest.fixture(scope="module")
-def words(meta: Any) -> tokenizer.Tokenizer:
+def words(meta: Any) -> tokenizers.Tokenizer:
     path = Path(meta.__file__).parent / "tokenizer.model"
-    return tokenizer.load(config.Tokenizer(kind="tiktoken", path=str(path)))
+    return tokenizers.load(config.Tokenizer(kind="tiktoken", path=str(path)))
 
 
 @pytest.fixture(scope="module")
-def exported(words: tokenizer.Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def exported(words: tokenizers.Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
     from transformers import AutoTokenizer
 
     folder = tmp_path_factory.mktemp("exported")
@@ -119,7 +119,7 @@ def as_meta(meta: Any, messages: list[chat.Message]) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", [name for name in DIALOGS if name != "said and coded"])  # it would be code for Meta's
-def test_equals_metas_chat_format(name: str, meta: Any, words: tokenizer.Tokenizer) -> None:
+def test_equals_metas_chat_format(name: str, meta: Any, words: tokenizers.Tokenizer) -> None:
     tokens = pytest.importorskip("llama_models.llama3.tokenizer").Tokenizer.get_instance()
     messages = chat.read(DIALOGS[name])
     theirs = meta.ChatFormat(tokens).encode_dialog_prompt(as_meta(meta, messages)).tokens
@@ -138,7 +138,7 @@ def by_template(exported: Any, given: dict[str, Any], prompt: bool = False) -> l
 
 @pytest.mark.parametrize("name", DIALOGS)
 @pytest.mark.torch
-def test_equals_the_exported_template(name: str, words: tokenizer.Tokenizer, exported: Any) -> None:
+def test_equals_the_exported_template(name: str, words: tokenizers.Tokenizer, exported: Any) -> None:
     given = DIALOGS[name]
     form, messages = chat.Format(words), chat.read(given)
     assert form.encode(messages).tokens.tolist() == by_template(exported, given)
@@ -147,7 +147,7 @@ def test_equals_the_exported_template(name: str, words: tokenizer.Tokenizer, exp
 
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize("role", ["system", "user", "assistant", "ipython"])
-def test_no_text_becomes_a_special_token(role: str, text: str, words: tokenizer.Tokenizer) -> None:
+def test_no_text_becomes_a_special_token(role: str, text: str, words: tokenizers.Tokenizer) -> None:
     form, special = chat.Format(words), set(words.special.values())
 
     def structure(content: str) -> list[int]:
@@ -159,7 +159,7 @@ def test_no_text_becomes_a_special_token(role: str, text: str, words: tokenizer.
 
 @pytest.mark.parametrize("call", ["brave_search", "code_interpreter", "mine"])
 @pytest.mark.parametrize("text", HOSTILE)
-def test_no_argument_becomes_a_special_token(call: str, text: str, words: tokenizer.Tokenizer) -> None:
+def test_no_argument_becomes_a_special_token(call: str, text: str, words: tokenizers.Tokenizer) -> None:
     record = chat.Message("assistant", call=chat.Call(call, {"query": text, "code": text}))
     ids = chat.Format(words).encode([record]).tokens
     assert sum(token in words.special.values() for token in ids) == 4 + (call == "code_interpreter")
@@ -167,14 +167,14 @@ def test_no_argument_becomes_a_special_token(call: str, text: str, words: tokeni
 
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.torch
-def test_the_exported_template_breaks_special_names(text: str, words: tokenizer.Tokenizer, exported: Any) -> None:
+def test_the_exported_template_breaks_special_names(text: str, words: tokenizers.Tokenizer, exported: Any) -> None:
     record = [{"role": "user", "content": text}, {"role": "assistant", "tool_calls": [CODE]}]
     ids = exported(exported.apply_chat_template(record, tokenize=False), add_special_tokens=False).input_ids
     assert sum(token in words.special.values() for token in ids) == 8
     assert words.eot_id not in ids[4:-8] or ids.count(words.eot_id) == 1
 
 
-def test_targets(words: tokenizer.Tokenizer) -> None:
+def test_targets(words: tokenizers.Tokenizer) -> None:
     encoded = chat.Format(words).encode(chat.read(DIALOGS["code"]))
 
     def spelled(mask: np.ndarray) -> str:
@@ -284,7 +284,7 @@ def test_the_exported_template_refuses_what_is_no_dialog(record: dict[str, Any],
 @pytest.mark.parametrize("call", [SEARCH, CODE, CUSTOM])
 @pytest.mark.torch
 def test_arguments_that_are_json_text_are_read_here_and_refused_by_the_template(
-    call: dict[str, Any], words: tokenizer.Tokenizer, exported: Any
+    call: dict[str, Any], words: tokenizers.Tokenizer, exported: Any
 ) -> None:
     from jinja2 import TemplateError
 
@@ -319,7 +319,7 @@ UNLEARNED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", UNLEARNED)
 @pytest.mark.parametrize("place", [1, 3])
-def test_a_weight_of_0_masks_a_message(name: str, place: int, words: tokenizer.Tokenizer) -> None:
+def test_a_weight_of_0_masks_a_message(name: str, place: int, words: tokenizers.Tokenizer) -> None:
     said = ["Two plus two?", "It is five.", "Check again.", "It is four."]
     turns: list[dict[str, Any]] = [
         {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)
@@ -337,7 +337,7 @@ def test_a_weight_of_0_masks_a_message(name: str, place: int, words: tokenizer.T
 
 @pytest.mark.parametrize("name", DIALOGS)
 @pytest.mark.torch
-def test_transformers_mask_is_what_is_learned(name: str, words: tokenizer.Tokenizer, exported: Any) -> None:
+def test_transformers_mask_is_what_is_learned(name: str, words: tokenizers.Tokenizer, exported: Any) -> None:
     """TRL's assistant_only_loss takes it from the template."""
     given = DIALOGS[name]
     record = {"date_string": given.get("date")} | {key: given[key] for key in ("builtin_tools",) if key in given}
@@ -398,7 +398,7 @@ RECORD = st.fixed_dictionaries(
 @settings(max_examples=250, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(record=RECORD)
 def test_the_template_agrees_on_what_a_dialog_is(
-    record: dict[str, Any], words: tokenizer.Tokenizer, exported: Any
+    record: dict[str, Any], words: tokenizers.Tokenizer, exported: Any
 ) -> None:
     from jinja2 import TemplateError
 
@@ -414,7 +414,7 @@ def test_the_template_agrees_on_what_a_dialog_is(
     assert isinstance(ours, str) or ours == theirs
 
 
-def test_a_tokenizer_without_llamas_tokens_is_refused(words: tokenizer.Tokenizer) -> None:
+def test_a_tokenizer_without_llamas_tokens_is_refused(words: tokenizers.Tokenizer) -> None:
     class Poor:
         bos_id, eot_id, special = 0, 1, {"<|eot_id|>": 1}
         encode = words.encode

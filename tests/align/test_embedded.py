@@ -101,7 +101,7 @@ def test_a_policy_answers_in_what_it_was_trained_in(trained: str, monkeypatch: p
     monkeypatch.setattr(mesh, "create", lambda *_: None)
     weights = pretrained.Pretrained(Path("x"), publish.Meta(asdict(MODEL), precision=trained))
     run = config.Sample(sampling=RUN)
-    session: Any = SimpleNamespace(run=run, weights=weights, words=Words())
+    session: Any = SimpleNamespace(run=run, weights=weights, tokenizer=Words())
     with pytest.raises(NotImplementedError):
         rejection._embedded(session)
     assert [one.params for one in built] == [trained]

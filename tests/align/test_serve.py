@@ -21,7 +21,7 @@ import torch
 from llama31 import config
 from llama31.judging import ranking, rejection
 from llama31.sampling import drawing
-from llama31.tokens import tokenizer
+from llama31.tokens import tokenizers
 from tests.align import scripted
 from tests.conftest import ROOT
 from tests.processes import LIMIT_S
@@ -36,7 +36,7 @@ WORDS = ["Name some birds.", "What is a river?", "Say it in short words, please.
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model with random weights and a tokenizer, as recipes.convert would write them."""
     folder = tmp_path_factory.mktemp("hf")
-    words = tokenizer.train_bpe(WORDS, 530, folder)
+    words = tokenizers.train_bpe(WORDS, 530, folder)
     torch.manual_seed(1)
     shape = config.Model(
         "mini", layers=2, hidden_size=64, ffn_hidden_size=96, heads=4, kv_heads=2, vocab_size=words.vocab_size,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llama31 import config
-from llama31.tokens import tokenizer
+from llama31.tokens import tokenizers
 from llama31.tokens.indexed import IndexedWriter, dtype_for
 from llama31.tokens.packed import Packed, Split
 
@@ -17,7 +17,7 @@ from llama31.tokens.packed import Packed, Split
 @pytest.fixture(scope="session")
 def bpe(tmp_path_factory: pytest.TempPathFactory) -> config.Tokenizer:
     folder = tmp_path_factory.mktemp("bpe")
-    tokenizer.train_bpe([f"some words number {i} and some more, Wörter auch" for i in range(50)], 560, folder)
+    tokenizers.train_bpe([f"some words number {i} and some more, Wörter auch" for i in range(50)], 560, folder)
     return config.Tokenizer(kind="bpe", path=str(folder))
 
 

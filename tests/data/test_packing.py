@@ -16,7 +16,7 @@ import pytest
 
 from llama31 import config
 from llama31.data import batches
-from llama31.tokens import pack, packed, sources, tokenizer
+from llama31.tokens import pack, packed, sources, tokenizers
 from llama31.tokens.indexed import IndexedReader
 from recipes import pack as recipe
 from tests.processes import LIMIT_S, search_path
@@ -47,7 +47,7 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 def test_documents_begin_and_end_and_hold_no_injected_token(tmp_path: Path, bpe: config.Tokenizer) -> None:
     data = _data(tmp_path, _source(tmp_path, TEXTS), heldout_fraction=0.2)
     record = pack.pack(data, "s", bpe)
-    vocabulary = tokenizer.load(bpe)
+    vocabulary = tokenizers.load(bpe)
     train, heldout = _documents(tmp_path, "train"), _documents(tmp_path, "heldout")
     for document in train + heldout:
         assert document[0] == vocabulary.bos_id and document[-1] == vocabulary.eos_id
@@ -62,7 +62,7 @@ def test_documents_begin_and_end_and_hold_no_injected_token(tmp_path: Path, bpe:
 
 def test_bos_and_eos_can_be_left_out(tmp_path: Path, bpe: config.Tokenizer) -> None:
     pack.pack(_data(tmp_path, _source(tmp_path, TEXTS), bos=False, eos=False), "s", bpe)
-    assert _documents(tmp_path, "train")[0] == tokenizer.load(bpe).encode(TEXTS[0])
+    assert _documents(tmp_path, "train")[0] == tokenizers.load(bpe).encode(TEXTS[0])
 
 
 @pytest.mark.parallel
@@ -95,7 +95,7 @@ def test_a_small_source_gets_a_held_out_document(tmp_path: Path, bpe: config.Tok
     record = pack.pack(data, "s", bpe)
     assert (record.train.documents, record.heldout.documents) == (4, 1)
     key = min(TEXTS[:5], key=lambda text: pack.heldout_key(text, data.seed))
-    encode = tokenizer.load(bpe).encode
+    encode = tokenizers.load(bpe).encode
     assert _documents(tmp_path, "heldout") == [encode(key)]
     assert _documents(tmp_path, "train") == [encode(text) for text in TEXTS[:5] if text != key]
 
@@ -112,7 +112,7 @@ def test_a_single_document_has_no_heldout_split(tmp_path: Path, bpe: config.Toke
 
 def test_documents_that_end_otherwise_than_this_tokenizer_ends_them(tmp_path: Path, bpe: config.Tokenizer) -> None:
     """Packed once when an Instruct folder's end of a turn was taken for the end of text; the tokenizer is the same."""
-    words, data = tokenizer.load(bpe), _data(tmp_path, _source(tmp_path, TEXTS))
+    words, data = tokenizers.load(bpe), _data(tmp_path, _source(tmp_path, TEXTS))
     schedule = config.Schedule(total_tokens=1024, batch_tokens=64, sequence_length=16, peak_lr=1e-3)
     pack.pack(data, "s", bpe)
     batches.check_ends(data, batches.Batches(data, schedule), words.eos_id, resumed=False)

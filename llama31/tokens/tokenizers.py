@@ -129,12 +129,12 @@ def save_meta(folder: Path, target: Path) -> bool:
     """
     path = folder / "tokenizer.json"
     try:
-        words = _load_json(path) if path.is_file() else None
+        tokenizer = _load_json(path) if path.is_file() else None
     except ValueError:
         return False
-    if not isinstance(words, ByteLevelTokenizer) or not words.is_metas:
+    if not isinstance(tokenizer, ByteLevelTokenizer) or not tokenizer.is_metas:
         return False
-    lines = (b"%b %d\n" % (base64.b64encode(token), rank) for token, rank in words.ranks.items())
+    lines = (b"%b %d\n" % (base64.b64encode(token), rank) for token, rank in tokenizer.ranks.items())
     target.write_bytes(b"".join(lines))
     return True
 
@@ -402,8 +402,8 @@ def write_template(folder: Path) -> bool:
 
     Returns False where it has none then, since a template's text would be other tokens than `chat.Format` gives.
     """
-    words, settings = _load_json(folder / "tokenizer.json"), _read_hf_config(folder)
-    written, template = _read_hf_config(folder), _template(words)
+    tokenizer, settings = _load_json(folder / "tokenizer.json"), _read_hf_config(folder)
+    written, template = _read_hf_config(folder), _template(tokenizer)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     written.pop("chat_template", None)
     if template is not None:
@@ -414,14 +414,14 @@ def write_template(folder: Path) -> bool:
     return template is not None
 
 
-def _template(words: Tokenizer) -> str | None:
+def _template(tokenizer: Tokenizer) -> str | None:
     """The chat template, or None where dialogs cannot be encoded, or where a template's text would be other tokens.
 
     `chat.Format` encodes headers and contents apart; other splits than Llama's may cut the line feeds between anew.
     """
-    headed = [*words.encode("\n\n")]
-    alike = all(words.encode(f"\n\n{first}") == [*headed, *words.encode(first)] for first in "x1é日-{<")
-    return template.of(words.special) if alike and all(name in words.special for name in chat.TOKENS) else None
+    headed = [*tokenizer.encode("\n\n")]
+    alike = all(tokenizer.encode(f"\n\n{first}") == [*headed, *tokenizer.encode(first)] for first in "x1é日-{<")
+    return template.of(tokenizer.special) if alike and all(name in tokenizer.special for name in chat.TOKENS) else None
 
 
 def _write_hf_config(
