@@ -128,7 +128,7 @@ def questions(dealt: haystack.Alphabet) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Stage:
+class ExtensionStage:
     """A run that its gates watched: what it was, what they say (gates.json), CPU seconds, and why it failed."""
 
     name: str
@@ -143,7 +143,7 @@ class Stage:
         return list(self.gates["examinations"])
 
 
-class Work:
+class ExtensionWork:
     """The commands, in one folder."""
 
     def __init__(self, top: Path, timeout_s: float) -> None:
@@ -155,7 +155,7 @@ class Work:
         for data in ("short", "long"):
             timing.command(self._timeout_s, "recipes.pack", *self._own, f"data={data}", "data.workers=1")
 
-    def train(self, name: str, text: Text, keys: list[str], fails: bool = False) -> Stage:
+    def train(self, name: str, text: Text, keys: list[str], fails: bool = False) -> ExtensionStage:
         """Train until the gates open. RuntimeError where the command fails, or does not though it has to."""
         began_s = spent_s()
         rows = BATCH // text.length * text.cp // PROCESSES
@@ -181,21 +181,23 @@ class Work:
             raise RuntimeError(f"{name}: the gates have opened for a model that has not learned")
         gates = json.loads((self.top / name / "gates.json").read_text(encoding="utf-8"))
         layout = f"CP {text.cp}" if text.cp > 1 else f"DP {PROCESSES}"
-        return Stage(name, text.length, layout, gates, spent_s() - began_s, failure)
+        return ExtensionStage(name, text.length, layout, gates, spent_s() - began_s, failure)
 
     def _gates(self, text: Text) -> list[str]:
         lengths = [text.length // 4, text.length // 2, text.length] if text is not SHORT else [32, 64]
         needle = {**NEEDLE, "lengths": lengths, "trials": 4}
         return [f"gates.needle.{key}={value}" for key, value in needle.items()]
 
-    def learn(self) -> Stage:
+    def learn(self) -> ExtensionStage:
         """From nothing, until every needle is found in rows of the short text."""
         keys = ["data=short", f"schedule.total_tokens={LEARN_STEPS * BATCH}", "schedule.peak_lr=4e-3"]
         keys += ["schedule.final_lr=4e-4", f"schedule.warmup_tokens={50 * BATCH}", "checkpoint.keep_last=null"]
         every = EXAM_STEPS * BATCH
         return self.train("learned", SHORT, [*keys, f"gates.every_tokens={every}", f"checkpoint.every_tokens={every}"])
 
-    def extend(self, name: str, text: Text, source: str, baseline: str, steps: int, fails: bool = False) -> Stage:
+    def extend(
+        self, name: str, text: Text, source: str, baseline: str, steps: int, fails: bool = False
+    ) -> ExtensionStage:
         """One run of `long_context`."""
         keys = ["--config-name", "long_context", "data=facts", f"init_from={source}", f"gates.baseline={baseline}"]
         keys += ["data.length_buckets=[]", f"data.sources.len{text.length}.weight=3", "schedule.peak_lr=1e-3"]
@@ -236,7 +238,7 @@ def tables(run: config.Benchmark) -> list[str]:
     """Learn, extend, control; draw the heat maps where `run.heat_map` says. RuntimeError where a gate does not open."""
     with tempfile.TemporaryDirectory() as folder:
         top, began, began_s = Path(folder), time.perf_counter(), spent_s()
-        work = Work(top, run.timeout_s)
+        work = ExtensionWork(top, run.timeout_s)
         write(top)
         work.pack()
         stages = [work.learn()]
@@ -266,7 +268,7 @@ def tables(run: config.Benchmark) -> list[str]:
 # --- what is told ---
 
 
-def stages_table(stages: list[Stage]) -> str:
+def stages_table(stages: list[ExtensionStage]) -> str:
     """A row per run: how its gates stood when first asked, and in the end."""
     lines = [
         "| run | row | layout | steps "

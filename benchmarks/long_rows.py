@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers import LEARNING_RATE, anonymous_bytes
-from benchmarks.timing import Run, run_worker
+from benchmarks.timing import TimedRun, run_worker
 from llama31 import config
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 64
@@ -161,7 +161,7 @@ def main() -> None:
 def tables(run: config.Benchmark, params: str) -> list[str]:
     """Both tables, computed in `params` ("bf16" or "fp32"), every case as often as asked, in turn."""
     attention = {f"{path}-{length}": (path, length) for length in run.attention_lengths for path in ATTENTIONS}
-    runs: dict[str, list[Run]] = {name: [] for name in (*attention, *LAYOUTS)}
+    runs: dict[str, list[TimedRun]] = {name: [] for name in (*attention, *LAYOUTS)}
     for repeat in range(run.repeats):
         for name in runs:
             if name in attention:
@@ -180,11 +180,11 @@ def tables(run: config.Benchmark, params: str) -> list[str]:
     return [attention_table(runs, run.attention_lengths, params), cp_table({name: runs[name] for name in LAYOUTS})]
 
 
-def _median(runs: Sequence[Run], figure: Callable[[Run], float]) -> float:
+def _median(runs: Sequence[TimedRun], figure: Callable[[TimedRun], float]) -> float:
     return statistics.median(figure(run) for run in runs)
 
 
-def attention_table(runs: Mapping[str, Sequence[Run]], lengths: Sequence[int], params: str) -> str:
+def attention_table(runs: Mapping[str, Sequence[TimedRun]], lengths: Sequence[int], params: str) -> str:
     """Medians by length and path; the ratio is ours to transformers' on the same documents, in medians."""
     lines = [
         f"| tokens | attention in {params.upper()}, forward and backward "
@@ -201,7 +201,7 @@ def attention_table(runs: Mapping[str, Sequence[Run]], lengths: Sequence[int], p
     return "\n".join(lines)
 
 
-def cp_table(runs: Mapping[str, Sequence[Run]]) -> str:
+def cp_table(runs: Mapping[str, Sequence[TimedRun]]) -> str:
     """Medians by layout, and each as a share of one process (of one process' speed per process)."""
     lines = [
         "| training steps | tokens per wall second | per process, against 1 | tokens per CPU-second | against 1 |",
@@ -215,7 +215,7 @@ def cp_table(runs: Mapping[str, Sequence[Run]]) -> str:
     return "\n".join(lines)
 
 
-def _per_wall_s(run: Run) -> float:
+def _per_wall_s(run: TimedRun) -> float:
     return run.tokens / run.wall_s
 
 

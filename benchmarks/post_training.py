@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers import LEARNING_RATE, Case, anonymous_bytes, llama
-from benchmarks.timing import Run, run_worker
+from benchmarks.timing import TimedRun, run_worker
 from llama31 import config
 from llama31.dialogs import passes, rows
 from llama31.dialogs.rows import Response
@@ -41,7 +41,7 @@ END = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class AlignWork:
     """What every case does once: `records` dialogs, or half as many preferences; rows of ours hold `length` places."""
 
     model: config.Model
@@ -93,7 +93,7 @@ Mark = Callable[[], None]  # called where the measured training begins, and wher
 # --- ours ---
 
 
-def ours(work: Work, case: str, mark: Mark) -> dict[str, float]:
+def ours(work: AlignWork, case: str, mark: Mark) -> dict[str, float]:
     """The engine that the recipes drive, on rows as `dialogs/feed.py` packs them."""
     from llama31.engine import preference, scoring
     from llama31.engine.objectives import MicroBatch, next_token
@@ -109,7 +109,7 @@ def ours(work: Work, case: str, mark: Mark) -> dict[str, float]:
     if case == "sft-ours-alone":
         dealt = [np.array([place]) for place in range(len(pieces))]
 
-    def packed(row: Sequence[np.ndarray]) -> rows.Packed:
+    def packed(row: Sequence[np.ndarray]) -> rows.PackedRows:
         return rows.pack([[pieces[i] for i in one] for one in row], work.length, compares)
 
     if compares:
@@ -121,7 +121,7 @@ def ours(work: Work, case: str, mark: Mark) -> dict[str, float]:
                 pieces[int(i)] = dataclasses.replace(pieces[int(i)], reference=pair)
         cost = {"reference_s": time.process_time() - began, "reference_bytes": 8.0 * len(pieces)}
         del chunks, known
-    objective = preference.Dpo() if compares else next_token
+    objective = preference.DpoObjective() if compares else next_token
     chunks = llama.build(work.model, numbers, parallel, grid, seed=work.seed)
     engine = Engine(chunks, work.model, config.Optimizer(), numbers, parallel, grid)
     step = work.per_step("sft") if case == "sft-ours-alone" else work.rows
@@ -135,14 +135,14 @@ def ours(work: Work, case: str, mark: Mark) -> dict[str, float]:
     return {"fill": passes.fill(dealt, sizes, work.length), **cost}
 
 
-def _supervised(work: Work) -> list[rows.Piece]:
+def _supervised(work: AlignWork) -> list[rows.Piece]:
     return [
         rows.supervised(np.array([*prompt, *answer]), np.array([0] * len(prompt) + [1] * len(answer)))
         for prompt, answer in work.dialogs()
     ]
 
 
-def _preferred(work: Work) -> list[rows.Piece]:
+def _preferred(work: AlignWork) -> list[rows.Piece]:
     return [
         rows.dpo(np.array(prompt), _response(chosen), _response(rejected))
         for prompt, chosen, rejected in work.preferences()
@@ -156,11 +156,11 @@ def _response(ids: Sequence[int]) -> Response:
 # --- TRL ---
 
 
-def trl(work: Work, case: str, mark: Mark) -> dict[str, float]:
+def trl(work: AlignWork, case: str, mark: Mark) -> dict[str, float]:
     """TRL's trainer for one pass over the records."""
     from transformers import TrainerCallback
 
-    class Marks(TrainerCallback):  # type: ignore[misc]
+    class StepMarks(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             mark()
 
@@ -169,7 +169,7 @@ def trl(work: Work, case: str, mark: Mark) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         began = time.process_time()
-        trainer = (_trl_sft if case.startswith("sft") else _trl_dpo)(work, case, folder, [Marks()])
+        trainer = (_trl_sft if case.startswith("sft") else _trl_dpo)(work, case, folder, [StepMarks()])
         cost = {"reference_s": time.process_time() - began} if case == "dpo-trl-kept" else {}
         trainer.train()
     return cost
@@ -196,11 +196,11 @@ def _settings(kind: str, folder: str, per_device: int, per_step: int, **changes:
     )
 
 
-def _llama(work: Work) -> Any:
+def _llama(work: AlignWork) -> Any:
     return llama(work.model, work.seed, Case("trainer", "sdpa", "fp32"))
 
 
-def _words(work: Work) -> Any:
+def _words(work: AlignWork) -> Any:
     """A tokenizer whose texts are ids: "w17 w4"."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -212,7 +212,7 @@ def _words(work: Work) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="<end>", unk_token="<unk>")
 
 
-def _trl_sft(work: Work, case: str, folder: str, callbacks: Sequence[Any]) -> Any:
+def _trl_sft(work: AlignWork, case: str, folder: str, callbacks: Sequence[Any]) -> Any:
     from datasets import Dataset
     from trl import SFTTrainer
 
@@ -232,7 +232,7 @@ def _trl_sft(work: Work, case: str, folder: str, callbacks: Sequence[Any]) -> An
     )
 
 
-def _trl_dpo(work: Work, case: str, folder: str, callbacks: Sequence[Any]) -> Any:
+def _trl_dpo(work: AlignWork, case: str, folder: str, callbacks: Sequence[Any]) -> Any:
     from datasets import Dataset
     from trl import DPOTrainer
 
@@ -257,7 +257,7 @@ def _trl_dpo(work: Work, case: str, folder: str, callbacks: Sequence[Any]) -> An
     )
 
 
-def measure(work: Work, case: str) -> dict[str, Any]:
+def measure(work: AlignWork, case: str) -> dict[str, Any]:
     """Run a case in this process."""
     import torch
 
@@ -279,7 +279,7 @@ def measure(work: Work, case: str) -> dict[str, Any]:
 def main() -> None:
     """Measure the case that the first argument describes as JSON."""
     asked = json.loads(sys.argv[1])
-    work = Work(**{**asked["work"], "model": config.Model(**asked["work"]["model"])})
+    work = AlignWork(**{**asked["work"], "model": config.Model(**asked["work"]["model"])})
     print(json.dumps(measure(work, asked["case"])), flush=True)
 
 
@@ -288,8 +288,8 @@ def main() -> None:
 
 def tables(run: config.Benchmark) -> list[str]:
     """Every case as often as asked, in turn."""
-    work = Work(run.model, run.sequence_length, run.align_records, run.rows)
-    runs: dict[str, list[Run]] = {name: [] for name in CASES}
+    work = AlignWork(run.model, run.sequence_length, run.align_records, run.rows)
+    runs: dict[str, list[TimedRun]] = {name: [] for name in CASES}
     for repeat in range(run.repeats):
         for name in runs:
             asked = {"work": dataclasses.asdict(work), "case": name}
@@ -300,7 +300,7 @@ def tables(run: config.Benchmark) -> list[str]:
     return [table(runs)]
 
 
-def table(runs: Mapping[str, Sequence[Run]]) -> str:
+def table(runs: Mapping[str, Sequence[TimedRun]]) -> str:
     """Medians per case, and the ratio of ours to each."""
     lines = [
         "| case | tokens per CPU-second: median (range) | ours / this | peak memory above imports, MB | "

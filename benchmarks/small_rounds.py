@@ -57,7 +57,7 @@ FORMS: tuple[Callable[[Sequence[str], str], str], ...] = (
 
 
 @dataclass(frozen=True)
-class Scale:
+class TaskScale:
     """How much of everything."""
 
     texts: int = 2000
@@ -77,7 +77,7 @@ class Scale:
     processes: int = 2
 
 
-SMALL = Scale(
+SMALL = TaskScale(
     texts=1200, dialogs=1500, preferences=400, prompts=96, judged=36, answers=8, rounds=1, layers=2, hidden_size=64,
     pretrain_tokens=16_384, seed_tokens=163_840, reward_tokens=49_152, sft_tokens=49_152, dpo_tokens=40_960,
     processes=1,
@@ -106,7 +106,7 @@ def asks() -> list[Ask]:
     return [Ask(text.format(n=count, kind=kind), kind, count) for kind in KINDS for count in (2, 3, 4) for text in ASKS]
 
 
-def write_task(folder: Path, scale: Scale, seed: int = 0) -> None:
+def write_task(folder: Path, scale: TaskScale, seed: int = 0) -> None:
     """Texts, dialogs, and for every round preferences and prompts; judge.jsonl holds prompts that none of them has."""
     folder.mkdir(parents=True, exist_ok=True)
     chance = random.Random(seed)
@@ -144,7 +144,7 @@ def _lines(path: Path, records: Sequence[Any]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
-def write_config(folder: Path, scale: Scale) -> None:
+def write_config(folder: Path, scale: TaskScale) -> None:
     """The model and the tokenizer as a --config-dir."""
     width = scale.hidden_size
     model = {"name": "mini", "layers": scale.layers, "hidden_size": width, "ffn_hidden_size": 3 * width, "heads": 4}
@@ -178,7 +178,7 @@ COMMON = [
 ]
 
 
-def before(folder: Path, scale: Scale) -> list[tuple[str, list[str], int]]:
+def before(folder: Path, scale: TaskScale) -> list[tuple[str, list[str], int]]:
     """(recipe, arguments, processes) of what comes before the rounds: tokenizer, pre-training, the first policy."""
     own = ["--config-dir", str(folder / "conf")]
     base, seed = folder / "base", folder / "seed"
@@ -194,14 +194,14 @@ def before(folder: Path, scale: Scale) -> list[tuple[str, list[str], int]]:
     ]
 
 
-def after_sft(folder: Path, scale: Scale) -> list[str]:
+def after_sft(folder: Path, scale: TaskScale) -> list[str]:
     """Arguments of recipes.sample: answers of the first round after its SFT, asked as the judge asks."""
     policy = folder / "rounds" / "round-01" / "sft"
     paths = [f"folder={folder / 'after-sft'}", f"prompts={folder / 'judge.jsonl'}", f"policy={policy}", "part=draw"]
     return [*paths, *DRAWN, *JUDGED]
 
 
-def post_train(folder: Path, scale: Scale) -> list[str]:
+def post_train(folder: Path, scale: TaskScale) -> list[str]:
     """Arguments of recipes.post_train."""
     micro = ["parallel.micro_batch=2"]
     held = ["data.heldout_fraction=0.15", "validation.tokens=8192"]
@@ -269,12 +269,12 @@ def gains(folder: Path, number: int = 1) -> dict[str, float]:
 # --- as a benchmark ---
 
 
-def measure(timeout_s: float, scale: Scale | None = None, folder: Path | None = None) -> dict[str, str]:
+def measure(timeout_s: float, scale: TaskScale | None = None, folder: Path | None = None) -> dict[str, str]:
     """Figures of one small round by name, for `timing.figures_table`; in a temporary folder, unless one is given.
 
     `timeout_s` holds for each command and each round. Raises RuntimeError with the end of the log of one that fails.
     """
-    scale = scale or Scale()
+    scale = scale or TaskScale()
     with contextlib.ExitStack() as stack:
         here = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         write_task(here, scale)

@@ -34,7 +34,7 @@ STATE = {
 
 
 @dataclass(frozen=True)
-class Run:
+class TimedRun:
     """One run of one case."""
 
     tokens: int
@@ -48,12 +48,12 @@ class Run:
         return self.tokens / self.cpu_s
 
 
-def run_case(work: Work, case: Case, timeout_s: float) -> Run:
+def run_case(work: Work, case: Case, timeout_s: float) -> TimedRun:
     """Measure one case in a fresh process. Raises RuntimeError with its output when it fails or takes too long."""
     return run_worker(str(case), ["-m", "benchmarks.peers", request(work, case)], timeout_s)
 
 
-def run_worker(name: str, arguments: Sequence[str], timeout_s: float) -> Run:
+def run_worker(name: str, arguments: Sequence[str], timeout_s: float) -> TimedRun:
     """Run Python with these arguments, which says `ready` and then its Run as lines of JSON.
 
     Raises RuntimeError with its output when it fails or takes too long. Memory is that of the process itself, without
@@ -72,7 +72,7 @@ def run_worker(name: str, arguments: Sequence[str], timeout_s: float) -> Run:
             errors.seek(0)
             raise RuntimeError(f"{name} failed within {timeout_s} s:\n{errors.read()[-4000:]}")
     extra = {key: said[key] for key in said.keys() - {"ready", "tokens", "cpu_s", "wall_s"}}
-    return Run(said["tokens"], said["cpu_s"], said["wall_s"], max(0, peak_bytes - said["ready"]), extra)
+    return TimedRun(said["tokens"], said["cpu_s"], said["wall_s"], max(0, peak_bytes - said["ready"]), extra)
 
 
 def _watch(child: subprocess.Popen[str]) -> tuple[dict[str, Any], int]:
@@ -112,7 +112,7 @@ def _start(*arguments: str, **streams: Any) -> subprocess.Popen[str]:
 # --- training ---
 
 
-def training_table(runs: Mapping[str, Sequence[Run]]) -> str:
+def training_table(runs: Mapping[str, Sequence[TimedRun]]) -> str:
     """Medians per case, and the ratio of ours to each peer that computes in the same precision."""
     lines = [
         "| case | state | tokens per CPU-second: median (range) | ours / this | peak memory above imports, MB |",
@@ -136,7 +136,7 @@ def _counterpart(name: str) -> str:
     return "ours-own-fp32" if Case.parse(name).precision == "fp32" else "ours-own-mixed"
 
 
-def _speed(runs: Sequence[Run]) -> float:
+def _speed(runs: Sequence[TimedRun]) -> float:
     return statistics.median(run.tokens_per_cpu_s for run in runs)
 
 

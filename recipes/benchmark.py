@@ -52,7 +52,7 @@ def cases_of(run: config.Benchmark, params: str) -> list[Case]:
 def train(run: config.Benchmark, cases: list[Case]) -> str:
     """All cases in turn, as often as asked: what slows the machine for a while slows every case."""
     work = Work(run.model, run.sequence_length, run.rows, run.micro_batch, run.steps, run.warmup_steps)
-    runs: dict[str, list[timing.Run]] = {str(case): [] for case in cases}
+    runs: dict[str, list[timing.TimedRun]] = {str(case): [] for case in cases}
     for repeat in range(run.repeats):
         for case in cases:
             done = timing.run_case(work, case, run.timeout_s)

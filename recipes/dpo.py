@@ -18,7 +18,7 @@ def main(run: config.Dpo) -> None:
     with setup.placed(run) as place:
         pairs = feeds.preferred(run)
         reference.attach(pairs, run, place.grid)
-        loop.fit(setup.setup(run, place, pairs), preference.Dpo(run.beta, run.length_normalised))
+        loop.fit(setup.setup(run, place, pairs), preference.DpoObjective(run.beta, run.length_normalised))
     mesh.close()
 
 

@@ -40,7 +40,7 @@ def main(run: config.Evaluate) -> dict[str, Any]:
     longest = run.sequence_length or shape.max_positions
     heldout, hidden = None, []
     if run.data.sources:
-        heldout = batches.Heldout(run.data, length, run.tokens, run.split)
+        heldout = batches.HeldoutText(run.data, length, run.tokens, run.split)
         batches.check_vocabulary(heldout, shape)
         batches.check_tokenizer(heldout, tokenizer.fingerprint)
     asked = {name: choices.prepare(name, task, tokenizer, longest) for name, task in run.tasks.items()}

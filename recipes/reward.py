@@ -25,7 +25,7 @@ def main(run: config.Reward) -> None:
 
     with setup.placed(run) as place:
         state = setup.setup(run, place, feeds.rewarded(run))
-        loop.fit(state, preference.Reward())
+        loop.fit(state, preference.RewardObjective())
         if state.finished:
             calibrate(run, state)
     mesh.close()

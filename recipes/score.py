@@ -22,7 +22,7 @@ def main(run: config.Score) -> None:
 
     entries = scored.read(run.input)
     grid = mesh.create(run.parallel, run.cluster.timeout_s)
-    judge = score.Judge(run.reward, run.parallel, run.precision, grid)
+    judge = score.RewardScorer(run.reward, run.parallel, run.precision, grid)
     asked = [(place, rank) for place, entry in enumerate(entries) for rank in entry.dialogs]
     rewards: list[dict[str, float | None]] = [{} for _ in entries]
     first = os.environ.get("RANK", "0") == "0"

@@ -69,7 +69,9 @@ def test_attend_equals_a_masked_softmax(whole: bool) -> None:
             compare(tensors(generator, sum(end - begin for begin, end in spans), 24), documents, spans)
 
 
-def packed_plainly(query: Tensor, key: Tensor, value: Tensor, documents: kernels.Packed) -> tuple[Tensor, list[Tensor]]:
+def packed_plainly(
+    query: Tensor, key: Tensor, value: Tensor, documents: kernels.PackedDocuments
+) -> tuple[Tensor, list[Tensor]]:
     """What a GPU's kernel for many documents means: each by itself."""
     assert int((documents.ends[1:] - documents.ends[:-1]).max()) <= documents.longest
     outs, lses = [], []
@@ -82,7 +84,13 @@ def packed_plainly(query: Tensor, key: Tensor, value: Tensor, documents: kernels
 
 
 def packed_plainly_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, documents: kernels.Packed, kept: list[Tensor]
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    documents: kernels.PackedDocuments,
+    kept: list[Tensor],
 ) -> kernels.Gradients:
     result = []
     for lse, (begin, end) in zip(kept, itertools.pairwise(documents.ends.tolist()), strict=True):
@@ -97,7 +105,9 @@ def test_documents_of_whole_rows_are_one_call(monkeypatch: pytest.MonkeyPatch, w
     """All of the way to the kernel and back but the kernel; where gaps are, or parts of rows, the blocks do it."""
     calls: list[list[int]] = []
 
-    def forward(query: Tensor, key: Tensor, value: Tensor, documents: kernels.Packed) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        query: Tensor, key: Tensor, value: Tensor, documents: kernels.PackedDocuments
+    ) -> tuple[Tensor, list[Tensor]]:
         calls.append(documents.ends.tolist())
         return packed_plainly(query, key, value, documents)
 

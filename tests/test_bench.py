@@ -16,8 +16,8 @@ MODEL = config.Model(
 WORK = Work(MODEL, sequence_length=16, rows=4, micro_batch=2, steps=2, warmup_steps=1)
 
 
-def run(tokens_per_cpu_s: float, peak_bytes: int = 1_000_000, **extra: float) -> timing.Run:
-    return timing.Run(tokens=1000, cpu_s=1000 / tokens_per_cpu_s, wall_s=1.0, peak_bytes=peak_bytes, extra=extra)
+def run(tokens_per_cpu_s: float, peak_bytes: int = 1_000_000, **extra: float) -> timing.TimedRun:
+    return timing.TimedRun(tokens=1000, cpu_s=1000 / tokens_per_cpu_s, wall_s=1.0, peak_bytes=peak_bytes, extra=extra)
 
 
 def test_ratio_is_of_medians_within_a_precision() -> None:

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from benchmarks import post_training
-from benchmarks.post_training import Work
-from benchmarks.timing import Run
+from benchmarks.post_training import AlignWork
+from benchmarks.timing import TimedRun
 from llama31 import config
 
 TINY = config.Model("t", layers=1, hidden_size=32, ffn_hidden_size=64, heads=2, kv_heads=1, vocab_size=64)
-WORK = Work(TINY, length=64, records=12, rows=2)
+WORK = AlignWork(TINY, length=64, records=12, rows=2)
 
 
-def run(tokens_per_s: float, **extra: float) -> Run:
-    return Run(tokens=1000, cpu_s=1000 / tokens_per_s, wall_s=1, peak_bytes=2_000_000, extra=extra)
+def run(tokens_per_s: float, **extra: float) -> TimedRun:
+    return TimedRun(tokens=1000, cpu_s=1000 / tokens_per_s, wall_s=1, peak_bytes=2_000_000, extra=extra)
 
 
 def test_ratios_are_of_medians() -> None:

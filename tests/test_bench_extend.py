@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import extension
-from benchmarks.extension import SHORT, STAGES, Stage
+from benchmarks.extension import SHORT, STAGES, ExtensionStage
 from llama31 import config
 from llama31.command import entry
 from llama31.command.validate import validate
@@ -79,7 +79,7 @@ def test_runs_are_configs_that_can_be(top: Path) -> None:
             return 0.0, ""
 
         patch.setattr("benchmarks.timing.command", record)
-        work = extension.Work(top, 1)
+        work = extension.ExtensionWork(top, 1)
         work.pack()
         work.learn()
         for text in STAGES:
@@ -124,7 +124,10 @@ def test_tables() -> None:
     gates = {"baseline": baseline, "examinations": [record(0.25, 0.8, ["x"]), record(1.0, 0.95, [])]}
     shut = {"baseline": {}, "examinations": [record(0.25, 0.8, ["x"])]}
     text = extension.stages_table(
-        [Stage("stage-3", 1024, "CP 2", gates, 71.4), Stage("control", 1024, "CP 2", shut, 9, "25.00% of the needles")]
+        [
+            ExtensionStage("stage-3", 1024, "CP 2", gates, 71.4),
+            ExtensionStage("control", 1024, "CP 2", shut, 9, "25.00% of the needles"),
+        ]
     )
     assert (
         "| stage-3 | 1024 | CP 2 | 20 | 512: 100%, 1,024: 25% | 512: 100%, 1,024: 100% | 90.0%, 95.0% | open | 71 |"

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from benchmarks import long_rows
-from benchmarks.timing import Run
+from benchmarks.timing import TimedRun
 from llama31 import config
 from tests.processes import LIMIT_S
 
 
-def run(tokens_per_s: float, peak_bytes: int = 1_000_000) -> Run:
-    return Run(tokens=1000, cpu_s=1000 / tokens_per_s, wall_s=2000 / tokens_per_s, peak_bytes=peak_bytes)
+def run(tokens_per_s: float, peak_bytes: int = 1_000_000) -> TimedRun:
+    return TimedRun(tokens=1000, cpu_s=1000 / tokens_per_s, wall_s=2000 / tokens_per_s, peak_bytes=peak_bytes)
 
 
 def test_documents_are_of_mixed_lengths_and_fill_the_row() -> None:

@@ -19,7 +19,7 @@ from llama31.convert.checkpoints import hf_shapes, split_qkv, table
 from llama31.engine.pipeline import Forward
 from llama31.evaluate import choices, tasks
 from llama31.evaluate.choices import Judged
-from llama31.evaluate.tasks import Example
+from llama31.evaluate.tasks import TaskExample
 from llama31.model import llama
 from llama31.parallel import mesh
 from llama31.tokens import tokenizers
@@ -171,7 +171,7 @@ def test_scores_equal_those_of_the_harness(
 
 
 def test_three_measures_of_planted_loglikelihoods() -> None:
-    example = Example("q", ("a", "bb", "öö"), 1, 1)
+    example = TaskExample("q", ("a", "bb", "öö"), 1, 1)
     by_character = Judged(example, (-2.0, -3.0, -3.5), (False,) * 3)  # -2, -1.5, -1.75; by byte the third has -0.875
     assert by_character.right() == {"acc": False, "acc_norm": True, "acc_bytes": False}
     assert Judged(example, (-2.0, -1.0, -1.0), (False,) * 3).right()["acc"]  # the first of equals

@@ -21,7 +21,7 @@ from llama31.data.batches import Batches, Rows
 from llama31.data.mixture import Decision, Skip, Weights, to_record
 from llama31.resilience import resume
 from llama31.tokens import packed
-from llama31.train.feeds import Text
+from llama31.train.feeds import TextFeed
 from tests.data.conftest import packed_source  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.torch  # `runs` imports it
@@ -116,13 +116,13 @@ def run(tmp_path: Path, packed_source: Callable[..., None]) -> config.Pretrain: 
         schedule=schedule)  # fmt: skip
 
 
-def opened(run: config.Pretrain, start: resume.Start) -> tuple[Text, dict[str, Any], list[Decision]]:
-    text = Text(run)
+def opened(run: config.Pretrain, start: resume.Start) -> tuple[TextFeed, dict[str, Any], list[Decision]]:
+    text = TextFeed(run)
     decisions = text.begin(start)
     return text, text.extra(), decisions
 
 
-def saved(run: config.Pretrain, step: int, given: tuple[Text, dict[str, Any], list[Decision]]) -> resume.Start:
+def saved(run: config.Pretrain, step: int, given: tuple[TextFeed, dict[str, Any], list[Decision]]) -> resume.Start:
     """What a resume finds after `step` steps."""
     text, record, decisions = given
     tokens = sum(np.prod(text.batch_shape(i)) for i in range(step))
@@ -130,7 +130,7 @@ def saved(run: config.Pretrain, step: int, given: tuple[Text, dict[str, Any], li
     return resume.Start(None, Meta(**json.loads(json.dumps(dataclasses.asdict(meta)))), step)
 
 
-def steps(batches: Text | Batches, which: range) -> list[Rows]:
+def steps(batches: TextFeed | Batches, which: range) -> list[Rows]:
     return [batches.rows(step, np.arange(batches.batch_shape(step)[0])) for step in which]
 
 

@@ -59,7 +59,7 @@ class Planted:
 
 
 def planted_losses(chunks: list[llama.Llama], grid: Grid, micro_batch: int) -> dict[str, tuple[float, int]]:
-    heldout = cast(batches.Heldout, Planted())
+    heldout = cast(batches.HeldoutText, Planted())
     return perplexity.heldout_losses(Forward(chunks, grid), heldout, grid, micro_batch)
 
 
@@ -94,7 +94,7 @@ def test_losses_of_single_tokens_are_those_of_plain_torch(grid: Grid) -> None:
     chunks = llama.build(SHAPE, FP32, ONE, grid, seed=6)
     weights = {shard.name: shard.parameter.detach() for shard in llama.shards(chunks, SHAPE, grid)}
     planted = Planted()
-    result = perplexity.token_losses(Forward(chunks, grid), cast(batches.Heldout, planted), 2)
+    result = perplexity.token_losses(Forward(chunks, grid), cast(batches.HeldoutText, planted), 2)
     assert list(result) == ["a", "b"] and chunks[0].training and not chunks[0].scoring
     for name, tokens in result.items():
         rows = planted.rows(name, np.arange(planted.count(name)))

@@ -26,8 +26,8 @@ from llama31.resilience.guard import (
     EVENTS,
     KINDS,
     Control,
-    Guard,
     Odd,
+    RunGuard,
     Seen,
     Verdict,
     compare_times,
@@ -45,7 +45,7 @@ def settings(**keys: Any) -> config.Guard:
     return replace(config.Guard(window_steps=16), **keys)
 
 
-def warm(guard: Guard, steps: int = 16, first: int = 0) -> int:
+def warm(guard: RunGuard, steps: int = 16, first: int = 0) -> int:
     """Steps that nobody would remark on: losses 2.0 and 2.1, norms 1.0 and 1.1; returns the next step."""
     for step in range(first, first + steps):
         seen = Seen(step, 2.0 + 0.1 * (step % 2), 1.0 + 0.1 * (step % 2))
@@ -55,7 +55,7 @@ def warm(guard: Guard, steps: int = 16, first: int = 0) -> int:
     return first + steps
 
 
-def pass_by(guard: Guard, seen: Seen) -> Verdict:
+def pass_by(guard: RunGuard, seen: Seen) -> Verdict:
     verdict = guard.judge(seen)
     guard.note(seen, verdict)
     return verdict
@@ -67,7 +67,7 @@ def pass_by(guard: Guard, seen: Seen) -> Verdict:
 @pytest.mark.parametrize(("loss", "norm"), [(NAN, 1.0), (INF, 1.0), (-INF, 1.0), (2.0, NAN), (2.0, INF)])
 @pytest.mark.parametrize("action", ["skip", "rollback", "stop"])
 def test_a_step_that_is_not_finite_is_not_applied(loss: float, norm: float, action: str) -> None:
-    guard = Guard(settings(on_nonfinite=action))
+    guard = RunGuard(settings(on_nonfinite=action))
     verdict = guard.judge(Seen(0, loss, norm))  # also without any history
     assert (verdict.kind, verdict.event) == (action, "nonfinite")
     assert str(loss) in verdict.reason and str(norm) in verdict.reason
@@ -75,27 +75,27 @@ def test_a_step_that_is_not_finite_is_not_applied(loss: float, norm: float, acti
 
 def test_ranges_are_those_of_the_data_to_leave_out() -> None:
     keys = {"on_nonfinite": "rollback", "skip_before_steps": 3, "skip_after_steps": 7}
-    verdict = Guard(settings(**keys)).judge(Seen(40, NAN, 1.0))
+    verdict = RunGuard(settings(**keys)).judge(Seen(40, NAN, 1.0))
     assert (verdict.before_step, verdict.from_step, verdict.to_step) == (37, 37, 48)
-    verdict = Guard(settings(**keys)).judge(Seen(1, NAN, 1.0))
+    verdict = RunGuard(settings(**keys)).judge(Seen(1, NAN, 1.0))
     assert (verdict.before_step, verdict.from_step, verdict.to_step) == (0, 0, 9)
-    verdict = Guard(settings()).judge(Seen(40, NAN, 1.0))
+    verdict = RunGuard(settings()).judge(Seen(40, NAN, 1.0))
     assert (verdict.kind, verdict.from_step, verdict.to_step) == ("skip", 40, 41)
 
 
 def test_skips_in_a_row_are_bounded() -> None:
-    guard = Guard(settings(max_skips=2))
+    guard = RunGuard(settings(max_skips=2))
     bad = Seen(0, NAN, 1.0)
     assert [pass_by(guard, bad).kind for _ in range(4)] == ["skip", "skip", "stop", "stop"]
     assert "guard.max_skips=2" in guard.judge(bad).reason
-    guard = Guard(settings(max_skips=2))
+    guard = RunGuard(settings(max_skips=2))
     for step in range(6):  # a good step in between, and they are not in a row
         assert [pass_by(guard, Seen(step, NAN, 1.0)).kind for _ in range(2)] == ["skip", "skip"]
         assert pass_by(guard, Seen(step, 2.0, 1.0)).kind == "continue"
 
 
 def test_rollbacks_of_an_attempt_are_bounded() -> None:
-    guard = Guard(settings(on_nonfinite="rollback", max_rollbacks=2))
+    guard = RunGuard(settings(on_nonfinite="rollback", max_rollbacks=2))
     kinds = []
     for _ in range(3):
         kinds.append(pass_by(guard, Seen(5, NAN, 1.0)).kind)
@@ -108,7 +108,7 @@ def test_rollbacks_of_an_attempt_are_bounded() -> None:
 )
 @pytest.mark.parametrize("action", ["continue", "skip", "rollback", "stop"])
 def test_spikes_are_named_and_handled(event: str, key: str, loss: float, norm: float, action: str) -> None:
-    guard = Guard(settings(**{key: action}))
+    guard = RunGuard(settings(**{key: action}))
     step = warm(guard)
     verdict = guard.judge(Seen(step, loss, norm))
     assert (verdict.kind, verdict.event) == (action, event)
@@ -116,19 +116,19 @@ def test_spikes_are_named_and_handled(event: str, key: str, loss: float, norm: f
 
 
 def test_a_spike_is_measured_in_standard_deviations_of_the_window() -> None:
-    guard = Guard(settings(loss_zscore=4.0))
+    guard = RunGuard(settings(loss_zscore=4.0))
     step = warm(guard)  # mean 2.05, deviation 0.05
     assert guard.judge(Seen(step, 2.05 + 0.05 * 3.9, 1.0)).event == ""
     assert guard.judge(Seen(step, 2.05 + 0.05 * 4.1, 1.0)).event == "loss_spike"
 
 
 def test_only_upward() -> None:
-    guard = Guard(settings())
+    guard = RunGuard(settings())
     assert guard.judge(Seen(warm(guard), 0.001, 0.001)).event == ""
 
 
 def test_a_constant_window_has_a_least_deviation() -> None:
-    guard = Guard(settings())
+    guard = RunGuard(settings())
     for step in range(16):
         assert pass_by(guard, Seen(step, 2.0, 1.0)).event == ""
     assert guard.judge(Seen(16, 2.0 * 1.007, 1.0)).event == ""
@@ -136,7 +136,7 @@ def test_a_constant_window_has_a_least_deviation() -> None:
 
 
 def test_nothing_is_judged_before_a_quarter_of_the_window() -> None:
-    guard = Guard(settings())
+    guard = RunGuard(settings())
     warm(guard, 3)
     assert guard.judge(Seen(3, 1e6, 1e6)).event == ""
     warm(guard, 1, first=3)
@@ -144,7 +144,7 @@ def test_nothing_is_judged_before_a_quarter_of_the_window() -> None:
 
 
 def test_a_spike_that_was_let_pass_does_not_hide_the_next() -> None:
-    guard = Guard(settings())
+    guard = RunGuard(settings())
     step = warm(guard)
     for loss in (4.0, 4.0, 4.0):
         assert pass_by(guard, Seen(step, loss, 1.0)).event == "loss_spike"
@@ -154,21 +154,21 @@ def test_a_spike_that_was_let_pass_does_not_hide_the_next() -> None:
 
 
 def test_a_level_that_stays_is_no_spike_for_ever() -> None:
-    guard = Guard(settings())
+    guard = RunGuard(settings())
     step = warm(guard)
     events = [pass_by(guard, Seen(step + i, 4.0 + 0.1 * (i % 2), 1.0)).event for i in range(12)]
     assert events == ["loss_spike"] * 4 + [""] * 8
 
 
 def test_the_hardest_answer_counts_and_all_are_told() -> None:
-    guard = Guard(settings(on_loss_spike="skip", on_norm_spike="rollback"))
+    guard = RunGuard(settings(on_loss_spike="skip", on_norm_spike="rollback"))
     verdict = guard.judge(Seen(warm(guard), 9.0, 9.0))
     assert (verdict.kind, verdict.event) == ("rollback", "norm_spike")
     assert "loss 9" in verdict.reason and "gradient norm 9" in verdict.reason
 
 
 def test_divergence_goes_back_to_where_replicas_were_equal() -> None:
-    guard = Guard(settings(), step=10)
+    guard = RunGuard(settings(), step=10)
     odd = (Odd(3, "n1", True),)
     assert guard.judge(Seen(12, 2.0, 1.0, odd)).before_step == 10
     for step in (12, 13, 14):
@@ -179,18 +179,18 @@ def test_divergence_goes_back_to_where_replicas_were_equal() -> None:
     assert "rank 3 on n1" in verdict.reason and "cannot be told" not in verdict.reason
     unsure = Seen(15, 2.0, 1.0, (Odd(0, "n0", False), Odd(1, "n1", False)))
     assert "cannot be told" in guard.judge(unsure).reason
-    assert Guard(settings(on_divergence="stop")).judge(Seen(15, 2.0, 1.0, odd)).kind == "stop"
+    assert RunGuard(settings(on_divergence="stop")).judge(Seen(15, 2.0, 1.0, odd)).kind == "stop"
 
 
 def test_a_slow_host_is_done_without_only_where_asked() -> None:
     seen = Seen(5, 2.0, 1.0, slow=("n7",))
-    assert Guard(settings()).judge(seen) == Verdict()
-    verdict = Guard(settings(on_slow_rank="exclude")).judge(seen)
+    assert RunGuard(settings()).judge(seen) == Verdict()
+    verdict = RunGuard(settings(on_slow_rank="exclude")).judge(seen)
     assert (verdict.kind, verdict.event) == ("stop", "slow_rank") and "n7" in verdict.reason
 
 
 def test_judging_changes_nothing() -> None:
-    guard = Guard(settings(on_loss_spike="skip"))
+    guard = RunGuard(settings(on_loss_spike="skip"))
     step = warm(guard)
     before = json.dumps(guard.history())
     for loss in (2.0, 9.0, NAN):
@@ -211,14 +211,14 @@ def test_resumed_judges_as_uninterrupted(actions: dict[str, Any]) -> None:
     for seed in range(3):
         draw = random.Random(seed)
         steps = [planted(draw, step) for step in range(80)]
-        whole, verdicts, histories = Guard(settings(**actions)), [], []
+        whole, verdicts, histories = RunGuard(settings(**actions)), [], []
         for seen in steps:
             histories.append(json.dumps(whole.history()))
             verdicts.append(pass_by(whole, seen))
         assert {"continue"} < {verdict.kind for verdict in verdicts}
         assert {"loss_spike", "norm_spike"} & {verdict.event for verdict in verdicts}
         for cut in range(80):
-            resumed = Guard(settings(**actions))
+            resumed = RunGuard(settings(**actions))
             resumed.restore(json.loads(histories[cut]), cut)
             resumed.rollbacks = sum(verdict.kind == "rollback" for verdict in verdicts[:cut])
             assert [pass_by(resumed, seen) for seen in steps[cut:]] == verdicts[cut:]
@@ -240,9 +240,9 @@ def planted(draw: random.Random, step: int) -> Seen:
 
 
 def test_a_window_that_becomes_shorter_keeps_the_last_values() -> None:
-    guard = Guard(settings())
+    guard = RunGuard(settings())
     warm(guard)
-    short = Guard(settings(window_steps=8))
+    short = RunGuard(settings(window_steps=8))
     short.restore(guard.history(), 16)
     assert short.history()["losses"]["values"] == guard.history()["losses"]["values"][-8:]
 

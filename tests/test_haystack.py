@@ -10,7 +10,7 @@ import pytest
 from llama31 import config
 from llama31.config import Needle
 from llama31.evaluate import haystack
-from llama31.evaluate.haystack import Alphabet, Prompt
+from llama31.evaluate.haystack import Alphabet, NeedlePrompt
 from llama31.tokens import tokenizers
 from llama31.tokens.tokenizers import Tokenizer
 
@@ -18,7 +18,7 @@ LETTERS = haystack.alphabet(range(10, 41))
 TEXT = "A sentence of some words stands here. Another one follows it, a little longer than the first! And so on? "
 
 
-def facts_of(prompt: Prompt, letters: Alphabet) -> list[tuple[int, int, int]]:
+def facts_of(prompt: NeedlePrompt, letters: Alphabet) -> list[tuple[int, int, int]]:
     """(place, key, value) of every fact before the question."""
     tokens = prompt.tokens.tolist()
     places = [i for i, token in enumerate(tokens[:-2]) if token == letters.mark]

@@ -17,9 +17,9 @@ from llama31 import config
 from llama31.config import Needle
 from llama31.data.batches import Rows
 from llama31.engine.pipeline import Forward
-from llama31.engine.scoring import Request, answers, score
+from llama31.engine.scoring import ScoreRequest, answers, score
 from llama31.evaluate import haystack, needle, scorecard
-from llama31.evaluate.haystack import Prompt
+from llama31.evaluate.haystack import NeedlePrompt
 from llama31.model import head, llama
 from llama31.parallel import mesh
 from llama31.parallel.mesh import Grid
@@ -63,7 +63,7 @@ def test_answers_are_what_the_logits_say(forward: Forward) -> None:
     for row in tokens[2:4]:  # an answer that greedy decoding gives
         for _ in range(3):
             row.append(int(logits_of(chunk, torch.tensor([row]))[0, -1].argmax()))
-    requests = [Request(row, answer) for row, answer in zip(tokens, (1, 6, 3, 4, 18), strict=True)]
+    requests = [ScoreRequest(row, answer) for row, answer in zip(tokens, (1, 6, 3, 4, 18), strict=True)]
     for micro_batch in (1, 2, 5):
         result = answers(forward, requests, micro_batch)
         for request, (losses, right) in zip(requests, result, strict=True):
@@ -95,13 +95,13 @@ def test_rows_beyond_one_reduction(forward: Forward) -> None:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (Request([1, 2], 2), r"requests\[0\]: an answer of 2 of 2 tokens"),
-        (Request([1, 2], 0), "an answer of 0"),
-        (Request([1, 560], 1), "the model has 0 to 559"),
-        (Request([1] * 8194, 1), "model.max_positions=8192"),
+        (ScoreRequest([1, 2], 2), r"requests\[0\]: an answer of 2 of 2 tokens"),
+        (ScoreRequest([1, 2], 0), "an answer of 0"),
+        (ScoreRequest([1, 560], 1), "the model has 0 to 559"),
+        (ScoreRequest([1] * 8194, 1), "model.max_positions=8192"),
     ],
 )
-def test_requests_that_cannot_be_asked(forward: Forward, request_: Request, message: str) -> None:
+def test_requests_that_cannot_be_asked(forward: Forward, request_: ScoreRequest, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         answers(forward, [request_], 1)
 
@@ -194,8 +194,8 @@ def test_haystacks_from_files(words: Tokenizer, tmp_path: Path) -> None:
 
 
 def test_cells_and_intervals() -> None:
-    def prompt(length: int, depth: float, spans: int) -> Prompt:
-        return Prompt(length, depth, np.arange(3), np.arange(2), ((0, 1),) * spans)
+    def prompt(length: int, depth: float, spans: int) -> NeedlePrompt:
+        return NeedlePrompt(length, depth, np.arange(3), np.arange(2), ((0, 1),) * spans)
 
     prompts = [prompt(8, 0.0, 2), prompt(8, 1.0, 2), prompt(16, 0.0, 2), prompt(16, 1.0, 2), prompt(16, 1.0, 2)]
     result = needle.table(prompts, np.array([1.0, 0.5, 0.0, 1.0, 0.5]))

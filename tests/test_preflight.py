@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llama31 import config
-from llama31.resilience.preflight import Problem, Report, judge, lanes, parse_ecc, rounds, summarise
+from llama31.resilience.preflight import PreflightReport, Problem, judge, lanes, parse_ecc, rounds, summarise
 
 pytestmark = pytest.mark.torch
 SETTINGS = config.Preflight()
@@ -156,7 +156,7 @@ def test_all_problems_are_told_at_once_and_bad_nodes_once() -> None:
     result[2] |= {"time_s": 0.0, "scratch_free_bytes": 0}
     result[7]["matmul_tflops"] = 1.0
     problems = judged(result, min_allreduce_gb_s=1000.0)
-    report = Report(summarise(result), problems, [record["host"] for record in result])
+    report = PreflightReport(summarise(result), problems, [record["host"] for record in result])
     assert len(problems) == 4 and report.bad_nodes() == ["n3", "n1"]
     recorded = json.loads(report.to_json())
     assert recorded["problems"] == [str(problem) for problem in problems]

@@ -57,7 +57,7 @@ def background_group(timeout_s: float = 3600.0) -> dist.ProcessGroup | None:
 
 
 @dataclass
-class _Job:
+class _Save:
     """One save, from the call to the publishing."""
 
     meta: Meta
@@ -103,7 +103,7 @@ class Saver:
         self.keep, self.loaded, self.fence, self.tolerated = keep, loaded, fence, tolerated
         self.newest: Path | None = None  # published by this saver; known on every rank
         self._host = _Host()
-        self._job: _Job | None = None
+        self._job: _Save | None = None
         self._published: list[Published] = []
         self._errors: list[Exception] = []
 
@@ -129,7 +129,7 @@ class Saver:
         self._finish()
         if len(self._errors) > self.tolerated or (self._errors and not isinstance(self._errors[-1], CheckpointError)):
             raise self._errors[-1]
-        job = self._job = _Job(meta, weights, optimizer, torch.get_rng_state(), time.perf_counter())
+        job = self._job = _Save(meta, weights, optimizer, torch.get_rng_state(), time.perf_counter())
         if not self.asynchronous:
             self._run(job)
             job.stall_s = time.perf_counter() - began_s
@@ -209,7 +209,7 @@ class Saver:
             if rank_of(self.group) == 0:
                 log.error("%s", job.error)
 
-    def _run(self, job: _Job) -> None:
+    def _run(self, job: _Save) -> None:
         """The whole save; in the background where there is one."""
         try:
             if self.asynchronous:
@@ -229,7 +229,7 @@ class Saver:
         finally:
             job.staged.set()
 
-    def _stage(self, job: _Job) -> None:
+    def _stage(self, job: _Save) -> None:
         try:
             if job.copied is not None:
                 torch.cuda.set_device(job.copied.device)  # a new thread begins on the first GPU

@@ -25,7 +25,7 @@ from llama31 import config
 from llama31.checkpoint import publish
 from llama31.checkpoint.shards import Block, Reader, Shard, check_space
 from llama31.convert import hf
-from llama31.convert.checkpoints import DTYPES, Progress, Report
+from llama31.convert.checkpoints import DTYPES, Conversion, Progress
 from llama31.convert.hf import Shape
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Input(Protocol):
     def read(self, name: str, first: int, rows: int) -> Tensor: ...
 
 
-class Checkpoint:
+class CheckpointInput:
     """A checkpoint's weights, or its masters or their online average under the names of the weights."""
 
     def __init__(self, path: Path, tensors: str) -> None:
@@ -100,7 +100,7 @@ class HuggingFace:
         return self._files.read(name)[first : first + rows]
 
 
-def run(settings: config.Average, progress: Progress = lambda done, total: None) -> Report:
+def run(settings: config.Average, progress: Progress = lambda done, total: None) -> Conversion:
     """Average as `settings` say, and publish the result in one piece.
 
     Raises ValueError where the inputs do not go together, with all differences, and where something stands at the
@@ -121,8 +121,8 @@ def run(settings: config.Average, progress: Progress = lambda done, total: None)
             )
         target = _to_hf(settings, [HuggingFace(path) for path in paths], count)
     else:
-        target = _to_checkpoint(settings, [Checkpoint(path, settings.tensors) for path in paths], count)
-    return Report(target, written, time.monotonic() - start)
+        target = _to_checkpoint(settings, [CheckpointInput(path, settings.tensors) for path in paths], count)
+    return Conversion(target, written, time.monotonic() - start)
 
 
 def weights_of(settings: config.Average, count: int) -> list[float]:
@@ -225,7 +225,7 @@ def _provenance(inputs: Sequence[Input], settings: config.Average, weights: Sequ
     shares = [weight / sum(weights) for weight in weights]
     described = []
     for each, share in zip(inputs, shares):
-        meta = each.meta if isinstance(each, Checkpoint) else None
+        meta = each.meta if isinstance(each, CheckpointInput) else None
         where = {"run": meta.run, "step": meta.step, "tokens": meta.tokens} if meta else {}
         described.append({"path": str(each.path), **where, "weight": share})
     kind = "exponential" if settings.decay is not None else "weighted" if settings.weights else "uniform"
@@ -235,7 +235,7 @@ def _provenance(inputs: Sequence[Input], settings: config.Average, weights: Sequ
 # --- where it goes ----------------------------------------------------------------------------------------------------
 
 
-def _to_checkpoint(settings: config.Average, inputs: Sequence[Checkpoint], progress: Progress) -> Path:
+def _to_checkpoint(settings: config.Average, inputs: Sequence[CheckpointInput], progress: Progress) -> Path:
     weights = weights_of(settings, len(inputs))
     _check(inputs)
     newest = max(reversed(inputs), key=lambda each: each.meta.tokens)
@@ -264,7 +264,7 @@ def _to_checkpoint(settings: config.Average, inputs: Sequence[Checkpoint], progr
         return publish.write(target, meta, shards)
 
 
-def _target(settings: config.Average, newest: Checkpoint, inputs: Sequence[Checkpoint]) -> Path:
+def _target(settings: config.Average, newest: CheckpointInput, inputs: Sequence[CheckpointInput]) -> Path:
     """The checkpoint folder that `target` means: itself, or the newest's step in a run folder. ValueError if taken."""
     given = Path(settings.target)
     named = publish.STEP.fullmatch(given.name)
@@ -280,7 +280,7 @@ def _target(settings: config.Average, newest: Checkpoint, inputs: Sequence[Check
 
 
 @contextmanager
-def _tokenizer_beside(target: Path, newest: Checkpoint, overwrite: bool) -> Iterator[None]:
+def _tokenizer_beside(target: Path, newest: CheckpointInput, overwrite: bool) -> Iterator[None]:
     """The newest's tokenizer beside the target: prepared before the weights are written, and published after them.
 
     ValueError where another one stands there.

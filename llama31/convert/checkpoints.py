@@ -50,7 +50,7 @@ LAYER = {  # Megatron's name within a layer -> the Hugging Face tensors that it 
 Progress = Callable[[int, int], None]  # bytes just written, bytes in all
 
 
-class Source(Protocol):
+class WeightSource(Protocol):
     """Weights under Hugging Face's names and in its layout."""
 
     def shapes(self) -> dict[str, Shape]: ...
@@ -59,7 +59,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Report:
+class Conversion:
     """What a conversion wrote."""
 
     target: Path
@@ -71,7 +71,7 @@ class Report:
         return self.written_bytes / 1e6 / self.elapsed_s
 
 
-def run(settings: config.Convert, progress: Progress = lambda done, total: None) -> Report:
+def run(settings: config.Convert, progress: Progress = lambda done, total: None) -> Conversion:
     """Convert as `settings` say. ValueError: what was given does not fit; CheckpointError: it could not be written."""
     directions = {"from_hf": from_hf, "from_meta": from_meta, "to_hf": to_hf, "to_meta": to_meta}
     if settings.direction not in directions:
@@ -86,7 +86,7 @@ def run(settings: config.Convert, progress: Progress = lambda done, total: None)
         progress(done, total)
 
     target = directions[settings.direction](settings, count)
-    return Report(target, written, time.monotonic() - start)
+    return Conversion(target, written, time.monotonic() - start)
 
 
 def from_hf(settings: config.Convert, progress: Progress) -> Path:
@@ -262,7 +262,7 @@ def _stacked(model: config.Model, parts: tuple[str, ...]) -> Shape:
 # --- into a checkpoint ------------------------------------------------------------------------------------------------
 
 
-def _to_checkpoint(settings: config.Convert, source: Source, meta: publish.Meta, progress: Progress) -> Path:
+def _to_checkpoint(settings: config.Convert, source: WeightSource, meta: publish.Meta, progress: Progress) -> Path:
     target = _target(settings.checkpoint)
     for path in (target, _tokenizer_folder(target)):
         if path.exists():
@@ -279,7 +279,7 @@ def _to_checkpoint(settings: config.Convert, source: Source, meta: publish.Meta,
 
 def shards_of(
     model: config.Model,
-    source: Source,
+    source: WeightSource,
     copies: int,
     dtype: torch.dtype,
     progress: Progress = lambda done, total: None,
@@ -321,7 +321,7 @@ def shards_of(
         yield Shard(name, shape, blocks)
 
 
-def check(given: str, source: Source, model: config.Model) -> None:
+def check(given: str, source: WeightSource, model: config.Model) -> None:
     """ValueError, beginning with `given`, unless the source holds exactly the tensors of `model`, in their shapes."""
     actual, expected = source.shapes(), hf_shapes(model)
     if any(name.endswith((".weight_scale", ".weight_scale_inv", ".weight_packed")) for name in actual):
@@ -344,7 +344,7 @@ def check(given: str, source: Source, model: config.Model) -> None:
         raise ValueError(f"{given}: {shown}. Give the config and all the weights of one Llama model")
 
 
-def kv_copies(source: Source, model: config.Model) -> int:
+def kv_copies(source: WeightSource, model: config.Model) -> int:
     """How often each KV head of the first layer is stored; 1 normally."""
     tensors = [source.read(f"model.layers.0.{part}").view(model.kv_heads, -1) for part in LAYER[QKV][1:]]
     for copies in range(model.kv_heads // 2, 1, -1):

@@ -41,7 +41,7 @@ class Rows:
     source: NDArray[np.int64]  # [b], index into `names`
 
 
-class Source(Protocol):
+class TokenSource(Protocol):
     """One source as rows. A position is a number of tokens drawn from it before, padding included."""
 
     def row(
@@ -126,7 +126,7 @@ class Batches:
         places = zip(draw.source.tolist(), draw.position.tolist())
         return lengths.measure((self._sources[i].spans(at, row_tokens) for i, at in places), row_tokens, edges)
 
-    def _open(self, index: int, name: str, split: str, longest: int, drawn: int) -> Source:
+    def _open(self, index: int, name: str, split: str, longest: int, drawn: int) -> TokenSource:
         folder, counts = packed.folder_of(self._data, name), self.packed[name].split(split)
         if counts.tokens < longest + 1:
             raise ValueError(
@@ -147,7 +147,7 @@ class Batches:
         return Whole(reader, key, self.mixture.chapters(), index, edges, name)
 
 
-class Heldout:
+class HeldoutText:
     """The first `tokens` predictions per source of a split, as rows in the order of packing, padded at the end.
 
     The same tokens are predicted whatever the sequence length. A source without held-out documents has no rows.
@@ -222,7 +222,7 @@ def fingerprint(sources: dict[str, Packed]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def check_vocabulary(batches: Batches | Heldout, model: config.Model) -> None:
+def check_vocabulary(batches: Batches | HeldoutText, model: config.Model) -> None:
     """Raises ValueError (key `model.vocab_size`) where the data hold ids that the model has no embedding for."""
     if batches.vocab_size > model.vocab_size:
         raise ValueError(
@@ -231,7 +231,7 @@ def check_vocabulary(batches: Batches | Heldout, model: config.Model) -> None:
         )
 
 
-def check_tokenizer(batches: Batches | Heldout, fingerprint: str) -> None:
+def check_tokenizer(batches: Batches | HeldoutText, fingerprint: str) -> None:
     """Raises ValueError (key `tokenizer.path`) where the run's tokenizer is not the one that packed the data."""
     name, source = next(iter(batches.packed.items()))
     if source.tokenizer_fingerprint != fingerprint:

@@ -44,7 +44,7 @@ class _Plan:
 
 
 @dataclass(frozen=True)
-class _Epoch:
+class _WholeEpoch:
     """One epoch in the order of training: rows [begins[k], begins[k + 1]) of the pieces."""
 
     begins: Ints  # [rows + 1]
@@ -73,7 +73,7 @@ class Whole:
         # Before each chapter: documents read of each length, and places left of the epoch that was under way.
         self._begun = [(np.zeros(self._lengths.size, np.int64), self._readings(0))]
         self._plans: dict[tuple[int, bool], _Plan] = {}
-        self._epochs: dict[tuple[int, int], _Epoch] = {}
+        self._epochs: dict[tuple[int, int], _WholeEpoch] = {}
         self._lock = threading.RLock()  # the prefetcher and its owner may ask at once
         for number, chapter in enumerate(chapters):
             if not self._readings(number).any():
@@ -183,7 +183,7 @@ class Whole:
         span_of = np.minimum(row_tokens, self._lengths[length_of] - piece_of * row_tokens)
         return _Plan(length_of, piece_of, span_of, readings, fill(span_of, readings[length_of], row_tokens))
 
-    def _epoch(self, number: int, epoch: int) -> _Epoch:
+    def _epoch(self, number: int, epoch: int) -> _WholeEpoch:
         with self._lock:
             if (number, epoch) not in self._epochs:
                 while len(self._epochs) > 1:
@@ -191,7 +191,7 @@ class Whole:
                 self._epochs[number, epoch] = self._ordered(number, epoch)
             return self._epochs[number, epoch]
 
-    def _ordered(self, number: int, epoch: int) -> _Epoch:
+    def _ordered(self, number: int, epoch: int) -> _WholeEpoch:
         bins = self._plan(number, epoch).bins
         order = order_of(f"{self._key}/{self._cursors[number]}/{epoch}/rows", bins.rows)
         sizes = np.diff(bins.begins)[order]
@@ -202,7 +202,7 @@ class Whole:
         firsts = np.cumsum(np.bincount(kinds)) - np.bincount(kinds)
         ranks = np.empty(kinds.size, np.int32)
         ranks[sorted_by_kind] = np.arange(kinds.size) - np.repeat(firsts, np.bincount(kinds))
-        return _Epoch(begins, kinds, ranks)
+        return _WholeEpoch(begins, kinds, ranks)
 
     def _before(self, number: int, epoch: int) -> Ints:
         """Documents read of each length before an epoch of a chapter, since the beginning of training."""

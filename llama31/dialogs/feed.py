@@ -1,6 +1,6 @@
 """Packed dialogs and preferences as what a run trains on: rows of a step as a pure function of seed, step and data.
 
-`Feed` knows rows, passes and what is held out; a `Maker` knows what an example becomes and how long that is.
+`DialogFeed` knows rows, passes and what is held out; a `Collator` knows what an example becomes and how long that is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from llama31 import config
 from llama31.data.mixture import Decision, Skip, dropped, from_record
 from llama31.dialogs import passes, preferences, rows
-from llama31.dialogs.rows import Packed, Piece, Response
+from llama31.dialogs.rows import PackedRows, Piece, Response
 from llama31.dialogs.store import Store
 from llama31.plan import schedule
 from llama31.tokens.chat import PROMPT
@@ -25,7 +25,7 @@ from llama31.tokens.tokenizers import Tokenizer
 Ints = NDArray[np.int64]
 
 
-class Maker(Protocol):
+class Collator(Protocol):
     """What becomes of an example."""
 
     @property
@@ -52,20 +52,20 @@ class Supervised:
     compares: bool = False
 
     def lengths(self, store: Store) -> Ints:
-        """See `Maker`."""
+        """See `Collator`."""
         return store.sizes() - 1
 
     def piece(self, store: Store, example: int, key: str, share: float) -> Piece:
-        """See `Maker`."""
+        """See `Collator`."""
         tokens, targets = store.sequence(example)
         return rows.supervised(tokens, targets)
 
     def order(self) -> dict[str, Any]:
-        """See `Maker`."""
+        """See `Collator`."""
         return {}
 
     def share(self, stores: Sequence[Store], examples: Sequence[Ints]) -> float:
-        """See `Maker`."""
+        """See `Collator`."""
         return 0.0
 
 
@@ -94,7 +94,7 @@ class Rewarded:
     compares: bool = True
 
     def lengths(self, store: Store) -> Ints:
-        """See `Maker`."""
+        """See `Collator`."""
         sizes, count = store.sizes(), np.diff(store.examples)
         whole = np.add.reduceat(sizes, store.examples[:-1]) if count.size else count
         if self.layout == "separate":
@@ -103,17 +103,17 @@ class Rewarded:
         return np.where(np.isin(np.arange(count.size), learned), whole, 0)
 
     def piece(self, store: Store, example: int, key: str, share: float) -> Piece:
-        """See `Maker`."""
+        """See `Collator`."""
         prompt, answers = _answers(store, example)
         order = passes.order(f"{key}/{example}", len(answers))
         return rows.reward(prompt, answers, _pairs(store, example)[:, :2], order, self.layout)
 
     def order(self) -> dict[str, Any]:
-        """See `Maker`."""
+        """See `Collator`."""
         return {"data.strengths": list(self.strengths), "layout": self.layout}
 
     def share(self, stores: Sequence[Store], examples: Sequence[Ints]) -> float:
-        """See `Maker`."""
+        """See `Collator`."""
         return 0.0
 
 
@@ -132,7 +132,7 @@ class Preferred:
     compares: bool = True
 
     def lengths(self, store: Store) -> Ints:
-        """See `Maker`."""
+        """See `Collator`."""
         sizes, count = store.sizes(), np.diff(store.examples)
         first, last = store.examples[:-1], store.examples[1:] - 1
         whole = 2 * sizes[first] + sizes[np.minimum(first + 1, last)] + sizes[last] - 2
@@ -141,23 +141,23 @@ class Preferred:
         return np.where(np.isin(np.arange(count.size), learned), whole, 0)
 
     def piece(self, store: Store, example: int, key: str, share: float) -> Piece:
-        """See `Maker`."""
+        """See `Collator`."""
         prompt, answers = _answers(store, example)
         weight = share if self.nll_mean == "tokens" else self.nll / max(_said(answers[0]), 1)
         return rows.dpo(prompt, answers[0], answers[-1], weight, self.masked)
 
     def order(self) -> dict[str, Any]:
-        """See `Maker`."""
+        """See `Collator`."""
         return {"data.strengths": list(self.strengths)}
 
     def share(self, stores: Sequence[Store], examples: Sequence[Ints]) -> float:
-        """See `Maker`."""
+        """See `Collator`."""
         answers = (_answers(one, int(number))[1][0] for one, chosen in zip(stores, examples) for number in chosen)
         tokens = sum(_said(answer) for answer in answers)
         return self.nll * sum(len(chosen) for chosen in examples) / max(tokens, 1)
 
 
-class Feed:
+class DialogFeed:
     """What `loop.fit` reads: rows of every step, held-out rows, and what a checkpoint has to know of the data.
 
     `stores` and `epochs` by source. Raises ValueError (key `data.sources`) where nothing fits into a row.
@@ -167,16 +167,16 @@ class Feed:
         self,
         stores: Mapping[str, Store],
         epochs: Mapping[str, float],
-        maker: Maker,
+        collator: Collator,
         wanted: config.Schedule,
         seed: int,
         prefetch: int,
     ) -> None:
         self.names = sorted(stores)
         self.stores = [stores[name] for name in self.names]
-        self.maker, self.schedule, self.seed, self.prefetch = maker, wanted, seed, prefetch
+        self.collator, self.schedule, self.seed, self.prefetch = collator, wanted, seed, prefetch
         self._epochs = dict(epochs)
-        lengths = {name: maker.lengths(store) for name, store in zip(self.names, self.stores)}
+        lengths = {name: collator.lengths(store) for name, store in zip(self.names, self.stores)}
         kept = {name: np.where(stores[name].heldout, 0, sizes) for name, sizes in lengths.items()}
         held = {name: np.where(stores[name].heldout, sizes, 0) for name, sizes in lengths.items()}
         self.plan = passes.Plan(kept, epochs, wanted.sequence_length, seed)
@@ -216,7 +216,7 @@ class Feed:
         """Keys of the config on which it depends what stands in which row."""
         epochs = {f"data.sources.{name}.epochs": self._epochs[name] for name in self.names}
         length = self.schedule.sequence_length
-        settings = {"data.seed": self.seed, "schedule.sequence_length": length, **epochs, **self.maker.order()}
+        settings = {"data.seed": self.seed, "schedule.sequence_length": length, **epochs, **self.collator.order()}
         return settings | ({"init_from (its weights)": self.reference_key} if self.reference_key else {})
 
     def check(self, model: config.Model, tokenizer: Tokenizer) -> None:
@@ -238,7 +238,7 @@ class Feed:
         stage = schedule.batch_at(self.schedule, schedule.step_tokens(self.schedule, step))
         return stage.rows, stage.sequence_length
 
-    def rows(self, step: int, indices: Ints) -> Packed:
+    def rows(self, step: int, indices: Ints) -> PackedRows:
         """The given rows of the step's global batch, in the given order."""
         _, length = self.batch_shape(step)
         drawn = self._drawn(step)
@@ -262,21 +262,21 @@ class Feed:
         numbers = np.concatenate([*chosen, np.zeros(0, np.int64)])
         bounds = zip(self.plan.firsts[:-1], self.plan.firsts[1:])
         split = [numbers[(numbers >= begin) & (numbers < end)] - begin for begin, end in bounds]
-        return self.maker.share(self.stores, split)
+        return self.collator.share(self.stores, split)
 
-    def _pack(self, drawn: Sequence[tuple[int, Ints]], length: int, share: float) -> Packed:
+    def _pack(self, drawn: Sequence[tuple[int, Ints]], length: int, share: float) -> PackedRows:
         pieces = [[self._piece(int(number), which, share) for number in examples] for which, examples in drawn]
-        return rows.pack(pieces, length, self.maker.compares)
+        return rows.pack(pieces, length, self.collator.compares)
 
     def _piece(self, number: int, which: int, share: float) -> Piece:
         place = int(np.searchsorted(self.plan.firsts, number, side="right")) - 1
         key = f"{self.seed}/{which}/{self.names[place]}"
-        piece = self.maker.piece(self.stores[place], number - int(self.plan.firsts[place]), key, share)
+        piece = self.collator.piece(self.stores[place], number - int(self.plan.firsts[place]), key, share)
         return piece if self.reference is None else replace(piece, reference=self.reference[number])
 
-    def heldout(self, length: int, tokens: int) -> Heldout | None:
+    def heldout(self, length: int, tokens: int) -> HeldoutDialogs | None:
         """Rows of held-out examples, at least one and at most about `tokens` places per source; None without any."""
-        held = Heldout(self, length, tokens)
+        held = HeldoutDialogs(self, length, tokens)
         return held if held.names else None
 
     def everything(self, length: int) -> list[Ints]:
@@ -298,7 +298,7 @@ class Feed:
         ]
         return np.concatenate([*each, np.zeros(0, np.int64)])
 
-    def alone(self, chosen: Sequence[Ints], length: int) -> Packed:
+    def alone(self, chosen: Sequence[Ints], length: int) -> PackedRows:
         """Rows of the examples with these numbers; an empty row is padding."""
         return self._pack([(0, examples) for examples in chosen], length, 0.0)
 
@@ -338,10 +338,10 @@ def _changed(given: Mapping[str, Any], was: Mapping[str, Any], did: str) -> list
     return changes
 
 
-class Heldout:
+class HeldoutDialogs:
     """Held-out rows by source, as `evaluate.heldout_losses` asks for them."""
 
-    def __init__(self, feed: Feed, length: int, tokens: int) -> None:
+    def __init__(self, feed: DialogFeed, length: int, tokens: int) -> None:
         self._feed, self._length = feed, length
         self._rows: dict[str, list[Ints]] = {}
         for place, name in enumerate(feed.names):
@@ -358,7 +358,7 @@ class Heldout:
         """Rows of a source."""
         return len(self._rows[name])
 
-    def rows(self, name: str, indices: Ints) -> Packed:
+    def rows(self, name: str, indices: Ints) -> PackedRows:
         """The given rows of a source; those at or beyond `count` are padding alone."""
         pieces, nothing = self._rows[name], np.zeros(0, np.int64)
         chosen = [(0, pieces[int(i)] if i < len(pieces) else nothing) for i in indices]

@@ -117,7 +117,7 @@ def _answer(given: Any, rank: str) -> list[chat.Message]:
     listed = given if isinstance(given, list) else [given]
     try:
         messages = [chat.message(one, place) for place, one in enumerate(listed)]
-    except chat.LeftOut:
+    except chat.OutsideFormat:
         raise
     except ValueError as error:
         raise ValueError(f"{rank}: {error}") from error

@@ -55,7 +55,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedRows:
     """Rows of a micro-batch as in `objectives.MicroBatch`; documents [n, 5] of (row, begin, end, prefix)."""
 
     tokens: NDArray[np.int64]  # [b, s]
@@ -151,7 +151,7 @@ def whole(tokens: Ints) -> Piece:
     return Piece(tokens, zeros, zeros.astype(np.float32), document, where, of_token, 1)
 
 
-def pack(rows: Sequence[Sequence[Piece]], length: int, compares: bool) -> Packed:
+def pack(rows: Sequence[Sequence[Piece]], length: int, compares: bool) -> PackedRows:
     """Rows of `length` places, each of whole pieces; what is left is padding, a document of its own."""
     shape = (len(rows), length)
     tokens, labels, positions = (np.zeros(shape, np.int64) for _ in range(3))
@@ -180,7 +180,7 @@ def pack(rows: Sequence[Sequence[Piece]], length: int, compares: bool) -> Packed
             documents.append(np.array([[row, begin, length, 0, 0]]))
             positions[row, begin:] = np.arange(length - begin)
     table = np.concatenate(documents).astype(np.int32)
-    return Packed(
+    return PackedRows(
         tokens,
         labels,
         weights,

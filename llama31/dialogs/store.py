@@ -100,7 +100,7 @@ def records[T](
     """Of every record its file and line, the line itself, and what `read` makes of it.
 
     Raises ValueError for a line that is none, and where `read` does, with the key of the config, file and line. What
-    the format cannot say (`chat.LeftOut`) is counted in `left_out` by its reason, where that is given.
+    the format cannot say (`chat.OutsideFormat`) is counted in `left_out` by its reason, where that is given.
     """
     for path in paths:
         for place, line in each(path, key):
@@ -112,7 +112,7 @@ def records[T](
                     raise ValueError("no JSON object")
                 parsed = read(record)
             except (ValueError, RecursionError) as error:
-                if isinstance(error, chat.LeftOut) and left_out is not None:
+                if isinstance(error, chat.OutsideFormat) and left_out is not None:
                     left_out[error.reason] += 1
                     continue
                 raise ValueError(f"{key}: {place}: {error}") from error
@@ -127,7 +127,7 @@ def prepare(
 
     `settings` are what decides the ids beside the files. `encode` raises ValueError for a record that is none, which
     is told with file and line, and gives the reason for one that is left out, which is counted (as are those that it
-    raises as `chat.LeftOut`). What is held out depends on the record alone: a record that comes twice is held out
+    raises as `chat.OutsideFormat`). What is held out depends on the record alone: a record that comes twice is held out
     twice, or not at all.
     """
     inputs = files(given)
@@ -182,7 +182,7 @@ def _encoded(
     def read(record: dict[str, Any]) -> Example | str:
         try:
             return encode(record)
-        except chat.LeftOut as error:
+        except chat.OutsideFormat as error:
             return error.reason
 
     for _, line, example in records(inputs, f"data.sources.{name}", read):

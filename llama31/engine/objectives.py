@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from llama31.data.batches import Rows
-from llama31.dialogs.rows import Packed
+from llama31.dialogs.rows import PackedRows
 from llama31.model.attention import take_chunks
 from llama31.parallel.mesh import Grid
 
@@ -74,14 +74,14 @@ class MicroBatch:
         )
 
     @classmethod
-    def from_rows(cls, rows: Rows | Packed, device: torch.device) -> MicroBatch:
+    def from_rows(cls, rows: Rows | PackedRows, device: torch.device) -> MicroBatch:
         """From the data loader's rows."""
-        if isinstance(rows, Packed):
+        if isinstance(rows, PackedRows):
             return cls.from_packed(rows, device)
         return cls.from_numpy(rows.tokens, rows.labels, rows.loss_mask, rows.documents, device)
 
     @classmethod
-    def from_packed(cls, rows: Packed, device: torch.device) -> MicroBatch:
+    def from_packed(cls, rows: PackedRows, device: torch.device) -> MicroBatch:
         """From rows of post-training."""
         given = (rows.tokens, rows.labels, rows.weights, rows.positions)
         tokens, labels, weights, positions = (torch.from_numpy(array).to(device) for array in given)

@@ -57,7 +57,7 @@ def _labels(batch: MicroBatch, grid: Grid) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Reward:
+class RewardObjective:
     """Mean over pairs of -log sigmoid(reward of the better - reward of the worse): Llama 2's, without the margin."""
 
     measures: ClassVar[tuple[str, ...]] = ("accuracy", "margin")
@@ -75,7 +75,7 @@ class Reward:
 
 
 @dataclass(frozen=True)
-class Dpo:
+class DpoObjective:
     """Mean over pairs of -log sigmoid(beta x difference of log-ratios), plus the batch's weighted cross entropy.
 
     A response's log-ratio is that of policy and reference, summed over the positions that `compared` names; divided by

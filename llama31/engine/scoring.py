@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llama31.data.batches import Rows, rank_rows
-from llama31.dialogs.rows import Packed
+from llama31.dialogs.rows import PackedRows
 from llama31.engine.objectives import LossFunction, MicroBatch, Objective
 from llama31.engine.pipeline import Forward
 from llama31.model.attention import take_chunks
@@ -38,7 +38,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Request:
+class ScoreRequest:
     """Tokens of which the last `answer` are asked about, given those before them."""
 
     tokens: Sequence[int] | NDArray[np.int64]
@@ -105,10 +105,10 @@ def _block(forward: Forward, fetch: Fetch, first: int, count: int, micro_batch: 
 def numbers(
     forward: Forward,
     dealt: Sequence[NDArray[np.int64]],
-    fetch: Callable[[Sequence[NDArray[np.int64]]], Packed],
+    fetch: Callable[[Sequence[NDArray[np.int64]]], PackedRows],
     ask: Objective,
     micro_batch: int,
-) -> Iterator[tuple[NDArray[np.int64], Packed, Tensor]]:
+) -> Iterator[tuple[NDArray[np.int64], PackedRows, Tensor]]:
     """What `ask` (`preference.rewards`, `preference.log_probabilities`) tells of the responses in rows of examples.
 
     `dealt`: the examples of each row; `fetch` packs such rows, those without any being padding. Yields this replica's
@@ -141,7 +141,7 @@ def _scoring(chunks: list[Llama]) -> Iterator[None]:
 
 
 def answers(
-    forward: Forward, requests: Sequence[Request], micro_batch: int
+    forward: Forward, requests: Sequence[ScoreRequest], micro_batch: int
 ) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
     """Of each request (losses [answer], whether each token is the likeliest [answer]), equal on all ranks. Collective.
 
@@ -163,7 +163,7 @@ def answers(
     return [result[index] for index in range(len(requests))]
 
 
-def _check(chunk: Llama, requests: Sequence[Request]) -> None:
+def _check(chunk: Llama, requests: Sequence[ScoreRequest]) -> None:
     for index, request in enumerate(requests):
         if not 0 < request.answer < len(request.tokens):
             raise ValueError(
@@ -188,7 +188,7 @@ def row_multiple(grid: Grid) -> int:
     return (2 * grid.cp if grid.cp > 1 else 1) * grid.tp
 
 
-def _fetcher(requests: Sequence[Request], multiple: int) -> Fetch:
+def _fetcher(requests: Sequence[ScoreRequest], multiple: int) -> Fetch:
     """Rows of one length that hold the requests; what follows one in its row is a document of its own."""
     longest = max(len(request.tokens) - 1 for request in requests)
     length = -(-longest // multiple) * multiple

@@ -16,10 +16,10 @@ import numpy as np
 
 from llama31.config import Task
 from llama31.engine.pipeline import Forward
-from llama31.engine.scoring import Request, answers
+from llama31.engine.scoring import ScoreRequest, answers
 from llama31.evaluate import tasks
 from llama31.evaluate.confidence import proportion
-from llama31.evaluate.tasks import Example, Prompt
+from llama31.evaluate.tasks import TaskExample, TaskPrompt
 from llama31.tokens.tokenizers import Tokenizer
 
 
@@ -27,7 +27,7 @@ from llama31.tokens.tokenizers import Tokenizer
 class Judged:
     """An example and, for each of its choices, log-likelihood in nats and whether greedy decoding would write it."""
 
-    example: Example
+    example: TaskExample
     loglikelihoods: tuple[float, ...]
     greedy: tuple[bool, ...]
 
@@ -50,8 +50,8 @@ class Judged:
 class Prepared:
     """A task in tokens: one request per choice, those of example i from `begins[i]` to `begins[i + 1]`."""
 
-    examples: list[Example]
-    requests: list[Request]
+    examples: list[TaskExample]
+    requests: list[ScoreRequest]
     begins: list[int]
 
 
@@ -61,7 +61,7 @@ def prepare(name: str, task: Task, tokenizer: Tokenizer, max_tokens: int) -> Pre
     ValueError (keys `tasks.NAME.*`) for files and examples that cannot be used.
     """
     examples = tasks.read(name, task)
-    requests: list[Request] = []
+    requests: list[ScoreRequest] = []
     begins = [0]
     for example, prompt in zip(examples, tasks.prompts(examples, task), strict=True):
         requests += _requests(prompt, tokenizer, max_tokens, f"tasks.{name}: {task.path}, line {example.line}")
@@ -104,7 +104,7 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
     return [tokenizer.bos_id, *before], tokenizer.encode(context + continuation)[len(before) :]
 
 
-def _requests(prompt: Prompt, tokenizer: Tokenizer, max_tokens: int, where: str) -> list[Request]:
+def _requests(prompt: TaskPrompt, tokenizer: Tokenizer, max_tokens: int, where: str) -> list[ScoreRequest]:
     requests = []
     for continuation in prompt.continuations:
         before, after = encode_pair(tokenizer, prompt.context, continuation)
@@ -118,5 +118,5 @@ def _requests(prompt: Prompt, tokenizer: Tokenizer, max_tokens: int, where: str)
                 f"{where}: {continuation!r} has {len(after)} tokens, more than the context of {max_tokens}; shorten it "
                 "or give a longer sequence_length"
             )
-        requests.append(Request((before + after)[-(max_tokens + 1) :], len(after)))
+        requests.append(ScoreRequest((before + after)[-(max_tokens + 1) :], len(after)))
     return requests

@@ -14,7 +14,7 @@ Z95 = 1.96  # standard errors to either side that hold 95 % of a normal distribu
 
 
 @dataclass(frozen=True)
-class Score:
+class ScoreInterval:
     """A mean of `count` outcomes in [0, 1] and the half width of its 95 % interval."""
 
     score: float
@@ -30,7 +30,7 @@ class Score:
         return {"score": self.score, "ci95": self.ci95, "count": self.count}
 
 
-def proportion(outcomes: Any) -> Score:
+def proportion(outcomes: Any) -> ScoreInterval:
     """Outcomes in [0, 1], any shape -> their mean S and 1.96 sqrt(S (1 - S) / N), as in the Llama 3 report (5.1.1).
 
     The formula is of independent right or wrong answers; shares between them only make the interval too wide. At S = 0
@@ -40,7 +40,7 @@ def proportion(outcomes: Any) -> Score:
     if not values.size:
         raise ValueError("a score of no outcomes: evaluate at least one example")
     mean = float(values.mean())
-    return Score(mean, Z95 * math.sqrt(max(mean * (1 - mean), 0.0) / values.size), int(values.size))
+    return ScoreInterval(mean, Z95 * math.sqrt(max(mean * (1 - mean), 0.0) / values.size), int(values.size))
 
 
 def mean_over(clusters: NDArray[Any], values: NDArray[Any], weights: NDArray[Any]) -> tuple[float, float | None]:

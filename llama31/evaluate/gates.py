@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llama31 import config
-from llama31.data.batches import Heldout
+from llama31.data.batches import HeldoutText
 from llama31.engine.pipeline import Forward
 from llama31.evaluate import choices, needle, perplexity
 from llama31.parallel.collectives import on_all_ranks
@@ -56,7 +56,7 @@ class Examiner:
         self._tasks = {name: choices.prepare(name, task, tokenizer, length) for name, task in gates.tasks.items()}
         self._short = None
         if gates.short_length is not None:
-            self._short = Heldout(run.data, gates.short_length, gates.short_tokens)
+            self._short = HeldoutText(run.data, gates.short_length, gates.short_tokens)
         self._needle, self._words, self._prompts = replace(gates.needle, decode=False), tokenizer, []
         if gates.needle.kind != "none":
             self._prompts = needle.prompts_of(gates.needle, run.data, "heldout", tokenizer, length, length)
@@ -75,7 +75,7 @@ class Examiner:
         return scores
 
 
-class Gates:
+class GateState:
     """The gates of one run: its baseline, and what every examination found, kept in its folder."""
 
     def __init__(self, run: config.Training, tokenizer: Tokenizer, length: int, main: bool) -> None:

@@ -34,7 +34,7 @@ ALPHABET = 4  # least ids: a mark, a key, a value and a filler
 
 
 @dataclass(frozen=True)
-class Prompt:
+class NeedlePrompt:
     """One haystack with its question.
 
     tokens [n] end where the answer begins; answer [m] is what greedy decoding is to write; spans are the parts of the
@@ -85,7 +85,9 @@ def lengths(needle: Needle, usual: int, most: int) -> list[int]:
     return given
 
 
-def token_prompts(needle: Needle, letters: Alphabet, steps: Sequence[int], bos: int | None = None) -> list[Prompt]:
+def token_prompts(
+    needle: Needle, letters: Alphabet, steps: Sequence[int], bos: int | None = None
+) -> list[NeedlePrompt]:
     """Kind tokens: of every length, depth and trial one prompt for each needle asked for.
 
     A prompt and its answer of one token are `length` tokens together. ValueError (key needle.*) for more needles than
@@ -106,7 +108,7 @@ def token_prompts(needle: Needle, letters: Alphabet, steps: Sequence[int], bos: 
         hay = _hidden(random.choice(letters.filler, room), facts, _places(depth, needle.inserted, room))
         for key, value in zip(keys[: needle.asked], values[: needle.asked]):
             tokens = np.concatenate([head, hay, [letters.mark, key]]).astype(np.int64)
-            prompts.append(Prompt(length, depth, tokens, np.array([value]), ((0, 1),)))
+            prompts.append(NeedlePrompt(length, depth, tokens, np.array([value]), ((0, 1),)))
     return prompts
 
 
@@ -130,7 +132,7 @@ def token_document(letters: Alphabet, length: int, facts: int, random: np.random
     return _hidden(random.choice(letters.filler, room), triples, list(random.integers(0, room + 1, count)))
 
 
-def text_prompts(needle: Needle, tokenizer: Tokenizer, hay: Ids, steps: Sequence[int]) -> list[Prompt]:
+def text_prompts(needle: Needle, tokenizer: Tokenizer, hay: Ids, steps: Sequence[int]) -> list[NeedlePrompt]:
     """Kind text: of every length, depth and trial one prompt, which with its `answer_tokens` is at most `length` long.
 
     `hay` holds the ids of the text between which needles are hidden; trials take different parts of it where it is long
@@ -161,7 +163,7 @@ def text_prompts(needle: Needle, tokenizer: Tokenizer, hay: Ids, steps: Sequence
         places = [_after_sentence(ends, begin, place, room) for place in _places(depth, needle.inserted, room)]
         hidden = _hidden(hay[begin : begin + room], facts, places)
         tokens = np.concatenate([[tokenizer.bos_id], hidden, question]).astype(np.int64)
-        prompts.append(Prompt(length, depth, tokens, answer, spans, tuple(numbers[: needle.asked])))
+        prompts.append(NeedlePrompt(length, depth, tokens, answer, spans, tuple(numbers[: needle.asked])))
     return prompts
 
 

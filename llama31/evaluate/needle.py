@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from llama31 import config
 from llama31.engine.pipeline import Forward
-from llama31.engine.scoring import Request, answers
+from llama31.engine.scoring import ScoreRequest, answers
 from llama31.evaluate import haystack
 from llama31.evaluate.confidence import proportion
 from llama31.evaluate.generate import generate
-from llama31.evaluate.haystack import Prompt
+from llama31.evaluate.haystack import NeedlePrompt
 from llama31.tokens import packed
 from llama31.tokens.indexed import IndexedReader
 from llama31.tokens.tokenizers import Tokenizer
@@ -29,12 +29,12 @@ from llama31.tokens.tokenizers import Tokenizer
 CHARACTERS = 16  # of a text file per token of the longest haystack: more are not read
 
 
-def recall(forward: Forward, prompts: Sequence[Prompt], micro_batch: int) -> NDArray[np.float64]:
+def recall(forward: Forward, prompts: Sequence[NeedlePrompt], micro_batch: int) -> NDArray[np.float64]:
     """Share [prompts] of each prompt's values that greedy decoding would write, equal on all ranks. Collective.
 
     Where several values were asked for, each is judged after the right ones before it.
     """
-    requests = [Request(np.concatenate([prompt.tokens, prompt.answer]), prompt.answer.size) for prompt in prompts]
+    requests = [ScoreRequest(np.concatenate([prompt.tokens, prompt.answer]), prompt.answer.size) for prompt in prompts]
     predicted = answers(forward, requests, micro_batch)
     shares = [
         [right[begin:end].all() for begin, end in p.spans] for p, (_, right) in zip(prompts, predicted, strict=True)
@@ -43,7 +43,7 @@ def recall(forward: Forward, prompts: Sequence[Prompt], micro_batch: int) -> NDA
 
 
 def decoded_recall(
-    forward: Forward, prompts: Sequence[Prompt], tokenizer: Tokenizer, micro_batch: int, new_tokens: int
+    forward: Forward, prompts: Sequence[NeedlePrompt], tokenizer: Tokenizer, micro_batch: int, new_tokens: int
 ) -> NDArray[np.float64]:
     """Share [prompts] of each prompt's values that stand in its greedy continuation. Collective.
 
@@ -61,14 +61,14 @@ def decoded_recall(
     return np.array(shares)
 
 
-def _correct(prompt: Prompt, new: list[int], tokenizer: Tokenizer) -> float:
+def _correct(prompt: NeedlePrompt, new: list[int], tokenizer: Tokenizer) -> float:
     if prompt.values:
         text = tokenizer.decode(new)
         return float(np.mean([value in text for value in prompt.values]))
     return float(np.mean([new[begin:end] == prompt.answer[begin:end].tolist() for begin, end in prompt.spans]))
 
 
-def table(prompts: Sequence[Prompt], shares: NDArray[np.float64]) -> dict[str, Any]:
+def table(prompts: Sequence[NeedlePrompt], shares: NDArray[np.float64]) -> dict[str, Any]:
     """Mean recall by depth (rows) and length (columns), by length, and in all, ready for JSON.
 
     Intervals count every value that was asked for as one answer.
@@ -88,7 +88,7 @@ def table(prompts: Sequence[Prompt], shares: NDArray[np.float64]) -> dict[str, A
 
 
 def evaluate(
-    forward: Forward, needle: config.Needle, prompts: Sequence[Prompt], tokenizer: Tokenizer, micro_batch: int
+    forward: Forward, needle: config.Needle, prompts: Sequence[NeedlePrompt], tokenizer: Tokenizer, micro_batch: int
 ) -> dict[str, Any]:
     """`table` of the prompts, judged as `needle` says, and what was asked. Collective."""
     if needle.decode:
@@ -101,7 +101,7 @@ def evaluate(
 
 def prompts_of(
     needle: config.Needle, data: config.Data, split: str, tokenizer: Tokenizer, usual: int, most: int
-) -> list[Prompt]:
+) -> list[NeedlePrompt]:
     """The prompts that `needle` asks for: of its lengths, none above `most`, or up to `usual` where it names none.
 
     ValueError (keys needle.*) where that cannot be.

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama31 import config
-from llama31.data.batches import Heldout as Text
-from llama31.data.batches import Rows
+from llama31.data.batches import HeldoutText, Rows
 from llama31.engine.objectives import MicroBatch, Objective, next_token
 from llama31.engine.pipeline import Forward
 from llama31.engine.scoring import rows_of_replica, score
@@ -78,7 +77,7 @@ class TokenLosses:
     document: NDArray[np.int64]  # number of its document in the source, over rows
 
 
-def token_losses(forward: Forward, heldout: Text, micro_batch: int) -> dict[str, TokenLosses]:
+def token_losses(forward: Forward, heldout: HeldoutText, micro_batch: int) -> dict[str, TokenLosses]:
     """Losses of single tokens of each source that has any, equal on all ranks. Collective."""
     result = {}
     for name in heldout.names:

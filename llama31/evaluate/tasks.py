@@ -24,7 +24,7 @@ PER_LINE = "give a JSONL file, one example per line"
 
 
 @dataclass(frozen=True)
-class Example:
+class TaskExample:
     """A question with its choices, of which `gold` is the index of the right one. `line` is that of the file."""
 
     context: str
@@ -34,21 +34,21 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class TaskPrompt:
     """What is put before the model: a context, and the continuations of which one is right."""
 
     context: str
     continuations: tuple[str, ...]
 
 
-def read(name: str, task: Task) -> list[Example]:
+def read(name: str, task: Task) -> list[TaskExample]:
     """The examples of a task, at most `limit`. ConfigError names the first wrong line: key, file, line and remedy."""
     path, key = Path(task.path), f"tasks.{name}.path"
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise _wrong(key, task.path, f"cannot be read ({error})", PER_LINE) from error
-    examples: list[Example] = []
+    examples: list[TaskExample] = []
     for number, line in enumerate(lines, start=1):
         if line.strip() and (task.limit is None or len(examples) < task.limit):
             examples.append(_example(name, task, _object(line, key, f"{task.path}, line {number}"), number))
@@ -60,19 +60,19 @@ def read(name: str, task: Task) -> list[Example]:
     return examples
 
 
-def prompts(examples: list[Example], task: Task) -> list[Prompt]:
+def prompts(examples: list[TaskExample], task: Task) -> list[TaskPrompt]:
     """The prompt of every example, with the first `fewshot` others of the file solved before it."""
     return [_prompt(example, examples, task) for example in examples]
 
 
-def _prompt(example: Example, examples: list[Example], task: Task) -> Prompt:
-    def same(other: Example) -> bool:
+def _prompt(example: TaskExample, examples: list[TaskExample], task: Task) -> TaskPrompt:
+    def same(other: TaskExample) -> bool:
         return (other.context, other.choices, other.gold) == (example.context, example.choices, example.gold)
 
     shown = itertools.islice((other for other in examples if not same(other)), task.fewshot)
     solved = [f"{other.context}{task.delimiter}{other.choices[other.gold]}{task.between}" for other in shown]
     context = task.description + "".join(solved) + example.context
-    return Prompt(context, tuple(f"{task.delimiter}{choice}" for choice in example.choices))
+    return TaskPrompt(context, tuple(f"{task.delimiter}{choice}" for choice in example.choices))
 
 
 def _wrong(key: str, value: Any, problem: str, remedy: str) -> ConfigError:
@@ -89,7 +89,7 @@ def _object(line: str, key: str, where: str) -> dict[str, Any]:
     return content
 
 
-def _example(name: str, task: Task, record: dict[str, Any], line: int) -> Example:
+def _example(name: str, task: Task, record: dict[str, Any], line: int) -> TaskExample:
     where = f"{task.path}, line {line}"
     context = FIELD.sub(lambda match: _text(f"tasks.{name}.context", match[1], record, where), task.context)
     key = f"tasks.{name}.choices"
@@ -97,7 +97,7 @@ def _example(name: str, task: Task, record: dict[str, Any], line: int) -> Exampl
     if not isinstance(choices, list) or not choices or not all(isinstance(c, str) and c for c in choices):
         reason = f"{where} has {_shown(choices)}"
         raise _wrong(key, task.choices, reason, "it has to be a list of texts, none of them empty")
-    return Example(context, tuple(choices), _gold(name, task, record, choices, where), line)
+    return TaskExample(context, tuple(choices), _gold(name, task, record, choices, where), line)
 
 
 def _gold(name: str, task: Task, record: dict[str, Any], choices: list[str], where: str) -> int:

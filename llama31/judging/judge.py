@@ -18,7 +18,7 @@ from typing import Any
 
 from llama31 import config
 from llama31.evaluate import confidence
-from llama31.evaluate.confidence import Score
+from llama31.evaluate.confidence import ScoreInterval
 from llama31.judging import ranking
 from llama31.runs import files, metrics
 from llama31.sampling import drawing, prompts, refusals, verifiers
@@ -93,7 +93,7 @@ def wins(mine: Mapping[str, Answered], others: Mapping[str, Answered], lose: boo
     return outcomes
 
 
-def obedience(answers: Mapping[str, Answered]) -> dict[str, Score]:
+def obedience(answers: Mapping[str, Answered]) -> dict[str, ScoreInterval]:
     """Shares of answers that obey all checks of their prompt (prompts), and of checks obeyed, in all and by kind.
 
     Where there is no answer, nothing is obeyed.
@@ -118,7 +118,7 @@ def obedience(answers: Mapping[str, Answered]) -> dict[str, Score]:
     return scores | {f"  {kind}": confidence.proportion(outcomes) for kind, outcomes in sorted(by_kind.items())}
 
 
-def refused(answers: Mapping[str, Answered], patterns: Patterns = refusals.PATTERNS) -> dict[str, Score]:
+def refused(answers: Mapping[str, Answered], patterns: Patterns = refusals.PATTERNS) -> dict[str, ScoreInterval]:
     """Share of answers that refuse, by what their prompt is: harmful, borderline or neither."""
     by_kind: defaultdict[str, list[bool]] = defaultdict(list)
     for one in answers.values():
@@ -196,7 +196,7 @@ def _account(answers: Mapping[str, Answered], patterns: Patterns) -> dict[str, A
     }
 
 
-def _json(scores: Mapping[str, Score]) -> dict[str, dict[str, float | int]]:
+def _json(scores: Mapping[str, ScoreInterval]) -> dict[str, dict[str, float | int]]:
     return {name: score.json() for name, score in scores.items()}
 
 

@@ -143,7 +143,7 @@ def _dialog(prompt: Prompt, one: Candidate, reward: float, model: Policy, server
 
 
 def _pair(
-    prompt: Prompt, ranked: filters.Ranked, model: Policy, wanted: config.Pairs, servers: Mapping[str, Any]
+    prompt: Prompt, ranked: filters.RankedAnswer, model: Policy, wanted: config.Pairs, servers: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     (best, high), (worst, low) = ranked.answers[0], ranked.answers[-1]
     if len(ranked.answers) < 2 or high - low < wanted.margin:

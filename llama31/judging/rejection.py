@@ -172,7 +172,7 @@ def _score(session: Session, todo: Sequence[Candidate], model: drawing.Policy, l
     assert run.reward is not None, "checked before"
     gc.collect()  # the policy is done
     grid = mesh.create(run.parallel, run.cluster.timeout_s)
-    judge = score.Judge(run.reward, run.parallel, run.precision, grid)
+    judge = score.RewardScorer(run.reward, run.parallel, run.precision, grid)
     dist.barrier()  # all know what has a score before anything is added to it
 
     def scorer(pairs: Sequence[tuple[Prompt, chat.Message]]) -> list[float | None]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from llama31 import config
 from llama31.convert import pretrained
 from llama31.dialogs import passes, rows
-from llama31.dialogs.feed import Feed
+from llama31.dialogs.feed import DialogFeed
 from llama31.engine import preference, scoring
 from llama31.engine.pipeline import Forward
 from llama31.evaluate import perplexity
@@ -31,7 +31,7 @@ from llama31.tokens import chat, tokenizers
 Rewards = NDArray[np.float32]
 
 
-class Judge:
+class RewardScorer:
     """Weights of `checkpoint`, a checkpoint or run folder of `recipes.reward`, on a layout. All calls are collective.
 
     `words`: its tokenizer, by default the one beside the weights. Raises ValueError for a checkpoint that cannot be
@@ -76,7 +76,7 @@ class Judge:
         pieces, dealt = [rows.whole(one) for one in tokens], passes.best_fit(sizes, limit)
         rewards_of = torch.zeros(len(pieces), device=self.grid.device)
 
-        def fetch(examples: Sequence[NDArray[np.int64]]) -> rows.Packed:
+        def fetch(examples: Sequence[NDArray[np.int64]]) -> rows.PackedRows:
             return rows.pack([[pieces[i] for i in row] for row in examples], limit, compares=True)
 
         for places, _, values in scoring.numbers(self.forward, dealt, fetch, preference.rewards, self._size):
@@ -91,7 +91,7 @@ class Judge:
         return [given.get(i) for i in range(len(dialogs))]
 
 
-def margins(forward: Forward, feed: Feed, length: int, size: int) -> tuple[Rewards, NDArray[np.int64]]:
+def margins(forward: Forward, feed: DialogFeed, length: int, size: int) -> tuple[Rewards, NDArray[np.int64]]:
     """Of every pair of the held-out examples: reward of the better minus that of the worse, and its kind.
 
     `length`: places of a row, `size`: rows of a micro-batch. Equal on all ranks; collective.

@@ -23,17 +23,17 @@ WHOLE = ""  # name of the one answer of a dialog, which is its last message
 
 
 @dataclass(frozen=True)
-class Entry:
+class ScoredRecord:
     """A record and its dialogs: the whole one, or the prompt with each of the ranked answers, the best first.
 
-    A preference with an empty answer has none, nor has what the format cannot say (`chat.LeftOut`).
+    A preference with an empty answer has none, nor has what the format cannot say (`chat.OutsideFormat`).
     """
 
     record: Mapping[str, Any]
     dialogs: Mapping[str, Sequence[chat.Message]]
 
 
-def read(given: str) -> list[Entry]:
+def read(given: str) -> list[ScoredRecord]:
     """The records of the files that `given` names. Raises ValueError (key `input`) with file and line."""
     paths = store.files(given)
     if not paths:
@@ -44,11 +44,11 @@ def read(given: str) -> list[Entry]:
     return entries
 
 
-def _entry(record: dict[str, Any]) -> Entry:
+def _entry(record: dict[str, Any]) -> ScoredRecord:
     try:
-        return Entry(record, _dialogs(record))
-    except chat.LeftOut:
-        return Entry(record, {})
+        return ScoredRecord(record, _dialogs(record))
+    except chat.OutsideFormat:
+        return ScoredRecord(record, {})
 
 
 def _dialogs(record: dict[str, Any]) -> dict[str, Sequence[chat.Message]]:
@@ -62,7 +62,7 @@ def _dialogs(record: dict[str, Any]) -> dict[str, Sequence[chat.Message]]:
     return {WHOLE: messages}
 
 
-def write(path: Path, entries: Sequence[Entry], rewards: Sequence[Rewards]) -> None:
+def write(path: Path, entries: Sequence[ScoredRecord], rewards: Sequence[Rewards]) -> None:
     """The records in their order, each with its `reward`, or its `rewards` by rank; null where there is none."""
     scores = (
         {"reward": rewards_of[WHOLE]} if WHOLE in rewards_of else {"rewards": dict(rewards_of)}
@@ -79,7 +79,7 @@ def _finite(rewards: Rewards) -> Rewards:
     return {name: value if value is not None and math.isfinite(value) else None for name, value in rewards.items()}
 
 
-def agreement(entries: Sequence[Entry], rewards: Sequence[Rewards]) -> dict[str, Any]:
+def agreement(entries: Sequence[ScoredRecord], rewards: Sequence[Rewards]) -> dict[str, Any]:
     """How often the preferences are ranked right: figures (`calibration.figures`) by strength, and of all pairs.
 
     A pair with the edited answer is a kind of its own; pairs without two rewards are left out.

@@ -73,7 +73,7 @@ def scatter_sum(rows: Tensor, group: Any) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Block:
+class AttentionBlock:
     """Consecutive queries of one document, and the keys that they see."""
 
     rows: slice  # of the micro-batch
@@ -92,7 +92,7 @@ class Block:
         return bool(self.earlier)
 
 
-def blocks(documents: Tensor, rows: int, spans: list[Span], chunked: bool) -> list[Block]:
+def blocks(documents: Tensor, rows: int, spans: list[Span], chunked: bool) -> list[AttentionBlock]:
     """The blocks of queries at the positions of `spans`; K and V hold the same positions if chunked, else the row."""
     of_row: list[list[Document]] = [[] for _ in range(rows)]
     for row, begin, end, *prefix in documents.tolist():
@@ -106,7 +106,7 @@ def blocks(documents: Tensor, rows: int, spans: list[Span], chunked: bool) -> li
     ]
 
 
-def _blocks_of_rows(rows: slice, documents: list[Document], spans: list[Span], chunked: bool) -> list[Block]:
+def _blocks_of_rows(rows: slice, documents: list[Document], spans: list[Span], chunked: bool) -> list[AttentionBlock]:
     result, offset = [], 0
     for begin, end in spans:
         for start, stop, prefix in documents:
@@ -119,7 +119,9 @@ def _blocks_of_rows(rows: slice, documents: list[Document], spans: list[Span], c
                 own = queries
             elif last - first == 1:  # a step of decoding
                 own, earlier = slice(start, last), (0, 0)
-            result.append(Block(rows, queries, own, tuple(span for span in (prefix, earlier) if span[0] < span[1])))
+            result.append(
+                AttentionBlock(rows, queries, own, tuple(span for span in (prefix, earlier) if span[0] < span[1]))
+            )
         offset += end - begin
     return result
 
@@ -141,7 +143,7 @@ def _positions_first(x: Tensor) -> Tensor:
     return x.permute(2, 0, 1, 3)
 
 
-def _one_document(todo: list[Block], query: Tensor, key: Tensor) -> bool:
+def _one_document(todo: list[AttentionBlock], query: Tensor, key: Tensor) -> bool:
     """Whether a single causal block is all there is, whose results need no assembling."""
     whole = slice(None), slice(0, query.size(0)), slice(0, key.size(0))
     one = len(todo) == 1 and (todo[0].rows, todo[0].queries, todo[0].own) == whole
@@ -149,7 +151,7 @@ def _one_document(todo: list[Block], query: Tensor, key: Tensor) -> bool:
 
 
 @functools.lru_cache(maxsize=4)  # of a few micro-batches: all layers ask for the same one
-def _pack(table: bytes, rows: int, length: int, device: torch.device) -> kernels.Packed | None:
+def _pack(table: bytes, rows: int, length: int, device: torch.device) -> kernels.PackedDocuments | None:
     """Cumulative lengths of documents [n, 3], given as int32 bytes; None unless they fill `rows` of `length` positions.
 
     The longest length is rounded up to a power of two: kernels are planned for it, and would be for every batch.
@@ -159,7 +161,7 @@ def _pack(table: bytes, rows: int, length: int, device: torch.device) -> kernels
         return None
     longest = int((ends - begins).max())
     bounds = np.concatenate([[0], row * length + ends]).astype(np.int32)
-    return kernels.Packed(torch.from_numpy(bounds).to(device), min(length, 1 << (longest - 1).bit_length()))
+    return kernels.PackedDocuments(torch.from_numpy(bounds).to(device), min(length, 1 << (longest - 1).bit_length()))
 
 
 def _one_after_another(x: Tensor) -> Tensor:
@@ -171,7 +173,7 @@ class _AttendPacked(torch.autograd.Function):
     """All documents of whole rows by one call."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, documents: kernels.Packed) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, documents: kernels.PackedDocuments) -> Tensor:
         q, k, v = (_one_after_another(x).contiguous() for x in (query, key, value))
         out, kept = kernels.packed_forward(q, k, v, documents)
         if any(ctx.needs_input_grad):
@@ -193,7 +195,7 @@ class _Attend(torch.autograd.Function):
     """All blocks of a micro-batch. What is kept for the backward pass has the size of Q, K and V as given."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, todo: list[Block], group: Any) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, todo: list[AttentionBlock], group: Any) -> Tensor:
         wait = None if group is None else start_gather(key, value, group)
         out = (
             None if _one_document(todo, query, key) else torch.zeros_like(query, memory_format=torch.contiguous_format)
@@ -232,7 +234,7 @@ class _Attend(torch.autograd.Function):
         query, key, value, out, *lses = ctx.saved_tensors
         wait = None if ctx.group is None else start_gather(key, value, ctx.group)
 
-        def part(block: Block, lse: Tensor | None, at: slice, causal: bool, sources: Any) -> kernels.Gradients:
+        def part(block: AttentionBlock, lse: Tensor | None, at: slice, causal: bool, sources: Any) -> kernels.Gradients:
             grad, q, o = (_heads_first(x, block.queries, block.rows) for x in (grads[0], query, out))
             k, v = (_heads_first(x, at, block.rows) for x in sources)
             if lse is None:
@@ -245,7 +247,7 @@ class _Attend(torch.autograd.Function):
         grad_query = torch.zeros_like(query, memory_format=torch.contiguous_format)
         grad_key, grad_value = grad_own = key.new_zeros((2, *key.shape))
 
-        def add(block: Block, lse: Tensor | None, at: slice, causal: bool, sources: Any, targets: Any) -> None:
+        def add(block: AttentionBlock, lse: Tensor | None, at: slice, causal: bool, sources: Any, targets: Any) -> None:
             gradients = part(block, lse, at, causal, sources)
             _heads_first(grad_query, block.queries, block.rows).add_(gradients[0])
             for target, grad in zip(targets, gradients[1:], strict=True):
@@ -266,7 +268,7 @@ def _with_zeros(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows, torch.zeros_like(rows)
 
 
-def _packed(query: Tensor, key: Tensor, documents: Tensor) -> kernels.Packed | None:
+def _packed(query: Tensor, key: Tensor, documents: Tensor) -> kernels.PackedDocuments | None:
     """For one call that does it all: on a GPU, where documents without prefixes fill whole rows."""
     if not kernels.packed(query) or query.size(0) != key.size(0) or documents.size(1) != 3 or documents.is_cuda:
         return None

@@ -149,7 +149,7 @@ def plain_backward(
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedDocuments:
     """Documents of a micro-batch whose rows stand one after another: what a variable-length kernel asks for.
 
     ends int32 [n + 1]: cumulative lengths, on the device; the kernels' tables are made for `longest`, a length that
@@ -165,7 +165,9 @@ def packed(query: Tensor) -> bool:
     return _fused_on_gpu(query)
 
 
-def packed_forward(query: Tensor, key: Tensor, value: Tensor, documents: Packed) -> tuple[Tensor, list[Tensor]]:
+def packed_forward(
+    query: Tensor, key: Tensor, value: Tensor, documents: PackedDocuments
+) -> tuple[Tensor, list[Tensor]]:
     """Causal attention inside each document; [t, heads, d] and twice [t, kv_heads, d], documents one after another.
 
     cuDNN through Transformer Engine, where that is installed: on an H100 twice as fast as torch's own kernel
@@ -182,7 +184,7 @@ def packed_forward(query: Tensor, key: Tensor, value: Tensor, documents: Packed)
 
 
 def packed_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, documents: Packed, kept: list[Tensor]
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, documents: PackedDocuments, kept: list[Tensor]
 ) -> Gradients:
     """Gradients of `packed_forward`."""
     ends, longest = documents.ends, documents.longest
@@ -218,7 +220,7 @@ def _cudnn() -> Callable[..., Any] | None:
         name: inspect.signature(getattr(fused_attn, name)).parameters for name in ("fused_attn_fwd", "fused_attn_bwd")
     }
 
-    def call(name: str, documents: Packed, **given: Any) -> Any:
+    def call(name: str, documents: PackedDocuments, **given: Any) -> Any:
         for side in ("q", "kv"):
             given[f"max_seqlen_{side}"] = documents.longest
             given[f"cu_seqlens_{side}"] = given[f"cu_seqlens_{side}_padded"] = documents.ends

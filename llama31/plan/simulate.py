@@ -26,7 +26,7 @@ REPORT_DAYS = 54
 REPORT_GPUS = 16384
 
 
-class Cause(NamedTuple):
+class FailureCause(NamedTuple):
     """A row of the report's Table 5, and what we take to follow from it: how it shows, and whether a node leaves."""
 
     name: str
@@ -37,27 +37,27 @@ class Cause(NamedTuple):
 
 # Counts, since the printed percentages sum to 94.9. How a cause shows and what it takes is ours, not the report's.
 CAUSES = (
-    Cause("faulty GPU", 148, "error", True),
-    Cause("GPU HBM3 memory", 72, "error", True),
-    Cause("software bug", 54, "error", False),
-    Cause("network switch or cable", 35, "hang", True),
-    Cause("host maintenance, unplanned", 32, "error", True),
-    Cause("GPU SRAM memory", 19, "error", True),
-    Cause("GPU system processor", 17, "hang", True),
-    Cause("NIC", 7, "hang", True),
-    Cause("NCCL watchdog time-out, unknown", 7, "hang", False),
-    Cause("silent data corruption", 6, "silent", True),
-    Cause("GPU thermal interface and sensor", 6, "error", True),
-    Cause("SSD", 3, "error", True),
-    Cause("power supply", 3, "error", True),
-    Cause("server chassis", 2, "error", True),
-    Cause("IO expansion board", 2, "error", True),
-    Cause("dependency", 2, "error", False),
-    Cause("CPU", 2, "error", True),
-    Cause("system memory", 2, "error", True),
+    FailureCause("faulty GPU", 148, "error", True),
+    FailureCause("GPU HBM3 memory", 72, "error", True),
+    FailureCause("software bug", 54, "error", False),
+    FailureCause("network switch or cable", 35, "hang", True),
+    FailureCause("host maintenance, unplanned", 32, "error", True),
+    FailureCause("GPU SRAM memory", 19, "error", True),
+    FailureCause("GPU system processor", 17, "hang", True),
+    FailureCause("NIC", 7, "hang", True),
+    FailureCause("NCCL watchdog time-out, unknown", 7, "hang", False),
+    FailureCause("silent data corruption", 6, "silent", True),
+    FailureCause("GPU thermal interface and sensor", 6, "error", True),
+    FailureCause("SSD", 3, "error", True),
+    FailureCause("power supply", 3, "error", True),
+    FailureCause("server chassis", 2, "error", True),
+    FailureCause("IO expansion board", 2, "error", True),
+    FailureCause("dependency", 2, "error", False),
+    FailureCause("CPU", 2, "error", True),
+    FailureCause("system memory", 2, "error", True),
 )
 UNEXPECTED = sum(cause.stops for cause in CAUSES)
-PLANNED = Cause("planned", 47, "planned", False)
+PLANNED = FailureCause("planned", 47, "planned", False)
 REASONS = ("lost work", "detection", "waiting for a node", "restart", "checkpoint stall", "planned")
 # What `sensitivities` halves: each is better when smaller, the interval within its bounds.
 KNOBS = (
@@ -75,7 +75,7 @@ KNOBS = (
     "repair_hours",
 )
 
-Stop = tuple[float, Cause]  # seconds since the start of the run, and why
+Stop = tuple[float, FailureCause]  # seconds since the start of the run, and why
 
 
 # --- rates and the closed form ---
@@ -111,7 +111,7 @@ def interval_s(run: Simulate) -> float:
     return run.checkpoint_every_s
 
 
-def detection_s(run: Simulate, cause: Cause) -> float:
+def detection_s(run: Simulate, cause: FailureCause) -> float:
     """Seconds from a failure until all ranks have stopped."""
     return {"error": run.detect_s, "hang": run.hang_detect_s, "silent": run.silent_detect_s}[cause.shows]
 
@@ -206,10 +206,10 @@ class _Job:
     def __init__(self, run: Simulate) -> None:
         self.run, self.interval_s, self.history = run, interval_s(run), History()
         self.nodes = _Nodes(run)
-        self.cause: Cause = PLANNED
+        self.cause: FailureCause = PLANNED
         self.down_s = self.held_s = self.ready_s = self.up_s = 0.0
 
-    def stop(self, at_s: float, cause: Cause) -> None:
+    def stop(self, at_s: float, cause: FailureCause) -> None:
         """Stop at `at_s`, which is not before the last stop."""
         self.history.stops[cause.name] += 1
         if at_s < self.ready_s:  # nothing runs that could fail anew; the node is missed when the job wants to start
@@ -227,7 +227,7 @@ class _Job:
         self._close(at_s, saved=True)
         return self.history
 
-    def _want_node(self, at_s: float, cause: Cause) -> None:
+    def _want_node(self, at_s: float, cause: FailureCause) -> None:
         if cause.takes_node:
             self.ready_s = max(self.ready_s, self.nodes.take(at_s))
         self.up_s = self.ready_s + self.run.restart_s

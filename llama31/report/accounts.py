@@ -15,10 +15,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from llama31.report.record import Run, number, stalled
+from llama31.report.record import RecordedRun, number, stalled
 from llama31.report.text import count, duration, percent, short
 from llama31.runs import metrics
-from llama31.runs.metrics import Attempt
+from llama31.runs.metrics import AttemptRecord
 from llama31.runs.views import Line
 
 TRAINING, LOST, STALLS, START, DOWN, OTHER = SLICES = (
@@ -75,7 +75,7 @@ class Ending:
 class Account:
     """What the record of a run adds up to."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RecordedRun) -> None:
         self.run = run
         self.seconds = dict.fromkeys(SLICES, 0.0)
         self.segments: list[Segment] = []
@@ -99,7 +99,7 @@ class Account:
         """Effective training time, see `DEFINITION`; None where no time has passed."""
         return self.seconds[TRAINING] / self.wall_s if self.wall_s > 0 else None
 
-    def _book(self, attempt: Attempt, begin_s: float, end_s: float) -> None:
+    def _book(self, attempt: AttemptRecord, begin_s: float, end_s: float) -> None:
         """Book one attempt, which had the run to itself from `begin_s` to `end_s`."""
         stalls, epoch = _stalls(attempt.lines), 0
         done_s, trained = begin_s, False
@@ -126,11 +126,11 @@ class Account:
         self.seconds[STALLS] += min(sum(stalls.values()), end_s - done_s)
         self._extend(attempt, OTHER, done_s, end_s)
 
-    def _start(self, attempt: Attempt, begin_s: float, end_s: float) -> None:
+    def _start(self, attempt: AttemptRecord, begin_s: float, end_s: float) -> None:
         self.seconds[START] += end_s - begin_s
         self._extend(attempt, START, begin_s, end_s)
 
-    def _extend(self, attempt: Attempt, kind: str, begin_s: float, end_s: float) -> None:
+    def _extend(self, attempt: AttemptRecord, kind: str, begin_s: float, end_s: float) -> None:
         last = self.segments[-1] if self.segments else None
         if last and (last.attempt, last.kind) == (attempt.number, kind):
             self.segments[-1] = Segment(attempt.number, kind, last.begin_s, end_s)
@@ -144,10 +144,10 @@ class Account:
             self._ending(attempt, later) for attempt, later in itertools.zip_longest(self.run.attempts, self._later())
         ]
 
-    def _later(self) -> Sequence[Attempt]:
+    def _later(self) -> Sequence[AttemptRecord]:
         return self.run.attempts[1:]
 
-    def _ending(self, attempt: Attempt, later: Attempt | None) -> Ending:
+    def _ending(self, attempt: AttemptRecord, later: AttemptRecord | None) -> Ending:
         begin_s, end_s = self._spans.get(attempt.number, (None, None))
         next_s, _ = self._spans.get(later.number, (None, None)) if later else (None, None)
         outcome, cause = self._outcome(attempt, later is None)
@@ -167,7 +167,7 @@ class Account:
             None if end_s is None or next_s is None else max(0.0, next_s - end_s),
         )
 
-    def _outcome(self, attempt: Attempt, newest: bool) -> tuple[str, str]:
+    def _outcome(self, attempt: AttemptRecord, newest: bool) -> tuple[str, str]:
         if attempt.end:
             outcome, cause = str(attempt.end.get("outcome")), str(attempt.end.get("cause") or "")
             cause = cause or ("" if outcome == "finished" else "no cause given")
@@ -228,7 +228,7 @@ class Account:
         return self.tokens_per_s
 
 
-def _span(attempt: Attempt) -> tuple[float, float] | None:
+def _span(attempt: AttemptRecord) -> tuple[float, float] | None:
     """First and last sign of life of an attempt; None where it left none."""
     ends = [attempt.info, *attempt.lines[:1], *attempt.lines[-1:], attempt.end or {}]
     times = [time_s for line in ends if (time_s := number(line.get("time_s"))) is not None]

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from llama31.report.accounts import LOST, Account
 from llama31.report.charts import COLOURS, Bar, Chart, Flag, Point, Series, timeline
-from llama31.report.record import Run, number
+from llama31.report.record import RecordedRun, number
 from llama31.report.text import count, duration, fixed, percent, short, whole
 from llama31.runs.views import Line
 
@@ -67,7 +67,9 @@ def smoothed(given: Sequence[Point], share: float = SMOOTH) -> list[Point]:
     return smooth
 
 
-def _raw(run: Run, name: str, title: str, colour: int | str, style: str = "line", unit: str = "fixed") -> Series:
+def _raw(
+    run: RecordedRun, name: str, title: str, colour: int | str, style: str = "line", unit: str = "fixed"
+) -> Series:
     values = points(run.train, name)
     last = next((point.y for point in reversed(values) if point.y is not None), None)
     return Series(title, values, colour, style, SAY[unit](last))
@@ -76,7 +78,7 @@ def _raw(run: Run, name: str, title: str, colour: int | str, style: str = "line"
 # --- loss ---
 
 
-def _losses(run: Run, colour: int) -> list[Chart]:
+def _losses(run: RecordedRun, colour: int) -> list[Chart]:
     """The loss, and its second half: the fall at the beginning takes all the height of the first picture."""
     train = points(run.train, "loss")
     smooth, held = smoothed(train), _held_out(run, colour)
@@ -92,7 +94,7 @@ def _from(x: float, given: Sequence[Point]) -> list[Point]:
     return [point for point in given if point.x >= x]
 
 
-def _loss(run: Run, lines: Sequence[Series], held: Sequence[Series]) -> Chart:
+def _loss(run: RecordedRun, lines: Sequence[Series], held: Sequence[Series]) -> Chart:
     top, rules = _top([*lines, *held]), []
     vocabulary = number(run.setting("model.vocab_size"))
     if vocabulary and vocabulary > 1 and top > 0.6 * math.log(vocabulary):
@@ -123,7 +125,7 @@ def _top(series: Sequence[Series]) -> float:
     return max([_high([point.y for point in series[0].points]), *held])
 
 
-def _held_out(run: Run, colour: int) -> list[Series]:
+def _held_out(run: RecordedRun, colour: int) -> list[Series]:
     lines = run.of("validation")
     names = sorted({name for line in lines if isinstance(line.get("losses"), dict) for name in line["losses"]})
     series = []
@@ -151,7 +153,7 @@ def _high(values: Sequence[float | None]) -> float:
     return finite[-1] if finite[-1] <= room else usual * 1.1
 
 
-def _nonfinite(run: Run, name: str) -> list[float]:
+def _nonfinite(run: RecordedRun, name: str) -> list[float]:
     return [line["tokens"] for line in run.train if line.get(name) is not None and number(line[name]) is None]
 
 
@@ -160,7 +162,7 @@ def _nonfinite(run: Run, name: str) -> list[float]:
 
 def _smooth_chart(
     title: str,
-    run: Run,
+    run: RecordedRun,
     name: str,
     colour: int,
     *,
@@ -175,14 +177,14 @@ def _smooth_chart(
     return Chart(title, lines, unit=unit, log=log, zero=zero, marks=marks, marks_name=marks_name)
 
 
-def _utilisation(run: Run, colour: int) -> Chart:
+def _utilisation(run: RecordedRun, colour: int) -> Chart:
     """MFU, or without a peak to compare with the rate that it would be the share of."""
     if any(number(line.get("mfu")) is not None for line in run.train):
         return _smooth_chart("Model FLOPs utilisation", run, "mfu", colour, unit="share", zero=True)
     return _smooth_chart("Model TFLOPs per second and device", run, "tflops", colour, zero=True)
 
 
-def _stages(run: Run, colour: int) -> Chart:
+def _stages(run: RecordedRun, colour: int) -> Chart:
     lines = [
         _raw(run, "batch_tokens", "tokens per batch", colour, "step", "whole"),
         _raw(run, "sequence_length", "tokens per sequence", (colour + 1) % COLOURS, "step", "whole"),
@@ -190,7 +192,7 @@ def _stages(run: Run, colour: int) -> Chart:
     return Chart("Batch and sequence length", lines, unit="count", log=True)
 
 
-def _documents(run: Run, colour: int) -> list[Chart]:
+def _documents(run: RecordedRun, colour: int) -> list[Chart]:
     """How long the documents of the batches truly are, where the record says so."""
     lines = [line for line in run.train if isinstance(line.get("length_shares"), dict)]
     if not lines:
@@ -222,7 +224,7 @@ def _smooth(title: str, raw: Sequence[Point], colour: int | str, say: Callable[[
     return Series(title, smooth, colour, "line", say(smooth[-1].y) if smooth else "")
 
 
-def _phases(run: Run) -> Chart:
+def _phases(run: RecordedRun) -> Chart:
     lines = [line for line in run.train if number(line.get("step_s"))]
     there = {name for names in {tuple(line) for line in lines} for name in names if _is_phase(name)}
     names = [*PHASES, *sorted(there - PHASES.keys())]
@@ -258,7 +260,7 @@ def _shares(lines: Sequence[Line], names: Sequence[str]) -> dict[str, float]:
     return {name: value / total for name, value in seconds.items()}
 
 
-def _checkpoints(run: Run, colour: int) -> Chart:
+def _checkpoints(run: RecordedRun, colour: int) -> Chart:
     lines = run.of("checkpoint")
     series = [
         Series("training stood still", points(lines, "stall_s"), colour, value=_median(lines, "stall_s")),
@@ -272,7 +274,7 @@ def _median(lines: Sequence[Line], name: str) -> str:
     return duration(statistics.median(values)) if values else ""
 
 
-def _ranks(run: Run, colour: int) -> list[Chart]:
+def _ranks(run: RecordedRun, colour: int) -> list[Chart]:
     """One chart per phase that ranks compare, with the rank that was slowest most often."""
     lines = [line for line in run.of("ranks") if isinstance(line.get("phases"), dict)]
     names = list(dict.fromkeys(name for line in lines for name in line["phases"]))
@@ -386,7 +388,7 @@ def _positive(series: Iterable[Series]) -> bool:
     return all(point.y is None or point.y > 0 for one in series for point in one.points)
 
 
-def _over(run: Run, name: str, index: int, say: Callable[[float | None], str]) -> Series:
+def _over(run: RecordedRun, name: str, index: int, say: Callable[[float | None], str]) -> Series:
     smooth = smoothed(points(run.train, name))
     return Series(run.label, smooth, index % COLOURS, "line", _last(smooth, say))
 

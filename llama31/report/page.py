@@ -9,7 +9,7 @@ from llama31.plan import shapes
 from llama31.report import figures, tables
 from llama31.report.accounts import DEFINITION, SLICES, TRAINING, Account, concerns
 from llama31.report.charts import COLOURS, draw
-from llama31.report.record import Run, flat, number
+from llama31.report.record import RecordedRun, flat, number
 from llama31.report.style import CSS, SCRIPT
 from llama31.report.tables import Cell, table
 from llama31.report.text import NONE, count, duration, escape, fixed, moment, percent, short
@@ -70,7 +70,7 @@ def _subtitle(account: Account) -> str:
     return " · ".join(escape(short(word, 200)) for word in words if word)
 
 
-def _model(run: Run) -> str:
+def _model(run: RecordedRun) -> str:
     """Name and parameters of the model, as far as the config tells."""
     model = run.setting("model")
     if not isinstance(model, dict):

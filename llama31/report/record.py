@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from llama31.runs import metrics
-from llama31.runs.metrics import Attempt
+from llama31.runs.metrics import AttemptRecord
 from llama31.runs.views import Line
 
 Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """One run folder. `lines` are the merged record, in which every step stands once."""
 
     folder: Path
     label: str
-    attempts: Sequence[Attempt]
+    attempts: Sequence[AttemptRecord]
     lines: Sequence[Line]
     config_text: str
     config: Facts
@@ -64,7 +64,7 @@ class Run:
         return value
 
 
-def load(folders: Sequence[str | Path], now_s: float | None = None) -> list[Run]:
+def load(folders: Sequence[str | Path], now_s: float | None = None) -> list[RecordedRun]:
     """The runs of `folders`, each with a label of its own. `now_s` is the present, by which silence is judged.
 
     Raises ValueError (key `runs`) with all folders that cannot be reported on.
@@ -91,7 +91,7 @@ def _labels(paths: Sequence[Path]) -> list[str]:
     return [str(path) if names.count(name) > 1 else name for path, name in zip(paths, names)]
 
 
-def _load(folder: Path, label: str, now_s: float) -> Run:
+def _load(folder: Path, label: str, now_s: float) -> RecordedRun:
     if not folder.is_dir():
         raise ValueError("there is no such folder; give the folder of a run, such as runs/demo")
     attempts = metrics.attempts(folder)
@@ -101,7 +101,7 @@ def _load(folder: Path, label: str, now_s: float) -> Run:
     text, config = _config(folder / "config.yaml", unread)
     decisions = list(_json_lines(folder / "decisions.jsonl", unread))
     lines = metrics.merged(line for attempt in attempts for line in attempt.lines)
-    return Run(folder, label, attempts, lines, text, config, decisions, unread, now_s)
+    return RecordedRun(folder, label, attempts, lines, text, config, decisions, unread, now_s)
 
 
 def _without_attempt(folder: Path) -> str:
@@ -156,7 +156,7 @@ def read_json(path: Path) -> Facts:
     return content if isinstance(content, dict) else {}
 
 
-def stalled(attempt: Attempt) -> dict[str, str]:
+def stalled(attempt: AttemptRecord) -> dict[str, str]:
     """What the guard's watch left of ranks that made no progress: text by file name, without its suffix."""
     files = sorted((attempt.folder / "stalled").glob("*.txt"))
     return {path.stem: path.read_text(encoding="utf-8", errors="replace") for path in files}

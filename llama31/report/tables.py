@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from llama31.report.accounts import Account, Cause, Ending, causes
-from llama31.report.record import Run, flat, number, read_json, stalled
+from llama31.report.record import RecordedRun, flat, number, read_json, stalled
 from llama31.report.text import NONE, duration, escape, facts, moment, plain, short
-from llama31.runs.metrics import Attempt
+from llama31.runs.metrics import AttemptRecord
 
 ROWS = 200  # of one table; the newest are shown
 PER_ATTEMPT = ("attempt", "time_s", "from_step", "from_tokens", "weights_from", "slurm_job", "slurm_restart")
@@ -113,7 +113,7 @@ def _attempts(account: Account) -> str:
     return _section("Attempts", table(names, rows), note)
 
 
-def _attempt(ending: Ending, attempt: Attempt) -> list[Cell]:
+def _attempt(ending: Ending, attempt: AttemptRecord) -> list[Cell]:
     lasted = None if ending.end_s is None or ending.begin_s is None else ending.end_s - ending.begin_s
     first = attempt.info.get("from_step", attempt.lines[0]["step"] if attempt.lines else None)
     job, restart = attempt.info.get("slurm_job"), attempt.info.get("slurm_restart")
@@ -133,7 +133,7 @@ def _attempt(ending: Ending, attempt: Attempt) -> list[Cell]:
     ]
 
 
-def _events(run: Run) -> str:
+def _events(run: RecordedRun) -> str:
     lines = [line for line in run.lines if line["kind"] in ("event", "rollback")]
     if not lines:
         return ""
@@ -158,7 +158,7 @@ def _event(line: dict[str, Any]) -> str:
     return short(name, 60).replace("_", " ")
 
 
-def _slow(run: Run) -> str:
+def _slow(run: RecordedRun) -> str:
     seen: dict[tuple[str, str, str], list[tuple[float, int]]] = {}
     for line in run.of("ranks"):
         for slow in line.get("slow") or ():
@@ -183,7 +183,7 @@ def _slow(run: Run) -> str:
     return _section("Slow ranks", table(names, rows[:ROWS]), note)
 
 
-def _decisions(run: Run) -> str:
+def _decisions(run: RecordedRun) -> str:
     if not run.decisions:
         return ""
     shown, note = _newest(list(enumerate(run.decisions)))
@@ -191,7 +191,7 @@ def _decisions(run: Run) -> str:
     return _section("Decisions in force", table(["no.", "decision"], rows), note)
 
 
-def _stalled(run: Run) -> str:
+def _stalled(run: RecordedRun) -> str:
     folds = [
         _folded(f"attempt {attempt.number}, {name}", f"<pre>{escape(short(text, 20000))}</pre>")
         for attempt in run.attempts[-20:]
@@ -203,7 +203,7 @@ def _stalled(run: Run) -> str:
 # --- what it ran with ---
 
 
-def _preflight(run: Run) -> str:
+def _preflight(run: RecordedRun) -> str:
     checks = [(attempt.number, read_json(attempt.folder / "preflight.json")) for attempt in run.attempts]
     problems = [
         [Cell(str(number), right=True), Cell(plain(problem))]
@@ -230,7 +230,7 @@ def _nodes(nodes: Any) -> str:
     return table(names, rows)
 
 
-def _excluded(run: Run) -> str:
+def _excluded(run: RecordedRun) -> str:
     try:
         names = (run.folder / "exclude_nodes").read_text(encoding="utf-8", errors="replace").split()
     except OSError:
@@ -238,7 +238,7 @@ def _excluded(run: Run) -> str:
     return f'<p class="sub">Excluded nodes: {escape(short(", ".join(names), 2000))}</p>' if names else ""
 
 
-def _environment(run: Run) -> str:
+def _environment(run: RecordedRun) -> str:
     attempts = [attempt for attempt in run.attempts if attempt.info]
     if not attempts:
         return ""
@@ -254,14 +254,14 @@ def _environment(run: Run) -> str:
     return _section("Environment", body, note)
 
 
-def _facts(attempt: Attempt) -> dict[str, str]:
+def _facts(attempt: AttemptRecord) -> dict[str, str]:
     known = {name: value for name, value in attempt.info.items() if name not in PER_ATTEMPT}
     if isinstance(known.get("command"), list):
         known["command"] = " ".join(map(str, known["command"]))
     return {name: ", ".join(map(str, v)) if isinstance(v, list) else plain(v) for name, v in flat(known).items()}
 
 
-def _changes(earlier: Attempt, later: Attempt) -> list[list[Cell]]:
+def _changes(earlier: AttemptRecord, later: AttemptRecord) -> list[list[Cell]]:
     old, new = _facts(earlier), _facts(later)
     rows = []
     for name in dict.fromkeys([*old, *new]):
@@ -280,13 +280,13 @@ def _changes(earlier: Attempt, later: Attempt) -> list[list[Cell]]:
     return rows
 
 
-def _config(run: Run) -> str:
+def _config(run: RecordedRun) -> str:
     if not run.config_text:
         return _section("Config", '<div class="card"><p class="none">no config.yaml in the run folder</p></div>')
     return _section("Config", _folded("config.yaml of the newest attempt", f"<pre>{escape(run.config_text)}</pre>"))
 
 
-def _unread(run: Run) -> str:
+def _unread(run: RecordedRun) -> str:
     if not run.unread:
         return ""
     rows = [[Cell(short(text))] for text in run.unread[:ROWS]]

@@ -1,7 +1,7 @@
 """What a run watches while it trains, and what it does about it. Verdicts are data, and all ranks hold the same one.
 
-A step is judged before its update is applied: `Seen` says what was measured, `Guard.judge` answers with a `Verdict`,
-`agree` makes rank 0's verdict (and any rank's wish to stop) that of all ranks, `Guard.note` remembers what was decided.
+A step is judged before its update is applied: `Seen` says what was measured, `RunGuard.judge` answers with a `Verdict`,
+`agree` makes rank 0's verdict (and any rank's wish to stop) that of all ranks, `RunGuard.note` remembers the decision.
 Every rank does all of this, at the price of one all-reduce of one integer per step.
 
 `Divergence` and `RankTimes` compare ranks every so many steps; their results are the same on all ranks by construction.
@@ -68,7 +68,7 @@ class Verdict:
     to_step: int = 0
 
 
-class Guard:
+class RunGuard:
     """Judges steps by what came before them. No torch, no clock, no files: what it says is a function of what it saw.
 
     `step` is where training stands when it begins.
@@ -388,7 +388,7 @@ class RankTimes:
         probe: Callable[[], float] | None = None,
     ) -> None:
         self.settings, self.grid, self.hosts, self.phases = settings, grid, hosts, tuple(phases)
-        self._probe = probe or Probe(grid.device)
+        self._probe = probe or SpeedProbe(grid.device)
         self._before: set[int] = set()  # ranks whose probe was slow last time
 
     def compare(self, seconds: Mapping[str, float], steps: int) -> Comparison:
@@ -422,7 +422,7 @@ def compare_times(
     return Comparison(by_phase, sorted(slow, key=lambda one: -one["factor"]))
 
 
-class Probe:
+class SpeedProbe:
     """Seconds of a fixed matrix product on `device`, the best of three: what this rank can do when left alone."""
 
     def __init__(self, device: torch.device) -> None:

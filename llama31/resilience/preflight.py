@@ -54,7 +54,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Report:
+class PreflightReport:
     """What was measured on each node, and what is wrong; the same on all ranks. `hosts` is the host of every rank."""
 
     nodes: list[dict[str, Any]]
@@ -77,7 +77,7 @@ def gather_hosts(grid: Grid) -> list[str]:
     return hosts
 
 
-def check(run: config.Training, grid: Grid, packages: Mapping[str, str], commit: str | None) -> Report:
+def check(run: config.Training, grid: Grid, packages: Mapping[str, str], commit: str | None) -> PreflightReport:
     """Measure all nodes and judge them; collective, and the same result on all ranks.
 
     `packages` are the versions installed here and `commit` that of the code here. Less than a second on CPUs.
@@ -97,7 +97,7 @@ def check(run: config.Training, grid: Grid, packages: Mapping[str, str], commit:
     records: list[Any] = [None] * grid.world
     dist.all_gather_object(records, record)
     needed = 2 * shapes.checkpoint_bytes(run.model, run.precision.params)
-    return Report(summarise(records), judge(records, settings, needed), hosts)
+    return PreflightReport(summarise(records), judge(records, settings, needed), hosts)
 
 
 def _measured(record: Record, name: str, measure: Callable[[], Any]) -> Record:

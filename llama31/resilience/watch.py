@@ -15,14 +15,14 @@ from llama31.parallel.mesh import Grid
 from llama31.plan.interval import Interval
 from llama31.resilience import preflight, resume
 from llama31.resilience.attempt import Attempt, ComeBack, environment, exclude_nodes
-from llama31.resilience.guard import Comparison, Control, Divergence, Guard, Odd, RankTimes, Seen, agree
+from llama31.resilience.guard import Comparison, Control, Divergence, Odd, RankTimes, RunGuard, Seen, agree
 from llama31.resilience.stopping import StopRequests
 from llama31.resilience.watchdog import Watchdog
 from llama31.runs import files
 from llama31.runs.metrics import Metrics
 
 
-class Superseded(config.RunError):
+class AttemptSuperseded(config.RunError):
     """A newer attempt of the same run trains elsewhere; this one has saved nothing since."""
 
 
@@ -35,7 +35,7 @@ class Watch:
         self.main = grid.rank == 0
         self.environment = environment()
         self.hosts = preflight.gather_hosts(grid)
-        self.guard = Guard(run.guard)
+        self.guard = RunGuard(run.guard)
         self.interval = Interval(run.checkpoint)
         self.requests = StopRequests(attempt.run_folder, attempt.newer, self.main)
         self._own: dict[str, float] = {}
@@ -96,7 +96,8 @@ class Watch:
         )
         control = agree(mine, self.grid)
         if control.superseded:
-            raise Superseded(f"{control.reason}: this one, number {self.attempt.number}, makes way and saves nothing")
+            number = self.attempt.number
+            raise AttemptSuperseded(f"{control.reason}: this one, number {number}, makes way and saves nothing")
         control = self._excluding(seen, control)
         self.guard.note(seen, control.verdict)
         self._tell(step, tokens, control)

@@ -132,7 +132,7 @@ def open_run(
 
 
 @dataclass(frozen=True)
-class Attempt:
+class AttemptRecord:
     """One start of the trainer, as its folder tells it."""
 
     number: int
@@ -142,11 +142,11 @@ class Attempt:
     end: Line | None  # its last word (end.json); None where it died, or still runs
 
 
-def attempts(run_folder: str | Path) -> list[Attempt]:
+def attempts(run_folder: str | Path) -> list[AttemptRecord]:
     """All attempts of a run, in order. ValueError where one has a damaged record."""
     folders = (path for path in Path(run_folder).glob("attempts/*") if path.name.isdigit() and path.is_dir())
     return [
-        Attempt(
+        AttemptRecord(
             number=int(folder.name),
             folder=folder,
             info=_object(folder / "attempt.json") or {},

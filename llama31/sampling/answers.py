@@ -54,7 +54,7 @@ def of_server(
     return _answer(message, None, "stop" if finish in ("tool_calls", "function_call") else finish, tokens, end)
 
 
-def of_ids(ids: Sequence[int], form: chat.Format, tokenizer: chat.Words, ends: Mapping[str, int]) -> Answer:
+def of_ids(ids: Sequence[int], form: chat.Format, tokenizer: chat.ChatTokenizer, ends: Mapping[str, int]) -> Answer:
     """What our own decoder gave, with the token of `ends` (by name) that ended it if there was one."""
     end = next((name for name, number in ends.items() if ids and ids[-1] == number), None)
     finish, text = "stop" if end else "length", tokenizer.decode(ids[:-1] if end else ids)

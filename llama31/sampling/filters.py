@@ -36,7 +36,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Ranked:
+class RankedAnswer:
     """A prompt's answers that passed, the best first, with their rewards."""
 
     prompt: str
@@ -47,7 +47,7 @@ class Ranked:
 class Selection:
     """What is kept, and how many answers (or prompts) were dropped for what."""
 
-    best: list[Ranked] = field(default_factory=list)
+    best: list[RankedAnswer] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
 
 
@@ -132,7 +132,7 @@ def select(
             else:
                 selection.dropped[str(reason)] += 1
         if kept:
-            selection.best.append(Ranked(prompt, sorted(kept, key=lambda pair: (-pair[1], pair[0].k))))
+            selection.best.append(RankedAnswer(prompt, sorted(kept, key=lambda pair: (-pair[1], pair[0].k))))
         else:
             selection.dropped["prompts without an answer"] += 1
     _balance(selection, filters)

@@ -48,7 +48,7 @@ CALLING = (
 )
 
 
-class LeftOut(ValueError):
+class OutsideFormat(ValueError):
     """A record that is well-formed, and that this format cannot say: it is left out, and counted under `reason`."""
 
     def __init__(self, reason: str, why: str) -> None:
@@ -56,7 +56,7 @@ class LeftOut(ValueError):
         self.reason = reason  # said behind the number of such records
 
 
-class Words(Protocol):
+class ChatTokenizer(Protocol):
     """What is needed of a tokenizer."""
 
     bos_id: int
@@ -166,9 +166,9 @@ def message(given: Any, place: int = 0) -> Message:
         said = f"role is {_shown(role)}" if isinstance(given, Mapping) else f"it is {_shown(given)}"
         raise ValueError(f"{where}: give an object whose role is one of {', '.join(ROLES)}; {said}")
     if lost := [key for key in LOST if given.get(key)]:
-        raise LeftOut(CALLS_OTHERWISE, f"{where}.{lost[0]}: this call would be lost; give it as tool_calls")
+        raise OutsideFormat(CALLS_OTHERWISE, f"{where}.{lost[0]}: this call would be lost; give it as tool_calls")
     if lost := [key for key in APART if given.get(key)]:
-        raise LeftOut(
+        raise OutsideFormat(
             REASONS, f"{where}.{lost[0]}: Llama 3.1 has no place for it; give what belongs to the content there"
         )
     role, call = ROLES[role], _call(given.get("tool_calls"), where)
@@ -217,7 +217,7 @@ def _text(given: Any, where: str, role: str) -> str:
     for part in given if isinstance(given, list) else ():
         kind = part.get("type") if isinstance(part, Mapping) else part
         if kind in PARTS[1:]:
-            raise LeftOut(PICTURES, f"{where}.content: a part of type {_shown(kind)}; Llama 3.1 reads text alone")
+            raise OutsideFormat(PICTURES, f"{where}.content: a part of type {_shown(kind)}; Llama 3.1 reads text alone")
         if not isinstance(part, Mapping) or kind != "text" or not isinstance(part.get("text"), str):
             raise ValueError(f'{where}.content: a part of type {_shown(kind)}; give {{"type": "text", "text": TEXT}}')
     if not isinstance(given, str | list | None):
@@ -236,7 +236,7 @@ def _call(given: Any, where: str) -> Call | None:
     if not isinstance(given, list):
         raise ValueError(f"{where}.tool_calls: give a list with one call; it is {_shown(given)}")
     if len(given) != 1:
-        raise LeftOut(SEVERAL, f"{where}.tool_calls: Llama 3.1 makes one call per message; split the message")
+        raise OutsideFormat(SEVERAL, f"{where}.tool_calls: Llama 3.1 makes one call per message; split the message")
     function = given[0].get("function", given[0]) if isinstance(given[0], Mapping) else None
     function = function if isinstance(function, Mapping) else {}
     name, arguments = function.get("name"), function.get("arguments", function.get("parameters", {}))
@@ -244,12 +244,12 @@ def _call(given: Any, where: str) -> Call | None:
         try:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError) as error:
-            raise LeftOut(NO_ARGUMENTS, f"{where}.tool_calls: the arguments are no JSON ({error})") from error
+            raise OutsideFormat(NO_ARGUMENTS, f"{where}.tool_calls: the arguments are no JSON ({error})") from error
     if not isinstance(name, str) or not isinstance(arguments, Mapping):
         said = f"it is {_shown(given[0])}"
         raise ValueError(f'{where}.tool_calls: give [{{"function": {{"name": ..., "arguments": {{...}}}}}}]; {said}')
     if (needed := NEEDED.get(name)) and not isinstance(arguments.get(needed), str):
-        raise LeftOut(NO_ARGUMENTS, f"{where}.tool_calls: {name} takes the text {needed!r}")
+        raise OutsideFormat(NO_ARGUMENTS, f"{where}.tool_calls: {name} takes the text {needed!r}")
     return Call(name, arguments)
 
 
@@ -371,7 +371,7 @@ def _written(text: str) -> Call | None:
 class Format:
     """Dialogs -> ids with one tokenizer. Raises ValueError (key `tokenizer.path`) where it lacks Llama 3's tokens."""
 
-    def __init__(self, tokenizer: Words) -> None:
+    def __init__(self, tokenizer: ChatTokenizer) -> None:
         missing = [name for name in TOKENS if name not in tokenizer.special]
         if missing:
             raise ValueError(f"tokenizer.path: no {', '.join(missing)}; dialogs need the special tokens of Llama 3")

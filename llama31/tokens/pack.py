@@ -42,7 +42,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
-class _Job:
+class _PackJob:
     """One work item and what decides its tokens; small, for it travels to a process."""
 
     item: sources.Item
@@ -94,7 +94,7 @@ def pack(data: config.Data, name: str, settings: config.Tokenizer, overwrite: bo
     if left := sources.unread(source):
         print(not_read(f"data.sources.{name}.input={source.input}", left) + ", or set format")
     jobs = [
-        _Job(item, source, name, settings.kind, settings.path, data.bos, data.eos, data.seed, data.heldout_fraction)
+        _PackJob(item, source, name, settings.kind, settings.path, data.bos, data.eos, data.seed, data.heldout_fraction)
         for item in work
     ]
     with _staging(target, _place(data, name)) as folder:
@@ -152,7 +152,7 @@ def heldout_key(text: str, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8, key=seed.to_bytes(8, "little")).digest(), "little")
 
 
-def _tokenize(job: _Job) -> _Result:
+def _tokenize(job: _PackJob) -> _Result:
     vocabulary = _vocabulary(job.kind, job.path)
     begun_s = time.process_time()
     head = [vocabulary.bos_id] if job.bos else []
@@ -179,7 +179,7 @@ def _tokenize(job: _Job) -> _Result:
     return _Result(parts, left, job.item.size, time.process_time() - begun_s)
 
 
-def _results(jobs: list[_Job], workers: int) -> Iterator[_Result]:
+def _results(jobs: list[_PackJob], workers: int) -> Iterator[_Result]:
     """Results in the order of the jobs; a few more than `workers` are under way at a time, to bound the memory."""
     if workers == 1:
         yield from map(_tokenize, jobs)
@@ -205,7 +205,7 @@ def _results(jobs: list[_Job], workers: int) -> Iterator[_Result]:
 # --- files, in this process -------------------------------------------------------------------------------------------
 
 
-def _write(jobs: list[_Job], folder: Path, dtype: np.dtype[Any], data: config.Data) -> dict[str, Split]:
+def _write(jobs: list[_PackJob], folder: Path, dtype: np.dtype[Any], data: config.Data) -> dict[str, Split]:
     """Tokenize all jobs into `folder`; returns what each split holds. Prints a summary."""
     from tqdm import tqdm
 
@@ -251,7 +251,9 @@ def _left_out(left: sources.LeftOut) -> Iterator[str]:
         yield f"{left.blank:,} documents left out that are blank"
 
 
-def _filled(splits: dict[str, Split], folder: Path, dtype: np.dtype[Any], smallest: int, job: _Job) -> dict[str, Split]:
+def _filled(
+    splits: dict[str, Split], folder: Path, dtype: np.dtype[Any], smallest: int, job: _PackJob
+) -> dict[str, Split]:
     """Give a small source a held-out document; remove the files of a split that stays empty."""
     where = f"data.sources.{job.name}"
     documents = {split: counts.documents for split, counts in splits.items()}

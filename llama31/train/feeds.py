@@ -13,13 +13,13 @@ from llama31 import config
 from llama31.data import batches
 from llama31.data.mixture import Decision
 from llama31.dialogs import columns, feed, preferences, store
-from llama31.dialogs.rows import Packed
+from llama31.dialogs.rows import PackedRows
 from llama31.evaluate.perplexity import Heldout
 from llama31.parallel.collectives import on_first_rank, rank_of
 from llama31.resilience import resume
 from llama31.tokens import chat, tokenizers
 
-Rows = batches.Rows | Packed
+Rows = batches.Rows | PackedRows
 
 
 class Feed(Protocol):
@@ -38,7 +38,7 @@ class Feed(Protocol):
     def extra(self) -> dict[str, Any]: ...
 
 
-class Text:
+class TextFeed:
     """Packed text, in the mixture that decisions may change."""
 
     def __init__(self, run: config.Pretrain) -> None:
@@ -78,7 +78,7 @@ class Text:
         """Held-out text in rows of `length`; None where no source has any."""
         if not batches.holds(self._batches.packed, "heldout"):
             return None
-        return batches.Heldout(self._run.data, length, tokens)
+        return batches.HeldoutText(self._run.data, length, tokens)
 
     def facts(self, step: int) -> dict[str, Any]:
         """For the record: true lengths of the step's documents, of rows that hold whole ones. Some ms."""
@@ -97,7 +97,7 @@ class Text:
         }
 
 
-def dialogs(run: config.Sft) -> feed.Feed:
+def dialogs(run: config.Sft) -> feed.DialogFeed:
     """Encode the dialogs where that is not done yet, and lay them into rows. Collective; raises ValueError."""
     tokenizer = tokenizers.load(run.tokenizer)
     form, targets = chat.Format(tokenizer), run.data.targets
@@ -111,16 +111,16 @@ def dialogs(run: config.Sft) -> feed.Feed:
     return _feed(run, run.data, stores, feed.Supervised())
 
 
-def rewarded(run: config.Reward, strengths: Sequence[str] | None = None) -> feed.Feed:
+def rewarded(run: config.Reward, strengths: Sequence[str] | None = None) -> feed.DialogFeed:
     """Preferences for a reward model, of the config's strengths unless others are given. Collective."""
-    maker = feed.Rewarded(run.layout, tuple(strengths or run.data.strengths))
-    return _feed(run, run.data, _preferences(run, run.data), maker, quiet=strengths is not None)
+    collator = feed.Rewarded(run.layout, tuple(strengths or run.data.strengths))
+    return _feed(run, run.data, _preferences(run, run.data), collator, quiet=strengths is not None)
 
 
-def preferred(run: config.Dpo) -> feed.Feed:
+def preferred(run: config.Dpo) -> feed.DialogFeed:
     """Preferences for DPO, to which `reference.attach` gives the reference's log-probabilities. Collective."""
-    maker = feed.Preferred(run.nll, run.nll_mean, run.masked, tuple(run.data.strengths))
-    result = _feed(run, run.data, _preferences(run, run.data), maker)
+    collator = feed.Preferred(run.nll, run.nll_mean, run.masked, tuple(run.data.strengths))
+    result = _feed(run, run.data, _preferences(run, run.data), collator)
     result.objective = feed.objective(run)
     return result
 
@@ -163,11 +163,11 @@ def _feed(
     run: config.Training,
     data: config.Dialogs | config.Preferences,
     stores: dict[str, store.Store],
-    maker: feed.Maker,
+    collator: feed.Collator,
     quiet: bool = False,
-) -> feed.Feed:
+) -> feed.DialogFeed:
     epochs = {name: source.epochs for name, source in data.sources.items()}
-    made = feed.Feed(stores, epochs, maker, run.schedule, data.seed, data.prefetch)
+    made = feed.DialogFeed(stores, epochs, collator, run.schedule, data.seed, data.prefetch)
     if rank_of(None) == 0 and not quiet:
         print(f"data: {made.summary()}", flush=True)
     return made

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from llama31 import config
 from llama31.checkpoint import manifest, publish
-from llama31.dialogs.feed import Feed
+from llama31.dialogs.feed import DialogFeed
 from llama31.engine import preference, scoring, state
 from llama31.engine.pipeline import Forward
 from llama31.model import llama
@@ -35,7 +35,7 @@ VERSION = 1
 Values = NDArray[np.float32]
 
 
-def attach(feed: Feed, run: config.Dpo, grid: Grid) -> None:
+def attach(feed: DialogFeed, run: config.Dpo, grid: Grid) -> None:
     """Give `feed` the log-probabilities of both answers of each example, from the file where there is one. Collective.
 
     Raises ValueError (key `init_from`) where the model to begin with cannot be read.
@@ -57,7 +57,7 @@ def attach(feed: Feed, run: config.Dpo, grid: Grid) -> None:
     feed.reference = known
 
 
-def fingerprint(feed: Feed, run: config.Dpo, source: Path) -> str:
+def fingerprint(feed: DialogFeed, run: config.Dpo, source: Path) -> str:
     """Of all that decides the numbers: weights by the checksums of their files, data, mask, rows, number format."""
     files = manifest.read(source).files
     weights = {
@@ -79,7 +79,7 @@ def fingerprint(feed: Feed, run: config.Dpo, source: Path) -> str:
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def compute(feed: Feed, run: config.Dpo, grid: Grid, source: Path) -> Values:
+def compute(feed: DialogFeed, run: config.Dpo, grid: Grid, source: Path) -> Values:
     """[examples, 2]: the better answer's, then the worse's; 0 of what is not learned. Collective."""
     chunks = llama.build(run.model, run.precision, run.parallel, grid)
     state.load_weights(source, chunks, run.model, grid)

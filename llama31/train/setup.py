@@ -20,7 +20,7 @@ from llama31.engine import state as tensors
 from llama31.engine.ema import Ema
 from llama31.engine.pipeline import Engine
 from llama31.evaluate import perplexity
-from llama31.evaluate.gates import Gates
+from llama31.evaluate.gates import GateState
 from llama31.model import llama, precision
 from llama31.parallel import mesh
 from llama31.parallel.collectives import on_first_rank
@@ -63,7 +63,7 @@ class State:
     tokenizer: dict[str, Any]  # as checkpoints name it
     engine: Engine
     ema: Ema | None
-    gates: Gates
+    gates: GateState
     saver: Saver
     last_step: int
     peak_tflops: float | None
@@ -139,7 +139,7 @@ def setup(run: config.Training, place: Place, data: Feed) -> State:
 
     engine = open_engine(run, grid, start)
     ema = open_average(run, grid, start, engine)
-    gates = Gates(run, tokenizer, length, grid.rank == 0)
+    gates = GateState(run, tokenizer, length, grid.rank == 0)
     watch.follow(engine, start)
 
     on_first_rank(lambda: open_folder(run, place, decisions, tokenizer))

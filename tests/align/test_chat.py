@@ -306,7 +306,7 @@ LEFT_OUT = {  # with these words behind their number, and without an end of the 
 
 @pytest.mark.parametrize("reason", LEFT_OUT)
 def test_what_the_format_cannot_say_is_left_out_for_a_reason(reason: str) -> None:
-    with pytest.raises(chat.LeftOut) as caught:
+    with pytest.raises(chat.OutsideFormat) as caught:
         chat.read(LEFT_OUT[reason])
     assert caught.value.reason == reason
 

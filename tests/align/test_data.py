@@ -39,8 +39,10 @@ def preferred(path: Path, form: chat.Format, heldout: float = 0.0, strength: str
     return store.read(store.prepare(path.parent / "x", "a", str(path), SETTINGS, 1, heldout, encode))
 
 
-def fed(result: store.Store, maker: feed.Maker, epochs: float = 1.0, **schedule: Any) -> feed.Feed:
-    return feed.Feed({"a": result}, {"a": epochs}, maker, dataclasses.replace(SCHEDULE, **schedule), seed=3, prefetch=0)
+def fed(result: store.Store, collator: feed.Collator, epochs: float = 1.0, **schedule: Any) -> feed.DialogFeed:
+    return feed.DialogFeed(
+        {"a": result}, {"a": epochs}, collator, dataclasses.replace(SCHEDULE, **schedule), seed=3, prefetch=0
+    )
 
 
 # --- what is refused ---
@@ -293,9 +295,9 @@ def test_the_likelihood_is_a_mean_over_what_the_assistant_said(mean: str, form: 
 @pytest.mark.parametrize("layout", rows.LAYOUTS)
 def test_reward_rows(layout: str, form: chat.Format, write: Written) -> None:
     result = preferred(write("p.jsonl", preference("q", "good", "bad", edited="best")), form)
-    maker = feed.Rewarded(layout)
-    length = int(maker.lengths(result)[0])
-    made = fed(result, maker, sequence_length=length, batch_tokens=length).rows(0, np.array([0]))
+    collator = feed.Rewarded(layout)
+    length = int(collator.lengths(result)[0])
+    made = fed(result, collator, sequence_length=length, batch_tokens=length).rows(0, np.array([0]))
     assert made.responses == 3 and made.pairs.tolist() == [[0, 1], [0, 2], [1, 2]]
     ends = [int(np.nonzero(made.of_token[0] == number)[0][0]) for number in range(3)]
     assert made.tokens[0, ends].tolist() == [Bytes.eot_id] * 3
@@ -309,8 +311,8 @@ def test_reward_rows(layout: str, form: chat.Format, write: Written) -> None:
 def test_only_wanted_strengths_are_learned(form: chat.Format, write: Written) -> None:
     kinds = ("significantly_better", "better", "slightly_better", "marginally_better")
     result = preferred(write("p.jsonl", *(preference("q", "good", "bad", kind) for kind in kinds)), form)
-    for maker in (feed.Rewarded(), feed.Preferred()):
-        assert (maker.lengths(result) > 0).tolist() == [True, True, False, False]
+    for collator in (feed.Rewarded(), feed.Preferred()):
+        assert (collator.lengths(result) > 0).tolist() == [True, True, False, False]
     assert (feed.Rewarded(strengths=kinds[2:]).lengths(result) > 0).tolist() == [False, False, True, True]
 
 
@@ -352,7 +354,7 @@ def test_rows_are_a_function_of_the_step_and_skips_leave_steps_out(form: chat.Fo
     assert np.array_equal(part.tokens, whole[5].tokens[[2, 0]])
 
 
-def started(made: feed.Feed) -> Any:
+def started(made: feed.DialogFeed) -> Any:
     """Where a run goes on that read `made`."""
 
     class Meta:
@@ -378,7 +380,7 @@ def test_another_order_is_refused_on_resume(form: chat.Format, write: Written) -
 def test_sources_that_come_or_go_are_refused_on_resume(form: chat.Format, write: Written) -> None:
     result = dialogs(write("d.jsonl", *(dialog("q", "a") for _ in range(9))), form)
     one, two = (
-        feed.Feed(dict.fromkeys(names, result), dict.fromkeys(names, 1.0), feed.Supervised(), SCHEDULE, 3, 0)
+        feed.DialogFeed(dict.fromkeys(names, result), dict.fromkeys(names, 1.0), feed.Supervised(), SCHEDULE, 3, 0)
         for names in ("a", "ab")
     )
     with pytest.raises(ValueError, match="data.sources.b.epochs=1.0: the checkpoint read its data without it; "):
@@ -394,7 +396,7 @@ def test_sources_that_come_or_go_are_refused_on_resume(form: chat.Format, write:
 def test_another_objective_is_refused_on_resume(form: chat.Format, write: Written) -> None:
     result = preferred(write("p.jsonl", preference("q", "good", "bad")), form)
 
-    def of(**changes: Any) -> feed.Feed:
+    def of(**changes: Any) -> feed.DialogFeed:
         run = dataclasses.replace(config.Dpo("x"), **changes)
         made = fed(result, feed.Preferred(run.nll, run.nll_mean, run.masked))
         made.objective = feed.objective(run)

@@ -15,7 +15,7 @@ import torch
 from llama31 import config
 from llama31.checkpoint import publish, shards
 from llama31.judging import scored
-from llama31.judging.score import Judge
+from llama31.judging.score import RewardScorer
 from llama31.model import llama
 from llama31.parallel import mesh
 from llama31.runs import metrics
@@ -159,7 +159,7 @@ def test_a_reward_model_ranks_and_judges(room: Path, bpe: config.Tokenizer) -> N
         "all that are held out"
     )
     assert record["all"]["accuracy"] > 0.85 and (room / "reward/calibration.png").stat().st_size > 10_000
-    judge = Judge(str(room / "reward"), run.parallel, run.precision, mesh.create(run.parallel))
+    judge = RewardScorer(str(room / "reward"), run.parallel, run.precision, mesh.create(run.parallel))
     dialogs = [
         chat.read(dialog(prompt, answer))
         for prompt in WORDS
@@ -217,5 +217,7 @@ def test_heads_are_not_mixed_up(room: Path, bpe: config.Tokenizer) -> None:  # n
     with pytest.raises(ValueError, match="a reward model has no output layer"):
         dpo.main(run_of(config.Dpo, room, bpe, "from-reward", init_from=str(room / "reward")))
     with pytest.raises(ValueError, match="it predicts tokens; give a reward model"):
-        Judge(str(room / "base"), config.Parallel(), config.Precision(params="fp32"), mesh.create(config.Parallel()))
+        RewardScorer(
+            str(room / "base"), config.Parallel(), config.Precision(params="fp32"), mesh.create(config.Parallel())
+        )
     mesh.close()

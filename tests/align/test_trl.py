@@ -215,7 +215,7 @@ def dpo_inputs(trainer: Any, masked: bool) -> dict[str, Any]:
 
 
 def our_dpo(
-    policy: Any, reference: Any, grid: Grid, objective: preference.Dpo, nll: float, masked: bool
+    policy: Any, reference: Any, grid: Grid, objective: preference.DpoObjective, nll: float, masked: bool
 ) -> tuple[float, Gradients, dict[str, float]]:
     dealt = pieces.dealt(pieces.dpo_pieces(nll, masked), 2)
     known = log_probabilities(reference, batch(dealt, grid, True), grid)
@@ -236,7 +236,7 @@ def test_dpo(name: str, policy: Any, reference_policy: Any, words: Any, grid: Gr
     kinds, factors, masked = CASES[name]
     trainer = dpo_trainer(policy, reference_policy, words, tmp_path, loss_type=kinds, loss_weights=factors)
     loss, held = theirs(trainer, dpo_inputs(trainer, masked))
-    objective = preference.Dpo(beta=0.1, length_normalised="sigmoid_norm" in kinds)
+    objective = preference.DpoObjective(beta=0.1, length_normalised="sigmoid_norm" in kinds)
     mine = our_dpo(policy, reference_policy, grid, objective, factors[1] if len(factors) > 1 else 0.0, masked)
     assert_equal(mine, loss, named(held, MODEL))
     assert abs(loss - np.log(2)) > 1e-4, "with a reference of its own the loss says something"
@@ -254,13 +254,13 @@ def test_masked_dpo_with_the_likelihood_of_everything(
         theirs(trainer, dpo_inputs(trainer, masked)) for trainer, masked in zip(both, (True, False))
     )
     first, second = named(held, MODEL), named(other, MODEL)
-    mine = our_dpo(policy, reference_policy, grid, preference.Dpo(), 0.2, masked=True)
+    mine = our_dpo(policy, reference_policy, grid, preference.DpoObjective(), 0.2, masked=True)
     assert_equal(mine, term + likelihood, {key: first[key] + second[key] for key in first})
     assert mine[2]["nll"] == pytest.approx(likelihood, rel=1e-5)
 
 
 def test_first_loss_is_ln_2_and_format_has_no_gradient_in_the_term(policy: Any, grid: Grid) -> None:
-    loss, gradients, measures = our_dpo(policy, policy, grid, preference.Dpo(), 0.0, masked=True)
+    loss, gradients, measures = our_dpo(policy, policy, grid, preference.DpoObjective(), 0.0, masked=True)
     assert loss == pytest.approx(np.log(2), abs=1e-6) and measures["margin"] == pytest.approx(0, abs=1e-6)
     record = rows.pack([pieces.dpo_pieces()], 320, True)
     assert not np.isin(record.labels[record.of_token >= 0], [300, 301, 302, 303, 304]).any()
@@ -273,7 +273,7 @@ def test_masked_tokens_carry_no_gradient(policy: Any, grid: Grid) -> None:
         dealt = pieces.dealt(pieces.dpo_pieces(nll), 2)
         made = batch(dealt, grid, True)
         losses = torch.rand(made.tokens.shape, requires_grad=True)
-        loss = preference.Dpo()(lambda *_, losses=losses, **__: losses, made, grid)[1](losses)[0]
+        loss = preference.DpoObjective()(lambda *_, losses=losses, **__: losses, made, grid)[1](losses)[0]
         (gradient,) = torch.autograd.grad(loss, losses)
         assert made.compared is not None
         counted = made.compared.of_token >= 0
@@ -282,7 +282,10 @@ def test_masked_tokens_carry_no_gradient(policy: Any, grid: Grid) -> None:
 
 
 def test_a_tie_is_half_right(grid: Grid) -> None:
-    cases = ((preference.Dpo(), pieces.dpo_pieces()), (preference.Reward(), pieces.reward_pieces("tree")))
+    cases = (
+        (preference.DpoObjective(), pieces.dpo_pieces()),
+        (preference.RewardObjective(), pieces.reward_pieces("tree")),
+    )
     for objective, given in cases:
         made = batch(pieces.dealt(given, 2), grid, True)
         zeros = torch.zeros(made.tokens.shape)
@@ -329,7 +332,7 @@ def test_reward(judge: Any, words: Any, grid: Grid, tmp_path: Path) -> None:
     loss, held = theirs(trainer, dict(trainer.data_collator(data)))
     for layout in ("separate", "tree"):
         micro_batch = batch(pieces.dealt(pieces.reward_pieces(layout), 2), grid, True)
-        mine = ours(named_judge(judge), REWARD, [micro_batch], preference.Reward(), grid)
+        mine = ours(named_judge(judge), REWARD, [micro_batch], preference.RewardObjective(), grid)
         assert_equal(mine, loss, named_judge(held))
 
 
@@ -340,7 +343,7 @@ def test_one_row_equals_separate_rows_where_answers_do_not_see_each_other(answer
             named_judge(judge),
             REWARD,
             [batch(pieces.dealt(pieces.reward_pieces(layout, answers), 2), grid, True, length=200)],
-            preference.Reward(),
+            preference.RewardObjective(),
             grid,
         )
         for layout in rows.LAYOUTS

@@ -11,7 +11,7 @@ import pytest
 
 from llama31 import config
 from llama31.data import batches
-from llama31.data.batches import Batches, Heldout, Rows, rank_rows
+from llama31.data.batches import Batches, HeldoutText, Rows, rank_rows
 from llama31.data.mixture import Skip, Weights
 
 Packer = Callable[..., None]
@@ -104,7 +104,7 @@ def test_boundaries_of_documents(tmp_path: Path, packed_source: Packer) -> None:
 def test_without_document_mask_a_row_is_one_document(tmp_path: Path, packed_source: Packer) -> None:
     packed_source("a", [5, 7, 9] * 20, heldout=[4, 5, 6])
     masked, whole = (_data(tmp_path, {"a": 1.0}, document_mask=mask) for mask in (True, False))
-    trained, held = _step(Batches(whole, _schedule()), 0), Heldout(whole, 8, 14).rows("a", np.arange(2))
+    trained, held = _step(Batches(whole, _schedule()), 0), HeldoutText(whole, 8, 14).rows("a", np.arange(2))
     for rows in (trained, held):
         assert not rows.documents.any()
     assert trained.loss_mask.all() and held.loss_mask.sum() == 14
@@ -166,34 +166,34 @@ def test_fingerprint_follows_the_data(two: config.Data, packed_source: Packer) -
     before = Batches(two, _schedule()).fingerprint
     two.sources["a"].weight = 7.0
     two.seed = 3
-    assert Batches(two, _schedule()).fingerprint == before == Heldout(two, 16, 64).fingerprint
+    assert Batches(two, _schedule()).fingerprint == before == HeldoutText(two, 16, 64).fingerprint
     packed_source("b", [500, 20])
     assert Batches(two, _schedule()).fingerprint != before
 
 
 def test_heldout_predicts_the_same_tokens_whatever_the_length(two: config.Data) -> None:
     for length in (4, 16, 1000):
-        held = Heldout(two, length, tokens=60)
+        held = HeldoutText(two, length, tokens=60)
         assert (held.count("a"), held.count("b")) == (-(-39 // length), -(-60 // length))
         rows = held.rows("a", np.arange(held.count("a") + 1))
         labels = rows.labels[rows.loss_mask == 1]
         assert labels.tolist() == [*range(1, 9), *range(10, 39)]  # not 0, 9 and 39, which begin documents
         assert not rows.loss_mask[-1].any() and rows.tokens.shape == (held.count("a") + 1, length)
-        assert Heldout(two, length, tokens=60).rows("b", np.array([0])).source.tolist() == [1]
+        assert HeldoutText(two, length, tokens=60).rows("b", np.array([0])).source.tolist() == [1]
 
 
 def test_padding_is_a_document_of_its_own(two: config.Data) -> None:
-    rows = Heldout(two, 32, tokens=1000).rows("a", np.array([1]))
+    rows = HeldoutText(two, 32, tokens=1000).rows("a", np.array([1]))
     assert rows.documents[0, :7].tolist() == [0] * 7 and rows.documents[0, 7:].tolist() == [1] + [2] * 24
 
 
 def test_sources_without_heldout_text(tmp_path: Path, packed_source: Packer, two: config.Data) -> None:
     packed_source("c", [100])
     two.sources["c"] = config.Source()
-    held = Heldout(two, 16, 64)
+    held = HeldoutText(two, 16, 64)
     assert held.count("c") == 0 and not held.rows("c", np.array([0, 1])).loss_mask.any()
     with pytest.raises(ValueError, match=r"none of c has a split heldout; pack again"):
-        Heldout(_data(tmp_path, {"c": 1.0}), 16, 64)
+        HeldoutText(_data(tmp_path, {"c": 1.0}), 16, 64)
 
 
 def test_what_is_wrong_with_the_data_is_named(tmp_path: Path, packed_source: Packer, two: config.Data) -> None:
@@ -251,5 +251,5 @@ def test_a_source_that_is_drawn_no_more_may_be_gone(two: config.Data) -> None:
     with pytest.raises(ValueError, match=r"data\.sources\.b: step \d+ draws from .*/b; put it back"):
         [_step(given, step) for step in range(16)]
     two.sources["b"].weight = 0.0
-    assert Heldout(two, 16, 64).names == ["a"]
+    assert HeldoutText(two, 16, 64).names == ["a"]
     assert Batches(two, _schedule()).names == ["a", "b"], "one that was never drawn need not be packed either"

@@ -89,10 +89,10 @@ def known(given: list[rows.Piece]) -> list[rows.Piece]:
 
 OBJECTIVES: dict[str, tuple[Objective, list[rows.Piece]]] = {
     "sft": (next_token, pieces.supervised_pieces(14)),
-    "dpo": (preference.Dpo(), known(pieces.dpo_pieces(0.2, count=7))),
-    "dpo-normalised": (preference.Dpo(length_normalised=True), known(pieces.dpo_pieces(0.2, count=7))),
-    "reward-tree": (preference.Reward(), pieces.reward_pieces("tree", 3, 7)),
-    "reward-separate": (preference.Reward(), pieces.reward_pieces("separate", 2, 7)),
+    "dpo": (preference.DpoObjective(), known(pieces.dpo_pieces(0.2, count=7))),
+    "dpo-normalised": (preference.DpoObjective(length_normalised=True), known(pieces.dpo_pieces(0.2, count=7))),
+    "reward-tree": (preference.RewardObjective(), pieces.reward_pieces("tree", 3, 7)),
+    "reward-separate": (preference.RewardObjective(), pieces.reward_pieces("separate", 2, 7)),
 }
 
 
@@ -115,7 +115,7 @@ def numbers(name: str, engine: Engine, size: int) -> list[float]:
     firsts = np.cumsum([0, *(piece.responses for piece in given)])
     dealt = np.array_split(np.arange(len(given)), 5)
 
-    def packed(chosen: Sequence[np.ndarray]) -> rows.Packed:
+    def packed(chosen: Sequence[np.ndarray]) -> rows.PackedRows:
         return rows.pack([[given[i] for i in row] for row in chosen], 2 * LENGTH, compares=True)
 
     result = torch.zeros(int(firsts[-1]))

@@ -113,7 +113,7 @@ def times() -> Any:
 
 
 def probe() -> float:
-    return guard.Probe(create().device)()
+    return guard.SpeedProbe(create().device)()
 
 
 # --- preflight ---

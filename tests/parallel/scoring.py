@@ -14,9 +14,9 @@ import torch
 from llama31 import config
 from llama31.config import Needle
 from llama31.convert import pretrained
-from llama31.data.batches import Heldout
+from llama31.data.batches import HeldoutText
 from llama31.engine.pipeline import Forward
-from llama31.engine.scoring import Request, answers
+from llama31.engine.scoring import ScoreRequest, answers
 from llama31.evaluate import haystack, needle, perplexity
 from llama31.model import llama
 from llama31.parallel import mesh
@@ -67,7 +67,7 @@ class Built:
         """Losses and hits of requests of many lengths, of which greedy decoding gives none by chance."""
         random = np.random.default_rng(2)
         sizes = [(5, 2), (40, 9), (9, 8), (23, 1), (64, 3), (2, 1), (31, 30)]
-        requests = [Request(random.integers(0, SHAPE.vocab_size, size).tolist(), answer) for size, answer in sizes]
+        requests = [ScoreRequest(random.integers(0, SHAPE.vocab_size, size).tolist(), answer) for size, answer in sizes]
         return [[losses.tolist(), right.tolist()] for losses, right in answers(self.forward, requests, 2)]
 
     def recalled(self, hits: list[int] | None = None) -> list[float]:
@@ -77,12 +77,12 @@ class Built:
             prompt.answer[:] = hit
         return needle.recall(self.forward, prompts, 2).tolist()
 
-    def prompts(self) -> list[haystack.Prompt]:
+    def prompts(self) -> list[haystack.NeedlePrompt]:
         return haystack.token_prompts(NEEDLE, LETTERS, [30, 50])
 
     def perplexity(self) -> dict[str, Any]:
         assert PLANTED_SHAPE.vocab_size <= SHAPE.vocab_size
-        losses = perplexity.token_losses(self.forward, cast(Heldout, Planted()), 2)
+        losses = perplexity.token_losses(self.forward, cast(HeldoutText, Planted()), 2)
         return perplexity.perplexity(losses)
 
     def everything(self, hits: list[int]) -> dict[str, Any]:
