@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 
 def main(run: config.Reward) -> None:
     """Encode the preferences where that is not done yet, then train from where the run stands to its end."""
+    from llama31.dialogs.feed import Rewarded
     from llama31.engine import preference
     from llama31.parallel import mesh
     from llama31.train import feeds, loop, setup
 
     with setup.placed(run) as place:
-        state = setup.setup(run, place, feeds.rewarded(run))
+        collator = Rewarded(run.layout, tuple(run.data.strengths))
+        pairs = feeds.preferences(run.data, run.tokenizer, run.schedule, collator)
+        state = setup.setup(run, place, pairs)
         loop.fit(state, preference.RewardObjective())
         if state.finished:
             calibrate(run, state)
@@ -33,11 +36,13 @@ def main(run: config.Reward) -> None:
 
 def calibrate(run: config.Reward, state: State) -> None:
     """How often the model ranks held-out pairs right, and how sure it is, by strength of preference. Collective."""
+    from llama31.dialogs.feed import Rewarded
     from llama31.judging import calibration, score
     from llama31.runs import plots
     from llama31.train import feeds
 
-    every, length = feeds.rewarded(run, config.STRENGTHS), run.schedule.sequence_length
+    collator, length = Rewarded(run.layout, config.STRENGTHS), run.schedule.sequence_length
+    every = feeds.preferences(run.data, run.tokenizer, run.schedule, collator, quiet=True)
     margins, kinds = score.margins(state.engine.forward, every, length, run.parallel.micro_batch)
     table = calibration.table(margins, kinds)
     if state.main and not table:

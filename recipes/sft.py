@@ -15,7 +15,7 @@ def main(run: config.Sft) -> None:
     from llama31.train import feeds, loop, setup
 
     with setup.placed(run) as place:
-        loop.fit(setup.setup(run, place, feeds.dialogs(run)))
+        loop.fit(setup.setup(run, place, feeds.dialogs(run.data, run.tokenizer, run.schedule)))
     mesh.close()
 
 

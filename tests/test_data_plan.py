@@ -117,7 +117,7 @@ def run(tmp_path: Path, packed_source: Callable[..., None]) -> config.Pretrain: 
 
 
 def opened(run: config.Pretrain, start: resume.Start) -> tuple[TextFeed, dict[str, Any], list[Decision]]:
-    text = TextFeed(run)
+    text = TextFeed(run.data, run.schedule)
     decisions = text.begin(start)
     return text, text.extra(), decisions
 
@@ -126,7 +126,14 @@ def saved(run: config.Pretrain, step: int, given: tuple[TextFeed, dict[str, Any]
     """What a resume finds after `step` steps."""
     text, record, decisions = given
     tokens = sum(np.prod(text.batch_shape(i)) for i in range(step))
-    meta = resume.meta_of(run, step, int(tokens), step, {}, record, decisions)
+    meta = Meta(
+        dataclasses.asdict(run.model),
+        step,
+        int(tokens),
+        schedule=dataclasses.asdict(run.schedule),
+        decisions=[to_record(decision) for decision in decisions],
+        extra={"updates": step, **record},
+    )
     return resume.Start(None, Meta(**json.loads(json.dumps(dataclasses.asdict(meta)))), step)
 
 

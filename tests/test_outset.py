@@ -70,10 +70,9 @@ def test_rows_of_whole_documents_keep_the_length_that_they_had() -> None:
 
 
 def test_a_twin_is_refused_until_it_may_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = config.Pretrain(name="mine", folder=str(tmp_path))
-    assert Attempt(run).number == 0
+    assert Attempt(tmp_path).number == 0
     monkeypatch.setattr(attempts, "living", lambda folder: (0, 4711))
     with pytest.raises(config.RunError, match=r"attempt 0 of this run is training .*process 4711.*take_over=true"):
-        Attempt(run)
+        Attempt(tmp_path)
     assert attempts.newer(tmp_path, 0) is None, "the living one stays the newest"
-    assert Attempt(replace(run, take_over=True)).number == 1
+    assert Attempt(tmp_path, take_over=True).number == 1

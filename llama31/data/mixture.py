@@ -19,9 +19,9 @@ import functools
 import heapq
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,17 @@ class Skip:
 
 
 Decision = Weights | Skip
+
+
+class Checkpointed(Protocol):
+    """What a checkpoint knows of the data that were read before it (`publish.Meta`)."""
+
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def decisions(self) -> list[Any]: ...
+    @property
+    def extra(self) -> dict[str, Any]: ...
 
 
 def to_record(decision: Decision) -> dict[str, Any]:
@@ -324,3 +335,32 @@ def _pattern(weights: tuple[float, ...]) -> tuple[NDArray[np.int64], NDArray[np.
     counts = np.zeros((length + 1, len(rows_of)), np.int64)
     np.cumsum(pattern[:, None] == np.arange(len(rows_of)), axis=0, out=counts[1:])
     return pattern, counts
+
+
+def begun(data: config.Data, meta: Checkpointed | None) -> tuple[dict[str, float], list[Decision]]:
+    """The mixture at step 0 and the decisions since, with more where a run that goes on was given another plan.
+
+    `meta` is of the checkpoint that it goes on from. What `data.mixture` plans is written down as decisions when the
+    run begins, so that a resume knows what was to come; the plan of a resumed run holds from where it goes on, and
+    what was drawn stays drawn.
+    """
+    given = plan(data)
+    if meta is None:
+        return dict(given[0].weights), list(given[1:])
+    first = {name: float(weight) for name, weight in meta.extra.get("weights", given[0].weights).items()}
+    first |= {name: 0.0 for name in given[0].weights if name not in first}
+    decisions = [from_record(record) for record in meta.decisions]
+    at_first = Weights(0, first, [weight for _, weight in meta.extra.get("length_buckets", [])] or None)
+    return first, [*decisions, *replanned([at_first, *decisions], given, meta.tokens)]
+
+
+def as_begun(data: config.Data, meta: Checkpointed | None, weights: Mapping[str, float]) -> config.Data:
+    """The data as at step 0: what was drawn depends on it. Sources that came later begin with weight 0.
+
+    Without the plan, which stands among the decisions.
+    """
+    sources = {name: replace(data.sources.get(name, config.Source()), weight=given) for name, given in weights.items()}
+    extra = meta.extra if meta else {}
+    buckets = [config.Bucket(*pair) for pair in extra.get("length_buckets", [])] or data.length_buckets
+    slots = extra.get("slot_tokens") or data.slot_tokens
+    return replace(data, sources=sources, mixture=[], length_buckets=buckets, slot_tokens=slots)

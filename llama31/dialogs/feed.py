@@ -150,6 +150,10 @@ class Preferred:
         """See `Collator`."""
         return {"data.strengths": list(self.strengths)}
 
+    def loss_keys(self) -> dict[str, Any]:
+        """Keys of DPO's loss that stand here: with another value it would be another loss from the middle on."""
+        return {"masked": self.masked, "nll": self.nll, "nll_mean": self.nll_mean}
+
     def share(self, stores: Sequence[Store], examples: Sequence[Ints]) -> float:
         """See `Collator`."""
         answers = (_answers(one, int(number))[1][0] for one, chosen in zip(stores, examples) for number in chosen)
@@ -317,12 +321,6 @@ class DialogFeed:
             f"{trained:,} examples to train on, {held:,} held out; left out: {reasons}{self.plan.too_long:,} longer "
             f"than a row; rows are filled to {used:.0%}"
         )
-
-
-def objective(run: config.Dpo) -> dict[str, Any]:
-    """Keys of DPO's loss. It would be another one from the middle on, and its curve would not say so."""
-    names = ("beta", "masked", "nll", "nll_mean", "length_normalised")
-    return {name: getattr(run, name) for name in names}
 
 
 def _changed(given: Mapping[str, Any], was: Mapping[str, Any], did: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is learned: functions (chunk, batch, grid) -> (output, loss function) with one signature, called by the engine.
+"""What is learned: one signature (chunk, batch, grid) -> (output, loss function), called by the engine.
 
 A micro-batch holds whole rows; what a context-parallel rank computes on are its two chunks of each row. `next_token`
 serves pre-training and supervised finetuning, where weights say which tokens are targets; what compares whole
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +21,16 @@ from llama31.model.attention import take_chunks
 from llama31.parallel.mesh import Grid
 
 LossFunction = Callable[[Any], tuple[Tensor, Tensor, Tensor]]
-Objective = Callable[[Any, "MicroBatch", Grid], tuple[Any, LossFunction]]
+ForwardStep = Callable[[Any, "MicroBatch", Grid], tuple[Any, LossFunction]]
+
+
+class Objective(Protocol):
+    """What is learned: a forward step, and the names of what its loss function reports behind the loss."""
+
+    @property
+    def measures(self) -> tuple[str, ...]: ...
+
+    def __call__(self, chunk: Any, batch: MicroBatch, grid: Grid) -> tuple[Any, LossFunction]: ...
 
 
 @dataclass(frozen=True)
@@ -102,18 +111,25 @@ class MicroBatch:
         return (self.weights > 0).sum()
 
 
-def next_token(chunk: Any, batch: MicroBatch, grid: Grid) -> tuple[Any, LossFunction]:
+@dataclass(frozen=True)
+class NextToken:
     """Weighted cross entropy of the next token."""
 
-    def local(row: Tensor) -> Tensor:
-        return take_chunks(row, grid.cp, grid.cp_rank, 1)
+    measures: ClassVar[tuple[str, ...]] = ()
 
-    output = chunk(
-        local(batch.tokens), None, batch.documents, labels=local(batch.labels), loss_mask=local(batch.weights)
-    )
+    def __call__(self, chunk: Any, batch: MicroBatch, grid: Grid) -> tuple[Any, LossFunction]:
+        def local(row: Tensor) -> Tensor:
+            return take_chunks(row, grid.cp, grid.cp_rank, 1)
 
-    def loss(output: Any) -> tuple[Tensor, Tensor, Tensor]:
-        total, _ = output
-        return total, torch.zeros((), dtype=torch.int), total.detach().clone()
+        output = chunk(
+            local(batch.tokens), None, batch.documents, labels=local(batch.labels), loss_mask=local(batch.weights)
+        )
 
-    return output, loss
+        def loss(output: Any) -> tuple[Tensor, Tensor, Tensor]:
+            total, _ = output
+            return total, torch.zeros((), dtype=torch.int), total.detach().clone()
+
+        return output, loss
+
+
+next_token = NextToken()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from llama31 import config
 from llama31.engine import zero
-from llama31.engine.objectives import MicroBatch, Objective, next_token
+from llama31.engine.objectives import ForwardStep, MicroBatch, Objective, next_token
 from llama31.model import llama
 from llama31.parallel.mesh import Grid
 
@@ -88,11 +88,11 @@ class Forward:
         return int(tokens.item())
 
     @torch.no_grad()
-    def collect(self, batches: Sequence[MicroBatch], objective: Objective) -> list[Tensor]:
-        """What `objective` tells of each micro-batch's responses, FP32 [number] each, on all ranks of the replica."""
+    def collect(self, batches: Sequence[MicroBatch], ask: ForwardStep) -> list[Tensor]:
+        """What `ask` reports of each micro-batch's responses, FP32 [number] each, on all ranks of the replica."""
         for chunk in self.chunks:
             chunk.eval()
-        sums = self._forward_backward(batches, objective, forward_only=True)
+        sums = self.forward_backward(batches, ask, forward_only=True)
         for chunk in self.chunks:
             chunk.train()
         sizes = [batch.compared.number if batch.compared else 0 for batch in batches]
@@ -105,19 +105,17 @@ class Forward:
 
         Zeros where the last stage is elsewhere.
         """
-        sums = self._forward_backward(batches, objective, forward_only)
-        measures = len(getattr(objective, "measures", ()))
+        sums = self.forward_backward(batches, objective, forward_only)
+        measures = len(objective.measures)
         if not sums:
             return torch.zeros(1 + measures, device=self.grid.device)
         return torch.stack(sums).sum(0).view(1 + measures)
 
-    def _forward_backward(
-        self, batches: Sequence[MicroBatch], objective: Objective, forward_only: bool
-    ) -> list[Tensor]:
-        """Of each micro-batch what the objective told; nothing where the last stage is elsewhere."""
+    def forward_backward(self, batches: Sequence[MicroBatch], step: ForwardStep, forward_only: bool) -> list[Tensor]:
+        """Of each micro-batch what the step reported; nothing where the last stage is elsewhere."""
 
         def forward_step(iterator: Iterator[MicroBatch], chunk: Any) -> tuple[Any, Any]:
-            return objective(chunk, next(iterator), self.grid)
+            return step(chunk, next(iterator), self.grid)
 
         micro_batch, length = batches[0].tokens.shape
         sums: list[Tensor] = get_forward_backward_func()(
@@ -173,7 +171,7 @@ class Engine:
         self.own_s = time.perf_counter() - begin
         self._norm = self.reducer.reduce()
         loss, *others = [value / self.reducer.loss_scale for value in self.forward.agree(sums)]
-        return StepResult(loss, self._norm, tokens, dict(zip(getattr(objective, "measures", ()), others, strict=True)))
+        return StepResult(loss, self._norm, tokens, dict(zip(objective.measures, others, strict=True)))
 
     def apply(self, lr: float) -> None:
         """Clip the accumulated gradients and update weights with learning rate `lr`."""

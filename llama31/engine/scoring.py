@@ -20,7 +20,7 @@ from torch import Tensor
 
 from llama31.data.batches import Rows, rank_rows
 from llama31.dialogs.rows import PackedRows
-from llama31.engine.objectives import LossFunction, MicroBatch, Objective
+from llama31.engine.objectives import ForwardStep, LossFunction, MicroBatch
 from llama31.engine.pipeline import Forward
 from llama31.model.attention import take_chunks
 from llama31.model.llama import Llama
@@ -81,7 +81,7 @@ def _block(forward: Forward, fetch: Fetch, first: int, count: int, micro_batch: 
     scores = torch.zeros(2, len(indices) * micro_batch * grid.dp, length, device=grid.device)
     positions = take_chunks(torch.arange(length), grid.cp, grid.cp_rank, 0)
 
-    def objective(chunk: Any, batch: MicroBatch, grid: Grid) -> tuple[Any, LossFunction]:
+    def step(chunk: Any, batch: MicroBatch, grid: Grid) -> tuple[Any, LossFunction]:
         tokens, labels, wanted = (
             take_chunks(part, grid.cp, grid.cp_rank, 1) for part in (batch.tokens, batch.labels, batch.weights)
         )
@@ -97,7 +97,7 @@ def _block(forward: Forward, fetch: Fetch, first: int, count: int, micro_batch: 
         return chunk(tokens, None, batch.documents, labels=labels, loss_mask=wanted), keep
 
     with torch.no_grad(), _scoring(forward.chunks):
-        forward.run(batches, objective, forward_only=True)
+        forward.forward_backward(batches, step, forward_only=True)
     dist.all_reduce(scores)  # each number has one owner; ids are exact in FP32 up to 16 million
     return Scores(scores[0, :count].cpu().numpy(), scores[1, :count].cpu().numpy().astype(np.int64) - 1)
 
@@ -106,7 +106,7 @@ def numbers(
     forward: Forward,
     dealt: Sequence[NDArray[np.int64]],
     fetch: Callable[[Sequence[NDArray[np.int64]]], PackedRows],
-    ask: Objective,
+    ask: ForwardStep,
     micro_batch: int,
 ) -> Iterator[tuple[NDArray[np.int64], PackedRows, Tensor]]:
     """What `ask` (`preference.rewards`, `preference.log_probabilities`) tells of the responses in rows of examples.

@@ -49,17 +49,18 @@ def closed(scores: Mapping[str, Any], baseline: Mapping[str, Any], recall: float
 class Examiner:
     """Asks the live model. Raises ValueError for tasks, needles and lengths that cannot be asked."""
 
-    def __init__(self, run: config.Pretrain, tokenizer: Tokenizer, length: int) -> None:
+    def __init__(
+        self, gates: config.Gates, data: config.Data, tokenizer: Tokenizer, length: int, micro_batch: int
+    ) -> None:
         """`length`: tokens per row of this stage, up to which needles are hidden."""
-        gates = run.gates
-        self._measure, self._size = gates.measure, run.parallel.micro_batch
+        self._measure, self._size = gates.measure, micro_batch
         self._tasks = {name: choices.prepare(name, task, tokenizer, length) for name, task in gates.tasks.items()}
         self._short = None
         if gates.short_length is not None:
-            self._short = HeldoutText(run.data, gates.short_length, gates.short_tokens)
+            self._short = HeldoutText(data, gates.short_length, gates.short_tokens)
         self._needle, self._words, self._prompts = replace(gates.needle, decode=False), tokenizer, []
         if gates.needle.kind != "none":
-            self._prompts = needle.prompts_of(gates.needle, run.data, "heldout", tokenizer, length, length)
+            self._prompts = needle.prompts_of(gates.needle, data, "heldout", tokenizer, length, length)
 
     def examine(self, forward: Forward) -> Scores:
         """Scores of the live model, equal on all ranks and ready for JSON. Collective."""
@@ -78,13 +79,10 @@ class Examiner:
 class GateState:
     """The gates of one run: its baseline, and what every examination found, kept in its folder."""
 
-    def __init__(self, run: config.Training, tokenizer: Tokenizer, length: int, main: bool) -> None:
-        self._settings = run.gates if isinstance(run, config.Pretrain) else config.Gates()
-        self._path, self._main = Path(run.folder) / FILE, main
-        self.every_tokens = self._settings.every_tokens  # between two examinations; None: there are none
-        self._examiner = None
-        if isinstance(run, config.Pretrain) and self.every_tokens is not None:
-            self._examiner = Examiner(run, tokenizer, length)
+    def __init__(self, settings: config.Gates, run_folder: str | Path, examiner: Examiner | None, main: bool) -> None:
+        self._settings, self._examiner = settings, examiner
+        self._path, self._main = Path(run_folder) / FILE, main
+        self.every_tokens = settings.every_tokens  # between two examinations; None: there are none
         self._record: dict[str, Any] = {"baseline": None, "examinations": []}
         self.open = False
         self.reasons: list[str] = []  # why they were shut, when last asked

@@ -26,7 +26,6 @@ from types import TracebackType
 from typing import Any
 
 from llama31 import config
-from llama31.command import written
 from llama31.data.mixture import Decision, to_record
 from llama31.parallel.collectives import on_first_rank, rank_of
 from llama31.resilience import resume
@@ -46,10 +45,10 @@ class Attempt:
     creation, says who is the newer; checkpoints and records bear it.
     """
 
-    def __init__(self, run: config.Training) -> None:
-        self.run_folder = Path(run.folder)
+    def __init__(self, run_folder: str | Path, take_over: bool = False) -> None:
+        self.run_folder = Path(run_folder)
         self._main = rank_of(None) == 0
-        self._take_over = run.take_over
+        self._take_over = take_over
         self.number = on_first_rank(self._claim)
         self.folder = attempts.path_of(self.run_folder, self.number)
         self._claimed_s = time.time()
@@ -94,7 +93,7 @@ class Attempt:
 
     def record(
         self,
-        run: config.Training,
+        config_yaml: str,
         start: resume.Start,
         decisions: Sequence[Decision],
         hosts: Sequence[str],
@@ -120,7 +119,7 @@ class Attempt:
         }
         self._info = info
         files.write_whole(self.folder / "attempt.json", json.dumps(info, indent=1))
-        files.write_whole(self.run_folder / "config.yaml", written.to_yaml(run))
+        files.write_whole(self.run_folder / "config.yaml", config_yaml)
         record_decisions(self.run_folder, decisions)
 
     def went_back(self, step: int, tokens: int) -> None:

@@ -29,7 +29,6 @@ import torch.distributed as dist
 
 from llama31 import config
 from llama31.parallel.mesh import Grid
-from llama31.plan import shapes
 from llama31.runs.attempts import host_name
 
 ECC_QUERY = ("index", "ecc.errors.uncorrected.volatile.total", "remapped_rows.pending", "remapped_rows.failure")
@@ -77,12 +76,16 @@ def gather_hosts(grid: Grid) -> list[str]:
     return hosts
 
 
-def check(run: config.Training, grid: Grid, packages: Mapping[str, str], commit: str | None) -> PreflightReport:
+def check(
+    settings: config.Preflight, folder: Path, needed_bytes: int, grid: Grid,
+    packages: Mapping[str, str], commit: str | None,
+) -> PreflightReport:  # fmt: skip
     """Measure all nodes and judge them; collective, and the same result on all ranks.
 
-    `packages` are the versions installed here and `commit` that of the code here. Less than a second on CPUs.
+    `folder` is the run's, on whose disk `needed_bytes` have to be free; `packages` are the versions installed here and
+    `commit` that of the code here. Less than a second on CPUs.
     """
-    settings, hosts = run.preflight, gather_hosts(grid)
+    hosts = gather_hosts(grid)
     dist.barrier()
     record: Record = {"rank": grid.rank, "host": hosts[grid.rank], "time_s": time.time(), "errors": []}
     record["link_gb_s"] = _links(hosts, settings.link_bytes, grid)
@@ -90,14 +93,13 @@ def check(run: config.Training, grid: Grid, packages: Mapping[str, str], commit:
     record |= _measured(record, "matmul_tflops", lambda: _matmul_tflops(settings.matmul_size, grid.device))
     record |= _measured(record, "gpu_free_share", lambda: _gpu_free_share(grid.device))
     if hosts.index(hosts[grid.rank]) == grid.rank:  # the first rank of a node speaks for it
-        record |= _measured(record, "free_bytes", lambda: _free_bytes(Path(run.folder)))
+        record |= _measured(record, "free_bytes", lambda: _free_bytes(folder))
         record |= _measured(record, "scratch_free_bytes", lambda: _free_bytes(Path(settings.scratch)))
         record |= _measured(record, "ecc", lambda: _ecc(grid.device))
         record["versions"] = {"python": platform.python_version(), **packages, "commit": commit or "none"}
     records: list[Any] = [None] * grid.world
     dist.all_gather_object(records, record)
-    needed = 2 * shapes.checkpoint_bytes(run.model, run.precision.params)
-    return PreflightReport(summarise(records), judge(records, settings, needed), hosts)
+    return PreflightReport(summarise(records), judge(records, settings, needed_bytes), hosts)
 
 
 def _measured(record: Record, name: str, measure: Callable[[], Any]) -> Record:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from llama31 import config
 from llama31.checkpoint import publish
 from llama31.checkpoint.publish import Meta
-from llama31.data.mixture import Decision, Weights, from_record, plan, replanned, to_record
 from llama31.parallel.collectives import on_first_rank
 from llama31.plan import schedule
 
@@ -53,9 +50,9 @@ def find_start(run: config.Training) -> Start:
 def _find_start(run: config.Training) -> Start:
     checkpoint = None
     if run.resume == "auto":
-        checkpoint = newest_checkpoint(run)
+        checkpoint = newest_checkpoint(run.folder, run.checkpoint.verify)
     elif run.resume != "none":
-        checkpoint = _given(run, run.resume)
+        checkpoint = _given(run.resume, run.checkpoint.verify)
     if checkpoint is not None:
         meta = on_first_rank(lambda: publish.read_meta(checkpoint))
         publish.check_model(meta, run.model)
@@ -72,7 +69,7 @@ def _find_start(run: config.Training) -> Start:
         )
     if run.init_from is None:
         return Start()
-    source = _given(run, run.init_from)
+    source = _given(run.init_from, run.checkpoint.verify)
     meta = on_first_rank(lambda: publish.read_meta(source))
     allowed = {name: getattr(run.model, name) for name in run.init_changes}
     publish.check_model(replace(meta, model=meta.model | allowed), run.model)
@@ -82,19 +79,19 @@ def _find_start(run: config.Training) -> Start:
     return Start(source, updates=updates_of(meta) if run.init_optimizer else 0, optimizer=run.init_optimizer, head=head)
 
 
-def newest_checkpoint(run: config.Training, before: int | None = None) -> Path | None:
-    """The run's newest checkpoint, of at most `before` steps: with the right checksums where `checkpoint.verify` says
-    so, else with the right sizes. Collective."""
-    folder = Path(run.folder) / "checkpoints"
-    if run.checkpoint.verify:
+def newest_checkpoint(run_folder: str | Path, verify: bool, before: int | None = None) -> Path | None:
+    """The run's newest checkpoint, of at most `before` steps: with the right checksums where `verify` says so, else
+    with the right sizes. Collective."""
+    folder = Path(run_folder) / "checkpoints"
+    if verify:
         return publish.newest_intact(folder, before=before)
     return on_first_rank(lambda: publish.newest(folder, before=before))
 
 
-def _given(run: config.Training, path: str) -> Path:
+def _given(path: str, verify: bool) -> Path:
     """The checkpoint that a key names. ValueError where it is not as it was written."""
     checkpoint = on_first_rank(lambda: publish.resolve(path))
-    if run.checkpoint.verify:
+    if verify:
         publish.refuse_damaged(checkpoint)
     return checkpoint
 
@@ -154,41 +151,10 @@ def check_rows(given: config.Schedule, packing: str, meta: Meta) -> None:
         )
 
 
-def decisions_of(run: config.Pretrain, start: Start) -> tuple[dict[str, float], list[Decision]]:
-    """The mixture at step 0 and the decisions since, with more where a resumed run was given another plan.
-
-    What `data.mixture` plans is written down as decisions when the run begins, so that a resume knows what was to
-    come; the plan of a resumed run holds from where it goes on, and what was drawn stays drawn.
-    """
-    given = plan(run.data)
-    if start.resumed is None:
-        return dict(given[0].weights), list(given[1:])
-    extra = start.resumed.extra
-    first = {name: float(weight) for name, weight in extra.get("weights", given[0].weights).items()}
-    first |= {name: 0.0 for name in given[0].weights if name not in first}
-    decisions = [from_record(record) for record in start.resumed.decisions]
-    begun = Weights(0, first, [weight for _, weight in extra.get("length_buckets", [])] or None)
-    return first, [*decisions, *replanned([begun, *decisions], given, start.tokens)]
-
-
-def data_of(run: config.Pretrain, start: Start, weights: dict[str, float]) -> config.Data:
-    """The data as at step 0: what was drawn depends on it. Sources that came later begin with weight 0.
-
-    Without the plan, which stands among the decisions.
-    """
-    sources = {
-        name: replace(run.data.sources.get(name, config.Source()), weight=weight) for name, weight in weights.items()
-    }
-    extra = start.resumed.extra if start.resumed else {}
-    buckets = [config.Bucket(*pair) for pair in extra.get("length_buckets", [])] or run.data.length_buckets
-    slots = extra.get("slot_tokens") or run.data.slot_tokens
-    return replace(run.data, sources=sources, mixture=[], length_buckets=buckets, slot_tokens=slots)
-
-
 def check_data(start: Start, fingerprints: dict[str, str]) -> None:
     """ValueError where a resumed run would read other data than it has read so far.
 
-    Sources of text may be added (`data_of`); of dialogs and preferences it is `dialogs/feed.py` that refuses.
+    Sources of text may be added (`mixture.as_begun`); of dialogs and preferences it is `dialogs/feed.py` that refuses.
     """
     known = start.resumed.extra.get("sources", {}) if start.resumed else {}
     changed = [name for name, was in known.items() if fingerprints.get(name, was) != was]
@@ -198,33 +164,3 @@ def check_data(start: Start, fingerprints: dict[str, str]) -> None:
             f"(fingerprint {fingerprints[changed[0]][:12]}, was {known[changed[0]][:12]}); restore them, or start a "
             "new run from these weights with init_from="
         )
-
-
-def meta_of(
-    run: config.Training,
-    step: int,
-    tokens: int,
-    updates: int,
-    tokenizer: dict[str, Any],
-    data: dict[str, Any],
-    decisions: Sequence[Decision],
-    *,
-    attempt: int = 0,
-    guard: dict[str, Any] | None = None,
-    validation_loss: float | None = None,
-) -> Meta:
-    """What a checkpoint of this run says about itself."""
-    extra = {"updates": updates, **data, "guard": guard}
-    return Meta(
-        model=asdict(run.model),
-        step=step,
-        tokens=tokens,
-        run=run.name,
-        precision=run.precision.params,
-        tokenizer=tokenizer,
-        schedule=asdict(run.schedule),
-        decisions=[to_record(decision) for decision in decisions],
-        extra=extra,
-        attempt=attempt,
-        validation_loss=validation_loss,
-    )

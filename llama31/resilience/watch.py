@@ -29,25 +29,29 @@ class AttemptSuperseded(config.RunError):
 class Watch:
     """What one rank looks at. `follow` comes when there is an engine, `begin` when training does."""
 
-    def __init__(self, run: config.Training, grid: Grid, attempt: Attempt) -> None:
-        self.settings, self.grid, self.attempt = run.guard, grid, attempt
-        self.zero = run.parallel.zero
+    def __init__(
+        self, guard: config.Guard, checkpoint: config.Checkpoint, zero: int, grid: Grid, attempt: Attempt
+    ) -> None:
+        """`zero`: the stage of ZeRO, which says whose parameters have to be equal."""
+        self.settings, self.grid, self.attempt = guard, grid, attempt
+        self.zero = zero
         self.main = grid.rank == 0
         self.environment = environment()
         self.hosts = preflight.gather_hosts(grid)
-        self.guard = RunGuard(run.guard)
-        self.interval = Interval(run.checkpoint)
+        self.guard = RunGuard(guard)
+        self.interval = Interval(checkpoint)
         self.requests = StopRequests(attempt.run_folder, attempt.newer, self.main)
         self._own: dict[str, float] = {}
         self._own_steps = 0
 
-    def check_nodes(self, run: config.Training) -> None:
-        """Ask all nodes whether they are fit to train. Collective.
+    def check_nodes(self, settings: config.Preflight, needed_bytes: int) -> None:
+        """Ask all nodes whether they are fit to train, and the disk whether it holds `needed_bytes`. Collective.
 
         Raises ComeBack in a job of Slurm that can go on without the bad ones, which are excluded, else RunError.
         """
-        report = preflight.check(run, self.grid, self.environment["packages"], self.environment["commit"])
-        folder, bad = self.attempt.run_folder, report.bad_nodes()
+        folder, packages, commit = self.attempt.run_folder, self.environment["packages"], self.environment["commit"]
+        report = preflight.check(settings, folder, needed_bytes, self.grid, packages, commit)
+        bad = report.bad_nodes()
         elsewhere = 0 < len(bad) < len(set(self.hosts)) and "SLURM_JOB_ID" in os.environ
         if self.main:
             files.write_whole(self.attempt.folder / "preflight.json", report.to_json())

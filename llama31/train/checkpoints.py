@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
+from llama31.checkpoint.publish import Meta
+from llama31.data.mixture import to_record
 from llama31.engine import state as tensors
-from llama31.resilience import resume
 from llama31.train.setup import State, optimizer_shards
+
+
+def meta_of(state: State) -> Meta:
+    """What a checkpoint says about itself, were it begun now."""
+    run, updates = state.run, state.engine.reducer.steps_applied()
+    return Meta(
+        model=asdict(run.model),
+        step=state.step,
+        tokens=state.tokens,
+        run=run.name,
+        precision=run.precision.params,
+        tokenizer=state.tokenizer,
+        schedule=asdict(run.schedule),
+        decisions=[to_record(decision) for decision in state.decisions],
+        extra={"updates": updates, **state.data.extra(), "guard": state.watch.guard.history()},
+        attempt=state.attempt.number,
+        validation_loss=state.validation_loss,
+    )
 
 
 def save(state: State) -> None:
     """Begin a checkpoint; it is published while training goes on, where `checkpoint.asynchronous` says so."""
-    meta = resume.meta_of(
-        state.run,
-        state.step,
-        state.tokens,
-        state.engine.reducer.steps_applied(),
-        state.tokenizer,
-        state.data.extra(),
-        state.decisions,
-        attempt=state.attempt.number,
-        guard=state.watch.guard.history(),
-        validation_loss=state.validation_loss,
-    )
+    meta = meta_of(state)
     with state.phase("checkpoint"):
         shards = optimizer_shards(state.engine, state.ema)
         stall_s = state.saver.save(meta, tensors.weights(state.engine), shards, overlap=True)

@@ -62,7 +62,7 @@ def fit(state: State, objective: Objective = next_token) -> Path | None:
             state.phases.pop()
         rollback.refuse_shut_gates(state)
     if state.main and state.step > state.start.step:
-        vocab_size = None if hasattr(objective, "measures") else run.model.vocab_size  # of the ln(V) line
+        vocab_size = None if objective.measures else run.model.vocab_size  # of the ln(V) line
         plots.show_loss_curve(run.folder, vocab_size)
     return state.saved or state.start.weights
 

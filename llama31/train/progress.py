@@ -72,7 +72,7 @@ def validate(state: State, objective: Objective) -> None:
         tokens=state.tokens,
         loss=loss,
         losses={name: of_source[0] for name, (of_source, _) in means.items()},
-        **dict(zip(getattr(objective, "measures", ()), others)),
+        **dict(zip(objective.measures, others, strict=True)),
         validation_s=round(time.perf_counter() - begin, 3),
     )
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import time
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from llama31 import config
 from llama31.checkpoint import manifest, publish
-from llama31.dialogs.feed import DialogFeed
+from llama31.dialogs.feed import DialogFeed, Preferred
 from llama31.engine import preference, scoring, state
 from llama31.engine.pipeline import Forward
 from llama31.model import llama
@@ -35,20 +36,28 @@ VERSION = 1
 Values = NDArray[np.float32]
 
 
-def attach(feed: DialogFeed, run: config.Dpo, grid: Grid) -> None:
-    """Give `feed` the log-probabilities of both answers of each example, from the file where there is one. Collective.
+@dataclass(frozen=True)
+class Reference:
+    """The model that DPO is held to: where its weights stand, and how they are computed with."""
+
+    checkpoint: str  # `init_from`
+    model: config.Model
+    precision: config.Precision
+    parallel: config.Parallel
+
+
+def attach(feed: DialogFeed, reference: Reference, folder: str | Path, grid: Grid) -> None:
+    """Give `feed` the log-probabilities of both answers of each example, from `folder` where they are. Collective.
 
     Raises ValueError (key `init_from`) where the model to begin with cannot be read.
     """
-    assert run.init_from is not None, "validate asks for it"
-    given = run.init_from
-    source = on_first_rank(lambda: publish.resolve(given))
-    feed.reference_key = fingerprint(feed, run, source)
-    path = Path(run.data.folder) / f"reference-{feed.reference_key[:16]}.npz"
+    source = on_first_rank(lambda: publish.resolve(reference.checkpoint))
+    feed.reference_key = fingerprint(feed, reference, source)
+    path = Path(folder) / f"reference-{feed.reference_key[:16]}.npz"
     known = on_first_rank(lambda: read(path, feed.reference_key))
     if known is None:
         begin = time.perf_counter()
-        values = known = compute(feed, run, grid, source)
+        values = known = compute(feed, reference, grid, source)
         on_first_rank(lambda: write(path, feed.reference_key, values))
         if grid.rank == 0:
             print(f"reference: {len(known):,} examples in {time.perf_counter() - begin:.1f} s -> {path}", flush=True)
@@ -57,8 +66,9 @@ def attach(feed: DialogFeed, run: config.Dpo, grid: Grid) -> None:
     feed.reference = known
 
 
-def fingerprint(feed: DialogFeed, run: config.Dpo, source: Path) -> str:
+def fingerprint(feed: DialogFeed, reference: Reference, source: Path) -> str:
     """Of all that decides the numbers: weights by the checksums of their files, data, mask, rows, number format."""
+    assert isinstance(feed.collator, Preferred), "the reference is DPO's"
     files = manifest.read(source).files
     weights = {
         name: [entry.size, entry.checksum or (source / name).stat().st_mtime_ns]
@@ -68,28 +78,27 @@ def fingerprint(feed: DialogFeed, run: config.Dpo, source: Path) -> str:
     decisive = {
         "version": VERSION,
         "weights": weights,
-        "model": {key: value for key, value in vars(run.model).items() if key not in ("name", "init_std")},
+        "model": {key: value for key, value in vars(reference.model).items() if key not in ("name", "init_std")},
         "tokenizer": feed.tokenizer_fingerprint,
         "data": feed.fingerprints,
-        "masked": run.masked,
-        "strengths": sorted(run.data.strengths),
-        "sequence_length": run.schedule.sequence_length,
-        "precision": run.precision.params,
+        "masked": feed.collator.masked,
+        "strengths": sorted(feed.collator.strengths),
+        "sequence_length": feed.schedule.sequence_length,
+        "precision": reference.precision.params,
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def compute(feed: DialogFeed, run: config.Dpo, grid: Grid, source: Path) -> Values:
+def compute(feed: DialogFeed, reference: Reference, grid: Grid, source: Path) -> Values:
     """[examples, 2]: the better answer's, then the worse's; 0 of what is not learned. Collective."""
-    chunks = llama.build(run.model, run.precision, run.parallel, grid)
-    state.load_weights(source, chunks, run.model, grid)
-    forward, length = Forward(chunks, grid), run.schedule.sequence_length
+    chunks = llama.build(reference.model, reference.precision, reference.parallel, grid)
+    state.load_weights(source, chunks, reference.model, grid)
+    forward, length = Forward(chunks, grid), feed.schedule.sequence_length
+    size = reference.parallel.micro_batch
     dealt, sums = feed.everything(length), torch.zeros(feed.examples, 2, device=grid.device)
-    asked = scoring.numbers(
-        forward, dealt, lambda rows: feed.alone(rows, length), preference.log_probabilities, run.parallel.micro_batch
-    )
-    for places, _, sums_of in asked:
-        sums[[int(number) for place in places for number in dealt[place]]] = sums_of.view(-1, 2)
+    asked = scoring.numbers(forward, dealt, lambda rows: feed.alone(rows, length), preference.log_probabilities, size)
+    for places, _, values_of in asked:
+        sums[[int(number) for place in places for number in dealt[place]]] = values_of.view(-1, 2)
     dist.all_reduce(sums, group=grid.dp_group)  # each example has one owner among replicas
     values = sums.cpu().numpy()
     del forward, chunks, asked
@@ -109,12 +118,12 @@ def read(path: Path, key: str) -> Values | None:
         return None
     try:
         with np.load(path) as kept:
-            reference: dict[str, Any] = {name: kept[name] for name in ("values", "key", "checksum")}
+            arrays: dict[str, Any] = {name: kept[name] for name in ("values", "key", "checksum")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         print(f"reference: {path} cannot be read ({error}), and is made again", flush=True)
         return None
-    values: Values = reference["values"]
-    if str(reference["key"]) != key or str(reference["checksum"]) != _checksum(values):
+    values: Values = arrays["values"]
+    if str(arrays["key"]) != key or str(arrays["checksum"]) != _checksum(values):
         print(f"reference: {path} is not what it was written as, and is made again", flush=True)
         return None
     return values

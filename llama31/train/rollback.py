@@ -41,7 +41,7 @@ def _roll_back(state: State, verdict: Verdict) -> None:
     """Weights, optimizer and random state of the newest checkpoint of at most `verdict.before_step` steps."""
     folder = Path(state.run.folder) / "checkpoints"
     checkpoints.note(state, wait=True)
-    checkpoint = resume.newest_checkpoint(state.run, verdict.before_step)
+    checkpoint = resume.newest_checkpoint(state.run.folder, state.run.checkpoint.verify, verdict.before_step)
     if checkpoint is None:
         missing = f"there is no checkpoint of at most {verdict.before_step} steps to roll back to"
         raise TrainingStopped(_stopped(state, f"{verdict.reason}; {missing}"))

@@ -15,17 +15,18 @@ import torch
 from llama31 import config
 from llama31.checkpoint import publish, retention, shards
 from llama31.checkpoint.saver import Saver, background_group
+from llama31.command import written
 from llama31.data.mixture import Decision
 from llama31.engine import state as tensors
 from llama31.engine.ema import Ema
 from llama31.engine.pipeline import Engine
 from llama31.evaluate import perplexity
-from llama31.evaluate.gates import GateState
+from llama31.evaluate.gates import Examiner, GateState
 from llama31.model import llama, precision
 from llama31.parallel import mesh
 from llama31.parallel.collectives import on_first_rank
 from llama31.parallel.mesh import Grid
-from llama31.plan import schedule
+from llama31.plan import schedule, shapes
 from llama31.resilience import resume
 from llama31.resilience.attempt import Attempt
 from llama31.resilience.resume import Start
@@ -112,10 +113,10 @@ def placed(run: config.Training) -> Iterator[Place]:
     another's or a node is not fit. Collective.
     """
     grid = mesh.create(run.parallel, run.cluster.timeout_s)
-    with precision.deterministic(run.deterministic), Attempt(run) as attempt:
-        watch = Watch(run, grid, attempt)
+    with precision.deterministic(run.deterministic), Attempt(run.folder, run.take_over) as attempt:
+        watch = Watch(run.guard, run.checkpoint, run.parallel.zero, grid, attempt)
         if run.preflight.enabled:
-            watch.check_nodes(run)
+            watch.check_nodes(run.preflight, 2 * shapes.checkpoint_bytes(run.model, run.precision.params))
         yield Place(grid, attempt, watch, resume.find_start(run))
 
 
@@ -139,7 +140,7 @@ def setup(run: config.Training, place: Place, data: Feed) -> State:
 
     engine = open_engine(run, grid, start)
     ema = open_average(run, grid, start, engine)
-    gates = GateState(run, tokenizer, length, grid.rank == 0)
+    gates = open_gates(run, tokenizer, length, grid.rank == 0)
     watch.follow(engine, start)
 
     on_first_rank(lambda: open_folder(run, place, decisions, tokenizer))
@@ -198,6 +199,14 @@ def open_average(run: config.Training, grid: Grid, start: Start, engine: Engine)
     return average
 
 
+def open_gates(run: config.Training, tokenizer: tokenizers.Tokenizer, length: int, main: bool) -> GateState:
+    """What may end a stage of long context; nothing for a run that has no such key."""
+    if not isinstance(run, config.Pretrain) or run.gates.every_tokens is None:
+        return GateState(config.Gates(), run.folder, None, main)
+    examiner = Examiner(run.gates, run.data, tokenizer, length, run.parallel.micro_batch)
+    return GateState(run.gates, run.folder, examiner, main)
+
+
 def load_average(average: Ema, folder: Path, main: bool) -> None:
     """Fill the average from a checkpoint; one that has none is warned of, and the average begins anew."""
     saved = shards.names(folder / "optimizer")
@@ -214,7 +223,7 @@ def optimizer_shards(engine: Engine, ema: Ema | None) -> list[shards.Shard]:
 
 def open_folder(run: config.Training, place: Place, decisions: list[Decision], tokenizer: tokenizers.Tokenizer) -> None:
     """All checks passed: write down what runs, and put aside what the run went back behind. First rank alone."""
-    place.attempt.record(run, place.start, decisions, place.watch.hosts, place.watch.environment)
+    place.attempt.record(written.to_yaml(run), place.start, decisions, place.watch.hosts, place.watch.environment)
     tokenizer.save_hf(Path(run.folder) / "tokenizer")
     folder = Path(run.folder) / "checkpoints"
     if run.resume not in ("auto", "none"):

@@ -398,8 +398,9 @@ def test_another_objective_is_refused_on_resume(form: chat.Format, write: Writte
 
     def of(**changes: Any) -> feed.DialogFeed:
         run = dataclasses.replace(config.Dpo("x"), **changes)
-        made = fed(result, feed.Preferred(run.nll, run.nll_mean, run.masked))
-        made.objective = feed.objective(run)
+        collator = feed.Preferred(run.nll, run.nll_mean, run.masked)
+        made = fed(result, collator)
+        made.objective = {**collator.loss_keys(), "beta": run.beta, "length_normalised": run.length_normalised}
         return made
 
     start = started(of())

@@ -25,12 +25,13 @@ import torch
 import torch.distributed as dist
 
 from llama31 import config
+from llama31.data import mixture
 from llama31.data.batches import Batches
 from llama31.data.mixture import Skip
 from llama31.engine import pipeline
 from llama31.engine.objectives import MicroBatch, next_token
 from llama31.parallel import mesh
-from llama31.resilience import resume, watch, watchdog
+from llama31.resilience import watch, watchdog
 from tests.parallel.training import changed, fit, tiny_run
 from tests.processes import LIMIT_S, alive
 
@@ -131,12 +132,12 @@ def main(plan: str, output: str) -> None:
     torch.set_num_threads(1)
     mesh.connect(timeout_s=LIMIT_S)
     results: dict[str, Any] = {}
-    decisions_of = resume.decisions_of
+    begun = mixture.begun
     for step in json.loads(Path(plan).read_text()):
         run = changed(tiny_run(Path(step["folder"]), Path(step["data"])), step["overrides"])
         planned = [Skip(*pair) for pair in step.get("decisions", [])]
-        resume.decisions_of = lambda run, start, planned=planned: (
-            (decisions_of(run, start)[0], planned) if planned else decisions_of(run, start)
+        mixture.begun = lambda data, meta, planned=planned: (
+            (begun(data, meta)[0], planned) if planned else begun(data, meta)
         )
         if dist.get_rank() == 0 and "damage" in step:
             _damage(Path(run.folder, "checkpoints", step["damage"]))

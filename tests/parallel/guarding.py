@@ -20,6 +20,7 @@ from llama31 import config
 from llama31.engine.pipeline import Engine
 from llama31.model import llama
 from llama31.parallel import mesh
+from llama31.plan import shapes
 from llama31.resilience import guard, preflight
 from tests.parallel.cases import OPTIMIZER, batches
 from tests.parallel.cases import model as shape
@@ -133,7 +134,8 @@ def checked(hosts: list[str], plant: Callable[[int, config.Pretrain], None] = la
         plant(grid.rank, training)
         versions = PACKAGES | ({"numpy": "1.26"} if "old" in hosts[grid.rank] else {})
         try:
-            report = preflight.check(training, grid, versions, "abc")
+            needed = 2 * shapes.checkpoint_bytes(training.model, "bf16")
+            report = preflight.check(training.preflight, Path("/tmp"), needed, grid, versions, "abc")
         finally:
             preflight._seconds, preflight._matmul_tflops, preflight._free_bytes = kept
         return json.loads(report.to_json()) | {"bad": report.bad_nodes(), "hosts": report.hosts}
