@@ -14,7 +14,7 @@ from llama31.runs import files
 from recipes import start
 
 if TYPE_CHECKING:
-    from llama31.train.setup import State
+    from llama31.train.training_state import State
 
 
 def main(run: config.Reward) -> None:

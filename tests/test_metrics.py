@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from llama31 import config
-from llama31.plan import shapes
-from llama31.runs import metrics, plots, views
+from llama31.plan import shapes, utilisation
+from llama31.runs import measured, metrics, plots, views
 
 MODEL = config.Model(name="t", layers=2, hidden_size=64, ffn_hidden_size=128, heads=4, kv_heads=2, vocab_size=512)
 QUIET = config.Log(progress=False)
@@ -265,7 +265,7 @@ def test_progress_bar_on_a_terminal_stands_at_the_tokens() -> None:
 
 def test_phases_add_up_and_start_anew() -> None:
     clock = Clock()
-    phases = metrics.Phases(clock)
+    phases = measured.Phases(clock)
     for _ in range(2):
         with phases("data"):
             clock.now_s += 1
@@ -289,19 +289,19 @@ def test_phases_add_up_and_start_anew() -> None:
     ],
 )
 def test_peak_of_a_device(device: str | None, peak: float | None) -> None:
-    assert metrics.peak_tflops(device) == peak
+    assert utilisation.peak_tflops(device) == peak
 
 
 def test_mfu_is_the_share_of_the_peak() -> None:
     per_token = shapes.flops_per_token(MODEL, 128)
     tokens_per_s = 0.4 * 2 * 100e12 / per_token  # 40 % of two devices of 100 TFLOPs
-    assert metrics.mfu(MODEL, 128, tokens_per_s, 2, 100.0) == pytest.approx(0.4)
-    assert metrics.mfu(MODEL, 128, tokens_per_s, 2, None) is None
+    assert utilisation.mfu(MODEL, 128, tokens_per_s, 2, 100.0) == pytest.approx(0.4)
+    assert utilisation.mfu(MODEL, 128, tokens_per_s, 2, None) is None
 
 
 def test_peak_memory_prefers_the_device() -> None:
-    assert metrics.peak_memory_bytes(7) == 7
-    assert 10e6 < metrics.peak_memory_bytes() < 1e12
+    assert measured.peak_memory_bytes(7) == 7
+    assert 10e6 < measured.peak_memory_bytes() < 1e12
 
 
 def test_loss_curve_is_a_picture_of_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,17 @@ shared out like the masters. After every update, average <- average + (1 - decay
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from llama31.checkpoint import publish, shards
 from llama31.checkpoint.shards import Block, Shard
+
+log = logging.getLogger(__name__)
 
 MASTER, NAME = "fp32.", "ema."
 
@@ -50,3 +55,10 @@ class Ema:
     def shards(self) -> list[Shard]:
         """The average under `ema.<parameter>`: views, to be saved, or to be filled from a checkpoint."""
         return self._shards
+
+    def load(self, folder: Path, main: bool) -> None:
+        """Fill it from a checkpoint; one that has none is warned of on the first rank, and it begins anew."""
+        if any(name.startswith(NAME) for name in shards.names(folder / "optimizer")):
+            publish.load_optimizer(folder, self._shards)
+        elif main:
+            log.warning("%s holds no moving average: it begins anew, with the masters as they are", folder)

@@ -16,6 +16,7 @@ from llama31 import config
 from llama31.checkpoint import publish
 from llama31.checkpoint.shards import Block, Shape, Shard
 from llama31.engine import zero
+from llama31.engine.ema import Ema
 from llama31.engine.pipeline import Engine
 from llama31.engine.zero import MASTER, MOMENTS, WEIGHT
 from llama31.model import llama
@@ -46,14 +47,15 @@ def weights(engine: Engine) -> list[Shard]:
     return [_own(engine, shard, WEIGHT, shard.name) for shard in engine.shards if not _is_copy(shard, engine.grid)]
 
 
-def optimizer(engine: Engine) -> list[Shard]:
-    """The part of the FP32 masters and Adam moments that this rank writes: views of live memory."""
-    return [
+def optimizer(engine: Engine, average: Ema | None = None) -> list[Shard]:
+    """The part of masters, Adam moments and moving average that this rank writes, FP32: views of live memory."""
+    kept = [
         _own(engine, shard, key, f"{key}.{shard.name}")
         for shard in engine.shards
         if not _is_copy(shard, engine.grid)
         for key in KEYS
     ]
+    return [*kept, *(average.shards() if average is not None else [])]
 
 
 def load_optimizer(folder: Path, engine: Engine, updates: int) -> None:

@@ -89,6 +89,11 @@ def total_steps(schedule: Schedule) -> int:
     return step_at(schedule, schedule.total_tokens)
 
 
+def last_step(schedule: Schedule, from_step: int, most: int | None) -> int:
+    """The step after which training ends: the schedule's last, or after `most` steps from `from_step`."""
+    return total_steps(schedule) if most is None else min(total_steps(schedule), from_step + most)
+
+
 def learning_rate(schedule: Schedule, tokens: int) -> float:
     """Learning rate of the step that has seen `tokens`: linear warm-up from 0, then the decay, then `final_lr`.
 

@@ -12,6 +12,7 @@ import os
 from llama31 import config
 from llama31.engine.pipeline import Engine, StepResult
 from llama31.parallel.mesh import Grid
+from llama31.plan import shapes
 from llama31.plan.interval import Interval
 from llama31.resilience import preflight, resume
 from llama31.resilience.attempt import Attempt, ComeBack, environment, exclude_nodes
@@ -44,13 +45,14 @@ class Watch:
         self._own: dict[str, float] = {}
         self._own_steps = 0
 
-    def check_nodes(self, settings: config.Preflight, needed_bytes: int) -> None:
-        """Ask all nodes whether they are fit to train, and the disk whether it holds `needed_bytes`. Collective.
+    def check_nodes(self, settings: config.Preflight, model: config.Model, precision: config.Precision) -> None:
+        """Ask all nodes whether they are fit to train, and the disk whether two checkpoints fit. Collective.
 
         Raises ComeBack in a job of Slurm that can go on without the bad ones, which are excluded, else RunError.
         """
         folder, packages, commit = self.attempt.run_folder, self.environment["packages"], self.environment["commit"]
-        report = preflight.check(settings, folder, needed_bytes, self.grid, packages, commit)
+        needed = 2 * shapes.checkpoint_bytes(model, precision.params)
+        report = preflight.check(settings, folder, needed, self.grid, packages, commit)
         bad = report.bad_nodes()
         elsewhere = 0 < len(bad) < len(set(self.hosts)) and "SLURM_JOB_ID" in os.environ
         if self.main:
@@ -86,7 +88,7 @@ class Watch:
     def judge(self, step: int, tokens: int, result: StepResult, data_s: float) -> Control:
         """What all ranks do with the step that was just computed, the one after `step` steps. Collective.
 
-        Raises Superseded on all ranks.
+        Raises AttemptSuperseded on all ranks.
         """
         seen = self._seen(step, tokens, result, data_s)
         cause = self.requests.cause()

@@ -12,40 +12,20 @@ import functools
 import json
 import logging
 import math
-import resource
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 from llama31 import config
-from llama31.plan import shapes
 from llama31.runs.views import Line, Progress, TensorBoard, Unavailable, View, Wandb
 
 logger = logging.getLogger(__name__)
 
 RECORD = "metrics.jsonl"
 KINDS = ("start", "train", "validation", "checkpoint", "ranks", "event", "rollback")
-
-# Dense BF16 TFLOPs from NVIDIA's data sheets; the first name that the device's name contains counts.
-PEAK_TFLOPS = (
-    ("GB200", 2500.0),
-    ("B200", 2250.0),
-    ("GH200", 989.4),
-    ("H200 NVL", 835.0),
-    ("H200", 989.4),
-    ("H100 PCIe", 756.0),
-    ("H100 NVL", 835.0),
-    ("H100", 989.4),
-    ("H800", 989.4),
-    ("H20", 148.0),
-    ("A100", 312.0),
-    ("A800", 312.0),
-    ("L40S", 362.0),
-)
 
 
 class Metrics:
@@ -242,64 +222,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
-
-
-# --- what is measured ---
-
-
-class Phases:
-    """Seconds per phase of a step.
-
-    `with phases("data"): ...` adds to that phase; `pop()` returns `{"data_s": ..., "step_s": ...}`
-    since the last call and starts anew. `step_s` is wall time, so what no phase claims is visible as the difference.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
-        self._began_s = clock()
-        self._seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        began_s = self._clock()
-        try:
-            yield
-        finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - began_s
-
-    def seconds(self, name: str) -> float:
-        """Seconds of one phase since the last `pop`."""
-        return self._seconds.get(name, 0.0)
-
-    def pop(self) -> dict[str, float]:
-        """Seconds by phase, keys ending in `_s`, and the wall time `step_s`."""
-        now_s = self._clock()
-        seconds = {f"{name}_s": value for name, value in self._seconds.items()} | {"step_s": now_s - self._began_s}
-        self._began_s, self._seconds = now_s, {}
-        return seconds
-
-
-def peak_tflops(device_name: str | None) -> float | None:
-    """Dense BF16 TFLOPs of a device by the name that CUDA reports; None where unknown (a CPU): then there is no MFU."""
-    if device_name is None:
-        return None
-    return next((tflops for name, tflops in PEAK_TFLOPS if name.lower() in device_name.lower()), None)
-
-
-def tflops(model: config.Model, sequence_length: int, tokens_per_s: float, devices: int) -> float:
-    """Model TFLOPs per second and device: what the mathematics needs, without what recomputation adds."""
-    return shapes.flops_per_token(model, sequence_length) * tokens_per_s / devices / 1e12
-
-
-def mfu(
-    model: config.Model, sequence_length: int, tokens_per_s: float, devices: int, peak_tflops: float | None
-) -> float | None:
-    """Model FLOPs utilisation between 0 and 1 (report, Table 4); None without a peak to compare with."""
-    return tflops(model, sequence_length, tokens_per_s, devices) / peak_tflops if peak_tflops else None
-
-
-def peak_memory_bytes(cuda_peak_bytes: int | None = None) -> int:
-    """Peak memory: of the device where its number is given, else the resident set of this process."""
-    if cuda_peak_bytes is not None:
-        return cuda_peak_bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

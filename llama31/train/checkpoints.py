@@ -7,7 +7,7 @@ from dataclasses import asdict
 from llama31.checkpoint.publish import Meta
 from llama31.data.mixture import to_record
 from llama31.engine import state as tensors
-from llama31.train.setup import State, optimizer_shards
+from llama31.train.training_state import State
 
 
 def meta_of(state: State) -> Meta:
@@ -32,7 +32,7 @@ def save(state: State) -> None:
     """Begin a checkpoint; it is published while training goes on, where `checkpoint.asynchronous` says so."""
     meta = meta_of(state)
     with state.phase("checkpoint"):
-        shards = optimizer_shards(state.engine, state.ema)
+        shards = tensors.optimizer(state.engine, state.ema)
         stall_s = state.saver.save(meta, tensors.weights(state.engine), shards, overlap=True)
     state.watch.interval.saved(stall_s)
 

@@ -14,7 +14,7 @@ from llama31.engine.objectives import MicroBatch, Objective, next_token
 from llama31.plan import schedule
 from llama31.runs import metrics, plots
 from llama31.train import checkpoints, profiler, progress, rollback
-from llama31.train.setup import State
+from llama31.train.training_state import State
 
 
 def fit(state: State, objective: Objective = next_token) -> Path | None:
@@ -28,7 +28,6 @@ def fit(state: State, objective: Objective = next_token) -> Path | None:
         while not state.done:
             with state.phase("data"):
                 batch = feed.take()
-            lr = schedule.learning_rate(run.schedule, state.tokens)
             with state.phase("forward_backward"):
                 result = engine.accumulate(batch, objective)
             with state.phase("guard"):
@@ -41,6 +40,7 @@ def fit(state: State, objective: Objective = next_token) -> Path | None:
                 continue
             with state.phase("checkpoint"):
                 state.saver.staged()  # what is being saved is about to change
+            lr = schedule.learning_rate(run.schedule, state.tokens)
             with state.phase("optimizer"):
                 engine.apply(lr)
                 if state.ema is not None:

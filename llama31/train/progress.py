@@ -13,10 +13,10 @@ from llama31.engine.objectives import Objective
 from llama31.engine.pipeline import StepResult
 from llama31.evaluate import perplexity
 from llama31.parallel.collectives import on_first_rank
-from llama31.plan import schedule
-from llama31.runs import metrics, plots
+from llama31.plan import schedule, utilisation
+from llama31.runs import measured, plots
 from llama31.train import checkpoints
-from llama31.train.setup import State
+from llama31.train.training_state import State
 
 
 def write_step(state: State, result: StepResult, lr: float, profiled: Callable[[], None]) -> None:
@@ -29,6 +29,7 @@ def write_step(state: State, result: StepResult, lr: float, profiled: Callable[[
     batch_tokens = state.tokens - schedule.step_tokens(run.schedule, state.step - 1)
     _, length = state.data.batch_shape(state.step - 1)
     rate = batch_tokens / seconds["step_s"]
+    peak = run.cluster.peak_tflops or utilisation.peak_tflops(_device_name(state.grid.device))
     state.record.write(
         "train",
         step=state.step,
@@ -41,9 +42,9 @@ def write_step(state: State, result: StepResult, lr: float, profiled: Callable[[
         batch_tokens=batch_tokens,
         sequence_length=length,
         tokens_per_s=rate,
-        tflops=metrics.tflops(run.model, length, rate, world),
-        mfu=metrics.mfu(run.model, length, rate, world, state.peak_tflops),
-        memory_bytes=metrics.peak_memory_bytes(_cuda_peak_bytes(state.grid.device)),
+        tflops=utilisation.tflops(run.model, length, rate, world),
+        mfu=utilisation.mfu(run.model, length, rate, world, peak),
+        memory_bytes=measured.peak_memory_bytes(_cuda_peak_bytes(state.grid.device)),
         **(state.data.facts(state.step - 1) if state.main else {}),
         **{name: round(value, 6) for name, value in seconds.items()},
         record_s=round(state.record_s, 6),
@@ -97,3 +98,7 @@ def examine(state: State) -> None:
 
 def _cuda_peak_bytes(device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def _device_name(device: torch.device) -> str | None:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None

@@ -13,7 +13,7 @@ from llama31.resilience import resume
 from llama31.resilience.attempt import record_decisions
 from llama31.resilience.guard import Verdict
 from llama31.train import checkpoints
-from llama31.train.setup import State, load_average
+from llama31.train.training_state import State
 
 
 class TrainingStopped(config.RunError):
@@ -51,7 +51,7 @@ def _roll_back(state: State, verdict: Verdict) -> None:
     state.stands_at(meta.step, meta.tokens)
     state.saved = state.saver.loaded = checkpoint
     if state.ema is not None:
-        load_average(state.ema, checkpoint, state.main)
+        state.ema.load(checkpoint, state.main)
     state.watch.guard.restore(meta.extra.get("guard"), meta.step)
     state.attempt.went_back(meta.step, meta.tokens)
     fence = state.attempt.newer

@@ -164,8 +164,14 @@ def test_chain_of_three_goes_on_after_a_preemption_with_grace(slurm: Slurm, plac
     folder = place / "runs/chain"
     trained = progress(folder)
     slurm.until(lambda: trained(0, 5), "first attempt")
+    held = trainers("chain")
+    for process in held:
+        os.kill(process, signal.SIGSTOP)  # so that it has not ended before Slurm has come to preempt it
     other = ["--partition=high", "--nodes=4", "--gpus-per-node=8", "--output=/dev/null", "--wrap=sleep 1"]
     slurm.run("sbatch", *other, cwd=place)
+    slurm.until(lambda: slurm.job(jobs[0]).get("PreemptTime", "None") != "None", "preemption")
+    for process in held:
+        os.kill(process, signal.SIGCONT)
     assert [slurm.end(number) for number in jobs] == ["COMPLETED"] * 3, log_of(place, "chain", jobs[0])
     first, second = metrics.attempts(folder)
     assert first.end is not None and second.end is not None
