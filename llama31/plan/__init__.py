@@ -1,5 +1,5 @@
 """What a run will do and cost, from its config alone: batches, learning rate, layout, parameters, FLOPs, failures.
 
 Imports: config.
-Offers: schedule, layout, shapes (parameters and FLOPs), interval (of checkpoints), simulate (failures), utilisation (MFU).
+Offers: schedule, layout, shapes (parameters, FLOPs), utilisation (MFU), interval (of checkpoints), simulate (failures).
 """
