@@ -8,7 +8,8 @@ from __future__ import annotations
 import shlex
 
 from llama31 import config
-from llama31.post_train import chain, rounds
+from llama31.post_train import rounds
+from llama31.slurm import bills, submission
 from recipes import start
 
 
@@ -19,17 +20,18 @@ def say(text: str) -> None:
 
 def main(run: config.PostTrain) -> None:
     """Run, submit or print what is not done. The same command goes on where it stopped."""
-    found = rounds.stages(run)
-    rounds.check(run, found)
+    stages = rounds.stages(run)
+    chain = rounds.chain(run, stages)
     if run.submit:
-        chain.submit(run, found, say)
+        say(bills.table(chain.steps, chain.job))
+        submission.submit(chain, say)
     elif run.dry_run:
-        for stage in found:
+        for stage in stages:
             done = " (done)" if rounds.state(run, stage) else ""
             say(f"# {stage.name}{done}\n{shlex.join(stage.words())}")
     else:
-        chain.refuse_queued(run, found)
-        rounds.execute(run, found, say)
+        submission.refuse_queued(chain)
+        rounds.execute(run, stages, say)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 
 from llama31 import config
 from llama31.command import entry, usage, validate
-from llama31.slurm import jobs
+from llama31.slurm import chains, jobs
 from tests import pages
 from tests.conftest import ROOT
 
@@ -51,6 +51,10 @@ def problems(words: list[str], complete: bool) -> list[str]:
 def submission(arguments: list[str]) -> list[str]:
     """Of a job: whether its own keys are known, the recipe is, and each of the others is one of that recipe's."""
     own, others = jobs.split(arguments)
+    if any(text.startswith("chain=") for text in own):
+        options, overrides = entry._parsed(config.Submit, "submit", own)
+        run = entry.compose(config.Submit, options.config_name, overrides, options.config_dir)
+        return [str(issue) for issue in chains.stages(run.chain, others)[2]]
     wrong = [text for text in own if usage.find(config.Submit, text.partition("=")[0]) is None]
     named = [text.partition("=")[2] for text in own if text.startswith("submit.recipe=")]
     wrong += [name for name in named if name not in jobs.SCHEMAS]
@@ -106,7 +110,7 @@ def test_keys_and_choices_exist(page: str) -> None:
     for code in pages.inline(page):
         for word in code.replace("'", "").split():
             given = re.match(r"([a-z_]+(?:\.[A-Za-z_*]+)*)(?:=([\w-]*)|$)", word)
-            if given is None or given[1] in ELSEWHERE or FILE.search(word):
+            if given is None or given[1] in ELSEWHERE or word.startswith("stages.") or FILE.search(word):
                 continue
             key, value = given.groups()
             said = value is not None or ("." in key and key.split(".")[0] in SECTIONS)

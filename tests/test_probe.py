@@ -17,7 +17,7 @@ from llama31.command.validate import validate
 from llama31.config import ConfigError, Job
 from llama31.evaluate import probe
 from llama31.runs import metrics
-from llama31.slurm import jobs
+from llama31.slurm import bills, jobs
 from tests.conftest import Command
 
 GIVEN = [
@@ -186,17 +186,17 @@ def test_the_picture_shows_the_intervals(tmp_path: Path) -> None:
 def test_an_array_of_the_arms_that_remain(run: config.Probe) -> None:
     planted(run, {None: [3.0, 4.0, 5.0, 6.0]})
     words = [*GIVEN, f"folder={run.folder}", "seeds=[1,2,3,4]"]
-    (step,) = jobs.steps(Job(recipe="probe"), words)
+    step = jobs.single("probe", words, Job(recipe="probe"))
     said = jobs.command(step, Job(recipe="probe"))
     assert "--array=4-11" in said and f"--output={run.folder}/logs/%j.out" in said and said[-len(words) - 1 :] == [
         str(jobs.SCRIPTS / "probe.sh"), *words,
     ]  # fmt: skip
-    assert jobs.bill(step.run, 8, 0.4).startswith("8 arms, each 8 GPUs, 40B tokens")
+    assert str(bills.training(step.run, 8, 0.4)).startswith("8 arms, each 8 GPUs, 40B tokens")
     planted(dataclasses.replace(run, candidates=["books"]), {"books": [1.0] * 4})
     planted(dataclasses.replace(run, candidates=["web"]), {"web": [1.0] * 4})
     with pytest.raises(ValueError, match="every arm is finished"):
         jobs.command(step, Job(recipe="probe"))
-    (task,) = jobs.steps(Job(recipe="probe"), [*words, "arm=5"])  # what a task of the array asks
+    task = jobs.single("probe", [*words, "arm=5"], Job(recipe="probe"))  # what a task of the array asks
     assert f"RUN_FOLDER={run.folder}/arms/with-books-seed-2" in jobs.facts(task, Job(recipe="probe"))
 
 

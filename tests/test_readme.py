@@ -215,12 +215,13 @@ def test_annealed_to_0_and_averaged(done: tuple[Path, dict[str, str]]) -> None:
         assert torch.allclose(average.read(name).double(), mean, rtol=1e-6, atol=1e-9), name
 
 
-def test_chain_of_the_405b(done: tuple[Path, dict[str, str]]) -> None:
-    (printed,) = [text for script, text in done[1].items() if "long_context.6" in script]
-    bills = re.findall(r"^# (long_context\.\d|anneal): 16,384 GPUs, (\d+)B tokens", printed, re.MULTILINE)
-    assert [int(tokens) for _, tokens in bills] == [100, 100, 100, 150, 150, 200, 40]
-    assert "init_from=runs/long-6" in printed and "gates.baseline=runs/long-5/gates.json" in printed
-    assert "run=runs/annealed-405b target=runs/annealed-405b-average" in printed
+def test_chains(done: tuple[Path, dict[str, str]]) -> None:
+    printed = {script.split("chain=")[1].split()[0]: text for script, text in done[1].items() if "chain=" in script}
+    (total,) = re.findall(r"^# total of 10 jobs: ([\d,]+) GPU-h", printed["405b_long_context"], re.MULTILINE)
+    assert 1.9e6 < int(total.replace(",", "")) < 2.1e6
+    assert len(re.findall("^sbatch ", printed["405b_long_context"], re.MULTILINE)) == 10
+    for said in ("name=first --config", "checkpoint=runs/first\n", "name=second seed=2\n", "hf=hf/second "):
+        assert said.replace(" --config", "") in printed["small"], printed["small"]
 
 
 def test_sampling_and_the_plan_of_rounds(done: tuple[Path, dict[str, str]]) -> None:

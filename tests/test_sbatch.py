@@ -40,10 +40,11 @@ def test_options_are_known_however_they_are_spelled(spelled: str) -> None:
 
 def test_a_chain_waits_for_its_own_jobs_and_for_those_of_the_user() -> None:
     """Of two --dependency, sbatch takes the last alone."""
-    chain = Job(chain=["pretrain", "convert"], options="--qos=high -d afterok:5,afterany:7 --exclude=n3")
-    first, second = jobs.steps(chain, [*SMALL, "convert:direction=to_hf", "convert:hf=h"])
-    assert "-d afterok:5,afterany:7" in shlex.join(jobs.command(first, chain))
-    words = jobs.command(second, chain, "17:18")
+    job = Job(options="--qos=high -d afterok:5,afterany:7 --exclude=n3")
+    first = jobs.single("pretrain", SMALL, job)
+    second = jobs.single("convert", ["direction=to_hf", "hf=h", "checkpoint=c"], job)
+    assert "-d afterok:5,afterany:7" in shlex.join(jobs.command(first, job))
+    words = jobs.command(second, job, "17:18")
     waits = [word for word in words if word.startswith(("-d", "--dep"))]
     assert waits == ["--dependency=afterok:17:18,afterok:5,afterany:7"]
     assert {"--kill-on-invalid-dep=yes", "--qos=high", "--exclude=n3"} <= set(words)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llama31.command import incomplete, usage, validate
-from llama31.command.written import escaped, to_yaml, unescaped
+from llama31.command.written import Further, escaped, extend, to_yaml, unescaped
 from llama31.config import MISSING, ConfigError, Issue
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -49,14 +49,28 @@ def load[T](
             _show(usage.help_text(schema, folders) + "\n")
         if options.cfg:
             _show(to_yaml(compose(schema, options.config_name, overrides, options.config_dir)))
-        run, warnings = _checked(*_gather(schema, options.config_name, overrides, folders), world_size)
+        run, warnings = read(schema, config_name, argv, world_size)
     except ConfigError as error:
-        if leader:
-            print(_failure(schema, error), file=sys.stderr)
-        raise SystemExit(2) from None
+        refuse(usage.program(schema), error, leader)
     for warning in warnings if leader else []:
         print(f"warning: {warning}", file=sys.stderr)
     return run
+
+
+def read[T](
+    schema: type[T],
+    config_name: str,
+    argv: Sequence[str] | None,
+    world_size: Callable[[T], int] | None = None,
+    further: Further | None = None,
+) -> tuple[T, list[str]]:
+    """The same, and its warnings, without a word. Raises ConfigError with all problems at once.
+
+    `further` is told the keys that YAML and arguments give, null and missing ones apart, and returns values of others.
+    """
+    options, overrides = _parsed(schema, config_name, argv)
+    folders = _folders(options.config_dir)
+    return _checked(*_gather(schema, options.config_name, overrides, folders, further), world_size)
 
 
 def _show(text: str) -> NoReturn:
@@ -64,24 +78,6 @@ def _show(text: str) -> NoReturn:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     print(text, end="", flush=True)
     raise SystemExit(0)
-
-
-def given(schema: type, config_name: str, argv: Sequence[str]) -> dict[str, Any]:
-    """What YAML and arguments say, by dotted key, unchecked and without the schema's defaults.
-
-    Null and what has to be given are left out. Empty where it cannot be composed: `load` says why.
-    """
-    options, overrides = _parsed(schema, config_name, argv)
-    try:
-        folders = _folders(options.config_dir)
-        plain = _hydra(options.config_name, _overrides(schema, overrides, folders)[0], folders)
-    except ConfigError:
-        return {}
-    return {key: item for name, value in plain.items() for key, item in usage.leaves(name, value) if _said(item)}
-
-
-def _said(item: Any) -> bool:
-    return item is not None and item != MISSING
 
 
 def _parsed(schema: type, config_name: str, argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -114,7 +110,7 @@ def _checked[T](run: T | None, issues: list[Issue], world_size: Callable[[T], in
     if run is None:
         raise ConfigError(issues)
     try:
-        warnings = validate.validate(run, _processes(run, issues, world_size))
+        warnings = validate.validate(run, _processes(run, world_size))
     except ConfigError as error:
         refused = {issue.key for issue in issues}  # validation saw their defaults, which nobody gave
         if "prompts" in refused:
@@ -127,15 +123,17 @@ def _checked[T](run: T | None, issues: list[Issue], world_size: Callable[[T], in
     return run, warnings
 
 
-def _processes[T](run: T, issues: list[Issue], world_size: Callable[[T], int] | None) -> int | None:
-    """They follow from keys, which have to be right; those that are missing may be others. None: as started."""
-    if world_size is None or (issues and not isinstance(run, incomplete.Incomplete)):
-        return None
-    return next(iter(incomplete.known(lambda: [world_size(run)])), None)
+def _processes[T](run: T, world_size: Callable[[T], int] | None) -> int | None:
+    """They follow from keys, of which some may be missing. None: as started."""
+    return None if world_size is None else next(iter(incomplete.known(lambda: [world_size(run)])), None)
 
 
 def _gather[T](
-    schema: type[T], config_name: str, overrides: Sequence[str], folders: Sequence[Path]
+    schema: type[T],
+    config_name: str,
+    overrides: Sequence[str],
+    folders: Sequence[Path],
+    further: Further | None = None,
 ) -> tuple[T | None, list[Issue]]:
     """The config, or None where keys are missing, and all problems of its keys and values."""
     from omegaconf import OmegaConf
@@ -144,6 +142,8 @@ def _gather[T](
     checked, issues = _overrides(schema, overrides, folders)
     complete = not any(issue.key in usage.groups(schema, folders) for issue in issues)
     plain = _hydra(config_name, checked, folders)
+    if further is not None:
+        extend(plain, further)
     node = OmegaConf.structured(schema)
     texts: dict[str, list[str]] = {}
     _fill(node, schema, plain, "", issues, texts)
@@ -181,14 +181,22 @@ def _there(node: Any, name: str) -> Any:
 
 
 def _inner(section: Any, name: str) -> Any:
-    return section[name] if isinstance(section, dict) else getattr(section, name)
+    """What `name` leads to: an entry of a dictionary, an attribute, or `name[3]`, one of an attribute's list."""
+    if isinstance(section, dict):
+        return section[name]
+    name, _, index = name.removesuffix("]").partition("[")
+    return getattr(section, name)[int(index)] if index else getattr(section, name)
 
 
-def _failure(schema: type, error: ConfigError) -> str:
+def refuse(program: str, error: ConfigError, leader: bool = True) -> NoReturn:
+    """End the command `program` with status 2, after all problems of its config were printed by the leader."""
     count = len(error.issues)
-    lines = [f"{usage.program(schema)}: {count} problem{'s' if count > 1 else ''} in the configuration"]
+    lines = [f"{program}: {count} problem{'s' if count > 1 else ''} in the configuration"]
     lines += [f"  {issue}" for issue in error.issues]
-    return "\n".join([*lines, *([f"  {error.hint}"] if error.hint else []), "--help lists every key"])
+    text = "\n".join([*lines, *([f"  {error.hint}"] if error.hint else []), "--help lists every key"])
+    if leader:
+        print(text, file=sys.stderr)
+    raise SystemExit(2) from None
 
 
 def _folders(config_dir: str | Path | None) -> list[Path]:

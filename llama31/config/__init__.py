@@ -10,6 +10,7 @@ A new recipe is one dataclass in `recipes.py`, one `conf/<recipe>.yaml` and one 
 from __future__ import annotations
 
 from llama31.config.exams import Gates, Needle, Task
+from llama31.config.jobs import Chain, ChainStage, Common, Job, Submit
 from llama31.config.keys import MISSING, MOST_TOKENS, ConfigError, Issue, RunError, key
 from llama31.config.recipes import (
     Average,
@@ -17,7 +18,6 @@ from llama31.config.recipes import (
     Convert,
     Dpo,
     Evaluate,
-    Job,
     Pack,
     Pretrain,
     Probe,
@@ -25,7 +25,6 @@ from llama31.config.recipes import (
     Reward,
     Sft,
     Simulate,
-    Submit,
     Training,
 )
 from llama31.config.sampling import (
@@ -75,8 +74,11 @@ __all__ = [
     "Average",
     "Benchmark",
     "Bucket",
+    "Chain",
+    "ChainStage",
     "Checkpoint",
     "Cluster",
+    "Common",
     "ConfigError",
     "Convert",
     "Data",

@@ -283,37 +283,3 @@ class Report:
 
     runs: list[str] = key([], "run folders; several are compared: 'runs=[runs/a,runs/b]'")
     output: str | None = key(None, "HTML file to write; null: report.html in the first run folder")
-
-
-@dataclass
-class Job:
-    """What `recipes.submit` asks of Slurm."""
-
-    recipe: str | None = key(
-        None,
-        "recipe to run; the other arguments are its own",
-        choices=(
-            *("pretrain", "long_context", "anneal", "probe", "average"),
-            *("sft", "reward", "dpo", "sample", "score", "judge", "evaluate", "convert"),
-        ),
-    )
-    chain: list[str] = key(
-        [],
-        "instead: dependent jobs, each RECIPE or RECIPE.LABEL; RECIPE:KEY=VALUE (or RECIPE.LABEL:) reaches later ones",
-    )
-    nodes: int | None = key(None, "nodes; null: as many as the layout asks for", low=1)
-    gpus_per_node: int = key(8, "GPUs to ask for on each node; 0 on a cluster without", low=0)
-    partition: str | None = key(None, "partition; null: Slurm's default")
-    account: str | None = key(None, "account that pays; null: Slurm's default")
-    time: str | None = key(None, "time limit as sbatch reads it, such as 2-00:00:00; null: the script's")
-    options: str = key("", "further options of sbatch: 'submit.options=--exclude=n3 --qos=high'")
-    mfu: float = key(0.4, "share of the peak that the printed bill assumes", above=0, high=1)
-    dry_run: bool = key(False, "print command, bill and config of every job, and submit none")
-    facts: bool = key(False, "print what slurm/launch.sh has to know, and submit none")
-
-
-@dataclass
-class Submit:
-    """Keys of `recipes.submit`: a recipe, or a chain of them, to Slurm."""
-
-    submit: Job = field(default_factory=Job)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from llama31.config.jobs import Job
 from llama31.config.keys import MISSING, key
-from llama31.config.recipes import Job
 from llama31.config.sections import Cluster, Parallel, Tokenizer, TrainedPrecision
 
 

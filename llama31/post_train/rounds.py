@@ -9,6 +9,7 @@ is done when what it leaves says so, never because it was started; so the same c
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import subprocess
@@ -20,30 +21,19 @@ from pathlib import Path
 from typing import Any
 
 from llama31 import config
-from llama31.command import entry
 from llama31.judging import judge
-from llama31.runs import files
 from llama31.sampling import drawing
-from llama31.slurm import jobs
+from llama31.slurm import chains, jobs, submission
 
-SCHEMAS: dict[str, type] = {
-    "reward": config.Reward, "sample": config.Sample, "sft": config.Sft, "dpo": config.Dpo,
-    "average": config.Average, "judge": config.Judge,
-}  # fmt: skip
-RECORD = "stages"  # folder of one file per stage: the command that made it, the number of its job
 OF_MANY = ("sampling.answers=", "sampling.temperature=", "filters.", "pairs.", "limit=", "part=")  # no judge's business
 GREEDY = ("sampling.answers=1", "sampling.temperature=0")  # answers that are judged
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One command: its name within the rounds, its recipe and arguments, and the stages that it needs."""
+class Stage(chains.Stage):
+    """One command of the rounds, and when it is done; `processes` of torchrun where it runs on this machine."""
 
-    name: str
-    recipe: str
-    arguments: tuple[str, ...]
-    after: tuple[str, ...]
-    done: Callable[[], bool]
+    done: Callable[[], bool] = lambda: False
     processes: int = 1
 
     def words(self) -> list[str]:
@@ -62,11 +52,11 @@ class Stage:
 
 def stages(run: config.PostTrain) -> list[Stage]:
     """Every command of every round, in order. Raises ValueError for `only` that names none of them."""
-    found = [stage for number in range(1, run.rounds + 1) for stage in _Round(run, number).stages()]
-    unknown = [name for name in run.only if name not in {stage.name for stage in found}]
+    stages = [stage for number in range(1, run.rounds + 1) for stage in _Round(run, number).stages()]
+    unknown = [name for name in run.only if name not in {stage.name for stage in stages}]
     if unknown:
-        raise ValueError(f"only={unknown}: no such stage; dry_run=true lists them, the first is {found[0].name}")
-    return [stage for stage in found if not run.only or stage.name in run.only]
+        raise ValueError(f"only={unknown}: no such stage; dry_run=true lists them, the first is {stages[0].name}")
+    return [stage for stage in stages if not run.only or stage.name in run.only]
 
 
 class _Round:
@@ -181,25 +171,17 @@ def _listed(words: Any) -> str:
 
 def _finished(folder: Path) -> Callable[[], bool]:
     def done() -> bool:
-        return _told(folder / "outcome.json").get("outcome") == "finished"
+        return submission.read(folder / "outcome.json").get("outcome") == "finished"
 
     return done
 
 
 def _ranked(folder: Path, reward: Path) -> Callable[[], bool]:
     def done() -> bool:
-        names = _told(folder / drawing.SUMMARY).get("ranked_by", [])
+        names = submission.read(folder / drawing.SUMMARY).get("ranked_by", [])
         return any(Path(name).resolve().is_relative_to(reward.resolve()) for name in names)
 
     return done
-
-
-def _told(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _holds_checkpoint(folder: Path) -> bool:
@@ -210,59 +192,36 @@ def state(run: config.PostTrain, stage: Stage) -> bool:
     """Whether a stage is done. Raises ValueError where it was done by another command than it would be now."""
     if not stage.done():
         return False
-    if other := differs(run, stage):
-        raise ValueError(
-            f"folder={run.folder}: {stage.name} was made by another command, without {other}; "
-            "give another name, or remove what it made to have it made again"
-        )
+    if other := submission.differs(Path(run.folder), stage.name, stage.arguments):
+        raise ValueError(submission.made_by_another(f"folder={run.folder}", stage.name, other))
     return True
 
 
-def differs(run: config.PostTrain, stage: Stage) -> str | None:
-    """Arguments that a stage was not started with, as far as it was started and there is a difference."""
-    before = record(run, stage).get("arguments")
-    if before is None or before == list(stage.arguments):
-        return None
-    other = [text for text in stage.arguments if text not in before] or list(before)
-    return shlex.join(other[:4])
-
-
-def record(run: config.PostTrain, stage: Stage) -> dict[str, Any]:
-    """What is kept of a stage's start: its arguments, and the number of its job. Empty where it was not started."""
-    return _told(record_file(run, stage))
-
-
-def record_file(run: config.PostTrain, stage: Stage) -> Path:
-    """Where that is kept."""
-    return Path(run.folder) / RECORD / f"{stage.name.replace('/', '-')}.json"
-
-
-# --- running ---
-
-
-def check(run: config.PostTrain, found: Sequence[Stage]) -> None:
-    """Compose every command's config before any is run. Raises SystemExit as `entry.load` does.
+def chain(run: config.PostTrain, stages: Sequence[Stage]) -> submission.Chain:
+    """The stages as jobs, every config composed and checked; SystemExit after all problems of all were printed.
 
     Raises ValueError for addresses of servers, since each stage samples from another model.
     """
-    for stage in found:
-        told = compose(stage, run.job if run.submit else None)
-        if isinstance(told, config.Sample) and told.server.urls:
+    by_name = {stage.name: stage for stage in stages}
+
+    def world(stage: chains.Stage, given: Any) -> int:
+        return jobs.world_size(given, run.job) if run.submit else by_name[stage.name].processes
+
+    steps = chains.checked("python -m recipes.post_train", stages, world)
+    for step in steps:
+        if isinstance(step.run, config.Sample) and step.run.server.urls:
             raise ValueError(
-                f"server.urls={','.join(told.server.urls)}: {stage.name} and the others sample from a model each, and "
-                "these servers have one; leave it out: our own decoder answers, or slurm/sample.sh starts servers of "
-                "the stage's model (submit=true, VLLM_PYTHON)"
+                f"server.urls={','.join(step.run.server.urls)}: {step.name} and the others sample from a model each, "
+                "and these servers have one; leave it out: our own decoder answers, or slurm/sample.sh starts servers "
+                "of the stage's model (submit=true, VLLM_PYTHON)"
             )
-
-
-def compose(stage: Stage, job: config.Job | None = None) -> Any:
-    """The config of a stage, for its processes here, or for those that a job of Slurm gives it."""
-    arguments = list(stage.arguments)
-
-    def processes(given: Any) -> int:
-        return jobs.world_size(given, job) if job else stage.processes
-
-    return entry.load(SCHEMAS[stage.recipe], stage.recipe, arguments, processes)
+    folder = Path(run.folder)
+    # logs not in the folder that a stage works in: a link cannot take the place of a folder later
+    whole = [
+        dataclasses.replace(step, logs=folder / step.name / "logs", done=by_name[step.name].done) for step in steps
+    ]
+    job = dataclasses.replace(run.job, dry_run=run.dry_run)
+    return submission.Chain(f"folder={run.folder}", folder, whole, job, section="job")
 
 
 def launch(stage: Stage) -> int:
@@ -271,15 +230,15 @@ def launch(stage: Stage) -> int:
 
 
 def execute(
-    run: config.PostTrain, found: Sequence[Stage], say: Callable[[str], None], start: Callable[[Stage], int] = launch
+    run: config.PostTrain, stages: Sequence[Stage], say: Callable[[str], None], start: Callable[[Stage], int] = launch
 ) -> None:
     """Run what is not done, one after the other, by `start`. Raises RunError where a command fails."""
-    for stage in found:
+    for stage in stages:
         if state(run, stage):
             say(f"# {stage.name}: done")
             continue
         say(f"# {stage.name}\n{shlex.join(stage.words())}")
-        note(run, stage)
+        submission.note(Path(run.folder), stage, stage.words())
         begin = time.monotonic()
         code = start(stage)
         if code or not stage.done():
@@ -288,17 +247,3 @@ def execute(
                 f"{stage.name} {why}; its reason stands above, and the same command goes on from there"
             )
         say(f"# {stage.name}: done in {time.monotonic() - begin:.1f} s")
-
-
-def note(run: config.PostTrain, stage: Stage, job: str | None = None) -> None:
-    """Keep the command of a stage, by which a later start sees whether it is still the same, and its job's number."""
-    path = record_file(run, stage)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    told = {
-        "stage": stage.name,
-        "recipe": stage.recipe,
-        "arguments": stage.arguments,
-        "command": shlex.join(stage.words()),
-        "job": job,
-    }
-    files.write_whole(path, json.dumps(told, indent=1) + "\n")

@@ -1,5 +1,5 @@
 """Jobs of Slurm, alone and in chains.
 
-Imports: config, plan, evaluate, command.
-Offers: jobs (bills, submission), sbatch (what its options mean).
+Imports: config, plan, runs, evaluate, command.
+Offers: jobs, bills, chains (from YAML to checked jobs), submission of what is left, sbatch (what its options mean).
 """

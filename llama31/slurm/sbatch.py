@@ -32,14 +32,14 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
 
 def option(words: Sequence[str], name: str, letter: str) -> str | None:
     """The value of the last --NAME among options of sbatch, spelled in any way that it takes; None without one."""
-    found = None
+    last = None
     for word, following in zip(words, [*words[1:], ""], strict=False):
         long, equals, value = word.partition("=")
         if len(long) > 4 and f"--{name}".startswith(long):
-            found = value if equals else following
+            last = value if equals else following
         elif re.match(rf"-{letter}(?!-)", word):
-            found = word[2:] or following
-    return found
+            last = word[2:] or following
+    return last
 
 
 def without(words: Sequence[str], name: str, letter: str) -> list[str]:
@@ -119,10 +119,10 @@ def export(words: Sequence[str], given: Mapping[str, str]) -> list[str]:
 
 def seconds(limit: str) -> int | None:
     """Seconds of a time limit as sbatch reads it (M, M:S, H:M:S, D-H, D-H:M, D-H:M:S); None without a limit."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit)
-    if found is None:
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit)
+    if match is None:
         return None
-    days, *parts = (None if part is None else int(part) for part in found.groups())
+    days, *parts = (None if part is None else int(part) for part in match.groups())
     if days is not None:
         scales = (3600, 60, 1)
     else:
@@ -131,10 +131,16 @@ def seconds(limit: str) -> int | None:
     return total or None  # a limit of zero asks for none
 
 
+def limit(script: Path, time: str | None, words: Sequence[str], given: Mapping[str, str]) -> str | None:
+    """The time limit of a job: of its options, or else of the environment, or else of its script; None: the site's."""
+    asked = re.search(r"^#SBATCH --time=(\S+)", script.read_text(), re.MULTILINE)
+    return option(words, "time", "t") or time or given.get("SBATCH_TIMELIMIT") or (asked[1] if asked else None)
+
+
 def short(script: Path, time: str | None, words: Sequence[str], given: Mapping[str, str]) -> str | None:
     """What to tell of a time limit that is too short for the signal which `script` asks for; None where it is not."""
-    limit = option(words, "time", "t") or time or given.get("SBATCH_TIMELIMIT")
-    length = seconds(limit) if limit else None
+    asked = limit(script, time, words, given)
+    length = seconds(asked) if asked else None
     signalled = re.search(r"^#SBATCH --signal=B:USR1@(\d+)", script.read_text(), re.MULTILINE)
     if length is None or length > SHORT_S or signalled is None or option(words, "signal", "!") is not None:
         return None

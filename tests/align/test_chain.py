@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +14,14 @@ from typing import Any
 import pytest
 
 from llama31 import config
-from llama31.post_train import chain, rounds
+from llama31.post_train import rounds
+from llama31.slurm import chains, submission
+from llama31.slurm.jobs import Step
 from recipes import post_train
-from tests.align.test_rounds import MODEL, Pretender, planned
+from tests.align.test_rounds import MODEL, Pretender, argument, planned
 
 NAMES = [f"round-01/{stage}" for stage in ("reward", "sample", "sft", "dpo", "previous", "answers", "judge")]
-COMPOSE = rounds.compose
+COMPOSE = chains.compose
 SETS = [f'{stage}.set=[{MODEL},"parallel.micro_batch=1"]' for stage in ("reward", "sft", "dpo")]
 # Files: `queue` is what squeue prints, `calls` what was asked for, `refused` what sbatch says against all.
 CLIENTS = {
@@ -80,19 +83,24 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\nset -e\nat={tmp_path}\n{text}")
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
-    monkeypatch.setattr(rounds, "compose", composed)
+    monkeypatch.setattr(chains, "compose", composed)
     return Cluster(tmp_path)
 
 
 COMPOSED: dict[tuple[str, ...], Any] = {}
 
 
-def composed(stage: rounds.Stage, job: config.Job | None = None) -> Any:
-    """The config of a stage in some folder: what Hydra takes its time for is the same in all tests."""
+def composed(stage: chains.Stage, known: Mapping[str, str], world: chains.World) -> tuple[Step, list[str]]:
+    """A stage with its config in some folder: what Hydra takes its time for is the same in all tests."""
     key = (stage.name, *(text for text in stage.arguments if "=/" not in text and '"/' not in text))
     if key not in COMPOSED:
-        COMPOSED[key] = COMPOSE(stage, job)
-    return COMPOSED[key]
+        step, _ = COMPOSE(stage, known, world)
+        assert step is not None and step.arguments == stage.arguments, "rounds leave nothing to be taken"
+        COMPOSED[key] = step.run
+    run = dataclasses.replace(COMPOSED[key])
+    if hasattr(run, "folder"):
+        run.folder = argument(stage, "folder")
+    return Step(stage.name, stage.recipe, stage.arguments, run, stage.after), []
 
 
 def chained(folder: Path, *overrides: str) -> config.PostTrain:
@@ -102,7 +110,7 @@ def chained(folder: Path, *overrides: str) -> config.PostTrain:
 
 def submitted(run: config.PostTrain) -> list[str]:
     printed: list[str] = []
-    chain.submit(run, rounds.stages(run), printed.append)
+    submission.submit(rounds.chain(run, rounds.stages(run)), printed.append)
     return printed
 
 
@@ -198,7 +206,7 @@ def test_a_job_that_is_ending_is_waited_for(tmp_path: Path, cluster: Cluster, mo
         cluster.becomes("round-01/reward", "COMPLETING")
         cluster.asked()
         clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda s: cluster.becomes("round-01/reward", state))
-        monkeypatch.setattr(chain, "time", clock)
+        monkeypatch.setattr(submission, "time", clock)
         return submitted(run)
 
     said = after_a_while("PENDING")
@@ -208,7 +216,7 @@ def test_a_job_that_is_ending_is_waited_for(tmp_path: Path, cluster: Cluster, mo
     assert said[:3] == [said[0], "# round-01/reward: job 17 is gone, and this is not done", "round-01/reward: job 24"]
     assert cluster.asked()[:3] == ["sbatch 24 after none", "scancel 18", "sbatch 25 after 24"]
     cluster.becomes("round-01/reward", "COMPLETING")
-    monkeypatch.setattr(chain, "ENDING_S", -1)
+    monkeypatch.setattr(submission, "ENDING_S", -1)
     with pytest.raises(config.RunError, match="job 24 has been ending for -1 s; wait until squeue shows it no more"):
         submitted(run)
 
@@ -216,12 +224,12 @@ def test_a_job_that_is_ending_is_waited_for(tmp_path: Path, cluster: Cluster, mo
 def test_a_submission_that_broke_off_goes_on(tmp_path: Path, cluster: Cluster) -> None:
     """sbatch fails, or fails to say that it did not: the queue is believed, not what was noted."""
     run = chained(tmp_path)
-    chain.submit(run, rounds.stages(run)[:2], lambda text: None)
+    submission.submit(rounds.chain(run, rounds.stages(run)[:2]), lambda text: None)
     (tmp_path / "refused").write_text("sbatch: error: Socket timed out on send/recv operation\n")
     with pytest.raises(config.RunError, match="Socket timed out"):
         submitted(run)
     (tmp_path / "refused").unlink()
-    assert rounds.record(run, rounds.stages(run)[2])["job"] is None
+    assert submission.record(Path(run.folder), "round-01/sft")["job"] is None
     with cluster.queue.open("a") as queue:
         queue.write(f"40 PENDING {tmp_path}/runs/round-01/sft\n")
     said = submitted(run)
@@ -278,13 +286,13 @@ def test_wrong_states_are_refused_before_anything_is_submitted(
 
 def test_slurm_is_asked_only_where_there_were_jobs(tmp_path: Path, cluster: Cluster) -> None:
     run = chained(tmp_path, "submit=false")
-    found = rounds.stages(run)
+    jobs = rounds.chain(run, rounds.stages(run))
     squeue = tmp_path / "bin/squeue"
     squeue.write_text("#!/bin/sh\necho no controller >&2; exit 1\n")
     squeue.chmod(0o755)
-    chain.refuse_queued(run, found)
-    rounds.note(run, found[0], "17")
+    submission.refuse_queued(jobs)
+    submission.note(jobs.folder, jobs.steps[0], [], "17")
     with pytest.raises(config.RunError, match="no controller. .*round-01-reward.json names a job, which may be queued"):
-        chain.refuse_queued(run, found)
+        submission.refuse_queued(jobs)
     does(run, "round-01/reward")
-    chain.refuse_queued(run, found)
+    submission.refuse_queued(jobs)

@@ -110,7 +110,7 @@ def test_servers_of_one_model_are_refused() -> None:
     """Policy, previous model and the round's own would all be what the server serves, and win against themselves."""
     run = planned("runs/r", 'sample.set=["server.urls=[http://node1:8000/v1]"]')
     with pytest.raises(ValueError, match=r"server.urls=http://node1:8000/v1: round-01/sample and the others"):
-        rounds.check(run, [stage for stage in rounds.stages(run) if stage.recipe in ("sample", "judge")])
+        rounds.chain(run, [stage for stage in rounds.stages(run) if stage.recipe in ("sample", "judge")])
 
 
 def test_who_asks_servers_needs_no_layout() -> None:
@@ -133,8 +133,13 @@ def test_commands_are_those_that_a_user_types(quick: Command, tmp_path: Path) ->
     assert all(
         line.startswith(("python -m recipes.", "torchrun --standalone --nproc-per-node 2 -m ")) for line in lines
     )
-    wrong = quick("-m", "recipes.post_train", *words, 'dpo.set=["beta=0"]')
-    assert wrong.returncode == 2 and "python -m recipes.dpo" in wrong.stderr and "beta=0" in wrong.stderr
+    more = [f'sft.set=[{MODEL},"seed=x"]', f'dpo.set=[{MODEL},"beta=0"]']
+    wrong = quick("-m", "recipes.post_train", *words, *more)
+    assert wrong.returncode == 2 and wrong.stderr.splitlines()[:3] == [
+        "python -m recipes.post_train: 2 problems in the configuration",
+        "  round-01/sft, round-02/sft: seed=x: wrong type; give a whole number",
+        "  round-01/dpo, round-02/dpo: beta=0.0: out of range; give a number above 0",
+    ]
 
 
 # --- what is done ---

@@ -16,10 +16,11 @@ from llama31.command.entry import compose
 from llama31.judging import judge
 from llama31.post_train import rounds
 from llama31.sampling import drawing
+from llama31.slurm import jobs
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
-SCHEMAS = {**rounds.SCHEMAS, "pack": config.Pack, "pretrain": config.Pretrain, "post_train": config.PostTrain}
+SCHEMAS = {**jobs.SCHEMAS, "pack": config.Pack, "pretrain": config.Pretrain, "post_train": config.PostTrain}
 
 
 def recipe(name: str, arguments: Sequence[str]) -> None:

@@ -58,6 +58,13 @@ start(main, config.Probe, "probe")
 """
 
 
+TWICE = """
+stages:
+  - {recipe: long_context, label: first, config_name: small}
+  - {recipe: long_context, label: second, config_name: small, overrides: [name=second]}
+"""
+
+
 @pytest.fixture
 def stand_in(tmp_path: Path) -> Path:
     """A checkout whose trainer is the one above, so that signals need no step of a model."""
@@ -132,8 +139,9 @@ def test_chain_ends_with_its_first_failure(slurm: Slurm, workplace: Path, stand_
 
     What follows is cancelled. Here it is the same recipe again, with a root file that is the user's own.
     """
-    again = ["long_context.2:--config-name=small", "long_context.2:name=second"]
-    words = ["submit.chain=[long_context.1,long_context.2]", *SMALL, *again]
+    (workplace / "my/chain").mkdir()
+    (workplace / "my/chain/twice.yaml").write_text(TWICE)
+    words = ["--config-dir", "my", "chain=twice", "name=small"]
     home = {"LLAMA31_HOME": str(stand_in)}
     for env in ({"PLAN": "failed"}, {"PLAN": "die", "MAX_RESTARTS": "0"}, {"PLAN": "die", "MAX_FRUITLESS": "1"}):
         first, second = submit(slurm, workplace, *words, **home, **env)

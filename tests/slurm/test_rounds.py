@@ -93,5 +93,5 @@ def test_a_chain_goes_on_where_it_was_interrupted(slurm: Slurm, tmp_path: Path) 
     told = json.loads((here / "judge" / judge.NAME).read_text())
     assert told["win_rate"]["count"] == TINY.judged and told["heldout"].keys() >= {"reward", "dpo"}
     again, said = submit(slurm, given)
-    assert not again and said == [f"# round-01/{name}: done" for name in STAGES]
+    assert not again and said[-len(STAGES) :] == [f"# round-01/{name}: done" for name in STAGES]
     assert len(slurm.jobs()) == earlier + len(STAGES) + 1 + len(LATER)

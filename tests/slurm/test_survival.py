@@ -156,12 +156,19 @@ def test_attempt_on_a_node_that_was_cut_off_changes_nothing(slurm: Slurm, place:
 
 
 def test_chain_of_three_goes_on_after_a_preemption_with_grace(slurm: Slurm, place: Path) -> None:
-    chain = ["submit.chain=[pretrain,evaluate,convert]", "submit.partition=grace", "submit.nodes=2"]
-    evaluate = ["--config-dir", "my", "checkpoint=runs/chain", "data=words", "tokenizer=words", "output=found.json"]
-    convert = ["direction=to_hf", "checkpoint=runs/chain", "hf=runs/chain/hf"]
-    later = [f"evaluate:{word}" for word in evaluate[2:]] + [f"convert:{word}" for word in convert]
-    jobs = submit(slurm, place, *chain, *LONG, "name=chain", *later)
+    """Submitted again, it is queued already; when all of it is done, nothing is submitted."""
+    stages = [
+        {"recipe": "pretrain", "config_name": "small", "overrides": [*LONG[len(SMALL) :], "name={name}"]},
+        {"recipe": "evaluate", "overrides": ["data=words", "tokenizer=words", "output=scores.json"]},
+        {"recipe": "convert", "overrides": ["direction=to_hf", "hf=runs/{name}/hf"]},
+    ]
+    (place / "my/chain").mkdir()
+    (place / "my/chain/three.yaml").write_text(json.dumps({"stages": stages}))
+    words = ["--config-dir", "my", "chain=three", "name=chain", "submit.partition=grace", "submit.nodes=2"]
+    jobs = submit(slurm, place, *words)
+    assert len(jobs) == 3 and not submit(slurm, place, *words)
     folder = place / "runs/chain"
+    slurm.logs = [folder / f"logs/{jobs[0]}.out"]
     trained = progress(folder)
     slurm.until(lambda: trained(0, 5), "first attempt")
     held = trainers("chain")
@@ -177,5 +184,7 @@ def test_chain_of_three_goes_on_after_a_preemption_with_grace(slurm: Slurm, plac
     assert first.end is not None and second.end is not None
     assert [first.end["outcome"], second.end["outcome"]] == ["stopped", "finished"]
     assert steps_of(folder) == steps_of(place / "runs/plain")
-    assert json.loads((place / "found.json").read_text())["total"]["loss"] > 0
+    assert json.loads((place / "scores.json").read_text())["total"]["loss"] > 0
     assert list((folder / "hf").glob("*.safetensors"))
+    said = slurm.run(sys.executable, "-m", "recipes.submit", *words, cwd=place).splitlines()
+    assert said[-3:] == ["# pretrain: done", "# evaluate: done", "# convert: done"]
