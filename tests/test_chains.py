@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llama31 import config
-from llama31.command import entry
+from llama31.command import entry, written
 from llama31.config import Chain, ChainStage, Common, Job
 from llama31.slurm import bills, chains, jobs, submission
 from llama31.slurm.jobs import Step
@@ -96,6 +96,12 @@ def test_what_is_given_is_not_taken_from_the_chain(tmp_path: Path) -> None:
     assert (average_of.run.inputs, average_of.run.run) == (["p", "q"], None)
     again = steps(chain, *given, "stages.average.target=t", "stages.long_context.init_from=y")
     assert again["long_context"].run.init_from == "y"
+
+
+def test_what_is_taken_goes_into_an_empty_section_and_replaces_nothing() -> None:
+    plain = {"gates": None, "init_from": "???", "run": "given"}
+    written.extend(plain, lambda given: {} if given != {"run"} else {"gates.baseline": "a", "init_from": "b"})
+    assert plain == {"gates": {"baseline": "a"}, "init_from": "b", "run": "given"}
 
 
 def test_the_command_line_reaches_a_stage_or_all_of_a_recipe() -> None:
@@ -279,6 +285,8 @@ def test_a_chain_of_the_users_own_in_a_dry_run(quick: Command, tmp_path: Path) -
 def test_names_of_chains_are_listed(quick: Command) -> None:
     result = quick("-m", "recipes.submit", "--help", check=True)
     assert "  chain=      405b_long_context" in result.stdout and "chain.variables" in result.stdout
+    result = quick("-m", "recipes.submit", "chain=405b_long_context", "--cfg", check=True)
+    assert "    label: long-6\n" in result.stdout and "    - checkpoint={pretrained}\n" in result.stdout
     result = quick("-m", "recipes.submit", "chain=405b_long", "name=x")
     assert "chain=405b_long: no such choice; did you mean 405b_long_context? give one of 405b" in result.stderr
     result = quick("-m", "recipes.submit", "chain=405b_long_context", "recipe=pretrain")

@@ -111,6 +111,8 @@ def test_split() -> None:
     assert others == ["model=8b", "--config-dir", "my"]
     own, others = jobs.split(["--config-dir=my", "chain=mine", "name=x", "stages.convert.hf=y"])
     assert own == ["--config-dir=my", "chain=mine"] and others == ["--config-dir=my", "name=x", "stages.convert.hf=y"]
+    assert jobs.split(["chain=mine", "--cfg"])[0] == ["chain=mine", "--cfg"]
+    assert jobs.split(["recipe=pretrain", "--cfg"])[1] == ["--cfg"]  # prints the recipe's
     assert jobs.split(["typo=1"]) == (["typo=1"], [])
 
 
@@ -159,6 +161,8 @@ def test_impossible_layout_is_refused(quick: Command) -> None:
     result = quick("-m", "recipes.submit", "recipe=pretrain", *SMALL, "submit.nodes=1", "parallel.tp=16")
     assert result.returncode == 2 and result.stdout == ""
     assert "does not divide" in result.stderr and "nearest layout that works with 8 process(es)" in result.stderr
+    result = quick("-m", "recipes.submit", "recipe=pretrain", *SMALL, "parallel.dp=8", "seed=x")
+    assert "1 problem in" in result.stderr  # 8 processes, though another key is wrong
 
 
 def test_a_typo_of_either_side_is_named(quick: Command) -> None:

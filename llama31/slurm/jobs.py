@@ -84,17 +84,19 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     `--config-dir` is of both. Where nothing is named there is nobody else to take them, so all are its own.
     """
     own, others, folder = list[str](), list[str](), False
+    chained = any(text.startswith("chain=") for text in argv)
+    own_options = ("--help", "-h", *(["--cfg"] if chained else []))  # a chain has a config, a recipe alone its own
     for text in argv:
         name, equals, value = text.partition("=")
         if name in SHORT and equals:
             own.append(f"{SHORT[name]}={value}")
-        elif name.startswith("submit.") or name in ("chain", "--help", "-h"):
+        elif name.startswith("submit.") or name in (*own_options, "chain"):
             own.append(text)
         else:
             others.append(text)
             own += [text] if folder or name == "--config-dir" else []
         folder = text == "--config-dir"
-    named = any(text.startswith(("submit.recipe=", "chain=")) for text in own)
+    named = chained or any(text.startswith("submit.recipe=") for text in own)
     return (own, others) if named else ([*own, *(text for text in others if text not in own)], [])
 
 
