@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -49,6 +50,9 @@ OWNERS = {
     "matplotlib": ("llama31/runs/plots.py",),
     "safetensors": ("llama31/convert/hf.py",),
 }
+# Whole configs: what a recipe's `main` is given, and what all that train have in common.
+MAINS = "".join(path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("recipes/*.py")))
+ROOTS = {"Training", *re.findall(r"^def main\(run: config\.(\w+)", MAINS, re.MULTILINE)}
 # The benchmark runs the peers it compares with, each in its own process.
 EXEMPT = ("benchmarks/peers.py", "benchmarks/post_training.py")
 
@@ -152,6 +156,54 @@ def test_packages_are_small_and_say_what_they_are() -> None:
         if folder.name != "config" and not (record and "\nImports: " in record and "\nOffers: " in record):
             result.append(f"llama31/{folder.name}/__init__.py does not say what it owns, imports and offers")
     report(result)
+
+
+# Who brings sections of a whole config together, and takes it whole. Everybody else takes the sections that it needs.
+COMPOSERS = {
+    "llama31/command/": ROOTS,
+    "llama31/train/setup.py": {"Training"},
+    "llama31/train/outset.py": {"Training"},  # what a start says of keys that have no effect
+    "llama31/resilience/resume.py": {"Training"},  # seven keys of the root say where a run begins
+    "llama31/slurm/jobs.py": {"Training"},
+    "llama31/evaluate/probe.py": {"Probe"},  # makes a run out of a run
+    "llama31/judging/judge.py": {"Judge"},
+    "llama31/judging/rejection.py": {"Sample"},
+    "llama31/sampling/drawing.py": {"Sample"},
+    "llama31/convert/checkpoints.py": {"Convert"},
+    "llama31/convert/average.py": {"Average"},
+    "llama31/plan/simulate.py": {"Simulate"},
+    "llama31/post_train/": {"PostTrain"},
+}
+
+
+def test_functions_take_sections_not_the_whole_config() -> None:
+    result, whole = [], set()
+    for path in sorted((ROOT / "llama31").rglob("*.py")):
+        name = name_of(path)
+        composer = next((prefix for prefix in COMPOSERS if name.startswith(prefix)), "")
+        for function in (node for node in ast.walk(parse(path)) if isinstance(node, ast.FunctionDef)):
+            for given in [*function.args.args, *function.args.kwonlyargs]:
+                words = set(re.findall(r"\w+", ast.unparse(given.annotation))) if given.annotation else set()
+                if roots := words & ROOTS:
+                    whole.add(composer)
+                    if not roots <= COMPOSERS.get(composer, set()):
+                        result.append(f"{name}:{function.lineno} {function.name} takes {sorted(roots)}")
+    report(result)
+    assert whole == COMPOSERS.keys(), "somebody who takes no whole config stands among those who do"
+
+
+# A section of the config, and the thing that it is of.
+TWINS = {"Checkpoint", "Server", "Tokenizer"}
+
+
+def test_a_class_name_has_one_meaning() -> None:
+    places: dict[str, list[str]] = {}
+    for folder in ("llama31", "recipes", "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(parse(path)):
+                if isinstance(node, ast.ClassDef):
+                    places.setdefault(node.name, []).append(name_of(path))
+    report([f"{name}: {', '.join(where)}" for name, where in places.items() if len(where) > 1 and name not in TWINS])
 
 
 def test_files_are_one_room() -> None:

@@ -104,15 +104,15 @@ def score(
 
 def publish(
     folder: Path, prompts: Sequence[Prompt], by_prompt: Mapping[str, Sequence[Candidate]],
-    known: Scores, model: Policy, run: config.Sample, further: Mapping[str, Any],
+    known: Scores, model: Policy, wanted: config.Filters, pairing: config.Pairs, further: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Write best.jsonl, pairs.jsonl and summary.json, and return the summary."""
     by_id, servers = {prompt.id: prompt for prompt in prompts}, drawing.Register(folder).known
     asked = {prompt.id: prompt.asked for prompt in prompts}
-    wanted = {prompt.id: prompt.checks for prompt in prompts}
-    kept = filters.select(by_prompt, known, asked, wanted, run.filters)
+    checks = {prompt.id: prompt.checks for prompt in prompts}
+    kept = filters.select(by_prompt, known, asked, checks, wanted)
     best = [_dialog(by_id[one.prompt], *one.answers[0], model, servers) for one in kept.best]
-    pairs = [pair for one in kept.best if (pair := _pair(by_id[one.prompt], one, model, run.pairs, servers))]
+    pairs = [pair for one in kept.best if (pair := _pair(by_id[one.prompt], one, model, pairing, servers))]
     for name, records in ((drawing.BEST, best), (drawing.PAIRS, pairs)):
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         files.write_whole(folder / name, text)

@@ -81,7 +81,7 @@ def draw(session: Session) -> None:
     if not tasks:
         return
     if run.server.urls:
-        source: drawing.Source = _servers(session, tasks)
+        source: drawing.AnswerSource = _servers(session, tasks)
     else:
         source = _embedded(session)
     from tqdm import tqdm
@@ -106,7 +106,7 @@ def _tell_refused(session: Session) -> None:
         )
 
 
-def _servers(session: Session, tasks: Sequence[drawing.Task]) -> drawing.Source:
+def _servers(session: Session, tasks: Sequence[drawing.Task]) -> drawing.AnswerSource:
     run = session.run
     # a long one may not fit, and one that spells a special token is refused by some
     asked = {task[0].id: task[0] for task in tasks}.values()
@@ -118,7 +118,7 @@ def _servers(session: Session, tasks: Sequence[drawing.Task]) -> drawing.Source:
     return drawing.Http(connected, run.server, session.policy, run.sampling)
 
 
-def _embedded(session: Session) -> drawing.Source:
+def _embedded(session: Session) -> drawing.AnswerSource:
     import torch.distributed as dist
 
     from llama31.evaluate import perplexity
@@ -187,7 +187,9 @@ def publish(session: Session, candidates: Any, scores: Any, model: drawing.Polic
 
     further: dict[str, Any] = {"refused": refused}
     further |= {"policy": {"name": session.policy.name, "fingerprint": session.policy.fingerprint}}
-    summary = ranking.publish(session.folder, session.prompts, candidates, scores, model, session.run, further)
+    summary = ranking.publish(
+        session.folder, session.prompts, candidates, scores, model, session.run.filters, session.run.pairs, further
+    )
     dropped = (
         ", ".join(f"{reason} {count:,}" for reason, count in Counter(summary["dropped"]).most_common()) or "nothing"
     )

@@ -25,8 +25,8 @@ from llama31.sampling.servers import (
     Request,
     Retryable,
     Server,
+    ServersUnavailable,
     Tokenizer,
-    Unavailable,
     read_tokens,
 )
 
@@ -155,7 +155,7 @@ def _with_truncation(server: Server, level: Request, capabilities: Capabilities)
             return server.ask(replace(level, seed=seed))[0]
         except Refused:
             return None
-        except Unavailable as error:
+        except ServersUnavailable as error:
             raise _unusable(server, error) from error
 
     if draw(1) is None:  # OpenAI's own API goes up to HIGH_TEMPERATURE
@@ -203,7 +203,7 @@ def _check_echo(server: Server, request: Request, texts: list[str]) -> None:
 def _answer_text(server: Server, request: Request) -> str:
     try:
         return server.ask(request)[0].text
-    except (Refused, Unavailable) as error:
+    except (Refused, ServersUnavailable) as error:
         raise _unusable(server, error) from error
 
 
@@ -213,7 +213,7 @@ def _two_answers(server: Server, request: Request) -> list[str]:
         return [answer.text for answer in server.ask(replace(request, n=2))]
     except Refused:
         return []
-    except Unavailable as error:
+    except ServersUnavailable as error:
         raise _unusable(server, error) from error
 
 

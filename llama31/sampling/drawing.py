@@ -71,7 +71,7 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-class Source(Protocol):
+class AnswerSource(Protocol):
     """Who answers: yields lines of candidates.jsonl for the tasks, several at a time, in any order."""
 
     def draw(self, tasks: Sequence[Task]) -> Iterator[list[dict[str, Any]]]: ...
@@ -233,7 +233,7 @@ def missing(prompts: Sequence[Prompt], answers: int, lines: Iterable[Mapping[str
 
 
 def draw(
-    folder: Path, tasks: Sequence[Task], source: Source, progress: Callable[[int, int], None], writes: bool = True
+    folder: Path, tasks: Sequence[Task], source: AnswerSource, progress: Callable[[int, int], None], writes: bool = True
 ) -> int:
     """Draw the tasks and append what comes in; returns how many were drawn. `progress` takes (done, all).
 

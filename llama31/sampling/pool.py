@@ -9,7 +9,7 @@ from typing import Any
 
 from llama31 import config
 from llama31.sampling.answers import Answer
-from llama31.sampling.servers import Capabilities, Refused, Request, Server, Unavailable
+from llama31.sampling.servers import Capabilities, Refused, Request, Server, ServersUnavailable
 
 
 class Pool:
@@ -43,7 +43,7 @@ class Pool:
                 for future in done:
                     if (error := future.exception()) is None:
                         yield future.result()
-                    elif not isinstance(error, Unavailable):
+                    elif not isinstance(error, ServersUnavailable):
                         raise error
             if len(self._dead) == len(self.servers):
                 raise config.RunError("no server answers any more: " + "; ".join(self._dead.values()))
@@ -62,7 +62,7 @@ class Pool:
                 return key, server.ask(request), server.capabilities
             except Refused as error:
                 return key, error, server.capabilities
-            except Unavailable as error:
+            except ServersUnavailable as error:
                 with self._lock:
                     self._dead[server.url] = str(error)
             finally:
@@ -73,7 +73,7 @@ class Pool:
         with self._lock:
             alive = [server for server in self.servers if server.url not in self._dead]
             if not alive:
-                raise Unavailable("none is left")
+                raise ServersUnavailable("none is left")
             chosen = min(alive, key=lambda server: self._busy[server.url])
             self._busy[chosen.url] += 1
             return chosen

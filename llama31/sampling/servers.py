@@ -121,7 +121,7 @@ class Refused(Exception):
         self.code = code  # of HTTP
 
 
-class Unavailable(Exception):
+class ServersUnavailable(Exception):
     """A server does not answer any more."""
 
 
@@ -219,7 +219,7 @@ class Server:
             raise Refused(tried)
         if last.kind == "silent" and self.healthy(HEALTH_TIMEOUT_S):
             raise Refused(f"{tried}; the server is well, so it is this prompt")
-        raise Unavailable(f"{self.url}: {tried}")
+        raise ServersUnavailable(f"{self.url}: {tried}")
 
     def post_waiting(self, endpoint: str, body: Mapping[str, Any]) -> Any:
         """What `post` gives, asked again as long as the server says that it is busy: for `timeout_s` at most."""

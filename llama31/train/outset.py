@@ -17,9 +17,9 @@ def lines(run: config.Training, start: Start, validated: bool) -> list[str]:
 
     Raises ValueError where validations are asked for and nothing is held out (not `validated`).
     """
-    missing = [] if validated else [_not_validated(run)]
+    missing = [] if validated else [_not_validated(run.name, run.validation)]
     if start.resumed is None:
-        return [_begins(run, start), *missing]
+        return [_begins(run.name, run.seed, start), *missing]
     meta = start.resumed
     at = f"step {meta.step} ({meta.tokens:,} tokens)"
     given = {"init_from": run.init_from, "init_optimizer": run.init_optimizer, "init_changes": run.init_changes}
@@ -29,20 +29,19 @@ def lines(run: config.Training, start: Start, validated: bool) -> list[str]:
     return [first, *_learning_rate(run.schedule, meta), *missing]
 
 
-def _not_validated(run: config.Training) -> str:
+def _not_validated(name: str, validation: config.Validation) -> str:
     nothing = "no source of data has anything held out"
     remedy = "prepare them again with data.heldout_fraction above 0, or with more documents"
-    if run.validation.every_tokens is not None:
-        every = run.validation.every_tokens
+    if (every := validation.every_tokens) is not None:
         raise ValueError(f"validation.every_tokens={every}: {nothing}; {remedy}, or set validation.every_tokens=null")
-    return f"{run.name}: {nothing}, so it is not validated; {remedy}"
+    return f"{name}: {nothing}, so it is not validated; {remedy}"
 
 
-def _begins(run: config.Training, start: Start) -> str:
+def _begins(name: str, seed: int, start: Start) -> str:
     if start.weights is None:
-        return f"{run.name}: begins at step 0 with weights drawn from seed {run.seed}"
+        return f"{name}: begins at step 0 with weights drawn from seed {seed}"
     state = "weights and optimizer" if start.optimizer else "weights"
-    return f"{run.name}: begins at step 0 with the {state} of {start.weights}"
+    return f"{name}: begins at step 0 with the {state} of {start.weights}"
 
 
 def _learning_rate(given: config.Schedule, meta: Meta) -> list[str]:

@@ -67,11 +67,11 @@ def setup(run: config.Training, place: Place, data: Feed) -> State:
     start = place.start
     text = open_data(run, start, data)
     engine = open_engine(run, place.grid, start)
-    ema = open_average(run, place.grid, start, engine)
+    ema = open_average(run.optimizer.ema_decay, place.grid, start, engine)
     gates = open_gates(run, text.tokenizer, text.length, place.grid.rank == 0)
     place.watch.follow(engine, start)
     open_folder(run, place, text)
-    saver = open_saver(run, place, engine, ema)
+    saver = open_saver(run.checkpoint, place, engine, ema)
     return State(
         run, place.grid, place.attempt, place.watch, start, data, text.decisions, text.record, engine, ema, gates,
         saver, text.last_step, start.step, start.tokens, saver.loaded, {text.length: text.heldout},
@@ -121,9 +121,8 @@ def open_engine(run: config.Training, grid: Grid, start: Start) -> Engine:
     return engine
 
 
-def open_average(run: config.Training, grid: Grid, start: Start, engine: Engine) -> Ema | None:
+def open_average(decay: float | None, grid: Grid, start: Start, engine: Engine) -> Ema | None:
     """The moving average of the masters: that of the checkpoint, or a copy of them to begin with."""
-    decay = run.optimizer.ema_decay
     if decay is None:
         return None
     average = Ema(tensors.optimizer(engine), decay)
@@ -140,13 +139,13 @@ def open_gates(run: config.Training, tokenizer: tokenizers.Tokenizer, length: in
     return GateState(run.gates, run.folder, examiner, main)
 
 
-def open_saver(run: config.Training, place: Place, engine: Engine, ema: Ema | None) -> Saver:
+def open_saver(settings: config.Checkpoint, place: Place, engine: Engine, ema: Ema | None) -> Saver:
     """What writes checkpoints behind the steps, its buffers reserved."""
     saver = Saver(
-        Path(run.folder) / "checkpoints",
+        place.attempt.run_folder / "checkpoints",
         background_group(),
-        asynchronous=run.checkpoint.asynchronous,
-        keep=run.checkpoint,
+        asynchronous=settings.asynchronous,
+        keep=settings,
         loaded=place.start.weights if place.start.resumed else None,
         fence=place.attempt.newer,
     )

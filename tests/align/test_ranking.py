@@ -46,7 +46,7 @@ def ranked(
     todo = ranking.unscored(result, known)
     known = {**known, **ranking.score(folder, asked, todo, REWARD, scorer, limit, chunk=5)}
     run = config.Sample(folder=str(folder), prompts="", policy="", **changes)
-    return ranking.publish(folder, asked, result, known, REWARD, run, {"refused": refused})
+    return ranking.publish(folder, asked, result, known, REWARD, run.filters, run.pairs, {"refused": refused})
 
 
 def test_the_best_answer_becomes_a_dialog_and_a_pair(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def http(connected: Sequence[servers.Server], run: config.Sampling = RUN, **chan
     return drawing.Http(connected, replace(QUICK, **changes), POLICY, run)
 
 
-def drawn(folder: Path, source: drawing.Source, asked: Sequence[Prompt], answers: int = 3) -> int:
+def drawn(folder: Path, source: drawing.AnswerSource, asked: Sequence[Prompt], answers: int = 3) -> int:
     tasks = drawing.missing(asked, answers, drawing.read_lines(folder / drawing.CANDIDATES))
     return drawing.draw(folder, tasks, source, lambda done, total: None)
 
