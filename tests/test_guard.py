@@ -22,18 +22,8 @@ import torch
 
 from llama31 import config
 from llama31.resilience import watchdog
-from llama31.resilience.guard import (
-    EVENTS,
-    KINDS,
-    Control,
-    Odd,
-    RunGuard,
-    Seen,
-    Verdict,
-    compare_times,
-    digest,
-    minorities,
-)
+from llama31.resilience.guard import EVENTS, KINDS, Control, RunGuard, Seen, Verdict
+from llama31.resilience.ranks import Odd, compare_times, digest, minorities
 from llama31.resilience.watchdog import EXIT_CODE, StalledRank, Watchdog, blame
 from tests.processes import LIMIT_S, search_path
 

@@ -16,7 +16,8 @@ from llama31.plan import shapes
 from llama31.plan.interval import Interval
 from llama31.resilience import preflight, resume
 from llama31.resilience.attempt import Attempt, ComeBack, environment, exclude_nodes
-from llama31.resilience.guard import Comparison, Control, Divergence, Odd, RankTimes, RunGuard, Seen, agree
+from llama31.resilience.guard import Control, RunGuard, Seen, agree
+from llama31.resilience.ranks import Comparison, Divergence, Odd, RankTimes
 from llama31.resilience.stopping import StopRequests
 from llama31.resilience.watchdog import Watchdog
 from llama31.runs import files

@@ -21,7 +21,7 @@ from llama31.engine.pipeline import Engine
 from llama31.model import llama
 from llama31.parallel import mesh
 from llama31.plan import shapes
-from llama31.resilience import guard, preflight
+from llama31.resilience import guard, preflight, ranks
 from tests.parallel.cases import OPTIMIZER, batches
 from tests.parallel.cases import model as shape
 from tests.parallel.worker import micro_batches
@@ -70,7 +70,7 @@ class Trained:
             engine.accumulate(micro_batches(rows, self.grid, 1))
             engine.apply(1e-2)
         self.named = [(shard.name, shard.parameter) for shard in engine.shards]
-        self.divergence = guard.Divergence(self.named, self.grid, HOSTS, zero)
+        self.divergence = ranks.Divergence(self.named, self.grid, HOSTS, zero)
 
     def compare(self) -> list[Any]:
         return [asdict(odd) for odd in self.divergence.compare()]
@@ -107,14 +107,14 @@ def times() -> Any:
     grid = create()
     slow = grid.rank == 2
     probes = iter([0.03, 0.03, 0.004] if slow else [0.004] * 3)
-    ranks = guard.RankTimes(config.Guard(), grid, HOSTS, probe=lambda: next(probes))
+    times = ranks.RankTimes(config.Guard(), grid, HOSTS, probe=lambda: next(probes))
     seconds = {"data_s": 5.0 if slow else 0.1, "forward_backward_s": 20.0, "optimizer_s": 3.0}
-    result = [ranks.compare(seconds, steps=10) for _ in range(3)]
+    result = [times.compare(seconds, steps=10) for _ in range(3)]
     return [{**one.line(), "hosts": list(one.hosts)} for one in result]
 
 
 def probe() -> float:
-    return guard.SpeedProbe(create().device)()
+    return ranks.SpeedProbe(create().device)()
 
 
 # --- preflight ---
