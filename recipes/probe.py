@@ -20,12 +20,12 @@ from recipes import start
 
 def main(run: config.Probe) -> None:
     """Train the arms that remain; then, unless one arm alone was asked for, put all together."""
-    from llama31.checkpoint import publish
+    from llama31.checkpoint import listing
     from llama31.parallel import mesh
     from llama31.parallel.collectives import on_all_ranks, rank_of
 
     mesh.connect(run.cluster.timeout_s)
-    source = str(publish.resolve(str(run.init_from)).resolve())  # a run may have a newer one by the next arm
+    source = str(listing.resolve(str(run.init_from)).resolve())  # a run may have a newer one by the next arm
     on_all_ranks(None, lambda: probe.refuse_others(run, source))
     left = on_all_ranks(None, lambda: [] if run.collect else probe.remaining(run))[0]
     stopped = any(not anneal(run, arm, source) for arm in left)  # any: none is begun after one that was stopped

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llama31 import config
-from llama31.checkpoint import publish, shards
+from llama31.checkpoint import listing, publish, shards
 from llama31.checkpoint.shards import Block, Shard
 from llama31.command import entry
 from llama31.command.validate import validate
@@ -64,7 +64,7 @@ def save(run: Path, step: int, weights: dict[str, Tensor], tp: int = 1, **meta: 
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    reader = shards.Reader(publish.resolve(path) / "weights")
+    reader = shards.Reader(listing.resolve(path) / "weights")
     return {name: reader.read(name).clone() for name in reader.names()}
 
 

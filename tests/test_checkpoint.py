@@ -19,7 +19,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from llama31 import config
-from llama31.checkpoint import checksum, manifest, publish, shards
+from llama31.checkpoint import checksum, listing, manifest, publish, shards
 from llama31.checkpoint.shards import Block, Shard
 from llama31.runs import attempts
 from tests.conftest import ROOT
@@ -175,18 +175,18 @@ def test_newest_passes_over_what_is_incomplete(damage: str, tmp_path: Path, capl
     else:
         manifest = json.loads((broken / "checkpoint.json").read_text())
         (broken / "checkpoint.json").write_text(json.dumps(manifest | {"format_version": 99}))
-    assert publish.resolve(tmp_path).name == "step-00000100"
+    assert listing.resolve(tmp_path).name == "step-00000100"
     assert "ignoring checkpoint" in caplog.text and "step-00000200" in caplog.text
     with pytest.raises(ValueError, match="not a complete checkpoint"):
-        publish.resolve(broken)
+        listing.resolve(broken)
 
 
 def test_resolve_says_what_it_found(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
-        publish.resolve(tmp_path / "none")
+        listing.resolve(tmp_path / "none")
     (tmp_path / "metrics.jsonl").touch()
     with pytest.raises(ValueError, match="no complete checkpoint, but metrics.jsonl"):
-        publish.resolve(tmp_path)
+        listing.resolve(tmp_path)
 
 
 def test_a_step_saved_again_is_replaced(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_step_saved_again_is_replaced(tmp_path: Path) -> None:
 def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
     path = save_step(tmp_path, 1, torch.ones(2))
     path.rename(tmp_path / ".old-step-00000001")
-    assert torch.equal(shards.read(publish.resolve(tmp_path) / "weights", "w"), torch.ones(2))
+    assert torch.equal(shards.read(listing.resolve(tmp_path) / "weights", "w"), torch.ones(2))
     save_step(tmp_path, 2, torch.zeros(2))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
 
@@ -234,7 +234,7 @@ def test_sigkill_in_a_save_leaves_the_older_checkpoint(tmp_path: Path) -> None:
         child.send_signal(signal.SIGKILL)
         child.wait()
     assert len(list(folder.glob(".tmp-step-00000002-*/weights/*.distcp"))) == 1  # it was in the middle
-    assert publish.newest(folder) == folder / "step-00000001"
+    assert listing.newest(folder) == folder / "step-00000001"
     save_step(folder, 3, torch.zeros(2))
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000001", "step-00000003"]
 
@@ -249,7 +249,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-    assert torch.equal(shards.read(publish.resolve(tmp_path) / "weights", "w"), torch.ones(2))
+    assert torch.equal(shards.read(listing.resolve(tmp_path) / "weights", "w"), torch.ones(2))
 
 
 def test_a_disk_too_small_is_told_before_writing(tmp_path: Path) -> None:
@@ -327,13 +327,13 @@ def test_a_manifest_that_is_none_is_passed_over(manifest: str, tmp_path: Path) -
     for step in (1, 2):
         publish.save(tmp_path, publish.Meta(model={}, step=step), [])
     (tmp_path / "step-00000002" / "checkpoint.json").write_text(manifest)
-    assert publish.newest(tmp_path) == tmp_path / "step-00000001"
+    assert listing.newest(tmp_path) == tmp_path / "step-00000001"
 
 
 def test_a_file_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("x")
     with pytest.raises(ValueError, match="is no folder: give a checkpoint"):
-        publish.resolve(tmp_path / "x")
+        listing.resolve(tmp_path / "x")
 
 
 # --- every bit is what was written -----------------------------------------------------------------------------------
@@ -363,7 +363,7 @@ def test_what_was_written_verifies_and_what_was_changed_is_named(tmp_path: Path)
         with pytest.raises(ValueError, match="is damaged.*Use an older one"):
             publish.refuse_damaged(path)
         flip(path / name, -1)
-    assert publish.newest(tmp_path) == path, "sizes alone do not show it"
+    assert listing.newest(tmp_path) == path, "sizes alone do not show it"
     os.truncate(path / "random.bin", 10)
     data_of(path).unlink()
     result = publish.verify(path)
@@ -382,7 +382,7 @@ def test_a_manifest_that_was_changed_is_noticed(tmp_path: Path) -> None:
     (path / "checkpoint.json").write_text(text.replace('"tokens": 1234', '"tokens": 1235'))
     with pytest.raises(ValueError, match="not a complete checkpoint: checkpoint.json has checksum"):
         publish.read_meta(path)
-    assert publish.newest(tmp_path) is None
+    assert listing.newest(tmp_path) is None
 
 
 def test_keys_that_json_turns_into_text_do_no_harm(tmp_path: Path) -> None:
@@ -396,7 +396,7 @@ def test_format_1_is_still_read(tmp_path: Path) -> None:
     meta = {key: value for key, value in record["meta"].items() if key not in ("attempt", "validation_loss")}
     files = {name: entry["bytes"] for name, entry in record["files"].items()}
     (path / "checkpoint.json").write_text(json.dumps({"format_version": 1, "meta": meta, "files": files}))
-    assert publish.read_meta(path) == META and publish.newest_intact(tmp_path) == path
+    assert publish.read_meta(path) == META and listing.newest_intact(tmp_path) == path
     os.truncate(data_of(path), 3)
     assert "has 3 of" in publish.verify(path)[0]
 
@@ -415,11 +415,11 @@ def test_the_newest_intact_one_is_used(damage: str, tmp_path: Path, caplog: pyte
     else:
         victim = broken / "checkpoint.json"
         victim.write_bytes(b"\xff\xfe{")
-    assert publish.newest_intact(tmp_path) == older
+    assert listing.newest_intact(tmp_path) == older
     (warning,) = [r.getMessage() for r in caplog.records if "ignoring checkpoint" in r.getMessage()]
     assert str(broken) in warning and victim.name in warning and said in warning
     flip(data_of(older), 300)
-    assert publish.newest_intact(tmp_path) is None
+    assert listing.newest_intact(tmp_path) is None
 
 
 # --- two attempts of one run -----------------------------------------------------------------------------------------
@@ -448,35 +448,35 @@ def test_what_an_older_attempt_saved_beyond_the_start_of_a_newer_one_is_not_read
     begin(tmp_path, 0)
     for step in (10, 20):
         save_as(folder, step, 0)
-    assert publish.newest(folder) == folder / "step-00000020"
+    assert listing.newest(folder) == folder / "step-00000020"
     begin(tmp_path, 10)  # 20 was torn, or not yet there
-    assert publish.newest(folder) == folder / "step-00000010" == publish.resolve(tmp_path)
-    assert publish.newest_intact(folder) == folder / "step-00000010"
+    assert listing.newest(folder) == folder / "step-00000010" == listing.resolve(tmp_path)
+    assert listing.newest_intact(folder) == folder / "step-00000010"
     save_as(folder, 15, 1)
     save_as(folder, 30, 0)  # the cut-off attempt lives on
-    assert publish.newest(folder) == folder / "step-00000015-a0001"
+    assert listing.newest(folder) == folder / "step-00000015-a0001"
     begin(tmp_path, 15)
     save_as(folder, 20, 2, 2.0)
-    assert [path.name for path in publish.candidates(folder)] == [
+    assert [path.name for path in listing.candidates(folder)] == [
         "step-00000020-a0002",
         "step-00000015-a0001",
         "step-00000010",
     ]
-    assert publish.newest(folder, {}) == folder / "step-00000030", "without knowing of the attempts"
-    assert publish.newest(folder, {5: 12}) == folder / "step-00000010"
+    assert listing.newest(folder, {}) == folder / "step-00000030", "without knowing of the attempts"
+    assert listing.newest(folder, {5: 12}) == folder / "step-00000010"
 
 
 def test_a_step_without_attempt_means_the_newest_one_of_it(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     for attempt in (1, 3):
         save_as(folder, 100, attempt)
-    assert publish.resolve(folder / "step-00000100").name == "step-00000100-a0003"
+    assert listing.resolve(folder / "step-00000100").name == "step-00000100-a0003"
     os.truncate(data_of(folder / "step-00000100-a0003"), 1)
-    assert publish.resolve(folder / "step-00000100").name == "step-00000100-a0001"
+    assert listing.resolve(folder / "step-00000100").name == "step-00000100-a0001"
     with pytest.raises(ValueError, match="does not exist"):
-        publish.resolve(folder / "step-00000200")
+        listing.resolve(folder / "step-00000200")
     save_as(folder, 100, 0)
-    assert publish.resolve(folder / "step-00000100").name == "step-00000100"
+    assert listing.resolve(folder / "step-00000100").name == "step-00000100"
 
 
 def test_a_superseded_attempt_publishes_deletes_and_loads_nothing(tmp_path: Path) -> None:
@@ -502,9 +502,9 @@ def test_a_superseded_attempt_publishes_deletes_and_loads_nothing(tmp_path: Path
     with pytest.raises(publish.Superseded):
         publish.save(folder, replace(META, step=3), tensor, fence=fence)
     with pytest.raises(publish.Superseded):
-        publish.newest_intact(folder, fence=fence)
+        listing.newest_intact(folder, fence=fence)
     with pytest.raises(publish.Superseded):
-        publish.set_aside_after(folder, 0, fence=fence)
+        listing.set_aside_after(folder, 0, fence=fence)
     assert left.exists() and first.exists()
 
 

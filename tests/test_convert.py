@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from llama31 import config
-from llama31.checkpoint import publish, shards
+from llama31.checkpoint import listing, publish, shards
 from llama31.checkpoint.shards import Block, Shard
 from llama31.convert import checkpoints, consolidated, hf
 from llama31.tokens import template, tokenizers
@@ -107,7 +107,7 @@ def test_hugging_face_and_back_is_bit_equal(dtype: str, tied: bool, tmp_path: Pa
 def assert_same_checkpoint_again(tmp_path: Path, dtype: str) -> None:
     """Checkpoint -> Hugging Face -> checkpoint."""
     checkpoints.run(settings("from_hf", tmp_path / "out", tmp_path / "again", dtype=dtype))
-    first, second = (shards.Reader(publish.resolve(tmp_path / run) / "weights") for run in ("run", "again"))
+    first, second = (shards.Reader(listing.resolve(tmp_path / run) / "weights") for run in ("run", "again"))
     assert first.names() == second.names()
     assert all(torch.equal(first.read(name), second.read(name)) for name in first.names())
 
@@ -115,7 +115,7 @@ def assert_same_checkpoint_again(tmp_path: Path, dtype: str) -> None:
 def test_the_two_rules_spelled_out(tmp_path: Path) -> None:
     weights = weights_of(MODEL)
     checkpoints.run(settings("from_hf", write_hf(tmp_path / "hf", MODEL, weights), tmp_path / "run", dtype="fp32"))
-    reader = shards.Reader(publish.resolve(tmp_path / "run") / "weights")
+    reader = shards.Reader(listing.resolve(tmp_path / "run") / "weights")
     size, queries = MODEL.head_dim, MODEL.heads // MODEL.kv_heads
     q, k, v = (weights[f"model.layers.1.self_attn.{part}_proj.weight"] for part in "qkv")
     rows = []
@@ -134,7 +134,7 @@ def test_a_sharded_checkpoint_of_a_trained_run_is_exported(tmp_path: Path) -> No
     """Blocks as tensor-parallel ranks leave them: rows of QKV, columns of the projections, two row blocks of fc1."""
     weights = weights_of(MODEL)
     checkpoints.run(settings("from_hf", write_hf(tmp_path / "hf", MODEL, weights), tmp_path / "one", dtype="fp32"))
-    reader = shards.Reader(publish.resolve(tmp_path / "one") / "weights")
+    reader = shards.Reader(listing.resolve(tmp_path / "one") / "weights")
     pieces = []
     for name, (shape, _) in reader.names().items():
         axis = 1 if name.endswith(("linear_proj.weight", "linear_fc2.weight")) else 0
@@ -496,7 +496,7 @@ def test_transformers_computes_the_same(tied: bool, tmp_path: Path) -> None:
     ).eval()
     original.save_pretrained(tmp_path / "hf")
     checkpoints.run(settings("from_hf", tmp_path / "hf", tmp_path / "run", dtype="fp32"))
-    assert publish.read_meta(publish.resolve(tmp_path / "run")).shape().rope_factor == 8.0
+    assert publish.read_meta(listing.resolve(tmp_path / "run")).shape().rope_factor == 8.0
     checkpoints.run(settings("to_hf", tmp_path / "out", tmp_path / "run", dtype="fp32", max_shard_bytes=100_000))
     copy = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").eval()
     assert type(copy) is LlamaForCausalLM and copy.dtype == torch.float32
@@ -519,7 +519,7 @@ def test_reward_models_come_in_and_go_out(tmp_path: Path) -> None:
     original = LlamaForSequenceClassification(settings_of).eval()
     original.save_pretrained(tmp_path / "hf")
     checkpoints.run(settings("from_hf", tmp_path / "hf", tmp_path / "run", dtype="fp32"))
-    path = publish.resolve(tmp_path / "run")
+    path = listing.resolve(tmp_path / "run")
     assert publish.read_meta(path).shape().head == "reward"
     assert torch.equal(shards.read(path / "weights", "reward_head.weight"), original.score.weight[0])
     checkpoints.run(settings("to_hf", tmp_path / "out", tmp_path / "run", dtype="fp32"))
@@ -597,7 +597,7 @@ def test_exports_in_metas_format_are_metas_files(files: int, tied: bool, tmp_pat
         theirs.pop("rope.freqs")
         assert_equal(dict(sorted(ours.items())), dict(sorted(theirs.items())))
     checkpoints.run(settings("from_meta", out, tmp_path / "again", dtype="fp32"))
-    first, second = (publish.resolve(tmp_path / run) for run in ("run", "again"))
+    first, second = (listing.resolve(tmp_path / run) for run in ("run", "again"))
     assert publish.read_meta(second).shape() == model
     readers = [shards.Reader(path / "weights") for path in (first, second)]
     assert readers[0].names() == readers[1].names()
@@ -634,8 +634,8 @@ def test_meta_weights_become_the_same_model(files: int, tied: bool, tmp_path: Pa
     model, weights, stored = as_meta_stores(tied)
     source = write_meta(tmp_path / "small", stored, model, files)
     checkpoints.run(settings("from_meta", source, tmp_path / "run", dtype="fp32"))
-    assert publish.read_meta(publish.resolve(tmp_path / "run")).shape() == model
-    path = publish.resolve(tmp_path / "run")
+    assert publish.read_meta(listing.resolve(tmp_path / "run")).shape() == model
+    path = listing.resolve(tmp_path / "run")
     for name, parts in checkpoints.table(model).items():
         if len(parts) == 1:
             assert torch.equal(shards.read(path / "weights", name), weights[parts[0]]), name
@@ -650,7 +650,7 @@ def test_meta_weights_for_more_gpus_than_kv_heads(tmp_path: Path) -> None:
     source = write_meta(tmp_path / "meta", doubled_kv(weights), replace(MODEL, kv_heads=4), 4)
     checkpoints.run(settings("from_meta", source, tmp_path / "run", dtype="fp32"))
     checkpoints.run(settings("from_hf", write_hf(tmp_path / "hf", MODEL, weights), tmp_path / "other", dtype="fp32"))
-    ours, other = (shards.Reader(publish.resolve(tmp_path / run) / "weights") for run in ("run", "other"))
+    ours, other = (shards.Reader(listing.resolve(tmp_path / run) / "weights") for run in ("run", "other"))
     assert ours.names() == other.names()
     assert all(torch.equal(ours.read(name), other.read(name)) for name in ours.names())
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from llama31 import config
-from llama31.checkpoint import publish, shards
+from llama31.checkpoint import listing, publish, shards
 from llama31.runs import metrics
 from tests import forkserver, pages, processes
 
@@ -140,7 +140,7 @@ def test_exported_and_imported(done: tuple[Path, dict[str, str]]) -> None:
     tokens = words("once more", return_tensors="pt").input_ids
     assert tokens[0, 0] == words.bos_token_id and model(tokens).logits.shape == (1, tokens.shape[1], 1024)
     trained, imported = (
-        shards.Reader(publish.resolve(folder / "runs" / name) / "weights") for name in ("small", "imported")
+        shards.Reader(listing.resolve(folder / "runs" / name) / "weights") for name in ("small", "imported")
     )
     assert trained.names().keys() == imported.names().keys()
     for name in trained.names():
@@ -197,7 +197,7 @@ def test_stage_of_long_context_ends_with_its_gates(done: tuple[Path, dict[str, s
     assert record["baseline"]["short"] == before
     assert [one["step"] for one in record["examinations"]] == [2] and record["examinations"][0]["shut"] == []
     assert json.loads((long / "outcome.json").read_text())["outcome"] == "finished"
-    meta = publish.read_meta(publish.resolve(long))
+    meta = publish.read_meta(listing.resolve(long))
     assert (meta.step, meta.model["rope_factor"]) == (2, 8.0)  # of 8 steps; pre-training had no scaling
     lines = [line for line in metrics.read(long) if line["kind"] == "train"]
     assert all(line["length_shares"] == {"0": 1.0} and 20 < line["document_tokens"] < 2000 for line in lines)
@@ -207,9 +207,9 @@ def test_annealed_to_0_and_averaged(done: tuple[Path, dict[str, str]]) -> None:
     folder = done[0] / "runs"
     rates = [line["lr"] for line in metrics.read(folder / "annealed") if line["kind"] == "train"]
     assert rates == pytest.approx([1e-3 * (8 - step) / 8 for step in range(8)])
-    kept = [publish.resolve(folder / f"annealed/checkpoints/step-{step:08d}") for step in (2, 4, 6, 8)]
+    kept = [listing.resolve(folder / f"annealed/checkpoints/step-{step:08d}") for step in (2, 4, 6, 8)]
     readers = [shards.Reader(one / "weights") for one in kept]
-    average = shards.Reader(publish.resolve(folder / "annealed-average") / "weights")
+    average = shards.Reader(listing.resolve(folder / "annealed-average") / "weights")
     for name in average.names():
         mean = sum(reader.read(name).double() for reader in readers) / 4
         assert torch.allclose(average.read(name).double(), mean, rtol=1e-6, atol=1e-9), name
@@ -232,5 +232,5 @@ def test_sampling_and_the_plan_of_rounds(done: tuple[Path, dict[str, str]]) -> N
 
 
 def test_metas_files(done: tuple[Path, dict[str, str]]) -> None:
-    meta = publish.read_meta(publish.resolve(done[0] / "runs/meta"))
+    meta = publish.read_meta(listing.resolve(done[0] / "runs/meta"))
     assert meta.shape() == META

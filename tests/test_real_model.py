@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from llama31 import config
-from llama31.checkpoint import publish
+from llama31.checkpoint import listing, publish
 from llama31.config import Task
 from llama31.convert import checkpoints, pretrained
 from llama31.engine.pipeline import Forward
@@ -40,7 +40,7 @@ def test_a_real_model_is_itself_on_every_way(tmp_path: Path) -> None:
 
     folder = smollm2.write(tmp_path / "hf")
     checkpoints.run(settings("from_hf", folder, tmp_path / "run", dtype="fp32"))
-    path = publish.resolve(tmp_path / "run")
+    path = listing.resolve(tmp_path / "run")
     shape = publish.read_meta(path).shape()
     assert shape.norm_eps != 1e-5  # but in FP32 it is:
     publish.check_model(publish.read_meta(path), replace(shape, norm_eps=1e-5))

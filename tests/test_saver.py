@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from llama31 import config
-from llama31.checkpoint import publish, shards
+from llama31.checkpoint import listing, publish, shards
 from llama31.checkpoint.saver import Saver
 from llama31.checkpoint.shards import Block, Shard
 from llama31.train import loop
@@ -82,7 +82,7 @@ def test_training_goes_on_while_it_writes(tmp_path: Path) -> None:
     saver.save(META, [whole("w", tensor)])
     tensor.zero_()
     assert saver.poll() == [] and saver.newest is None and saver.staged() == 0.0
-    assert publish.newest(tmp_path) is None
+    assert listing.newest(tmp_path) is None
     slow.open.set()
     (done,) = saver.close()
     assert torch.equal(shards.read(done.path / "weights", "w"), torch.ones(4))
@@ -172,7 +172,7 @@ def test_a_full_file_system_leaves_the_older_checkpoint(tmp_path: Path) -> None:
         with pytest.raises(publish.CheckpointError, match=r"step-00000002: not written.*GB free.*free space"):
             saver.wait()
         assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-        assert publish.newest_intact(tmp_path) == tmp_path / "step-00000001"
+        assert listing.newest_intact(tmp_path) == tmp_path / "step-00000001"
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True, timeout=LIMIT_S)
 

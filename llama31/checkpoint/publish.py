@@ -10,7 +10,7 @@
 A save fills a hidden folder beside the target and renames it when all is on the disk. A folder counts as a checkpoint
 when every file named in checkpoint.json has its size, so a copy that was cut off is noticed too; `verify` also finds a
 flipped bit. Checkpoints of an attempt beyond the step that a newer attempt went on from are not of this run's history:
-nothing here reads them.
+`listing` passes over them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from llama31.checkpoint.manifest import Manifest
 from llama31.checkpoint.manifest import problem as _problem
 from llama31.checkpoint.shards import Shard
 from llama31.parallel.collectives import on_all_ranks, rank_of
-from llama31.runs import attempts
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +164,7 @@ def load_random(folder: Path | str) -> None:
 
 def read_meta(folder: Path | str) -> Meta:
     """What the checkpoint says about itself. ValueError if it is incomplete or of another format."""
-    _refuse_incomplete(Path(folder))
+    refuse_incomplete(Path(folder))
     return Meta(**manifest.read(Path(folder)).meta)
 
 
@@ -180,7 +179,7 @@ def verify(folder: Path | str, group: dist.ProcessGroup | None = None) -> list[s
 def refuse_damaged(folder: Path | str, group: dist.ProcessGroup | None = None) -> None:
     """ValueError on every rank of `group` that names every file of a checkpoint that is not as it was written."""
     if problems := verify(folder, group):
-        raise ValueError(f"{folder} is damaged: {_some(problems)}. Use an older one, or fetch it again")
+        raise ValueError(f"{folder} is damaged: {some(problems)}. Use an older one, or fetch it again")
 
 
 def check_model(meta: Meta, model: config.Model) -> None:
@@ -211,111 +210,6 @@ def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
 
 def _fp32(number: float) -> bytes:
     return struct.pack("f", number)
-
-
-def newest(folder: Path | str, starts: Mapping[int, int] | None = None, before: int | None = None) -> Path | None:
-    """The newest complete checkpoint below `folder` (the run's `checkpoints`); warns about those it passes over.
-
-    Of at most `before` steps, where that is given.
-    `starts` (attempt -> step that it went on from) are read from the run by default. Sizes alone are compared.
-    """
-    for path in candidates(folder, starts):
-        if before is not None and _numbers(path)[0] > before:
-            continue
-        problem = _problem(path)
-        if problem is None:
-            return path
-        log.warning("ignoring checkpoint %s: %s", path, problem)
-    return None
-
-
-def newest_intact(
-    folder: Path | str,
-    group: dist.ProcessGroup | None = None,
-    starts: Mapping[int, int] | None = None,
-    fence: Fence | None = None,
-    before: int | None = None,
-) -> Path | None:
-    """The newest checkpoint of which every file has its checksum; rank 0 warns with all that is wrong with others.
-
-    Of at most `before` steps, where that is given.
-    Collective; the same on all ranks. Raises Superseded on all of them if there is a newer attempt.
-    """
-    first = rank_of(group) == 0
-
-    def listed() -> list[Path]:
-        refuse_if_superseded(fence, str(folder))
-        return [path for path in candidates(folder, starts) if before is None or _numbers(path)[0] <= before]
-
-    intact = next(paths for paths in on_all_ranks(group, lambda: listed() if first else None) if paths is not None)
-    for path in intact:
-        problems = verify(path, group)
-        if not problems:
-            return path
-        if first:
-            log.warning("ignoring checkpoint %s: %s", path, _some(problems))
-    return None
-
-
-def resolve(path: Path | str) -> Path:
-    """A complete checkpoint: `path` itself, or the newest of the run folder `path`. ValueError says what was found.
-
-    A step's name without attempt (.../step-00000100) means the newest attempt's checkpoint of that step.
-    """
-    path = Path(path)
-    if (path / MANIFEST).exists():
-        _refuse_incomplete(path)
-        return path
-    if (asked := numbers_of(path.name)) and asked[1] == 0 and not path.exists():
-        of_step = [checkpoint for checkpoint in candidates(path.parent) if _numbers(checkpoint)[0] == asked[0]]
-        if checkpoint := next((checkpoint for checkpoint in of_step if _problem(checkpoint) is None), None):
-            return checkpoint
-    for folder in (path / "checkpoints", path):
-        if folder.is_dir() and (checkpoint := newest(folder)):
-            return checkpoint
-    if not path.is_dir():
-        what = "is no folder" if path.exists() else "does not exist"
-        raise ValueError(f"{path} {what}: give a checkpoint folder (.../step-00000100) or a run folder")
-    there = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
-    raise ValueError(f"{path} holds no complete checkpoint, but {there}: give a checkpoint or a run folder")
-
-
-def candidates(folder: Path | str, starts: Mapping[int, int] | None = None) -> list[Path]:
-    """Checkpoint folders of this run's history, newest first, complete or not.
-
-    Left out is what an attempt saved beyond the step that a newer attempt went on from (`starts`, see `newest`).
-    """
-    folder = Path(folder)
-    if starts is None:
-        starts = attempts.starts(folder.parent if folder.name == "checkpoints" else folder)
-    checkpoints = []
-    for path in _all(folder):
-        step, attempt = _numbers(path)
-        left = [number for number, start in starts.items() if number > attempt and start < step]
-        if left:
-            log.info("ignoring checkpoint %s: attempt %d went on from step %d", path, left[0], starts[left[0]])
-        else:
-            checkpoints.append(path)
-    return checkpoints
-
-
-def set_aside_after(folder: Path | str, step: int, fence: Fence | None = None) -> list[Path]:
-    """Rename checkpoints later than `step`: a run went back behind them, and `newest` must not return to them.
-
-    On one rank. Returns their new names, `replaced-step-...`, which nothing reads or deletes.
-    """
-    refuse_if_superseded(fence, str(folder))
-    aside = []
-    for path in _all(Path(folder)):
-        if _numbers(path)[0] > step:
-            aside.append(path.rename(path.with_name(f"replaced-{path.name.lstrip('.')}-{secrets.token_hex(4)}")))
-            log.warning("%s is set aside as %s: the run goes on from step %d", path, aside[-1].name, step)
-    return aside
-
-
-def run_folder(checkpoint: Path) -> Path:
-    """The run that a checkpoint belongs to."""
-    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
 @contextmanager
@@ -374,30 +268,15 @@ def _put_in_place(temporary: Path, final: Path, fence: Fence | None) -> None:
         remove(aside)
 
 
-def _refuse_incomplete(folder: Path) -> None:
+def refuse_incomplete(folder: Path) -> None:
+    """ValueError where files of a checkpoint are missing or cut off."""
     if problem := _problem(folder):
         raise ValueError(f"{folder} is not a complete checkpoint: {problem}. Use an older one")
 
 
-def _some(problems: list[str]) -> str:
+def some(problems: list[str]) -> str:
+    """The first of them, and how many more there are."""
     return "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-
-
-def _numbers(path: Path) -> tuple[int, int]:
-    numbers = numbers_of(path.name.removeprefix(".old-"))
-    assert numbers is not None, path
-    return numbers
-
-
-def _all(folder: Path) -> list[Path]:
-    """Checkpoint folders, newest first: also one that a kill caught while its successor took the name."""
-    if not folder.is_dir():
-        return []
-    folders = {path.name: path for path in folder.iterdir() if STEP.fullmatch(path.name)}
-    for path in folder.glob(".old-step-*"):
-        if STEP.fullmatch(path.name.removeprefix(".old-")):
-            folders.setdefault(path.name.removeprefix(".old-"), path)
-    return sorted(folders.values(), key=_numbers, reverse=True)
 
 
 def _clean(final: Path, attempt: int | None) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from llama31 import config
-from llama31.checkpoint import manifest, publish
+from llama31.checkpoint import listing, manifest, publish
 from llama31.checkpoint.publish import Fence, Meta
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def prune(
     if settings.keep_last < 1:
         raise ValueError(f"checkpoint.keep_last={settings.keep_last}: keep at least 1, or null for all")
     checkpoints: list[tuple[Path, Meta]] = []
-    for path in publish.candidates(folder):
+    for path in listing.candidates(folder):
         try:
             checkpoints.append((path, publish.read_meta(path)))
         except ValueError:  # `newest` says what is wrong with it when it matters

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from llama31 import config
-from llama31.checkpoint import publish
+from llama31.checkpoint import listing, publish
 from llama31.checkpoint.shards import Block, Reader, Shard, check_space
 from llama31.convert import hf
 from llama31.convert.checkpoints import DTYPES, Conversion, Progress
@@ -163,7 +163,7 @@ def _paths(settings: config.Average) -> list[Path]:
     if settings.run is not None:
         paths = _last(Path(settings.run), settings.last)
     else:
-        paths = [path if _is_hf(path) else publish.resolve(path) for path in map(Path, settings.inputs)]
+        paths = [path if _is_hf(path) else listing.resolve(path) for path in map(Path, settings.inputs)]
     kinds = {_is_hf(path) for path in paths}
     if len(kinds) > 1:
         named = ", ".join(str(path) for path in paths if _is_hf(path))
@@ -181,7 +181,7 @@ def _paths(settings: config.Average) -> list[Path]:
 def _last(folder: Path, last: int | None) -> list[Path]:
     """The newest `last` complete checkpoints of a run, oldest first; of several of one step, the newest attempt's."""
     by_step: dict[int, Path] = {}
-    for path in publish.candidates(folder / "checkpoints"):  # newest first, without abandoned branches
+    for path in listing.candidates(folder / "checkpoints"):  # newest first, without abandoned branches
         try:
             by_step.setdefault(publish.read_meta(path).step, path)
         except ValueError as error:
@@ -259,7 +259,7 @@ def _to_checkpoint(settings: config.Average, inputs: Sequence[CheckpointInput], 
         for name, shape in shapes.items()
     ]
     extra = {**newest.meta.extra, "average": _provenance(inputs, settings, weights)}
-    meta = replace(newest.meta, run=publish.run_folder(target).name, precision=precision, extra=extra)
+    meta = replace(newest.meta, run=listing.run_folder(target).name, precision=precision, extra=extra)
     with _tokenizer_beside(target, newest, settings.overwrite):
         return publish.write(target, meta, shards)
 
@@ -272,7 +272,7 @@ def _target(settings: config.Average, newest: CheckpointInput, inputs: Sequence[
     if target.absolute().parent in {each.path.absolute().parent for each in inputs}:
         raise ValueError(
             f"target={given}: that run would go on from the average, which has no optimizer; give a folder of its own, "
-            f"for example {publish.run_folder(newest.path)}-average"
+            f"for example {listing.run_folder(newest.path)}-average"
         )
     if target.exists() and not settings.overwrite:
         raise ValueError(f"target={target} is already there: choose another folder, or overwrite=true to replace it")
@@ -286,7 +286,7 @@ def _tokenizer_beside(target: Path, newest: CheckpointInput, overwrite: bool) ->
     ValueError where another one stands there.
     """
     name = newest.meta.tokenizer.get("folder", "tokenizer")
-    source, final = (publish.run_folder(path) / name for path in (newest.path, target))
+    source, final = (listing.run_folder(path) / name for path in (newest.path, target))
     files = [path.name for path in source.iterdir()] if source.is_dir() else []
     if not files or (final.is_dir() and filecmp.cmpfiles(source, final, files, shallow=False)[0] == files):
         yield

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 
 from llama31 import config
-from llama31.checkpoint import publish
+from llama31.checkpoint import listing, publish
 from llama31.checkpoint.shards import Block, Reader, Shard, check_space
 from llama31.convert import consolidated, hf
 from llama31.convert.hf import Shape
@@ -183,7 +183,7 @@ def to_meta(settings: config.Convert, progress: Progress) -> Path:
 
 def _exported(settings: config.Convert) -> tuple[publish.Meta, Reader, Path]:
     """What is known of the checkpoint to export, its weights, all there, and the folder of its tokenizer."""
-    source = publish.resolve(settings.checkpoint)
+    source = listing.resolve(settings.checkpoint)
     meta, reader = publish.read_meta(source), Reader(source / "weights")
     model = meta.shape()
     reader.check({name: _stacked(model, parts) for name, parts in table(model).items()})
@@ -273,7 +273,7 @@ def _to_checkpoint(settings: config.Convert, source: WeightSource, meta: publish
     if copies > 1:
         log.warning("%s stores each KV head %d times: %d are kept", settings.hf, copies, stated.kv_heads // copies)
     model = replace(stated, kv_heads=stated.kv_heads // copies)
-    meta = replace(meta, model=asdict(model), run=publish.run_folder(target).name)
+    meta = replace(meta, model=asdict(model), run=listing.run_folder(target).name)
     return publish.write(target, meta, list(shards_of(model, source, copies, DTYPES[settings.dtype], progress)))
 
 
@@ -377,7 +377,7 @@ def _target(given: str) -> Path:
 
 
 def _tokenizer_folder(source: Path, meta: publish.Meta | None = None) -> Path:
-    return publish.run_folder(source) / (meta.tokenizer.get("folder", "tokenizer") if meta else "tokenizer")
+    return listing.run_folder(source) / (meta.tokenizer.get("folder", "tokenizer") if meta else "tokenizer")
 
 
 def _refuse_existing(path: Path, overwrite: bool, key: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llama31 import config
-from llama31.checkpoint import publish
+from llama31.checkpoint import listing, publish
 from llama31.checkpoint.shards import Shard
 from llama31.convert import checkpoints, hf
 from llama31.engine import state
@@ -49,7 +49,7 @@ class Pretrained:
             return given
         beside = self.folder
         if not self.copies:
-            beside = publish.run_folder(self.folder) / self.meta.tokenizer.get("folder", "tokenizer")
+            beside = listing.run_folder(self.folder) / self.meta.tokenizer.get("folder", "tokenizer")
         alone = (beside / "tokenizer.model").is_file() and not (self.copies and (beside / "tokenizer.json").is_file())
         return config.Tokenizer(kind="tiktoken" if alone else "huggingface", path=str(beside))
 
@@ -85,7 +85,7 @@ def find(path: str) -> Pretrained:
     """What `path` holds. ValueError says what is wrong with it, and what was found there instead."""
     folder = Path(path)
     if not (folder / "config.json").is_file():
-        folder = publish.resolve(path)
+        folder = listing.resolve(path)
         return Pretrained(folder, publish.read_meta(folder))
     shape = hf.read_model(folder)
     source = hf.SafetensorsFolder(folder)

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from llama31 import config
-from llama31.checkpoint import manifest, publish
+from llama31.checkpoint import listing, manifest
 from llama31.dialogs.feed import DialogFeed, Preferred
 from llama31.engine import preference, scoring, state
 from llama31.engine.pipeline import Forward
@@ -51,7 +51,7 @@ def attach(feed: DialogFeed, reference: Reference, folder: str | Path, grid: Gri
 
     Raises ValueError (key `init_from`) where the model to begin with cannot be read.
     """
-    source = on_first_rank(lambda: publish.resolve(reference.checkpoint))
+    source = on_first_rank(lambda: listing.resolve(reference.checkpoint))
     feed.reference_key = fingerprint(feed, reference, source)
     path = Path(folder) / f"reference-{feed.reference_key[:16]}.npz"
     known = on_first_rank(lambda: read(path, feed.reference_key))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llama31 import config
-from llama31.checkpoint import publish
+from llama31.checkpoint import listing, publish
 from llama31.data.mixture import Skip
 from llama31.engine import state as tensors
 from llama31.parallel.collectives import on_first_rank
@@ -55,7 +55,7 @@ def _roll_back(state: State, verdict: Verdict) -> None:
     state.watch.guard.restore(meta.extra.get("guard"), meta.step)
     state.attempt.went_back(meta.step, meta.tokens)
     fence = state.attempt.newer
-    on_first_rank(lambda: publish.set_aside_after(folder, meta.step, fence))
+    on_first_rank(lambda: listing.set_aside_after(folder, meta.step, fence))
     event = {"event": verdict.event, "reason": verdict.reason, "path": str(checkpoint)}
     state.record.write("rollback", step=meta.step, tokens=meta.tokens, to_step=meta.step, **event)
 

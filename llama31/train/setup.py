@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llama31 import config
-from llama31.checkpoint import publish, retention
+from llama31.checkpoint import listing, publish, retention
 from llama31.checkpoint.saver import Saver, background_group
 from llama31.command import written
 from llama31.data.mixture import Decision
@@ -169,5 +169,5 @@ def _write_folder(run: config.Training, place: Place, text: Opened) -> None:
     text.tokenizer.save_hf(Path(run.folder) / "tokenizer")
     folder = Path(run.folder) / "checkpoints"
     if run.resume not in ("auto", "none"):
-        publish.set_aside_after(folder, place.start.step)
+        listing.set_aside_after(folder, place.start.step)
     retention.remove_torn(folder, place.attempt.number, place.attempt.newer)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from llama31 import config
-from llama31.checkpoint import publish, shards
+from llama31.checkpoint import listing, publish, shards
 from llama31.judging import scored
 from llama31.judging.score import RewardScorer
 from llama31.model import llama
@@ -88,7 +88,7 @@ def curve(folder: Path) -> list[dict[str, Any]]:
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    result = publish.resolve(folder)
+    result = listing.resolve(folder)
     return {
         f"{part}/{name}": shards.Reader(result / part).read(name)
         for part in ("weights", "optimizer")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from llama31 import config
-from llama31.checkpoint import publish, shards
+from llama31.checkpoint import listing, publish, shards
 from llama31.command import entry, inputs
 from llama31.convert import checkpoints, pretrained
 from llama31.model import llama, precision
@@ -87,7 +87,7 @@ class Recipes:
 
     def recorded(self, folder: Path) -> Facts:
         (line,) = [line for line in metrics.read(folder) if line["kind"] == "train"]
-        saved = publish.resolve(str(folder))
+        saved = listing.resolve(str(folder))
         assert publish.read_meta(saved).step == 1
         result = [line["loss"], line["grad_norm"]]
         checks = [

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from llama31.checkpoint import publish, shards
+from llama31.checkpoint import listing, shards
 from llama31.resilience import watchdog
 from llama31.runs import metrics
 from tests.parallel.launch import torchrun
@@ -149,7 +149,7 @@ def test_request_to_stop_saves_at_one_step_and_goes_on_bit_equal(ran: Ran, name:
     assert second.info["from_step"] == step and second.end["outcome"] == "finished"
     assert second.info["weights_from"].endswith(f"step-{step:08d}")
     assert curve(root / name) == curve(root / "whole")
-    assert publish.newest(root / name / "checkpoints") == root / name / "checkpoints/step-00000012-a0001"
+    assert listing.newest(root / name / "checkpoints") == root / name / "checkpoints/step-00000012-a0001"
 
 
 def test_run_goes_on_from_the_newest_intact_checkpoint(ran: Ran) -> None:
@@ -183,7 +183,7 @@ def test_gates_open_for_the_right_reason_and_end_the_run(ran: Ran) -> None:
 def test_average_of_the_masters_goes_on_bit_equal(ran: Ran) -> None:
     root, _ = ran
     assert curve(root / "averaged") == curve(root / "whole")
-    result = [shards.Reader(publish.resolve(root / name) / "optimizer") for name in ("averaged", "averaged-2")]
+    result = [shards.Reader(listing.resolve(root / name) / "optimizer") for name in ("averaged", "averaged-2")]
     names = [name for name in result[0].names() if name.startswith("ema.")]
     assert names and all(torch.equal(result[0].read(name), result[1].read(name)) for name in names)
     master = names[0].replace("ema.", "fp32.")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llama31 import config
-from llama31.checkpoint import publish, shards
+from llama31.checkpoint import listing, publish, shards
 from llama31.runs import metrics
 from llama31.tokens import pack
 from tests.conftest import ROOT
@@ -107,7 +107,7 @@ def _run(plan: Plan, root: Path) -> dict[str, dict[str, str]]:
 
 def _poison(source: Path, target: Path) -> None:
     """A checkpoint with one NaN in its weights."""
-    result = publish.resolve(source)
+    result = listing.resolve(source)
     reader = shards.Reader(result / "weights")
     loaded = {name: reader.read(name).clone() for name in reader.names()}
     loaded["decoder.final_layernorm.weight"][3] = float("nan")
@@ -127,7 +127,7 @@ def test_resumed_is_bit_equal(params: str, runs: tuple[Path, dict[str, dict[str,
     assert len(whole) == 12 and continued == whole
     first, last = whole[1][0], whole[12][0]
     assert last < first - 0.5, "it learns, so equality is no accident of a model that stands still"
-    final = [publish.resolve(root / f"{name}{params}") for name in ("whole", "stopped")]
+    final = [listing.resolve(root / f"{name}{params}") for name in ("whole", "stopped")]
     for part in ("weights", "optimizer"):
         ours, theirs = (shards.Reader(folder / part) for folder in final)
         assert ours.names() == theirs.names()
@@ -157,7 +157,7 @@ def test_another_layout_goes_on_alike(name: str, runs: tuple[Path, dict[str, dic
 def test_moments_move_to_another_layout_bit_by_bit(name: str, runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
     root, results = runs
     assert "error" not in results[f"{name}-moved"], results[f"{name}-moved"]["error"]
-    half, moved = publish.resolve(root / "half"), publish.resolve(root / f"{name}-moved")
+    half, moved = listing.resolve(root / "half"), listing.resolve(root / f"{name}-moved")
     assert publish.read_meta(moved).extra["updates"] == 8
     for part in ("weights", "optimizer"):
         ours, theirs = shards.Reader(half / part), shards.Reader(moved / part)
@@ -190,7 +190,7 @@ def test_refused(name: str, words: list[str], runs: tuple[Path, dict[str, dict[s
     root, results = runs
     message = results[name].get("error", "it ran")
     assert all(word in message for word in words), message
-    assert publish.newest(root / name / "checkpoints") is None
+    assert listing.newest(root / name / "checkpoints") is None
 
 
 def test_batch_and_length_change_while_running(runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
@@ -256,9 +256,9 @@ def test_the_last_checkpoint_is_there_before_the_last_validation(runs: tuple[Pat
     kinds = [line["kind"] for line in metrics.read(root / "whole")]
     assert kinds[-2:] == ["checkpoint", "validation"] and kinds.count("validation") == 1
     last = metrics.read(root / "whole")[-1]["loss"]
-    assert publish.read_meta(publish.resolve(root / "whole")).validation_loss == last
+    assert publish.read_meta(listing.resolve(root / "whole")).validation_loss == last
     assert "held-out text is gone" in results["broken"]["error"]
-    assert publish.resolve(root / "broken").name == "step-00000001", "what fails late costs no checkpoint"
+    assert listing.resolve(root / "broken").name == "step-00000001", "what fails late costs no checkpoint"
 
 
 def test_changed_data_are_refused(data: Path, runs: tuple[Path, dict[str, dict[str, str]]], tmp_path: Path) -> None:
