@@ -5,10 +5,9 @@ Policy and reward model stand in memory one after the other, on the same layout.
 
 from __future__ import annotations
 
-import gc
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,8 @@ from llama31.tokens import chat, template
 
 if TYPE_CHECKING:
     from llama31.convert.pretrained import Pretrained
+    from llama31.judging.score import RewardScorer
+    from llama31.parallel.mesh import Grid
     from llama31.tokens.tokenizers import Tokenizer
 
 
@@ -72,18 +73,24 @@ def open_session(run: config.Sample) -> Session:
     return session
 
 
-def draw(session: Session) -> None:
-    """Draw what is missing, from the servers of the config or with our own decoder."""
-    run, folder = session.run, session.folder
-    tasks = drawing.missing(session.prompts, run.sampling.answers, drawing.read_lines(folder / drawing.CANDIDATES))
+def to_draw(session: Session) -> list[drawing.Task]:
+    """The answers that are missing. ValueError where our own decoder cannot give them on the layout of the config."""
+    run = session.run
+    tasks = drawing.missing(
+        session.prompts, run.sampling.answers, drawing.read_lines(session.folder / drawing.CANDIDATES)
+    )
     there = len(session.prompts) * run.sampling.answers - len(tasks)
     session.say(f"{there:,} answers are there, {len(tasks):,} to be drawn")
-    if not tasks:
-        return
-    if run.server.urls:
-        source: drawing.AnswerSource = _servers(session, tasks)
-    else:
-        source = _embedded(session)
+    if tasks and not run.server.urls:
+        from llama31.evaluate import perplexity
+
+        perplexity.check_layout(session.weights.shape, _decoding(run.parallel))
+        perplexity.check_vocabulary(session.tokenizer.vocab_size, session.weights.shape)
+    return tasks
+
+
+def draw(session: Session, tasks: Sequence[drawing.Task], source: drawing.AnswerSource) -> None:
+    """Draw the missing answers from `source`: `connect` or `load_policy` makes one."""
     from tqdm import tqdm
 
     with tqdm(total=len(tasks), desc="answers", disable=None if session.first else True) as bar:
@@ -91,7 +98,7 @@ def draw(session: Session) -> None:
         def said(done: int, total: int) -> None:
             bar.update(done - bar.n)
 
-        drawing.draw(folder, tasks, source, said, session.first)
+        drawing.draw(session.folder, tasks, source, said, session.first)
     if session.first:
         _tell_refused(session)
 
@@ -106,7 +113,8 @@ def _tell_refused(session: Session) -> None:
         )
 
 
-def _servers(session: Session, tasks: Sequence[drawing.Task]) -> drawing.AnswerSource:
+def connect(session: Session, tasks: Sequence[drawing.Task]) -> drawing.AnswerSource:
+    """The servers of the config, probed for what they honour with a prompt of `tasks`."""
     run = session.run
     # a long one may not fit, and one that spells a special token is refused by some
     asked = {task[0].id: task[0] for task in tasks}.values()
@@ -118,77 +126,91 @@ def _servers(session: Session, tasks: Sequence[drawing.Task]) -> drawing.AnswerS
     return drawing.Http(connected, run.server, session.policy, run.sampling)
 
 
-def _embedded(session: Session) -> drawing.AnswerSource:
+def _decoding(parallel: config.Parallel) -> config.Parallel:
+    return replace(parallel, sequence_parallel=False)  # decoding cannot use it
+
+
+def load_policy(session: Session, grid: Grid) -> drawing.AnswerSource:
+    """Our own decoder of the policy, on the processes of `grid`. Collective."""
     import torch.distributed as dist
 
-    from llama31.evaluate import perplexity
     from llama31.model import llama
-    from llama31.parallel import mesh
 
-    run, shape = session.run, session.weights.shape
-    parallel = replace(run.parallel, sequence_parallel=False)  # decoding cannot use it
-    perplexity.check_layout(shape, parallel)
-    perplexity.check_vocabulary(session.tokenizer.vocab_size, shape)
-    grid = mesh.create(parallel, run.cluster.timeout_s)
-    chunks = llama.build(shape, session.weights.precision(run.precision), parallel, grid)
-    session.weights.load(chunks, grid)
+    run, weights = session.run, session.weights
+    chunks = llama.build(weights.shape, weights.precision(run.precision), _decoding(run.parallel), grid)
+    weights.load(chunks, grid)
     dist.barrier()  # all know what is missing before anything is added to it
     return embedded.Embedded(chunks, grid, session.tokenizer, session.policy, run.sampling)
 
 
-def rank(session: Session) -> None:
-    """Score what has no score yet, and write the best answers and pairs (the first process).
+@dataclass
+class Pending:
+    """Answers, and the scores that a reward model gave them; `unscored` have none yet."""
 
-    Where nothing is to be scored, the reward model is not built, and no GPU needed.
-    """
+    model: drawing.Policy
+    limit: int  # tokens of a dialog that the reward model reads
+    answers: Mapping[str, Sequence[Candidate]]  # by prompt
+    refused: int
+    scores: ranking.Scores
+    unscored: Sequence[Candidate]
+
+
+def to_rank(session: Session, reward: str) -> Pending:
+    """Which answers are there, and which of them `reward`, a reward model, has scored. Collective."""
     import torch.distributed as dist
 
     from llama31.convert import pretrained
 
     run, folder = session.run, session.folder
-    assert run.reward is not None, "checked before"
-    weights = pretrained.find(run.reward)
+    weights = pretrained.find(reward)
     model = drawing.Policy(str(weights.folder), drawing.fingerprint(weights.folder))
     limit = min(run.score_tokens, weights.shape.max_positions)
     if dist.is_initialized():
         dist.barrier()  # all answers are in the file
-    candidates, refused = ranking.candidates(folder, drawing.known(session.prompts), run.sampling.answers)
-    known = ranking.rewards(drawing.read_lines(folder / drawing.SCORES), model.fingerprint, candidates, limit)
-    if todo := ranking.unscored(candidates, known):
-        known = {**known, **_score(session, todo, model, limit)}
+    answers, refused = ranking.candidates(folder, drawing.known(session.prompts), run.sampling.answers)
+    scores = ranking.rewards(drawing.read_lines(folder / drawing.SCORES), model.fingerprint, answers, limit)
+    return Pending(model, limit, answers, refused, scores, ranking.unscored(answers, scores))
+
+
+def score(session: Session, pending: Pending, scorer: RewardScorer) -> None:
+    """Score what has no score yet. Collective."""
+    import torch.distributed as dist
+
+    dist.barrier()  # all know what has a score before anything is added to it
+
+    def scored(pairs: Sequence[tuple[Prompt, chat.Message]]) -> list[float | None]:
+        return scorer.readable([[*prompt.messages, message] for prompt, message in pairs], pending.limit)
+
+    fresh = ranking.score(
+        session.folder, session.prompts, pending.unscored, pending.model, scored, pending.limit, writes=session.first
+    )
+    pending.scores = {**pending.scores, **fresh}
+
+
+def publish(session: Session, pending: Pending) -> None:
+    """Write the best answers and pairs and say what came out, on the first process; the others wait."""
+    import torch.distributed as dist
+
     if session.first:
-        publish(session, candidates, known, model, refused)
+        _publish(session, pending)
     if dist.is_initialized():
         dist.barrier()
 
 
-def _score(session: Session, todo: Sequence[Candidate], model: drawing.Policy, limit: int) -> ranking.Scores:
-    import torch.distributed as dist
-
-    from llama31.judging import score
-    from llama31.parallel import mesh
-
-    run = session.run
-    assert run.reward is not None, "checked before"
-    gc.collect()  # the policy is done
-    grid = mesh.create(run.parallel, run.cluster.timeout_s)
-    judge = score.RewardScorer(run.reward, run.parallel, run.precision, grid)
-    dist.barrier()  # all know what has a score before anything is added to it
-
-    def scorer(pairs: Sequence[tuple[Prompt, chat.Message]]) -> list[float | None]:
-        return judge.readable([[*prompt.messages, message] for prompt, message in pairs], limit)
-
-    return ranking.score(session.folder, session.prompts, todo, model, scorer, limit, writes=session.first)
-
-
-def publish(session: Session, candidates: Any, scores: Any, model: drawing.Policy, refused: int) -> None:
-    """Write the best and tell what came out."""
+def _publish(session: Session, pending: Pending) -> None:
     from llama31.runs import plots
 
-    further: dict[str, Any] = {"refused": refused}
+    further: dict[str, Any] = {"refused": pending.refused}
     further |= {"policy": {"name": session.policy.name, "fingerprint": session.policy.fingerprint}}
     summary = ranking.publish(
-        session.folder, session.prompts, candidates, scores, model, session.run.filters, session.run.pairs, further
+        session.folder,
+        session.prompts,
+        pending.answers,
+        pending.scores,
+        pending.model,
+        session.run.filters,
+        session.run.pairs,
+        further,
     )
     dropped = (
         ", ".join(f"{reason} {count:,}" for reason, count in Counter(summary["dropped"]).most_common()) or "nothing"

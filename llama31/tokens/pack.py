@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,11 @@ def pack(data: config.Data, name: str, settings: config.Tokenizer, overwrite: bo
         for item in work
     ]
     with _staging(target, _place(data, name)) as folder:
-        splits = _write(jobs, folder, dtype_for(vocabulary.vocab_size), data)
+        workers = min(data.workers or len(os.sched_getaffinity(0)), len(jobs))
+        dtype = dtype_for(vocabulary.vocab_size)
+        written = _write(_shown(_results(jobs, workers), jobs), folder, dtype)
+        splits = _filled(written.splits, folder, dtype, written.smallest[1], jobs[0])
+        _say(name, splits, written)
         content = {split: splits[split].sha256 for split in packed.SPLITS}
         decisive = json.dumps([content, description["tokenizer_fingerprint"], description["settings"]], sort_keys=True)
         fingerprint = hashlib.sha256(decisive.encode()).hexdigest()
@@ -205,43 +209,58 @@ def _results(jobs: list[_PackJob], workers: int) -> Iterator[_Result]:
 # --- files, in this process -------------------------------------------------------------------------------------------
 
 
-def _write(jobs: list[_PackJob], folder: Path, dtype: np.dtype[Any], data: config.Data) -> dict[str, Split]:
-    """Tokenize all jobs into `folder`; returns what each split holds. Prints a summary."""
-    from tqdm import tqdm
+@dataclass
+class _Written:
+    """What was written of a source: its splits, what was left out, and the work that it took."""
 
-    workers = min(data.workers or len(os.sched_getaffinity(0)), len(jobs))
-    name = jobs[0].name
+    splits: dict[str, Split] = field(default_factory=dict)
+    left: sources.LeftOut = field(default_factory=sources.LeftOut)
+    cpu_s: float = 0.0
+    smallest: tuple[int, int] = (2**64, -1)  # key and index of the training document nearest to the held-out split
+
+
+def _write(results: Iterator[_Result], folder: Path, dtype: np.dtype[Any]) -> _Written:
+    """Write the tokens of all jobs, in their order, into `folder`; nothing is left of it where one fails."""
     writers = {split: IndexedWriter(folder / split, dtype) for split in packed.SPLITS}
-    left = sources.LeftOut()
-    cpu_s, smallest = 0.0, (2**64, -1)  # key and index of the training document nearest to the held-out split
+    written = _Written()
     try:
-        with tqdm(total=sum(job.item.size for job in jobs), desc=name, unit="B", unit_scale=True, disable=None) as bar:
-            for result in _results(jobs, workers):
-                keys = result.parts["train"].keys
-                if keys.size:
-                    first = int(keys.argmin())
-                    smallest = min(smallest, (int(keys[first]), writers["train"].documents + first))
-                for split, part in result.parts.items():
-                    writers[split].add(part.tokens, part.lengths)
-                left.files += result.left.files
-                left.blank += result.left.blank
-                cpu_s += result.cpu_s
-                bar.update(result.size)
-        splits = {split: Split(w.tokens, w.documents, w.close()) for split, w in writers.items()}
+        for result in results:
+            keys = result.parts["train"].keys
+            if keys.size:
+                first = int(keys.argmin())
+                written.smallest = min(written.smallest, (int(keys[first]), writers["train"].documents + first))
+            for split, part in result.parts.items():
+                writers[split].add(part.tokens, part.lengths)
+            written.left.files += result.left.files
+            written.left.blank += result.left.blank
+            written.cpu_s += result.cpu_s
+        written.splits = {split: Split(w.tokens, w.documents, w.close()) for split, w in writers.items()}
     except BaseException:
         for writer in writers.values():
             writer.abandon()
         raise
-    splits = _filled(splits, folder, dtype, smallest[1], jobs[0])
-    tokens = sum(split.tokens for split in splits.values())
-    for sentence in _left_out(left):
+    return written
+
+
+def _shown(results: Iterator[_Result], jobs: list[_PackJob]) -> Iterator[_Result]:
+    """The same results behind a progress bar."""
+    from tqdm import tqdm
+
+    size = sum(job.item.size for job in jobs)
+    with tqdm(total=size, desc=jobs[0].name, unit="B", unit_scale=True, disable=None) as bar:
+        for result in results:
+            yield result
+            bar.update(result.size)
+
+
+def _say(name: str, splits: dict[str, Split], written: _Written) -> None:
+    tokens, cpu_s = sum(split.tokens for split in splits.values()), max(written.cpu_s, 1e-9)
+    for sentence in _left_out(written.left):
         print(f"packed {name}: {sentence}")
     print(
         f"packed {name}: {splits['train'].tokens:,} tokens in {splits['train'].documents:,} documents, held out "
-        f"{splits['heldout'].tokens:,} in {splits['heldout'].documents:,}; {tokens / max(cpu_s, 1e-9) / 1e6:.2f} "
-        "Mtok/s per core"
+        f"{splits['heldout'].tokens:,} in {splits['heldout'].documents:,}; {tokens / cpu_s / 1e6:.2f} Mtok/s per core"
     )
-    return splits
 
 
 def _left_out(left: sources.LeftOut) -> Iterator[str]:

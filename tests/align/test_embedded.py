@@ -98,10 +98,9 @@ def test_a_policy_answers_in_what_it_was_trained_in(trained: str, monkeypatch: p
         raise NotImplementedError
 
     monkeypatch.setattr(llama, "build", build)
-    monkeypatch.setattr(mesh, "create", lambda *_: None)
     weights = pretrained.Pretrained(Path("x"), publish.Meta(asdict(MODEL), precision=trained))
     run = config.Sample(sampling=RUN)
     session: Any = SimpleNamespace(run=run, weights=weights, tokenizer=Words())
     with pytest.raises(NotImplementedError):
-        rejection._embedded(session)
+        rejection.load_policy(session, None)  # type: ignore[arg-type]
     assert [one.params for one in built] == [trained]

@@ -244,7 +244,7 @@ def test_the_probe_asks_the_shortest_prompt(tmp_path: Path) -> None:
     with serving(script) as url:
         run = config.Sample(sampling=RUN, server=replace(QUICK, urls=[url]))
         session: Any = rejection.Session(run, tmp_path, asked, 0, None, WORDS, POLICY)  # type: ignore[arg-type]
-        assert drawn(tmp_path, rejection._servers(session, drawing.missing(asked, 3, ())), asked) == 9
+        assert drawn(tmp_path, rejection.connect(session, drawing.missing(asked, 3, ())), asked) == 9
     assert script.asked[0]["prompt"] == list(asked[1].ids)
 
 

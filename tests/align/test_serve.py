@@ -22,6 +22,7 @@ from llama31 import config
 from llama31.judging import ranking, rejection
 from llama31.sampling import drawing
 from llama31.tokens import tokenizers
+from recipes import sample
 from tests.align import scripted
 from tests.conftest import ROOT
 from tests.processes import LIMIT_S
@@ -89,13 +90,18 @@ def session(model: Path, folder: Path, port: int, answers: int, **changes: Any) 
     return rejection.open_session(replace(run, **changes))
 
 
+def draw(opened: rejection.Session) -> None:
+    tasks = rejection.to_draw(opened)
+    rejection.draw(opened, tasks, rejection.connect(opened, tasks))
+
+
 def test_a_real_server_drives_sampling_and_dies_midway(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("fastapi", reason="transformers serve needs its serving extra (requirements-dev.txt)")
     port, folder = free_port(), tmp_path / "drawn"
     with serving(exported, port, tmp_path / "log") as child:
-        rejection.draw(session(exported, tmp_path, port, 2))
+        draw(session(exported, tmp_path, port, 2))
         assert "prompts as text, ends by generation_config; does not honour n" in capsys.readouterr().out
         first = drawing.read_lines(folder / drawing.CANDIDATES)
         assert len({(line["prompt"], line["k"]) for line in first}) == 4
@@ -108,11 +114,11 @@ def test_a_real_server_drives_sampling_and_dies_midway(
                 child.wait()
 
         with pytest.raises(config.RunError, match="no server answers any more"):
-            drawing.draw(folder, tasks, rejection._servers(asked, tasks), kill_midway)
+            drawing.draw(folder, tasks, rejection.connect(asked, tasks), kill_midway)
     kept = drawing.read_lines(folder / drawing.CANDIDATES)
     assert kept[:4] == first and 6 <= len(kept) < 10
     with serving(exported, port, tmp_path / "log"):
-        rejection.draw(session(exported, tmp_path, port, 5))
+        draw(session(exported, tmp_path, port, 5))
     lines, register = drawing.read_lines(folder / drawing.CANDIDATES), drawing.Register(folder).known
     assert lines[: len(kept)] == kept and len(lines) == len({(line["prompt"], line["k"]) for line in lines}) == 10
     assert len({line["text"] for line in lines}) > 5 and all(0 < line["tokens"] <= 12 for line in lines)
@@ -125,7 +131,7 @@ def test_what_servers_drew_is_ranked_without_them(exported: Path, tmp_path: Path
     """As slurm/sample.sh does: the addresses are known to the part that draws alone."""
     with scripted.serving(scripted.Script()) as url:
         port = int(url.split(":")[-1].split("/")[0])
-        rejection.draw(session(exported, tmp_path, port, 2))
+        draw(session(exported, tmp_path, port, 2))
     settings = (tmp_path / "drawn" / drawing.SETTINGS).read_text()
     later: dict[str, Any] = {"part": "rank", "reward": "unread", "server": config.Server()}
     again = session(exported, tmp_path, port, 2, **later)
@@ -139,7 +145,7 @@ def test_best_answers_are_made_anew_without_a_reward_model(exported: Path, tmp_p
     """Nothing is to be scored, so nothing is built: what stands in for the reward model here could not be."""
     with scripted.serving(scripted.Script()) as url:
         port = int(url.split(":")[-1].split("/")[0])
-        rejection.draw(session(exported, tmp_path, port, 2))
+        draw(session(exported, tmp_path, port, 2))
     opened = session(
         exported, tmp_path, port, 2, part="rank", reward=str(exported), filters=config.Filters(min_tokens=1)
     )
@@ -149,6 +155,6 @@ def test_best_answers_are_made_anew_without_a_reward_model(exported: Path, tmp_p
     ranking.score(
         opened.folder, opened.prompts, todo, model, lambda pairs: [float(len(one.text())) for _, one in pairs], 99
     )
-    rejection.rank(opened)
+    sample.main(opened.run)
     assert not torch.distributed.is_initialized()
     assert len(drawing.read_lines(opened.folder / drawing.BEST)) == 2 == len(found) and not refused
