@@ -66,7 +66,9 @@ def chain(given: config.Chain, arguments: Sequence[str], job: config.Job) -> Non
         print(f"# not there yet: {issue}")
     for step in steps if job.configs else []:
         print(f"# {step.name}", written.to_yaml(step.run), sep="\n")
-    submission.submit(submission.Chain(f"name={name}", CHAINS / name, steps, job), lambda text: print(text, flush=True))
+    submission.submit(
+        submission.Submission(f"name={name}", CHAINS / name, steps, job), lambda text: print(text, flush=True)
+    )
 
 
 def waits(job: config.Job) -> bool:

@@ -299,7 +299,7 @@ def test_names_of_chains_are_listed(quick: Command) -> None:
 def test_a_stage_is_done_when_it_left_something_since_it_was_submitted(tmp_path: Path) -> None:
     run = config.Evaluate(checkpoint="c", output=str(tmp_path / "before.json"))
     step = Step("evaluate", "evaluate", ("checkpoint=c",), run)
-    chain = submission.Chain("name=x", tmp_path / "runs/chains/x", [step], Job())
+    chain = submission.Submission("name=x", tmp_path / "runs/chains/x", [step], Job())
     (tmp_path / "before.json").write_text("{}")
     assert not submission.is_done(chain, step)  # left by nobody knows whom
     submission.note(chain.folder, step, ["python"], "17")
@@ -329,7 +329,7 @@ def test_what_shows_that_a_recipe_is_done(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     step = Step("x", "x", (), run)
-    chain = submission.Chain("name=x", Path("here"), [step], Job())
+    chain = submission.Submission("name=x", Path("here"), [step], Job())
     submission.note(chain.folder, step, [])
     assert not submission.is_done(chain, step)
     for name in files:
@@ -340,7 +340,7 @@ def test_what_shows_that_a_recipe_is_done(
 
 def test_a_run_is_done_when_it_has_finished(tmp_path: Path) -> None:
     step = Step("x", "pretrain", (), config.Pretrain(name="x", folder=str(tmp_path / "x")))
-    chain = submission.Chain("name=x", tmp_path, [step], Job())
+    chain = submission.Submission("name=x", tmp_path, [step], Job())
     submission.note(chain.folder, step, [])
     (tmp_path / "x").mkdir()
     for outcome, done in (("failed", False), ("stopped", False), ("finished", True)):

@@ -208,7 +208,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 import torch
-from llama31.checkpoint import publish as checkpoint
+from llama31.checkpoint import listing, publish as checkpoint
 from llama31.checkpoint.shards import Block, Shard
 
 def stop():
@@ -263,7 +263,7 @@ RANKS = """
 import sys
 from pathlib import Path
 import torch, torch.distributed as dist
-from llama31.checkpoint import publish as checkpoint, shards
+from llama31.checkpoint import listing, publish as checkpoint, shards
 from llama31.checkpoint.shards import Block, Shard
 
 folder, rank = Path(sys.argv[1]), int(sys.argv[2])
@@ -302,7 +302,7 @@ for action, kind in (
     except kind as error:
         print(f"rank {rank}: {kind.__name__}")
 dist.barrier()
-assert checkpoint.newest(folder) == path
+assert listing.newest(folder) == path
 print([p.name for p in folder.iterdir()] if rank == 0 else "")
 dist.destroy_process_group()
 """

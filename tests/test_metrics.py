@@ -279,9 +279,9 @@ def test_phases_add_up_and_start_anew() -> None:
 @pytest.mark.parametrize(
     ("device", "peak"),
     [
-        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 80GB HBM3", 989.0),
         ("NVIDIA H100 PCIe", 756.0),
-        ("NVIDIA H200", 989.4),
+        ("NVIDIA H200", 989.0),
         ("NVIDIA GB200", 2500.0),
         ("NVIDIA A100-SXM4-80GB", 312.0),
         ("Tesla T4", None),

@@ -32,11 +32,11 @@ from llama31.config.sampling import (
     Judge,
     Pairs,
     PostTrain,
+    RoundRecipe,
     Sample,
     Sampling,
     Score,
     Server,
-    Stage,
     Variant,
 )
 from llama31.config.sections import (
@@ -112,6 +112,7 @@ __all__ = [
     "Report",
     "Reward",
     "RewardModel",
+    "RoundRecipe",
     "RunError",
     "Sample",
     "Sampling",
@@ -121,7 +122,6 @@ __all__ = [
     "Sft",
     "Simulate",
     "Source",
-    "Stage",
     "Submit",
     "Task",
     "Tokenizer",

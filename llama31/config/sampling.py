@@ -153,7 +153,7 @@ class Variant:
 
 
 @dataclass
-class Stage:
+class RoundRecipe:
     """One stage of a round: how its recipe is called."""
 
     config_name: str | None = key(None, "root file in conf/ or --config-dir; null: the recipe's own")
@@ -186,11 +186,11 @@ class PostTrain:
     judge_prompts: str = key(MISSING, "JSONL of held-out prompts for the judge")
     pairs: bool = key(True, "DPO learns from the sampled pairs too")
     config_dir: str | None = key(None, "--config-dir of every stage")
-    reward: Stage = field(default_factory=Stage)
-    sample: Stage = field(default_factory=Stage)
-    sft: Stage = field(default_factory=Stage)
-    dpo: Stage = field(default_factory=Stage)
-    judge: Stage = field(default_factory=Stage)
+    reward: RoundRecipe = field(default_factory=RoundRecipe)
+    sample: RoundRecipe = field(default_factory=RoundRecipe)
+    sft: RoundRecipe = field(default_factory=RoundRecipe)
+    dpo: RoundRecipe = field(default_factory=RoundRecipe)
+    judge: RoundRecipe = field(default_factory=RoundRecipe)
     only: list[str] = key([], "stages to run, such as round-01/sft; empty: all that are not finished")
     submit: bool = key(False, "submit the stages to Slurm as dependent jobs instead of running them here")
     job: Job = field(default_factory=Job)

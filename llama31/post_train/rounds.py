@@ -30,7 +30,7 @@ GREEDY = ("sampling.answers=1", "sampling.temperature=0")  # answers that are ju
 
 
 @dataclass(frozen=True)
-class Stage(chains.Stage):
+class RoundStage(chains.ChainedJob):
     """One command of the rounds, and when it is done; `processes` of torchrun where it runs on this machine."""
 
     done: Callable[[], bool] = lambda: False
@@ -50,7 +50,7 @@ class Stage(chains.Stage):
         return [*program, *words[1:]]
 
 
-def stages(run: config.PostTrain) -> list[Stage]:
+def stages(run: config.PostTrain) -> list[RoundStage]:
     """Every command of every round, in order. Raises ValueError for `only` that names none of them."""
     stages = [stage for number in range(1, run.rounds + 1) for stage in _Round(run, number).stages()]
     unknown = [name for name in run.only if name not in {stage.name for stage in stages}]
@@ -71,7 +71,7 @@ class _Round:
         self.previous = str(before / ("answers" if number == 1 else "best-answers"))
         self.waits = () if number == 1 else (f"round-{number - 1:02d}/judge",)
 
-    def stages(self) -> Iterator[Stage]:
+    def stages(self) -> Iterator[RoundStage]:
         run, here, reward = self.run, self.folder, str(self.folder / "reward")
         known = range(1, self.number + 1)
         learned = {f"preferences_{k:02d}": self._file(run.preferences, k) for k in known}
@@ -90,7 +90,7 @@ class _Round:
         yield from self._trained("dpo", run.dpo, str(here / "sft"), newest, (self._of("sft"),))
         yield from self._judged(reward)
 
-    def _judged(self, reward: str) -> Iterator[Stage]:
+    def _judged(self, reward: str) -> Iterator[RoundStage]:
         run, here = self.run, self.folder
         common = (f"prompts={run.judge_prompts}", f"reward={reward}", *GREEDY)
         part = () if self.number == 1 else ("part=rank",)
@@ -108,15 +108,15 @@ class _Round:
             f"runs={_listed(runs)}", f"earlier={_listed(earlier)}",
         )  # fmt: skip
         after = (self._of("answers"), self._of("previous"))
-        yield Stage(self._of("judge"), "judge", arguments, after, (here / "judge" / judge.NAME).is_file)
+        yield RoundStage(self._of("judge"), "judge", arguments, after, (here / "judge" / judge.NAME).is_file)
 
     def _variants(self, target: Path) -> list[Path]:
-        wanted: config.Stage = getattr(self.run, target.name)
+        wanted: config.RoundRecipe = getattr(self.run, target.name)
         return [target.with_name(f"{target.name}-{name}") for name in wanted.variants] or [target]
 
     def _trained(
-        self, name: str, wanted: config.Stage, begin: str, sources: dict[str, str], after: Sequence[str]
-    ) -> Iterator[Stage]:
+        self, name: str, wanted: config.RoundRecipe, begin: str, sources: dict[str, str], after: Sequence[str]
+    ) -> Iterator[RoundStage]:
         """The variants of a stage and their average, or the stage alone."""
         target = self.folder / name
         variants = [variant.set for variant in wanted.variants.values()] or [[]]
@@ -128,16 +128,16 @@ class _Round:
             given = (*self._root(wanted), f"name={label}", f"folder={folder}", f"init_from={begin}", *data)
             arguments = (*given, *self._filled(wanted.set), *self._filled(own))
             done = _finished(folder)
-            yield Stage(self._of(folder.name), name, arguments, tuple(after), done, wanted.processes)
+            yield RoundStage(self._of(folder.name), name, arguments, tuple(after), done, wanted.processes)
         if folders != [target]:
             names = tuple(self._of(folder.name) for folder in folders)
             arguments = (f"inputs={_listed(map(str, folders))}", f"target={target}")
-            yield Stage(self._of(name), "average", arguments, names, lambda: _holds_checkpoint(target))
+            yield RoundStage(self._of(name), "average", arguments, names, lambda: _holds_checkpoint(target))
 
     def _sampled(
-        self, name: str, wanted: config.Stage, given: Sequence[str], after: Sequence[str], folder: Path,
+        self, name: str, wanted: config.RoundRecipe, given: Sequence[str], after: Sequence[str], folder: Path,
         further: Sequence[str] = (),
-    ) -> Stage:  # fmt: skip
+    ) -> RoundStage:  # fmt: skip
         arguments = (*self._root(wanted), *given)
         if name == "sample":
             arguments += tuple(self._filled(wanted.set))
@@ -145,9 +145,9 @@ class _Round:
             kept = [text for text in wanted.set if not text.startswith(OF_MANY)]
             arguments += (*self._filled(kept), *self._filled(further))
         done = _ranked(folder, self.folder / "reward")
-        return Stage(self._of(name), "sample", arguments, (*after, *self.waits), done, wanted.processes)
+        return RoundStage(self._of(name), "sample", arguments, (*after, *self.waits), done, wanted.processes)
 
-    def _root(self, wanted: config.Stage) -> tuple[str, ...]:
+    def _root(self, wanted: config.RoundRecipe) -> tuple[str, ...]:
         folder = () if self.run.config_dir is None else ("--config-dir", self.run.config_dir)
         return folder + (() if wanted.config_name is None else ("--config-name", wanted.config_name))
 
@@ -188,7 +188,7 @@ def _holds_checkpoint(folder: Path) -> bool:
     return next(folder.glob("checkpoints/*/checkpoint.json"), None) is not None
 
 
-def state(run: config.PostTrain, stage: Stage) -> bool:
+def state(run: config.PostTrain, stage: RoundStage) -> bool:
     """Whether a stage is done. Raises ValueError where it was done by another command than it would be now."""
     if not stage.done():
         return False
@@ -197,14 +197,14 @@ def state(run: config.PostTrain, stage: Stage) -> bool:
     return True
 
 
-def chain(run: config.PostTrain, stages: Sequence[Stage]) -> submission.Chain:
+def chain(run: config.PostTrain, stages: Sequence[RoundStage]) -> submission.Submission:
     """The stages as jobs, every config composed and checked; SystemExit after all problems of all were printed.
 
     Raises ValueError for addresses of servers, since each stage samples from another model.
     """
     by_name = {stage.name: stage for stage in stages}
 
-    def world(stage: chains.Stage, given: Any) -> int:
+    def world(stage: chains.ChainedJob, given: Any) -> int:
         return jobs.world_size(given, run.job) if run.submit else by_name[stage.name].processes
 
     steps = chains.checked("python -m recipes.post_train", stages, world)
@@ -221,16 +221,19 @@ def chain(run: config.PostTrain, stages: Sequence[Stage]) -> submission.Chain:
         dataclasses.replace(step, logs=folder / step.name / "logs", done=by_name[step.name].done) for step in steps
     ]
     job = dataclasses.replace(run.job, dry_run=run.dry_run)
-    return submission.Chain(f"folder={run.folder}", folder, whole, job, section="job")
+    return submission.Submission(f"folder={run.folder}", folder, whole, job, section="job")
 
 
-def launch(stage: Stage) -> int:
+def launch(stage: RoundStage) -> int:
     """Run a stage in processes of its own, on this machine; its exit status."""
     return subprocess.run(stage.command(), check=False).returncode
 
 
 def execute(
-    run: config.PostTrain, stages: Sequence[Stage], say: Callable[[str], None], start: Callable[[Stage], int] = launch
+    run: config.PostTrain,
+    stages: Sequence[RoundStage],
+    say: Callable[[str], None],
+    start: Callable[[RoundStage], int] = launch,
 ) -> None:
     """Run what is not done, one after the other, by `start`. Raises RunError where a command fails."""
     for stage in stages:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from llama31 import config
 from llama31.evaluate import probe
-from llama31.plan import schedule, shapes
+from llama31.plan import schedule, shapes, utilisation
 from llama31.slurm import jobs, sbatch
 from llama31.slurm.jobs import Step
 
-H100_TFLOPS = 989.0  # dense BF16, NVIDIA's figure; a bill needs a price where the cluster states none
+H100_TFLOPS = dict(utilisation.PEAK_TFLOPS)["H100"]  # a bill needs a price where the cluster states none
 DISK_MB_PER_S = 200  # for reading and writing
 LENGTH = 8192  # tokens of a row that is evaluated, where the config leaves it to the checkpoint
 

@@ -40,7 +40,7 @@ STAGE = re.compile(r"stages\.([\w-]+)\.(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Stage:
+class ChainedJob:
     """One job before its config is composed: its name, recipe and arguments, and the stages that it needs."""
 
     name: str
@@ -49,7 +49,7 @@ class Stage:
     after: tuple[str, ...] = ()
 
 
-World = Callable[[Stage, Any], int]  # processes of a stage with this config
+World = Callable[[ChainedJob, Any], int]  # processes of a stage with this config
 
 
 # --- from the file and the command line to stages ---
@@ -88,7 +88,7 @@ class Variables:
                 yield Issue(name, value, "no variable of this chain", remedy)
 
 
-def stages(chain: config.Chain, arguments: Sequence[str]) -> tuple[str, list[Stage], list[Issue]]:
+def stages(chain: config.Chain, arguments: Sequence[str]) -> tuple[str, list[ChainedJob], list[Issue]]:
     """The name of a chain, its stages, and what is wrong with it; a stage of no recipe comes back all the same.
 
     Of `arguments`, NAME=VALUE gives a variable, `stages.LABEL.KEY=VALUE` reaches a stage (or all of a recipe, if no
@@ -101,7 +101,7 @@ def stages(chain: config.Chain, arguments: Sequence[str]) -> tuple[str, list[Sta
     for label, text in reaching:
         if not _reached(label, labels, chain.stages):
             issues.append(Issue(f"stages.{label}.{text}", MISSING, "there is no such stage", _one_of(label, labels)))
-    variables, stages = Variables(chain.variables, values), list[Stage]()
+    variables, stages = Variables(chain.variables, values), list[ChainedJob]()
     name = variables.value("name")
     for index, (label, stage) in enumerate(zip(labels, chain.stages, strict=True)):
         root = [] if stage.config_name is None else ["--config-name", stage.config_name]
@@ -109,7 +109,7 @@ def stages(chain: config.Chain, arguments: Sequence[str]) -> tuple[str, list[Sta
         given = [variables.fill(text) for text in itertools.chain(*shared, stage.overrides)]
         given += [text for name, text in reaching if index in _reached(name, labels, chain.stages)]
         before = labels[max(0, index - 1) : index] if stage.after is None else stage.after
-        stages.append(Stage(label, stage.recipe, (*folder, *root, *given), tuple(before)))
+        stages.append(ChainedJob(label, stage.recipe, (*folder, *root, *given), tuple(before)))
     return name, stages, [*issues, *variables.problems()]
 
 
@@ -174,7 +174,7 @@ def _one_of(name: str, known: Iterable[str]) -> str:
 
 
 def checked(
-    program: str, stages: Sequence[Stage], world: World, issues: Sequence[Issue] = (), files: bool | None = False
+    program: str, stages: Sequence[ChainedJob], world: World, issues: Sequence[Issue] = (), files: bool | None = False
 ) -> list[Step]:
     """The `steps` of the stages of a command; warnings are printed. SystemExit after all problems were printed."""
     try:
@@ -187,7 +187,7 @@ def checked(
 
 
 def steps(
-    stages: Sequence[Stage], world: World, issues: Sequence[Issue] = (), files: bool | None = False
+    stages: Sequence[ChainedJob], world: World, issues: Sequence[Issue] = (), files: bool | None = False
 ) -> tuple[list[Step], list[str]]:
     """Compose and check every stage for the processes that it will have; the steps, and warnings.
 
@@ -218,7 +218,7 @@ def steps(
     return steps, warnings
 
 
-def compose(stage: Stage, known: Mapping[str, str], world: World) -> tuple[Step | None, list[str]]:
+def compose(stage: ChainedJob, known: Mapping[str, str], world: World) -> tuple[Step | None, list[str]]:
     """A stage with its config and what it takes of `known`, and warnings; None for a recipe that is none.
 
     Raises ConfigError.

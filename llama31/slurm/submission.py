@@ -29,7 +29,7 @@ ENDING_S = 120  # that a cancelled job may take: Slurm kills after 30 s, and an 
 
 
 @dataclass(frozen=True)
-class Chain:
+class Submission:
     """The jobs of one command, as `key`, the argument that names them, and the folder by which they are known again.
 
     `section` is that of the config which says what is asked of Slurm.
@@ -91,7 +91,7 @@ def differs(folder: Path, name: str, arguments: Sequence[str]) -> str | None:
     return shlex.join(other[:4])
 
 
-def is_done(chain: Chain, step: Step) -> bool:
+def is_done(chain: Submission, step: Step) -> bool:
     """Whether a stage is done. Raises ValueError where it was done by another command than it would be now."""
     if not _left(chain, step):
         return False
@@ -108,7 +108,7 @@ def made_by_another(key: str, name: str, other: str) -> str:
     )
 
 
-def _left(chain: Chain, step: Step) -> bool:
+def _left(chain: Submission, step: Step) -> bool:
     """Whether a stage has left what it is to leave, since it was submitted as part of this chain."""
     if step.done is not None:
         return step.done()
@@ -136,7 +136,7 @@ def _leaves(run: Any) -> Path | None:
 # --- submission ---
 
 
-def submit(chain: Chain, say: Say) -> None:
+def submit(chain: Submission, say: Say) -> None:
     """Submit what is neither done nor queued, each after those that it needs; print it alone in a dry run.
 
     Raises ValueError, before anything is submitted, for jobs that do not fit the command, and RunError with what
@@ -164,7 +164,7 @@ def submit(chain: Chain, say: Say) -> None:
             say(f"# {step.name}: queued as job {numbers[step.name]} ({queue[step.name].state})")
 
 
-def missing(chain: Chain, queue: Queue) -> list[Step]:
+def missing(chain: Submission, queue: Queue) -> list[Step]:
     """Stages to submit: neither done nor queued, or queued behind one that is to be submitted itself.
 
     Raises ValueError where a stage was done or queued by another command, or runs before it may.
@@ -189,7 +189,7 @@ def missing(chain: Chain, queue: Queue) -> list[Step]:
     return fresh
 
 
-def refuse_queued(chain: Chain) -> None:
+def refuse_queued(chain: Submission) -> None:
     """Raises ValueError where a stage that would run here is queued, and RunError where that cannot be found out.
 
     Slurm is asked only where a record says that the stage became a job.
@@ -212,7 +212,7 @@ def refuse_queued(chain: Chain) -> None:
             )
 
 
-def _queue(chain: Chain) -> Queue:
+def _queue(chain: Submission) -> Queue:
     """Jobs of this chain that have not ended."""
     place, queue = chain.comment(""), Queue()
     for job in jobs.queued():
@@ -228,7 +228,7 @@ def _queue(chain: Chain) -> Queue:
     return queue
 
 
-def _settled(chain: Chain, say: Say) -> Queue:
+def _settled(chain: Submission, say: Say) -> Queue:
     """The same, where no stage's job is just ending: whether it comes back, and what follows with it, is not yet known.
 
     Raises RunError where that takes too long.
@@ -253,7 +253,7 @@ def _settled(chain: Chain, say: Say) -> Queue:
         time.sleep(1)
 
 
-def _submitted(chain: Chain, step: Step, numbers: Mapping[str, str], doomed: jobs.Queued | None, say: Say) -> str:
+def _submitted(chain: Submission, step: Step, numbers: Mapping[str, str], doomed: jobs.Queued | None, say: Say) -> str:
     """Submit a stage, or print that; the number of its job. `doomed` is one that waits for a job that is gone."""
     after = ":".join(numbers[name] for name in step.after if name in numbers) or None
     command = jobs.command(step, chain.job, after, chain.comment(step.name))

@@ -90,7 +90,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
 COMPOSED: dict[tuple[str, ...], Any] = {}
 
 
-def composed(stage: chains.Stage, known: Mapping[str, str], world: chains.World) -> tuple[Step, list[str]]:
+def composed(stage: chains.ChainedJob, known: Mapping[str, str], world: chains.World) -> tuple[Step, list[str]]:
     """A stage with its config in some folder: what Hydra takes its time for is the same in all tests."""
     key = (stage.name, *(text for text in stage.arguments if "=/" not in text and '"/' not in text))
     if key not in COMPOSED:

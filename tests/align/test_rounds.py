@@ -24,18 +24,18 @@ def planned(folder: Path | str = "runs/r", *overrides: str) -> config.PostTrain:
     return compose(config.PostTrain, "post_train", [*given, "prompts=q.jsonl", "judge_prompts=j.jsonl", *overrides])
 
 
-def stages(*overrides: str, folder: Path | str = "runs/r") -> dict[str, rounds.Stage]:
+def stages(*overrides: str, folder: Path | str = "runs/r") -> dict[str, rounds.RoundStage]:
     found = rounds.stages(planned(folder, *overrides))
     assert len({stage.name for stage in found}) == len(found)
     return {stage.name: stage for stage in found}
 
 
-def argument(stage: rounds.Stage, key: str) -> str:
+def argument(stage: rounds.RoundStage, key: str) -> str:
     values = [text.partition("=")[2] for text in stage.arguments if text.startswith(f"{key}=")]
     return values[-1]
 
 
-def inputs_of(stage: rounds.Stage) -> list[str]:
+def inputs_of(stage: rounds.RoundStage) -> list[str]:
     return [text.partition("=")[2] for text in stage.arguments if re.match(r"data\.sources\.\w+\.input=", text)]
 
 
@@ -152,7 +152,7 @@ class Pretender:
         self.started: list[str] = []
         self.fails_at = fails_at
 
-    def __call__(self, stage: rounds.Stage) -> int:
+    def __call__(self, stage: rounds.RoundStage) -> int:
         self.started.append(stage.name)
         if stage.name == self.fails_at:
             return 3
@@ -174,7 +174,7 @@ class Pretender:
         return 0
 
     @staticmethod
-    def ranked(stage: rounds.Stage, folder: Path) -> list[str]:
+    def ranked(stage: rounds.RoundStage, folder: Path) -> list[str]:
         """As recipes.sample tells it: by the reward models before, and by this one."""
         summary = folder / "summary.json"
         before = json.loads(summary.read_text())["ranked_by"] if summary.is_file() else []

@@ -30,7 +30,7 @@ def recipe(name: str, arguments: Sequence[str]) -> None:
     importlib.import_module(f"recipes.{name}").main(run)
 
 
-def in_process(stage: rounds.Stage) -> int:
+def in_process(stage: rounds.RoundStage) -> int:
     recipe(stage.recipe, stage.arguments)
     return 0
 
@@ -66,7 +66,7 @@ def test_nothing_is_done_twice(done: Path) -> None:
     said: list[str] = []
     again: list[str] = []
 
-    def start(stage: rounds.Stage) -> int:
+    def start(stage: rounds.RoundStage) -> int:
         again.append(stage.name)
         return 0
 
