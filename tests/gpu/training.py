@@ -21,7 +21,7 @@ from llama31.convert import checkpoints, pretrained
 from llama31.model import llama, precision
 from llama31.parallel import mesh
 from llama31.runs import metrics
-from tests.align.conftest import dialog, preference
+from tests.dialogs.conftest import dialog, preference
 from tests.parallel.training import fit
 
 Facts = dict[str, Any]

@@ -26,7 +26,7 @@ from llama31.engine.pipeline import Engine
 from llama31.model import llama
 from llama31.parallel import mesh
 from llama31.parallel.mesh import Grid
-from tests.align import pieces
+from tests.dialogs import pieces
 from tests.processes import LIMIT_S
 
 PROCESSES, ROWS, LENGTH, STEPS = 8, 8, 96, 2

@@ -16,8 +16,8 @@ from llama31.evaluate.generate import generate
 from llama31.model import llama
 from llama31.model.attention import take_chunks
 from llama31.parallel import mesh
+from tests.evaluate.test_evaluate import planted_losses
 from tests.processes import LIMIT_S
-from tests.test_evaluate import planted_losses
 
 PROCESSES = 4
 PROMPTS = [[5, 6, 7], [300], list(range(20, 61)), [1, 2, 3, 4, 5, 6, 7, 8], [9, 9, 9]]

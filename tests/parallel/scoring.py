@@ -20,10 +20,10 @@ from llama31.engine.scoring import ScoreRequest, answers
 from llama31.evaluate import haystack, needle, perplexity
 from llama31.model import llama
 from llama31.parallel import mesh
+from tests.evaluate.test_evaluate import SHAPE as PLANTED_SHAPE
+from tests.evaluate.test_evaluate import Planted
 from tests.parallel.decoding import on_all_ranks_alike
 from tests.processes import LIMIT_S
-from tests.test_evaluate import SHAPE as PLANTED_SHAPE
-from tests.test_evaluate import Planted
 
 PROCESSES = 4
 LAYOUTS: dict[str, dict[str, int]] = {

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from llama31.parallel import mesh
+from tests.convert.test_convert import weights_of, write_hf
+from tests.model.test_model import logits_of
 from tests.parallel.launch import forked
 from tests.parallel.scoring import LAYOUTS, PROCESSES, SHAPE, Built
-from tests.test_convert import weights_of, write_hf
-from tests.test_model import logits_of
 
 pytestmark = [pytest.mark.torch, pytest.mark.parallel]
 

@@ -21,7 +21,7 @@ from tests.slurm.conftest import Slurm
 
 pytestmark = pytest.mark.slurm
 
-# Steps are few and answers are noise: what they are worth, tests/align/test_small_round.py counts.
+# Steps are few and answers are noise: what they are worth, tests/post_train/test_small_round.py counts.
 TINY = small_rounds.TaskScale(
     texts=400, dialogs=0, preferences=24, prompts=8, judged=4, answers=4, rounds=1, layers=2, hidden_size=32,
     pretrain_tokens=16_384, reward_tokens=2048, sft_tokens=1024, dpo_tokens=2048, processes=1,
