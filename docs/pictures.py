@@ -175,7 +175,7 @@ def packages() -> tuple[list[list[str]], set[str]]:
 
 OPENED = ("data", "model", "optimizer", "where to start")
 EVENTS = (
-    "batch", "learning rate", "gradients and norm", "verdict of the guard", "update", "record", "validation",
+    "batch", "gradients and norm", "verdict of the guard", "learning rate", "update", "record", "validation",
     "checkpoint",
 )  # fmt: skip
 

@@ -5,8 +5,8 @@ itself, and training would learn each in turn instead of the whole. `scattered` 
 as a row, and visits them in an order of its own. What is left of an epoch after its last whole slot is not read; the
 next epoch's order of documents leaves out something else.
 
-An order is the ranks of raw counter-based random numbers, one per document: reproducible across numpy versions, whose
-`permutation` is not promised to stay.
+An order is the ranks of raw counter-based random numbers, one per document: reproducible across numpy versions, which
+do not promise that numpy's own permutations stay.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Stream:
 
     def _ordered(self, number: int) -> _Epoch:
         count = len(self._reader)
-        order = np.arange(count) if self._key is None else order_of(f"{self._key}/{number}", count)
+        order = np.arange(count) if self._key is None else permutation(f"{self._key}/{number}", count)
         lengths = self._reader.lengths[order]
         return _Epoch(order, np.cumsum(lengths) - lengths)
 
@@ -159,7 +159,7 @@ def _keys(seed: str) -> tuple[int, ...]:
     return tuple(int.from_bytes(digest[i : i + 8], "little") for i in range(0, 32, 8))
 
 
-def order_of(seed: str, count: int) -> NDArray[np.int64]:
+def permutation(seed: str, count: int) -> NDArray[np.int64]:
     """A seeded permutation of range(count)."""
     key = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:16], "little")
     return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")

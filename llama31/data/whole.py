@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from llama31.data.bins import Bins, fill
 from llama31.data.mixture import Chapter
-from llama31.data.stream import order_of, permuted
+from llama31.data.stream import permutation, permuted
 from llama31.tokens.indexed import IndexedReader
 
 Ints = NDArray[np.int64]
@@ -120,7 +120,7 @@ class Whole:
         before, pieces = self._before(number, epoch), []
         places = np.arange(filled.begins[row], filled.begins[row + 1])
         # In the order in which they were fitted, a row would always begin with its longest document.
-        for at in places[order_of(f"{self._key}/{position}/row", places.size)]:
+        for at in places[permutation(f"{self._key}/{position}/row", places.size)]:
             kind = filled.kinds[at]
             index = plan.length_of[kind]
             read = int(before[index]) + int(filled.ranks[at])
@@ -193,7 +193,7 @@ class Whole:
 
     def _ordered(self, number: int, epoch: int) -> _WholeEpoch:
         bins = self._plan(number, epoch).bins
-        order = order_of(f"{self._key}/{self._cursors[number]}/{epoch}/rows", bins.rows)
+        order = permutation(f"{self._key}/{self._cursors[number]}/{epoch}/rows", bins.rows)
         sizes = np.diff(bins.begins)[order]
         begins = np.zeros(bins.rows + 1, np.int64)
         np.cumsum(sizes, out=begins[1:])

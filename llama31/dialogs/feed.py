@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from llama31 import config
 from llama31.data.mixture import Decision, Skip, dropped, from_record
+from llama31.data.stream import permutation
 from llama31.dialogs import passes, preferences, rows
 from llama31.dialogs.rows import PackedRows, Piece, Response
 from llama31.dialogs.store import Store
@@ -105,7 +106,7 @@ class Rewarded:
     def piece(self, store: Store, example: int, key: str, share: float) -> Piece:
         """See `Collator`."""
         prompt, answers = _answers(store, example)
-        order = passes.order(f"{key}/{example}", len(answers))
+        order = permutation(f"{key}/{example}", len(answers))
         return rows.reward(prompt, answers, _pairs(store, example)[:, :2], order, self.layout)
 
     def order(self) -> dict[str, Any]:
@@ -346,7 +347,7 @@ class HeldoutDialogs:
             lengths = feed._held[name]
             fits = np.nonzero((lengths > 0) & (lengths <= length))[0]
             packed = passes.best_fit(lengths[fits], length)
-            chosen = passes.order(f"{feed.seed}/heldout/{name}", len(packed))[: max(1, tokens // length)]
+            chosen = permutation(f"{feed.seed}/heldout/{name}", len(packed))[: max(1, tokens // length)]
             if packed:
                 self._rows[name] = [feed.plan.firsts[place] + fits[packed[row]] for row in chosen]
         self.names = list(self._rows)

@@ -8,7 +8,6 @@ rows are shuffled. Rows are numbered through all passes.
 from __future__ import annotations
 
 import bisect
-import hashlib
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,13 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llama31.data.stream import permutation
+
 Rows = list[NDArray[np.int64]]
-
-
-def order(seed: str, count: int) -> NDArray[np.int64]:
-    """A permutation of range(count) from raw counter-based numbers: numpy promises those, not its own `permutation`."""
-    key = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:16], "little")
-    return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")
 
 
 def best_fit(lengths: NDArray[Any], capacity: int) -> Rows:
@@ -108,13 +103,13 @@ class Plan:
         for name in self.names:
             given, (whole, rest) = self._of(name), divmod(self._epochs[name], 1)
             drawn += [given] * int(whole)
-            drawn.append(given[order(f"{self._seed}/{which}/{name}", len(given))[: round(rest * len(given))]])
+            drawn.append(given[permutation(f"{self._seed}/{which}/{name}", len(given))[: round(rest * len(given))]])
         chosen = np.concatenate(drawn)
         if not chosen.size:  # shares so small that none is due: one, rather than a pass without rows
             chosen = np.concatenate([self._of(name) for name in self.names if self._epochs[name] > 0])[:1]
-        chosen = chosen[order(f"{self._seed}/{which}/examples", len(chosen))]
+        chosen = chosen[permutation(f"{self._seed}/{which}/examples", len(chosen))]
         rows = best_fit(self.lengths[chosen], self._capacity)
-        return [chosen[rows[row]] for row in order(f"{self._seed}/{which}/rows", len(rows))]
+        return [chosen[rows[row]] for row in permutation(f"{self._seed}/{which}/rows", len(rows))]
 
 
 def fill(rows: Sequence[NDArray[np.int64]], lengths: NDArray[Any], capacity: int) -> float:
