@@ -32,7 +32,7 @@ class Learned:
     """A model of 2 layers that looks up, and the run in which it came to."""
 
     run: config.Pretrain
-    record: dict[str, Any]  # gates.json
+    gates: dict[str, Any]  # gates.json
     before: str  # scores of the short context, as recipes.evaluate writes them
     half: str  # the checkpoint of its first examination, and its scores
     half_before: str
