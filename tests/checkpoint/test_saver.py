@@ -240,7 +240,7 @@ RANKS = """
 import sys
 from pathlib import Path
 import torch, torch.distributed as dist
-from llama31.checkpoint import publish as checkpoint, shards
+from llama31.checkpoint import listing, publish as checkpoint, shards
 from llama31.checkpoint.saver import Saver, background_group
 from llama31.checkpoint.shards import Block, Shard
 
@@ -289,7 +289,7 @@ if rank == 0:
 dist.barrier()
 found = checkpoint.verify(folder / "step-00000003")
 assert len(found) == 2 and "has checksum" in found[0] and "is missing" in found[1], found
-assert checkpoint.newest_intact(folder) == folder / "step-00000001"
+assert listing.newest_intact(folder) == folder / "step-00000001"
 dist.barrier()
 dist.destroy_process_group()
 """

@@ -39,6 +39,8 @@ from tests.processes import LIMIT_S, alive
 class Planted:
     """`next_token`, with a fault. Those of the data strike whenever it comes, the others once."""
 
+    measures = next_token.measures
+
     def __init__(self, run: config.Pretrain, kind: str, step: int) -> None:
         self.run, self.kind, self.done = run, kind, False
         self.took_s, self.graces = 0.0, 0
