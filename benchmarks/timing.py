@@ -54,7 +54,7 @@ def run_case(work: Work, case: Case, timeout_s: float) -> TimedRun:
 
 
 def run_worker(name: str, arguments: Sequence[str], timeout_s: float) -> TimedRun:
-    """Run Python with these arguments, which says `ready` and then its Run as lines of JSON.
+    """Run Python with these arguments, which says `ready` and then its TimedRun as lines of JSON.
 
     Raises RuntimeError with its output when it fails or takes too long. Memory is that of the process itself, without
     any that it starts.

@@ -20,12 +20,9 @@ def main(run: config.Judge) -> None:
     scores |= {f"refused, {name}": proportion for name, proportion in judgement["answers"]["refused"].items()}
     for name, proportion in scores.items():
         print(f"{name:<28}{proportion['score']:7.1%} ± {proportion['ci95']:.1%}  of {proportion['count']:,}")
-    for whose, proportion in (
-        ("of this model", judgement["answers"]),
-        ("of the one before", judgement.get("previous")),
-    ):
-        if proportion is not None:
-            print(f"answers {whose}: {lengths(proportion['lengths'], judgement['prompts'])}")
+    for whose, account in (("of this model", judgement["answers"]), ("of the one before", judgement.get("previous"))):
+        if account is not None:
+            print(f"answers {whose}: {lengths(account['lengths'], judgement['prompts'])}")
     print(f"report: {page}")
 
 

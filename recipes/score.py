@@ -29,13 +29,13 @@ def main(run: config.Score) -> None:
     with tqdm(total=len(asked), desc="answers", disable=None if first else True) as bar:
         for begin in range(0, len(asked), run.chunk):
             some = asked[begin : begin + run.chunk]
-            texts = judge.readable([entries[place].dialogs[rank] for place, rank in some], run.score_tokens)
-            for (place, rank), reward in zip(some, texts, strict=True):
+            scores = judge.readable([entries[place].dialogs[rank] for place, rank in some], run.score_tokens)
+            for (place, rank), reward in zip(some, scores, strict=True):
                 rewards[place][rank] = reward
             bar.update(len(some))
     if first:
         scored.write(Path(run.output), entries, rewards)
-        known = [reward for texts in rewards for reward in texts.values() if reward is not None]
+        known = [reward for of_record in rewards for reward in of_record.values() if reward is not None]
         mean = f", mean reward {statistics.fmean(known):.4f}" if known else ""
         longer = len(asked) - len(known)
         left = f"; {longer:,} without one: longer than {run.score_tokens:,} tokens, or not finite" if longer else ""

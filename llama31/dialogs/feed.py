@@ -338,7 +338,7 @@ def _changed(given: Mapping[str, Any], was: Mapping[str, Any], did: str) -> list
 
 
 class HeldoutDialogs:
-    """Held-out rows by source, as `evaluate.heldout_losses` asks for them."""
+    """Held-out rows by source, as `perplexity.heldout_means` asks for them."""
 
     def __init__(self, feed: DialogFeed, length: int, tokens: int) -> None:
         self._feed, self._length = feed, length
@@ -351,7 +351,7 @@ class HeldoutDialogs:
             if packed:
                 self._rows[name] = [feed.plan.firsts[place] + fits[packed[row]] for row in chosen]
         self.names = list(self._rows)
-        self._shares = {name: feed._share(sizes) for name, sizes in self._rows.items()}
+        self._shares = {name: feed._share(rows_of) for name, rows_of in self._rows.items()}
 
     def count(self, name: str) -> int:
         """Rows of a source."""
@@ -359,6 +359,6 @@ class HeldoutDialogs:
 
     def rows(self, name: str, indices: Ints) -> PackedRows:
         """The given rows of a source; those at or beyond `count` are padding alone."""
-        pieces, nothing = self._rows[name], np.zeros(0, np.int64)
-        chosen = [(0, pieces[int(i)] if i < len(pieces) else nothing) for i in indices]
+        there, nothing = self._rows[name], np.zeros(0, np.int64)
+        chosen = [(0, there[int(i)] if i < len(there) else nothing) for i in indices]
         return self._feed._pack(chosen, self._length, self._shares[name])

@@ -39,11 +39,11 @@ class Arm:
 
 def arms(run: config.Probe) -> list[Arm]:
     """Every annealing of a probe, by number: the default data with each seed, then each candidate with each."""
-    results = []
+    made = []
     for number, (name, seed) in enumerate(itertools.product([None, *run.candidates], run.seeds)):
         data = "default" if name is None else f"with-{name}"
-        results.append(Arm(number, name, seed, Path(run.folder) / "arms" / f"{data}-seed-{seed}"))
-    return results
+        made.append(Arm(number, name, seed, Path(run.folder) / "arms" / f"{data}-seed-{seed}"))
+    return made
 
 
 def folder_of(run: config.Probe) -> Path:

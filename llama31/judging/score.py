@@ -34,7 +34,7 @@ Rewards = NDArray[np.float32]
 class RewardScorer:
     """Weights of `checkpoint`, a checkpoint or run folder of `recipes.reward`, on a layout. All calls are collective.
 
-    `words`: its tokenizer, by default the one beside the weights. Raises ValueError for a checkpoint that cannot be
+    `tokenizer`: its tokenizer, by default the one beside the weights. Raises ValueError for a checkpoint that cannot be
     read or is no reward model, and for a layout on which it does not fit.
     """
 
@@ -99,16 +99,16 @@ def margins(forward: Forward, feed: DialogFeed, length: int, size: int) -> tuple
     dealt = feed.held(length)
     kinds = [feed.kinds(row) for row in dealt]
     firsts = np.cumsum([0, *map(len, kinds)])
-    rewards_of = torch.zeros(int(firsts[-1]), device=forward.grid.device)
+    differences = torch.zeros(int(firsts[-1]), device=forward.grid.device)
     for places, packed, values in scoring.numbers(
         forward, dealt, lambda examples: feed.alone(examples, length), preference.rewards, size
     ):
         better, worse = values[torch.from_numpy(packed.pairs).to(values.device)].unbind(1)
-        rewards_of[[i for place in places for i in range(firsts[place], firsts[place + 1])]] = better - worse
-    return _together(rewards_of, forward.grid), np.concatenate([*kinds, np.zeros(0, np.int64)])
+        differences[[i for place in places for i in range(firsts[place], firsts[place + 1])]] = better - worse
+    return _together(differences, forward.grid), np.concatenate([*kinds, np.zeros(0, np.int64)])
 
 
-def _together(rewards_of: torch.Tensor, grid: Grid) -> Rewards:
+def _together(mine: torch.Tensor, grid: Grid) -> Rewards:
     """What replicas found: each number has one owner, and is 0 elsewhere."""
-    dist.all_reduce(rewards_of, group=grid.dp_group)
-    return rewards_of.cpu().numpy()
+    dist.all_reduce(mine, group=grid.dp_group)
+    return mine.cpu().numpy()

@@ -205,24 +205,24 @@ class _Attend(torch.autograd.Function):
             q = _heads_first(query, block.queries, block.rows)
             k, v = (_heads_first(x, block.own, block.rows) for x in (key, value))
             if block.causal and not block.merged and kernels.short(q):
-                merged_out, lse = kernels.short_forward(q, k, v), None
+                own_out, lse = kernels.short_forward(q, k, v), None
             else:
-                merged_out, lse = kernels.forward(q, k, v, block.causal)
+                own_out, lse = kernels.forward(q, k, v, block.causal)
             if out is None:
-                out = _positions_first(merged_out)
+                out = _positions_first(own_out)
             else:
-                _heads_first(out, block.queries, block.rows).copy_(merged_out)
+                _heads_first(out, block.queries, block.rows).copy_(own_out)
             lses.append(lse)
         assert out is not None
         whole = (key, value) if wait is None else wait()
         for i, block in enumerate(todo):
             for span in block.earlier:
-                q, merged_out = (_heads_first(x, block.queries, block.rows) for x in (query, out))
+                q, own_out = (_heads_first(x, block.queries, block.rows) for x in (query, out))
                 k, v = (_heads_first(x, slice(*span), block.rows) for x in whole)
                 own_lse = lses[i]
                 assert own_lse is not None, "only a block that is not merged is short"
-                merged, lses[i] = kernels.merge(merged_out, own_lse, *kernels.forward(q, k, v, causal=False))
-                merged_out.copy_(merged)
+                merged, lses[i] = kernels.merge(own_out, own_lse, *kernels.forward(q, k, v, causal=False))
+                own_out.copy_(merged)
         if any(ctx.needs_input_grad):
             # The value is a view of the fused projection, all of which would be kept with it.
             ctx.save_for_backward(query, key, value.contiguous(), out, *lses)

@@ -31,7 +31,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def untested(versions: Mapping[str, str]) -> str | None:
-    """One line that names all of `found` (name: version) outside of its tested range, or None where none is."""
+    """One line that names all of `versions` (name: version) outside of its tested range, or None where none is."""
     outside = []
     for name, version in versions.items():
         if name in TESTED and not numbers(TESTED[name][0]) <= numbers(version) <= numbers(TESTED[name][1]):

@@ -179,7 +179,7 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        finite = float(value)
+        parsed = float(value)
     except ValueError:
         return None
-    return finite if math.isfinite(finite) else None
+    return parsed if math.isfinite(parsed) else None

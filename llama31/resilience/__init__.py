@@ -1,5 +1,5 @@
 """What keeps a run of weeks alive: verdicts, watching, stopping, and going on where it stopped.
 
-Imports: config, plan, runs, data, parallel, checkpoint, engine, command.
-Offers: attempt, resume, guard, watch and watchdog, stopping, preflight.
+Imports: config, plan, runs, data, parallel, checkpoint, engine.
+Offers: attempt, resume, guard, ranks, watch and watchdog, stopping, preflight.
 """

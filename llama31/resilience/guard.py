@@ -246,9 +246,3 @@ def agree(mine: Control, grid: Grid) -> Control:
     dist.broadcast_object_list(shared, src=0, device=grid.device)
     reason = (shared[1] or f"asked for on rank {int(asker.item())}") if asked else ""
     return replace(agreed, verdict=shared[0], reason=reason)
-
-
-# --- replicas that should be equal ---
-
-
-# --- ranks that should be equally fast ---

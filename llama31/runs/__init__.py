@@ -1,5 +1,5 @@
 """What stands in a run folder beside checkpoints, and how it is read again.
 
-Imports: config, plan.
+Imports: config.
 Offers: files (whole or not at all), attempts, metrics (the record), views of it, plots, measured.
 """

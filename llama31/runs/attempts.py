@@ -87,15 +87,15 @@ def newer(run_folder: Path | str, number: int) -> int | None:
 
 def starts(run_folder: Path | str) -> dict[int, int]:
     """Number -> step that the attempt went on from. One that died before it wrote that down has published nothing."""
-    folders = {}
+    steps = {}
     for number in sorted(_numbers(run_folder)):
         try:
             record = json.loads((path_of(run_folder, number) / RECORD).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if isinstance(record, dict) and isinstance(record.get("from_step"), int):
-            folders[number] = record["from_step"]
-    return folders
+            steps[number] = record["from_step"]
+    return steps
 
 
 def _numbers(run_folder: Path | str) -> list[int]:

@@ -143,10 +143,10 @@ def read(run_folder: str | Path) -> list[Line]:
     An attempt begins at the step of its checkpoint, and a rollback goes back to one: what stood beyond it is left out,
     whoever wrote it and whenever, apart from events. Raises ValueError where there is no attempt, or a damaged record.
     """
-    starts = attempts(run_folder)
-    if not starts:
+    there = attempts(run_folder)
+    if not there:
         raise ValueError(f"{run_folder}: no attempt of a run is recorded there; give a folder that training wrote to")
-    return merged(line for attempt in starts for line in attempt.lines)
+    return merged(line for attempt in there for line in attempt.lines)
 
 
 def merged(lines: Iterable[Line]) -> list[Line]:

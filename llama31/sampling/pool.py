@@ -16,7 +16,7 @@ class Pool:
     """Several servers at work: each request goes to the one with least to do, and to another when that one dies."""
 
     def __init__(self, servers: Sequence[Server], concurrency: int) -> None:
-        self.servers, self._room = list(servers), concurrency * len(servers)
+        self.servers, self._concurrency = list(servers), concurrency
         self._busy = {server.url: 0 for server in servers}
         self._dead: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -29,10 +29,10 @@ class Pool:
         Raises RunError when no server is left, after everything that was under way has been given back.
         """
         waiting, under_way = iter(requests), set[Future[tuple[Any, list[Answer] | Refused, Capabilities]]]()
-        executor, more, ended = ThreadPoolExecutor(self._room), True, False
+        executor, more, ended = ThreadPoolExecutor(self._room()), True, False
         try:
             while more or under_way:
-                while more and len(under_way) < self._room and len(self._dead) < len(self.servers):
+                while more and len(under_way) < self._room():
                     item = next(waiting, None)
                     more = item is not None
                     if item is not None:
@@ -53,6 +53,10 @@ class Pool:
                 for server in self.servers:
                     server.closed.set()
             executor.shutdown(cancel_futures=True)
+
+    def _room(self) -> int:
+        """Requests that may be under way: so many for each server that is left."""
+        return self._concurrency * (len(self.servers) - len(self._dead))
 
     def _ask(self, key: Any, request: Request) -> tuple[Any, list[Answer] | Refused, Capabilities]:
         while True:

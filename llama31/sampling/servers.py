@@ -160,11 +160,13 @@ class Server:
         limits = httpx2.Limits(max_connections=self.settings.concurrency, keepalive_expiry=1.0)
         transport = httpx2.HTTPTransport(limits=limits)  # a client with a transport given asks no proxies
         self._client = httpx2.Client(transport=transport, cookies=no_cookies, follow_redirects=True)
+        # whether it is well is not asked behind the requests that make one doubt it
+        self._other = httpx2.Client(transport=httpx2.HTTPTransport(), cookies=no_cookies, follow_redirects=True)
         self._answered_s = self._logged_s = -math.inf
         self._lock = threading.Lock()
 
     def ask(self, request: Request) -> list[Answer]:
-        """Answers to one request, at most `request.n`; they may be fewer. Raises Refused and Unavailable."""
+        """Answers to one request, at most `request.n`; they may be fewer. Raises Refused and ServersUnavailable."""
         capabilities = self.capabilities
         assert capabilities is not None, "the probe comes first"
         if capabilities.form != "ids" and (name := spelled_special(request.ids, self.tokenizer)):
@@ -254,10 +256,11 @@ class Server:
             headers["Authorization"] = f"Bearer {token}"
         address = f"{self.url.removesuffix('/v1') if endpoint == HEALTH else self.url}/{endpoint}"
         method, data = ("GET", None) if body is None else ("POST", json.dumps(body))
+        client = self._other if body is None else self._client
         wait_s = self.settings.timeout_s if data else min(self.settings.timeout_s, quick_s)
         timeout = httpx2.Timeout(wait_s, pool=None)  # what waits for a free connection has not been asked yet
         try:
-            with self._client.stream(method, address, content=data, headers=headers, timeout=timeout) as response:
+            with client.stream(method, address, content=data, headers=headers, timeout=timeout) as response:
                 if not response.is_success:
                     raise _http_error(response)
                 text = response.read()

@@ -30,7 +30,7 @@ class Bill:
     jobs: int = 1
 
     def __str__(self) -> str:
-        arms = f"{self.jobs} arms, each " if self.jobs > 1 else ""
+        arms = f"{self.jobs} arms, each " if self.jobs != 1 else ""
         return f"{arms}{self.gpus:,} GPUs, {self.words}"
 
     @property

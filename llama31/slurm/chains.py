@@ -262,7 +262,8 @@ def leaves(run: Any, known: Mapping[str, str]) -> dict[str, str]:
 
 def _shared(steps: Sequence[Step]) -> Iterator[tuple[str, Issue]]:
     """Where two stages would train in one folder: the second would go on with the first."""
-    for earlier, later in itertools.combinations([step for step in steps if step.folder is not None], 2):
+    trained = [step for step in steps if isinstance(step.run, config.Training) and step.folder is not None]
+    for earlier, later in itertools.combinations(trained, 2):
         if earlier.folder == later.folder:
             reason = f"{earlier.name} would train there too"
             yield later.name, Issue("folder", later.folder, reason, "give each a name=")

@@ -129,7 +129,8 @@ def _leaves(run: Any) -> Path | None:
         if isinstance(run, config.Convert) and run.direction.startswith("from_"):
             written = run.checkpoint
         names = ("config.json", "params.json", "checkpoint.json", "checkpoints/*/checkpoint.json")
-        return next((path for name in names for path in Path(written).glob(name)), None)
+        left = [path for name in names for path in Path(written).glob(name)]
+        return max(left, key=lambda path: path.stat().st_mtime, default=None)
     return None
 
 

@@ -366,7 +366,7 @@ _ROLES = {"bos_token": BOS, "eos_token": EOS, "eot_token": EOT, "pad_token": PAD
 
 
 def _special_names(settings: dict[str, Any], special: dict[str, int], path: Path | None = None) -> dict[str, str]:
-    """Roles to names of special tokens: as `told` (tokenizer_config.json), else Llama 3's; EOT and PAD may be EOS.
+    """Roles to names of special tokens: as `settings` (tokenizer_config.json), else Llama 3's; EOT and PAD may be EOS.
 
     Raises ValueError where there is no BOS or no EOS.
     """
