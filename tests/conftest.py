@@ -59,17 +59,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Quick tests first, so that a mistake shows in seconds; GPU tests only where there is one.
 
-    Beside another worker, one begins with the cluster of Slurm at once: its tests are few, long, and mostly wait. The
-    long ones come before the many, so that no worker has one left when the other has nothing to do.
+    Beside another worker, one begins with the cluster of Slurm at once: its tests are few, long, and mostly wait.
     """
-    shared = hasattr(config, "workerinput")  # of xdist, in a worker
+    begins = "slurm" if hasattr(config, "workerinput") else ""  # of xdist, in a worker
 
     def weight(item: pytest.Item) -> int:
         marks = {mark.name for mark in item.iter_markers()}
-        heaviest = max((HEAVY.index(name) + 1 for name in marks & {*HEAVY}), default=0)
-        if not shared or not heaviest:
-            return heaviest
-        return -1 if "slurm" in marks else len(HEAVY) + 1 - heaviest
+        return -1 if begins in marks else max((HEAVY.index(name) + 1 for name in marks & {*HEAVY}), default=0)
 
     items.sort(key=weight)
     for item in items:

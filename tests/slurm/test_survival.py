@@ -119,7 +119,9 @@ def test_three_random_sigkills(slurm: Slurm, place: Path) -> None:
         slurm.until(lambda: slurm.job(number).get("JobState") != "RUNNING", "end of the attempt")
     assert slurm.end(number) == "COMPLETED", log_of(place, "killed", number)
     *killed, last = metrics.attempts(folder)
-    assert [attempt.end for attempt in killed] == [None] * 3, "none had a last word"
+    assert [attempt.end for attempt in killed[:3]] == [None] * 3, "none had a last word"
+    # on a busy machine the controller may end a job that came back once more, for the sake of the one before
+    assert all(attempt.end is None or attempt.end["cause"] == "SIGTERM" for attempt in killed[3:])
     assert last.end is not None and last.end["outcome"] == "finished" and last.info["from_step"] > 0
     assert steps_of(folder) == steps_of(place / "runs/plain")
 
