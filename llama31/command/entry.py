@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import difflib
 import functools
 import os
 import re
@@ -250,9 +249,7 @@ def _of_section(key: str, groups: Mapping[str, list[str]]) -> str:
 def _choice(group: str, value: str, choices: list[str]) -> str | Issue:
     if value in choices:
         return f"{group}={value}"
-    near = difflib.get_close_matches(value, choices, n=1)
-    guess = f"did you mean {near[0]}? " if near else ""
-    return Issue(group, value, "no such choice", f"{guess}give one of {', '.join(choices)}")
+    return Issue(group, value, "no such choice", usage.one_of(value, choices))
 
 
 def _forced(key: str, value: str, hint: Any) -> str | Issue:

@@ -113,6 +113,13 @@ def nearest(schema: type, key: str, groups: Mapping[str, Sequence[str]]) -> str:
     return f"did you mean {best}?" if best else "give one that --help lists"
 
 
+def one_of(value: str, choices: Sequence[str]) -> str:
+    """The choices, and which of them the writer of a wrong one may have meant, as the end of a sentence."""
+    near = difflib.get_close_matches(value, choices, n=1)
+    guess = f"did you mean {near[0]}? " if near else ""
+    return f"{guess}give one of {', '.join(choices)}"
+
+
 def kind(hint: Any) -> str:
     """A type in plain words."""
     origin = typing.get_origin(hint)

@@ -16,7 +16,7 @@ from llama31 import config
 from llama31.data.batches import HeldoutText
 from llama31.engine.pipeline import Forward
 from llama31.evaluate import choices, needle, perplexity
-from llama31.parallel.collectives import on_all_ranks
+from llama31.parallel.collectives import on_first_rank
 from llama31.runs import files
 from llama31.tokens.tokenizers import Tokenizer
 
@@ -79,9 +79,9 @@ class Examiner:
 class GateState:
     """The gates of one run: its baseline, and what every examination found, kept in its folder."""
 
-    def __init__(self, settings: config.Gates, run_folder: str | Path, examiner: Examiner | None, main: bool) -> None:
+    def __init__(self, settings: config.Gates, run_folder: str | Path, examiner: Examiner | None) -> None:
         self._settings, self._examiner = settings, examiner
-        self._path, self._main = Path(run_folder) / FILE, main
+        self._path = Path(run_folder) / FILE
         self.every_tokens = settings.every_tokens  # between two examinations; None: there are none
         self._record: dict[str, Any] = {"baseline": None, "examinations": []}
         self.open = False
@@ -91,7 +91,7 @@ class GateState:
         """Know the baseline: a file's, this folder's where the run goes on, or the model's as it is now. Collective."""
         if self._examiner is None:
             return
-        known = on_all_ranks(None, lambda: self._known() if self._main else None)[0]
+        known = on_first_rank(self._known)
         if known is not None:
             self._record = known
             self._record["examinations"] = [one for one in known["examinations"] if one["step"] <= step]
@@ -120,7 +120,7 @@ class GateState:
 
     def _write(self) -> None:
         text = json.dumps(self._record, indent=1)
-        on_all_ranks(None, lambda: files.write_whole(self._path, text) if self._main else None)
+        on_first_rank(lambda: files.write_whole(self._path, text))
 
 
 def _read(path: Path) -> dict[str, Any]:

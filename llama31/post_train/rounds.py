@@ -22,6 +22,7 @@ from typing import Any
 
 from llama31 import config
 from llama31.judging import judge
+from llama31.runs import files
 from llama31.sampling import drawing
 from llama31.slurm import chains, jobs, submission
 
@@ -171,14 +172,14 @@ def _listed(words: Any) -> str:
 
 def _finished(folder: Path) -> Callable[[], bool]:
     def done() -> bool:
-        return submission.read(folder / "outcome.json").get("outcome") == "finished"
+        return (files.read_object(folder / "outcome.json") or {}).get("outcome") == "finished"
 
     return done
 
 
 def _ranked(folder: Path, reward: Path) -> Callable[[], bool]:
     def done() -> bool:
-        names = submission.read(folder / drawing.SUMMARY).get("ranked_by", [])
+        names = (files.read_object(folder / drawing.SUMMARY) or {}).get("ranked_by", [])
         return any(Path(name).resolve().is_relative_to(reward.resolve()) for name in names)
 
     return done
@@ -192,8 +193,7 @@ def state(run: config.PostTrain, stage: RoundStage) -> bool:
     """Whether a stage is done. Raises ValueError where it was done by another command than it would be now."""
     if not stage.done():
         return False
-    if other := submission.differs(Path(run.folder), stage.name, stage.arguments):
-        raise ValueError(submission.made_by_another(f"folder={run.folder}", stage.name, other))
+    submission.refuse_another(f"folder={run.folder}", Path(run.folder), stage)
     return True
 
 

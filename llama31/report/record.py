@@ -147,15 +147,6 @@ def _json_lines(path: Path, unread: list[str]) -> Iterator[Facts]:
         yield content if isinstance(content, dict) else {"decision": content}
 
 
-def read_json(path: Path) -> Facts:
-    """The object in a JSON file; empty where there is none, or only half of one yet."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def stalled(attempt: AttemptRecord) -> dict[str, str]:
     """What the guard's watch left of ranks that made no progress: text by file name, without its suffix."""
     files = sorted((attempt.folder / "stalled").glob("*.txt"))

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from llama31.report.accounts import Account, Cause, Ending, causes
-from llama31.report.record import RecordedRun, flat, number, read_json, stalled
+from llama31.report.record import RecordedRun, flat, number, stalled
 from llama31.report.text import NONE, duration, escape, facts, moment, plain, short
+from llama31.runs import files
 from llama31.runs.metrics import AttemptRecord
 
 ROWS = 200  # of one table; the newest are shown
@@ -204,7 +205,7 @@ def _stalled(run: RecordedRun) -> str:
 
 
 def _preflight(run: RecordedRun) -> str:
-    checks = [(attempt.number, read_json(attempt.folder / "preflight.json")) for attempt in run.attempts]
+    checks = [(attempt.number, files.read_object(attempt.folder / "preflight.json") or {}) for attempt in run.attempts]
     problems = [
         [Cell(str(number), right=True), Cell(plain(problem))]
         for number, check in checks

@@ -1,12 +1,14 @@
-"""Files that appear whole or not at all, however their writer ends."""
+"""Files that appear whole or not at all, however their writer ends, and what is read of those that others write."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -27,3 +29,12 @@ def write_whole(path: Path, text: str) -> None:
         return
     with whole(path) as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object of a file; None where there is none, or only half of one yet."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

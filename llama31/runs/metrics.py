@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from llama31 import config
+from llama31.runs import files
 from llama31.runs.views import Line, Progress, TensorBoard, Unavailable, View, Wandb
 
 logger = logging.getLogger(__name__)
@@ -129,9 +130,9 @@ def attempts(run_folder: str | Path) -> list[AttemptRecord]:
         AttemptRecord(
             number=int(folder.name),
             folder=folder,
-            info=_object(folder / "attempt.json") or {},
+            info=files.read_object(folder / "attempt.json") or {},
             lines=read_file(folder / RECORD) if (folder / RECORD).exists() else [],
-            end=_object(folder / "end.json"),
+            end=files.read_object(folder / "end.json"),
         )
         for folder in sorted(folders, key=lambda path: int(path.name))
     ]
@@ -183,15 +184,6 @@ def _parse(text: str, path: Path, number: int) -> Line:
     if not isinstance(line, dict) or not {"kind", "step", "tokens"} <= line.keys():
         raise ValueError(f"{path}:{number} lacks kind, step or tokens; remove that line to read the rest")
     return line
-
-
-def _object(path: Path) -> Line | None:
-    """A JSON object of a file; None where there is none, or only half of one yet."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 class _Record:

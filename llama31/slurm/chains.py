@@ -5,7 +5,6 @@ Torch-free. A stage takes what it is not given from those before it, as further 
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 import string
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llama31 import config
-from llama31.command import entry, inputs
+from llama31.command import entry, inputs, usage
 from llama31.config import MISSING, ConfigError, Issue
 from llama31.slurm.jobs import SCHEMAS, Step
 
@@ -165,9 +164,7 @@ def _reached(name: str, labels: Sequence[str], stages: Sequence[config.ChainStag
 
 def _one_of(name: str, known: Iterable[str]) -> str:
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    guess = f"did you mean {near[0]}? " if near else ""
-    return f"{guess}give one of {', '.join(known)}" if known else "leave it out"
+    return usage.one_of(name, known) if known else "leave it out"
 
 
 # --- from stages to steps ---

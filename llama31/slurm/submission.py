@@ -20,6 +20,7 @@ from typing import Any
 from llama31 import config
 from llama31.runs import files
 from llama31.slurm import jobs
+from llama31.slurm.chains import makes
 from llama31.slurm.jobs import Step
 
 Queue = dict[str, jobs.Queued]  # by the name of a stage
@@ -56,16 +57,7 @@ def record_file(folder: Path, name: str) -> Path:
 
 def record(folder: Path, name: str) -> dict[str, Any]:
     """What is kept of a stage's start: its arguments, and the number of its job. Empty where it was not started."""
-    return read(record_file(folder, name))
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A dictionary of a JSON file; empty where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return files.read_object(record_file(folder, name)) or {}
 
 
 def note(folder: Path, step: Any, command: Sequence[str], job: str | None = None) -> None:
@@ -95,17 +87,17 @@ def is_done(chain: Submission, step: Step) -> bool:
     """Whether a stage is done. Raises ValueError where it was done by another command than it would be now."""
     if not _left(chain, step):
         return False
-    if other := differs(chain.folder, step.name, step.arguments):
-        raise ValueError(made_by_another(chain.key, step.name, other))
+    refuse_another(chain.key, chain.folder, step)
     return True
 
 
-def made_by_another(key: str, name: str, other: str) -> str:
-    """What is said where a stage was done with other arguments than it would be now."""
-    return (
-        f"{key}: {name} was made by another command, without {other}; give another name, or remove what it made to "
-        "have it made again"
-    )
+def refuse_another(key: str, folder: Path, step: Any) -> None:
+    """Raises ValueError where a stage, which is done, was started with other arguments than it would be now."""
+    if other := differs(folder, step.name, step.arguments):
+        raise ValueError(
+            f"{key}: {step.name} was made by another command, without {other}; give another name, or remove what it "
+            "made to have it made again"
+        )
 
 
 def _left(chain: Submission, step: Step) -> bool:
@@ -115,7 +107,7 @@ def _left(chain: Submission, step: Step) -> bool:
     begun, left = record_file(chain.folder, step.name), _leaves(step.run)
     if not begun.is_file() or left is None or not left.is_file() or left.stat().st_mtime < begun.stat().st_mtime:
         return False
-    return not isinstance(step.run, config.Training) or read(left).get("outcome") == "finished"
+    return not isinstance(step.run, config.Training) or (files.read_object(left) or {}).get("outcome") == "finished"
 
 
 def _leaves(run: Any) -> Path | None:
@@ -125,11 +117,8 @@ def _leaves(run: Any) -> Path | None:
     if isinstance(run, config.Evaluate | config.Score):
         return None if run.output is None else Path(run.output)
     if isinstance(run, config.Convert | config.Average):
-        written = run.target if isinstance(run, config.Average) else run.hf
-        if isinstance(run, config.Convert) and run.direction.startswith("from_"):
-            written = run.checkpoint
         names = ("config.json", "params.json", "checkpoint.json", "checkpoints/*/checkpoint.json")
-        left = [path for name in names for path in Path(written).glob(name)]
+        left = [path for written in makes(run) for name in names for path in Path(written).glob(name)]
         return max(left, key=lambda path: path.stat().st_mtime, default=None)
     return None
 

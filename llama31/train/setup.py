@@ -68,7 +68,7 @@ def setup(run: config.Training, place: Place, data: Feed) -> State:
     text = open_data(run, start, data)
     engine = open_engine(run, place.grid, start)
     ema = open_average(run.optimizer.ema_decay, place.grid, start, engine)
-    gates = open_gates(run, text.tokenizer, text.length, place.grid.rank == 0)
+    gates = open_gates(run, text.tokenizer, text.length)
     place.watch.follow(engine, start)
     open_folder(run, place, text)
     saver = open_saver(run.checkpoint, place, engine, ema)
@@ -131,12 +131,12 @@ def open_average(decay: float | None, grid: Grid, start: Start, engine: Engine) 
     return average
 
 
-def open_gates(run: config.Training, tokenizer: tokenizers.Tokenizer, length: int, main: bool) -> GateState:
+def open_gates(run: config.Training, tokenizer: tokenizers.Tokenizer, length: int) -> GateState:
     """What may end a stage of long context; nothing for a run that has no such key."""
     if not isinstance(run, config.Pretrain) or run.gates.every_tokens is None:
-        return GateState(config.Gates(), run.folder, None, main)
+        return GateState(config.Gates(), run.folder, None)
     examiner = Examiner(run.gates, run.data, tokenizer, length, run.parallel.micro_batch)
-    return GateState(run.gates, run.folder, examiner, main)
+    return GateState(run.gates, run.folder, examiner)
 
 
 def open_saver(settings: config.Checkpoint, place: Place, engine: Engine, ema: Ema | None) -> Saver:

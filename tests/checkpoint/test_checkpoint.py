@@ -22,6 +22,7 @@ from llama31 import config
 from llama31.checkpoint import checksum, listing, manifest, publish, shards
 from llama31.checkpoint.shards import Block, Shard
 from llama31.runs import attempts
+from tests.checkpoint.ranks import two_ranks
 from tests.conftest import ROOT
 from tests.processes import LIMIT_S
 
@@ -309,14 +310,7 @@ dist.destroy_process_group()
 
 
 def test_two_ranks_save_load_and_fail_together(tmp_path: Path) -> None:
-    words = [sys.executable, "-c", RANKS, str(tmp_path / "saved")]
-    ranks = [subprocess.Popen([*words, str(rank)], cwd=ROOT, stdout=subprocess.PIPE, text=True) for rank in (0, 1)]
-    try:
-        record = "".join(rank.communicate(timeout=LIMIT_S)[0] for rank in ranks)
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0]
+    record = two_ranks(RANKS, tmp_path / "saved")
     for number in (0, 1):
         assert f"rank {number}: CheckpointError" in record and f"rank {number}: ValueError" in record
     assert "['step-00000001']" in record

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import resource
 import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from llama31.checkpoint import listing, publish, shards
 from llama31.checkpoint.saver import Saver
 from llama31.checkpoint.shards import Block, Shard
 from llama31.train import loop
-from tests.conftest import ROOT
+from tests.checkpoint.ranks import two_ranks
 from tests.processes import LIMIT_S
 
 pytestmark = pytest.mark.torch
@@ -296,12 +295,5 @@ dist.destroy_process_group()
 
 
 def test_two_ranks_save_fail_and_verify_together(tmp_path: Path) -> None:
-    words = [sys.executable, "-c", RANKS, str(tmp_path / "saved")]
-    ranks = [subprocess.Popen([*words, str(rank)], cwd=ROOT, stdout=subprocess.PIPE, text=True) for rank in (0, 1)]
-    try:
-        record = "".join(rank.communicate(timeout=LIMIT_S)[0] for rank in ranks)
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], record
+    record = two_ranks(RANKS, tmp_path / "saved")
     assert "rank 0: step 2 failed" in record and "rank 1: step 2 failed" in record
