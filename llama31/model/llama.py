@@ -270,8 +270,11 @@ def build(
     """This rank's chunks of the model: one, or `vpp` with interleaving.
 
     With a seed the weights are drawn (equal on every layout), without one they are left for a checkpoint to fill.
-    Raises ValueError where this machine cannot compute in the precision asked for.
+    Raises ValueError where this machine cannot compute in the precision asked for, or where its Transformer Engine does
+    not fit its torch.
     """
+    if grid.device.type == "cuda":
+        precision.have_transformer_engine()  # which brings a cuDNN: loaded before anything runs
     versions.tell()
     precision.check(numbers, grid.device)
     settings = transformer_config(model, numbers, parallel, grid)

@@ -1,7 +1,8 @@
 """Which releases of torch, CUDA, cuDNN and Transformer Engine this code was tried with, and whether these are such.
 
 Pins say what is installed where one is free to choose. Images of clusters bring their own: those are judged by ranges,
-both ends included, of which docs/versions.md says what ran where.
+both ends included, of which docs/versions.md says what ran where. Whether they fit each other is said before weights
+are loaded: a Transformer Engine that cannot work is refused, and a second cuDNN in the process is named.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import sys
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 
 TESTED = {
     "torch": ("2.11", "2.14"),
@@ -63,9 +65,68 @@ def installed() -> dict[str, str]:
     return versions
 
 
+ENGINE = "transformer-engine"
+PARTS = (f"{ENGINE}-cu12", f"{ENGINE}-cu13", f"{ENGINE}-torch")  # what its own package asks for
+
+
+def engine_fault(packages: Mapping[str, str], torch: str, cuda: str | None) -> str | None:
+    """Why a Transformer Engine cannot work with this torch and its CUDA, in one line; None where it may.
+
+    packages (name: version) holds those of ENGINE and PARTS that are installed; an image's own build has no parts.
+    """
+    version, parts = packages.get(ENGINE), {name: packages[name] for name in PARTS if name in packages}
+    oldest, newest = TESTED[ENGINE]
+    remedy = f"; install one of {oldest} to {newest} built for it (requirements-gpu.txt), or none"
+    of_cuda = {name: name[-2:] for name in parts if name[-4:-2] == "cu"}
+    if version is None:
+        return None
+    if numbers(version) < numbers(oldest):
+        return f"Transformer Engine {version} is older than {oldest}, whose functions are called here{remedy}"
+    if cuda and of_cuda and cuda.split(".")[0] not in of_cuda.values():
+        name = next(iter(of_cuda))
+        return f"Transformer Engine {version} ({name}) is of CUDA {of_cuda[name]}, torch {torch} of CUDA {cuda}{remedy}"
+    apart = [f"{name} {other}" for name, other in parts.items() if other != version]
+    return f"Transformer Engine {version} stands beside {', '.join(apart)}{remedy}" if apart else None
+
+
+def engine_packages() -> dict[str, str]:
+    """Which of Transformer Engine's packages are installed, with their versions."""
+    packages = {}
+    for name in (ENGINE, *PARTS):
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return packages
+
+
+def cudnn_folders(maps: str) -> list[str]:
+    """Folders from which a process has loaded cuDNN, the first loaded first; maps is what /proc/PID/maps says."""
+    files = re.findall(r"(/\S*)/libcudnn[\w.-]*\.so", maps)
+    return list(dict.fromkeys(files))
+
+
+def cudnn_said(version: str, folders: list[str]) -> str:
+    """One line on the cuDNN that torch has loaded, and on a second one beside it."""
+    if len(folders) < 2:
+        return f"cuDNN {version} from {folders[0] if folders else 'an unknown place'}"
+    return (
+        f"cuDNN {version}, and more than one is loaded: {', '.join(folders)}; which of them answers may differ from "
+        "kernel to kernel: keep torch's own alone (docs/installation.md)"
+    )
+
+
 @functools.cache
 def tell() -> None:
-    """One line on standard error where `untested` has something to say, by the first process and once."""
-    said = untested(installed())
-    if said and os.environ.get("RANK", "0") == "0":
-        print(said, file=sys.stderr, flush=True)
+    """What there is to say of versions, on standard error, a line each, by the first process and once.
+
+    Where `untested` has something to say; on a GPU, which cuDNN is loaded, so call it when all libraries are.
+    """
+    found = installed()
+    said = [untested(found)]
+    maps = Path("/proc/self/maps")
+    if "cuDNN" in found and maps.exists():
+        said.append(cudnn_said(found["cuDNN"], cudnn_folders(maps.read_text())))
+    if os.environ.get("RANK", "0") == "0":
+        for line in filter(None, said):
+            print(line, file=sys.stderr, flush=True)

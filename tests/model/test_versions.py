@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import sys
 from pathlib import Path
@@ -59,10 +60,108 @@ def test_what_is_pinned_is_tested() -> None:
     pinned = pins((ROOT / "requirements.txt").read_text())
     assert versions.untested(pinned) is None
     gpu = pins((ROOT / "requirements-gpu.txt").read_text())
+    engine = {name: version for name, version in gpu.items() if name.startswith(versions.ENGINE)}
+    assert set(engine) == {versions.ENGINE, "transformer-engine-cu13", "transformer-engine-torch"}
+    assert versions.untested(engine) is None and versions.engine_fault(engine, pinned["torch"], "13.0") is None
+
+
+def test_images_are_made_of_what_is_pinned() -> None:
+    """Both on the same CUDA, the one that torch's build of the index is of, with no cuDNN beside torch's."""
+    docker, apptainer = ((ROOT / "images" / name).read_text() for name in ("Dockerfile", "llama31.def"))
+    bases = re.findall(r"^FROM (\S+)$", docker, re.MULTILINE) + re.findall(r"^From: (\S+)$", apptainer, re.MULTILINE)
+    assert len(bases) == 2 and len(set(bases)) == 1
+    cuda = re.fullmatch(r"nvidia/cuda:(\d+\.\d+)\.\d+-devel-ubuntu24.04", bases[0])  # Ubuntu 24.04 has Python 3.12
     assert (
-        len(set(gpu.values())) == 1
-        and versions.untested({"transformer-engine": gpu["transformer-engine-torch"]}) is None
+        cuda
+        and versions.untested({"CUDA": cuda[1]}) is None
+        and f"cu{cuda[1].split('.')[0]}" in (ROOT / "requirements-gpu.txt").read_text()
     )
+    for text in (docker, apptainer):
+        commands = text.replace("\\\n", " ")
+        steps = [
+            "requirements.txt && ",
+            "--no-build-isolation -r requirements-gpu.txt",
+            "--no-deps --no-build-isolation -e .",
+        ]
+        places = [commands.index(step) for step in steps]
+        assert places == sorted(places)
+        assert not pins(commands), "a version that the requirements do not know"
+    setting = re.compile(r"^\s*(?:ENV|export) (\w+=.*)$", re.MULTILINE)
+    assert setting.findall(docker) == setting.findall(apptainer)
+
+
+ENGINE_2_12 = dict.fromkeys(("transformer-engine", "transformer-engine-cu13", "transformer-engine-torch"), "2.12.0")
+
+
+@pytest.mark.parametrize(
+    ("packages", "named"),
+    [
+        ({}, None),
+        (ENGINE_2_12, None),
+        ({"transformer-engine": "2.13.0+5be81251"}, None),  # an image's own build
+        ({**ENGINE_2_12, "transformer-engine-cu12": "2.12.0"}, None),  # both cores: the loader takes torch's
+        ({"transformer-engine": "2.9.0"}, "Transformer Engine 2.9.0 is older than 2.12"),
+        (
+            {"transformer-engine": "2.12.0", "transformer-engine-cu12": "2.12.0"},
+            "2.12.0 (transformer-engine-cu12) is of CUDA 12, torch 2.14.1 of CUDA 13.0",
+        ),
+        ({**ENGINE_2_12, "transformer-engine-torch": "2.13.0"}, "beside transformer-engine-torch 2.13.0"),
+    ],
+)
+def test_a_transformer_engine_that_cannot_work_is_named_in_one_line(
+    packages: dict[str, str], named: str | None
+) -> None:
+    said = versions.engine_fault(packages, "2.14.1", "13.0")
+    assert (said is None) == (named is None)
+    assert said is None or (named and named in said and "\n" not in said and "requirements-gpu.txt" in said)
+
+
+@pytest.mark.torch
+def test_a_transformer_engine_that_cannot_be_loaded_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llama31.model import precision
+
+    precision.have_transformer_engine.cache_clear()
+    (tmp_path / "transformer_engine" / "pytorch").mkdir(parents=True)
+    (tmp_path / "transformer_engine" / "__init__.py").touch()
+    (tmp_path / "transformer_engine" / "pytorch" / "__init__.py").write_text(
+        "import sys\nassert 'torch' in sys.modules\nraise ImportError('undefined symbol: _ZN3c10\\nmore')"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"cannot be loaded with torch .*: undefined symbol: _ZN3c10; compile it"):
+        precision.have_transformer_engine()
+    for name in [name for name in sys.modules if name.startswith("transformer_engine")]:
+        del sys.modules[name]
+    precision.have_transformer_engine.cache_clear()
+
+
+MAPS = """
+7f00-7f01 r-xp 00000000 08:01 1 /usr/lib/x86_64-linux-gnu/libc.so.6
+7f02-7f03 r-xp 00000000 08:01 2 {0}/libcudnn.so.9
+7f04-7f05 r--p 00000000 08:01 2 {0}/libcudnn_graph.so.9.24.0
+7f06-7f07 r--p 00000000 08:01 3 {1}/libcudnn_ops.so.9 (deleted)
+7f08-7f09 rw-p 00000000 00:00 0
+"""
+
+
+def test_a_second_cudnn_of_a_process_is_named() -> None:
+    one, other = "/venv/nvidia/cudnn/lib", "/usr/lib/x86_64-linux-gnu"
+    assert versions.cudnn_folders(MAPS.format(one, other)) == [one, other]
+    assert versions.cudnn_folders(MAPS.format(one, one)) == [one]
+    assert versions.cudnn_said("9.24.0", [one]) == f"cuDNN 9.24.0 from {one}"
+    said = versions.cudnn_said("9.24.0", [one, other])
+    assert one in said and other in said and "more than one is loaded" in said and "\n" not in said
+
+
+def test_the_cudnn_of_a_gpu_is_said_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(versions, "installed", lambda: {"torch": "2.14.1", "CUDA": "13.0", "cuDNN": "9.24.0"})
+    versions.tell.cache_clear()
+    versions.tell()
+    assert capfd.readouterr().err.startswith("cuDNN 9.24.0 from ")
+    versions.tell.cache_clear()
 
 
 def test_pins_that_are_behind_are_listed_and_requires_python_holds_back() -> None:
