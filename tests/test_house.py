@@ -37,7 +37,7 @@ TORCH_FREE += ("judging.scored",)
 OWNERS = {
     "hydra": ("llama31/command/entry.py",),
     "omegaconf": ("llama31/command/entry.py", "llama31/command/written.py"),
-    "deepspeed": ("llama31/engine/zero.py",),
+    "deepspeed": ("llama31/engine/partition.py", "llama31/engine/zero.py"),
     "megatron.core.parallel_state": ("llama31/parallel/mesh.py",),
     "megatron.core.pipeline_parallel": ("llama31/engine/pipeline.py", "llama31/parallel/cpu.py"),  # the shim patches it
     "megatron.core.models": ("llama31/model/llama.py", "llama31/model/precision.py", "llama31/parallel/cpu.py"),

@@ -58,6 +58,11 @@ class Parallel:
     micro_batch: int = key(1, "sequences per micro-batch", low=1)
     sequence_parallel: bool = key(True, "shard norms and residuals over tp (only when tp > 1)")
     zero: int = key(1, "DeepSpeed ZeRO stage over dp x cp", low=1, high=3)
+    bucket_bytes: int = key(
+        200_000_000,
+        "FP32 gradients that zero=1 sends in one message, in whole matrices, as soon as they are there",
+        low=1,
+    )
     recompute: str = key("none", "activation recomputation", choices=("none", "selective", "full"))
 
 

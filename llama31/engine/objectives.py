@@ -62,7 +62,7 @@ class MicroBatch:
     documents: Tensor
     positions: Tensor | None = None
     compared: Compared | None = None
-    scale: float = 1.0
+    scale: float | Tensor = 1.0
 
     @classmethod
     def from_numpy(
@@ -100,8 +100,8 @@ class MicroBatch:
         restart = positions if rows.restarts else None
         return cls(tokens, labels, weights, torch.from_numpy(rows.documents), restart, compared)
 
-    def scaled(self, factor: float) -> MicroBatch:
-        """The same rows with every weight multiplied by `factor`."""
+    def scaled(self, factor: Tensor) -> MicroBatch:
+        """The same rows with every weight multiplied by `factor` [], which stays on its device."""
         return replace(self, weights=self.weights * factor, scale=self.scale * factor)
 
     def units(self) -> Tensor:

@@ -8,6 +8,7 @@ and ranks are summed, never averaged, and every layout computes the same numbers
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -74,18 +75,20 @@ class Forward:
         Every rank of a data-parallel replica gets the same micro-batches, every replica equally many.
         """
         tokens = self.count(batches)
+        factor = 1.0 / tokens.clamp(min=1).double()
         for chunk in self.chunks:
             chunk.eval()
-        sums = self.run([batch.scaled(1.0 / max(tokens, 1)) for batch in batches], objective, forward_only=True)
+        sums = self.run([batch.scaled(factor) for batch in batches], objective, forward_only=True)
         for chunk in self.chunks:
             chunk.train()
-        return self.agree(sums), tokens
+        *means, counted = self.agree(sums, torch.zeros_like(factor), tokens)
+        return means[:-1], int(counted)
 
-    def count(self, batches: Sequence[MicroBatch]) -> int:
-        """Tokens (pairs) that count in these micro-batches, over data-parallel replicas."""
+    def count(self, batches: Sequence[MicroBatch]) -> Tensor:
+        """Tokens (pairs) that count in these micro-batches, over data-parallel replicas: int64 [], on the device."""
         tokens = torch.stack([batch.units() for batch in batches]).sum()
         dist.all_reduce(tokens, group=self.grid.dp_group)
-        return int(tokens.item())
+        return tokens
 
     @torch.no_grad()
     def collect(self, batches: Sequence[MicroBatch], ask: ForwardStep) -> list[Tensor]:
@@ -129,11 +132,42 @@ class Forward:
         )
         return sums
 
-    def agree(self, sums: Tensor) -> list[float]:
-        """The loss and what follows it, summed over data and context parallel ranks of the last stage, on all ranks."""
-        share = sums.float() if self.grid.last_stage and self.grid.tp_rank == 0 else torch.zeros_like(sums)
-        dist.all_reduce(share)
-        return [float(value) for value in share.tolist()]
+    def agree(self, sums: Tensor, squares: Tensor, tokens: Tensor) -> list[float]:
+        """The loss and what follows it, then `squares`, summed over all ranks, then `tokens` as they are: on the host.
+
+        Sums count on the last stage alone, over data and context parallel ranks; `squares` on every rank, FP64 [].
+        One message and one wait for the device, in FP64.
+        """
+        counts = self.grid.last_stage and self.grid.tp_rank == 0
+        share = sums.double() if counts else torch.zeros_like(sums, dtype=torch.float64)
+        shared = torch.cat([share, squares[None]])
+        dist.all_reduce(shared)
+        values: list[float] = torch.cat([shared, tokens.double()[None]]).tolist()
+        return values
+
+
+class Stopwatch:
+    """Seconds that this rank computes: by the device's clock on a GPU, where asking ours would mean to wait."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []
+        self._begin = self._seconds = 0.0
+
+    def begin(self) -> None:
+        """Now, or when the device gets here."""
+        self._begin = time.perf_counter()
+        if self.marks:
+            self.marks[0].record()
+
+    def end(self) -> None:
+        """The same, of the end."""
+        self._seconds = time.perf_counter() - self._begin
+        if self.marks:
+            self.marks[1].record()
+
+    def seconds(self) -> float:
+        """What lay between; on a GPU once something else waited for the device."""
+        return self.marks[0].elapsed_time(self.marks[1]) / 1000 if self.marks else self._seconds
 
 
 class Engine:
@@ -150,28 +184,30 @@ class Engine:
     ) -> None:
         self.chunks, self.grid = chunks, grid
         self.shards = llama.shards(chunks, shape, grid)
-        self.reducer = zero.create(chunks, self.shards, optimizer, numbers, parallel.zero, grid)
+        self.reducer = zero.create(chunks, self.shards, optimizer, numbers, parallel, grid)
         self.forward = Forward(chunks, grid)
         self.forward.called = self.reducer.forward_chunks
         self.own_s = 0.0  # seconds of the last forward and backward passes, before waiting for other replicas
+        self._watch = Stopwatch(grid.device)
         self._norm = 0.0
 
     def accumulate(self, batches: Sequence[MicroBatch], objective: Objective = next_token) -> StepResult:
         """Forward and backward of this rank's micro-batches; weights are not touched.
 
-        Every rank of a data-parallel replica gets the same batches (all of one size). Returns what all ranks agree on.
+        Every rank of a data-parallel replica gets the same batches (all of one size). Returns what all ranks agree on;
+        to read it is the only time that the host waits for a GPU.
         """
+        self.reducer.begin(len(batches))
         tokens = self.forward.count(batches)
-        factor = self.reducer.loss_scale / max(tokens, 1)
-        begin = time.perf_counter()
+        factor = self.reducer.loss_scale / tokens.clamp(min=1).double()
+        self._watch.begin()
         with _after_each_backward(self.reducer.after_backward()):
             sums = self.forward.run([batch.scaled(factor) for batch in batches], objective, forward_only=False)
-        if self.grid.device.type == "cuda":
-            torch.cuda.current_stream().synchronize()
-        self.own_s = time.perf_counter() - begin
-        self._norm = self.reducer.reduce()
-        loss, *others = [value / self.reducer.loss_scale for value in self.forward.agree(sums)]
-        return StepResult(loss, self._norm, tokens, dict(zip(objective.measures, others, strict=True)))
+        self._watch.end()
+        *sums_of_all, squares, counted = self.forward.agree(sums, self.reducer.reduce(), tokens)
+        self.own_s, self._norm = self._watch.seconds(), math.sqrt(squares)
+        loss, *others = [value / self.reducer.loss_scale for value in sums_of_all]
+        return StepResult(loss, self._norm, int(counted), dict(zip(objective.measures, others, strict=True)))
 
     def apply(self, lr: float) -> None:
         """Clip the accumulated gradients and update weights with learning rate `lr`."""

@@ -15,10 +15,10 @@ from torch import Tensor
 from llama31 import config
 from llama31.checkpoint import publish
 from llama31.checkpoint.shards import Block, Shape, Shard
-from llama31.engine import zero
+from llama31.engine import partition
 from llama31.engine.ema import Ema
+from llama31.engine.partition import MASTER, MOMENTS, WEIGHT
 from llama31.engine.pipeline import Engine
-from llama31.engine.zero import MASTER, MOMENTS, WEIGHT
 from llama31.model import llama
 from llama31.model.llama import Llama, ParameterShard
 from llama31.parallel.mesh import Grid
@@ -79,7 +79,7 @@ def _own(engine: Engine, shard: ParameterShard, key: str, name: str) -> Shard:
     if fragment is None:
         return Shard(name, shard.shape, [])
     start, flat = fragment
-    local = (shard.rows, *zero.shape_of(shard.parameter)[1:])
+    local = (shard.rows, *partition.shape_of(shard.parameter)[1:])
     return Shard(name, shard.shape, list(cut(shard.offsets, local, start, flat)))
 
 

@@ -11,6 +11,7 @@ from llama31 import config
 STEPS = 4
 ROWS, LENGTH, VOCAB = 8, 32, 61  # which no tensor parallelism divides: what pads it must not be seen
 LEARNING_RATES = [1e-2, 1e-2, 5e-3, 5e-3]
+BUCKET_BYTES = 20_000  # several buckets of ZeRO-1 a chunk, some of one matrix, some of two
 OPTIMIZER = config.Optimizer(clip_norm=0.5)  # below the norms of the first steps, so that clipping takes part
 
 
@@ -27,7 +28,8 @@ class Case:
     rows_per_micro_batch: int = 1
 
     def parallel(self) -> config.Parallel:
-        return config.Parallel(micro_batch=self.rows_per_micro_batch, **self.layout)  # type: ignore[arg-type]
+        given: dict[str, int | str | bool] = {"bucket_bytes": BUCKET_BYTES, **self.layout}
+        return config.Parallel(micro_batch=self.rows_per_micro_batch, **given)  # type: ignore[arg-type]
 
     def model(self) -> config.Model:
         return model(self.tied, self.kv_heads)
@@ -93,7 +95,8 @@ CASES = [
     Case("pp2-vpp2-group4", 2, {"pp": 2, "vpp": 2, "microbatch_group": 4}),
     Case("cp2", 2, {"cp": 2}),
     Case("cp2-wide-micro-batch", 2, {"cp": 2}, rows_per_micro_batch=2),
-    Case("dp2", 2, {"dp": 2}),
+    Case("dp2", 2, {"dp": 2, "bucket_bytes": 1}),
+    Case("dp2-one-bucket", 2, {"dp": 2, "bucket_bytes": 200_000_000}),
     Case("dp2-zero2", 2, {"dp": 2, "zero": 2}),
     Case("dp2-zero3", 2, {"dp": 2, "zero": 3}),
     Case("cp2-zero2", 2, {"cp": 2, "zero": 2}),
