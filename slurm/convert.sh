@@ -9,6 +9,8 @@
 #       0 GPUs, 141 GB read and written, 0.39 h
 # bill: --nodes=1 model=405b
 #       0 GPUs, 812 GB read and written, 2.3 h
+# bill: --nodes=1 model=405b fp8=true
+#       0 GPUs, 812 GB read and 487 GB written, 1.8 h
 #
 #SBATCH --job-name=convert
 #SBATCH --nodes=1 --cpus-per-task=8

@@ -172,6 +172,10 @@ def _haystack(key: str, needle: Needle, data: Data) -> list[Issue]:
 
 
 def _conversion(run: Convert) -> list[Issue]:
+    given = (("direction", run.direction, "to_hf"), ("dtype", run.dtype, "bf16"))
+    if run.fp8 and (wrong := [one for one in given if one[1] != one[2]]):
+        reason = "FP8 is for a Hugging Face folder whose other weights are BF16"
+        return [Issue(key, value, reason, f"give {key}={right}, or fp8=false") for key, value, right in wrong]
     if run.direction in ("to_hf", "to_meta"):
         return _checkpoint("checkpoint", run.checkpoint)
     folder, meta = Path(run.hf), run.direction == "from_meta"

@@ -140,6 +140,7 @@ class Convert:
     hf: str = key(MISSING, "Hugging Face folder (from_meta, to_meta: folder in Meta's format)")
     checkpoint: str = key(MISSING, "checkpoint folder, or a run folder whose newest checkpoint is meant")
     dtype: str = key("bf16", "number format of the written weights", choices=("bf16", "fp32"))
+    fp8: bool = key(False, "to_hf: SwiGLU of all layers but the first and the last in FP8, for servers (fbgemm_fp8)")
     max_shard_bytes: int = key(5_000_000_000, "largest safetensors file", low=1)
     meta_files: int = key(1, "to_meta: files to split the model into, one for each of so many GPUs", low=1)
     tokenizer: str | None = key(None, "tokenizer folder to export; null: the one that the run used")

@@ -1,5 +1,5 @@
 """Checkpoints to and from other forms of the same weights.
 
-Imports: config, tokens, parallel, checkpoint, model, engine.
-Offers: checkpoints (Hugging Face, Meta), consolidated, average, pretrained (into a live model).
+Imports: config, plan, tokens, parallel, checkpoint, model, engine.
+Offers: checkpoints (Hugging Face, Meta), consolidated, fp8 (for servers), average, pretrained (into a live model).
 """

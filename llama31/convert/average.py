@@ -84,6 +84,8 @@ class HuggingFace:
 
     def __init__(self, path: Path) -> None:
         self.path, self.model = path, hf.read_model(path)
+        if hf.is_quantised(path):
+            raise ValueError(f"{path}: its weights are in FP8; average the BF16 weights, and export that with fp8=true")
         self._files = hf.SafetensorsFolder(path)
         self.tokenizer = hf.tokenizer_identity(path / "tokenizer.json")
 
@@ -93,7 +95,7 @@ class HuggingFace:
 
     def dtype(self, name: str) -> torch.dtype:
         """Number format of a tensor."""
-        return self._files.read(name).dtype
+        return self._files.dtype(name)
 
     def read(self, name: str, first: int, rows: int) -> Tensor:
         """Rows of a tensor; read-only."""

@@ -17,17 +17,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 
 from llama31 import config
 from llama31.checkpoint import listing, publish
 from llama31.checkpoint.shards import Block, Reader, Shard, check_space
-from llama31.convert import consolidated, hf
-from llama31.convert.hf import Shape
+from llama31.convert import consolidated, fp8, hf, special_ids
+from llama31.convert.hf import Shape, WeightSource
 from llama31.tokens import tokenizers
-from llama31.tokens.template import stops
 
 log = logging.getLogger(__name__)
 NO_TEMPLATE = (
@@ -48,14 +46,6 @@ LAYER = {  # Megatron's name within a layer -> the Hugging Face tensors that it 
     "mlp.linear_fc2.weight": ("mlp.down_proj.weight",),
 }
 Progress = Callable[[int, int], None]  # bytes just written, bytes in all
-
-
-class WeightSource(Protocol):
-    """Weights under Hugging Face's names and in its layout."""
-
-    def shapes(self) -> dict[str, Shape]: ...
-
-    def read(self, name: str) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -90,15 +80,21 @@ def run(settings: config.Convert, progress: Progress = lambda done, total: None)
 
 
 def from_hf(settings: config.Convert, progress: Progress) -> Path:
-    """A Hugging Face folder to a checkpoint of step 0, for `init_from=`; returns its path."""
+    """A Hugging Face folder to a checkpoint of step 0, for `init_from=`; returns its path.
+
+    Weights in FP8 (`fp8`) are multiplied out, which is told.
+    """
     folder = Path(settings.hf)
     raw = hf.read_json(folder / "config.json")
-    extra = _ids(raw)
+    extra = special_ids.stated(raw)
     if (folder / "generation_config.json").is_file():
         extra["generation_config"] = hf.read_json(folder / "generation_config.json")
     tokens = {"kind": "huggingface", "path": str(folder), "folder": "tokenizer"}
     meta = publish.Meta(asdict(hf.read_model(folder)), precision=settings.dtype, tokenizer=tokens, extra=extra)
-    target = _to_checkpoint(settings, hf.SafetensorsFolder(folder), meta, progress)
+    source = fp8.source(folder)
+    if isinstance(source, fp8.QuantisedFolder):
+        log.warning(fp8.MULTIPLIED, folder, len(source.quantised.names), settings.dtype.upper())
+    target = _to_checkpoint(settings, source, meta, progress)
     with publish.publish(_tokenizer_folder(target)) as temporary:
         if "tokenizer.json" not in hf.copy_tokenizer(folder, temporary):
             log.warning("%s has no tokenizer.json: give convert's tokenizer= when exporting", folder)
@@ -111,7 +107,7 @@ def from_meta(settings: config.Convert, progress: Progress) -> Path:
     source = consolidated.MetaFolder(folder)
     file = folder / "tokenizer.model"
     metas = tokenizers.load(config.Tokenizer(kind="tiktoken", path=str(file))) if file.is_file() else None
-    extra = _stated_ids(metas, endings(metas)) if metas else {}
+    extra = special_ids.of_tokenizer(metas, special_ids.endings(metas)) if metas else {}
     tokens = {"kind": "tiktoken", "path": str(file), "folder": "tokenizer"}
     meta = publish.Meta(asdict(source.model), precision=settings.dtype, tokenizer=tokens, extra=extra)
     target = _to_checkpoint(settings, source, meta, progress)
@@ -127,19 +123,23 @@ def from_meta(settings: config.Convert, progress: Progress) -> Path:
 def to_hf(settings: config.Convert, progress: Progress) -> Path:
     """A checkpoint (the newest, where a run is given) to a Hugging Face folder; returns its path.
 
-    Reward models become LlamaForSequenceClassification with one label, whose score is the reward.
+    Reward models become LlamaForSequenceClassification with one label, whose score is the reward. With `fp8` the
+    weights of `fp8.quantised` are written in FP8, each as it comes.
     """
     meta, reader, folder = _exported(settings)
     model, target, dtype = meta.shape(), Path(settings.hf), DTYPES[settings.dtype]
-    tokens = _special_ids(settings, meta, folder)
+    tokens = special_ids.of_export(settings.tokenizer, meta, folder)
+    formats = fp8.formats(model) if settings.fp8 else {}
+    shapes = fp8.with_scales(hf_shapes(model), formats)
     _check_target(settings, "config.json")
     with publish.publish(target) as temporary:
-        writer = hf.SafetensorsWriter(temporary, hf_shapes(model), dtype, settings.max_shard_bytes)
+        writer = hf.SafetensorsWriter(temporary, shapes, dtype, settings.max_shard_bytes, formats)
         check_space(temporary, writer.total_bytes)
         try:
-            for name, tensor in _unfused(model, reader):
-                writer.write(name, tensor)
-                progress(tensor.numel() * dtype.itemsize, writer.total_bytes)
+            for whole, tensor in _unfused(model, reader):
+                for name, part in fp8.quantise(tensor, whole) if whole in formats else ((whole, tensor),):
+                    writer.write(name, part)
+                    progress(writer.bytes_of(name), writer.total_bytes)
             writer.finish()
         finally:
             writer.close()
@@ -147,7 +147,8 @@ def to_hf(settings: config.Convert, progress: Progress) -> Path:
         generation = dict(kept or {"_from_model_config": True})
         if not kept or settings.tokenizer:  # or else its ids are those of the tokenizer that came along
             generation |= tokens
-        hf.write_json(temporary / "config.json", hf.config_json(model, dtype, tokens))
+        quantisation = {"quantization_config": fp8.settings(model)} if settings.fp8 else {}
+        hf.write_json(temporary / "config.json", hf.config_json(model, dtype, tokens) | quantisation)
         if model.head == "tokens":
             hf.write_json(temporary / "generation_config.json", generation)
         copied = hf.copy_tokenizer(folder, temporary)
@@ -402,47 +403,3 @@ def _unfused(model: config.Model, reader: Reader) -> Iterator[tuple[str, torch.T
             rows = _shape(model, part)[0]
             yield part, reader.read(name, row, rows)
             row += rows
-
-
-def _ids(content: dict[str, Any]) -> dict[str, Any]:
-    return {key: content[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in content}
-
-
-def _special_ids(settings: config.Convert, meta: publish.Meta, folder: Path) -> dict[str, Any]:
-    """bos, eos and pad ids for config.json: those of the imported config, or else of the tokenizer.
-
-    What ends an answer: every ending of a turn (`endings`), as in Meta's Instruct releases, unless the checkpoint says
-    that its run read packed text: a base model has never seen a turn end, and gets <|end_of_text|> alone, as Meta's do.
-    So a model whose past is not known stops as an aligned one has to.
-    """
-    stated = _ids(meta.extra)
-    if stated and not settings.tokenizer:
-        return stated
-    if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"tokenizer={settings.tokenizer}: no tokenizer.json in {folder}; give a folder that has one")
-    loaded = tokenizers.load(config.Tokenizer(kind="huggingface", path=str(folder)))
-    if loaded.vocab_size > meta.model["vocab_size"]:
-        raise ValueError(
-            f"tokenizer={folder} has {loaded.vocab_size} ids, the model {meta.model['vocab_size']}: "
-            "give the tokenizer that the model was trained with"
-        )
-    if loaded.pad_id >= meta.model["vocab_size"]:
-        log.warning(
-            "%s: the pad token's id %d has no row in the model, as it had none in training; to pad batches with "
-            "transformers, set tokenizer.pad_token to another one, for example the end of text",
-            folder, loaded.pad_id,
-        )  # fmt: skip
-    ids = _stated_ids(loaded, [loaded.eos_id] if "packing" in meta.extra else endings(loaded))
-    apart = loaded.pad_id < meta.model["vocab_size"] and loaded.pad_id not in (loaded.eos_id, loaded.eot_id)
-    if meta.model.get("head") == "reward" and apart:
-        ids["pad_token_id"] = loaded.pad_id  # transformers scores the last token that is none of these
-    return ids
-
-
-def endings(tokenizer: tokenizers.Tokenizer) -> list[int]:
-    """Ids that end an answer, as far as the tokenizer has them: of <|end_of_text|>, <|eom_id|>, <|eot_id|>, its own."""
-    return list(dict.fromkeys(stops(tokenizer).values()))
-
-
-def _stated_ids(tokenizer: tokenizers.Tokenizer, ends: list[int]) -> dict[str, Any]:
-    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends if len(ends) > 1 else ends[0]}

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Buffer
+from collections.abc import Buffer, Mapping
 from io import BufferedWriter
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,8 @@ from llama31 import config
 Shape = tuple[int, ...]
 ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 FORMATS = {torch.bfloat16: ("BF16", "bfloat16"), torch.float32: ("F32", "float32")}  # safetensors', transformers' name
+STORED = {dtype: name for dtype, (name, _) in FORMATS.items()} | {torch.float8_e4m3fn: "F8_E4M3"}
+FBGEMM = "fbgemm_fp8"  # the one form of quantised weights that is written and read (`fp8`)
 ARCHITECTURES = {"tokens": "LlamaForCausalLM", "reward": "LlamaForSequenceClassification"}  # by `model.head`
 VERSION = "4.43.0"  # the first transformers to know Llama 3.1; 4.57 warns of a wrong tokenizer where there is none
 UNQUANTISED = (
@@ -58,8 +60,7 @@ def read_model(folder: Path) -> config.Model:
             f"architectures={raw.get('architectures')}, model_type={raw.get('model_type')}: "
             f"only {' and '.join(heads)} fit"
         )
-    if quantised := raw.get("quantization_config"):
-        method = quantised.get("quant_method", quantised) if isinstance(quantised, dict) else quantised
+    if (method := _method(raw)) not in (None, FBGEMM):
         problems.append(f"quantization_config: {method} weights are not read; {UNQUANTISED}")
     for key, value in expected.items():
         if raw.get(key, value) != value:
@@ -88,6 +89,17 @@ def read_model(folder: Path) -> config.Model:
     if (head_dim := raw.get("head_dim") or model.head_dim) != model.head_dim:
         raise ValueError(f"{folder}/config.json: head_dim={head_dim}: has to be hidden_size / heads = {model.head_dim}")
     return model
+
+
+def is_quantised(folder: Path) -> bool:
+    """Whether config.json says that weights are quantised."""
+    return _method(read_json(folder / "config.json")) is not None
+
+
+def _method(raw: dict[str, Any]) -> Any:
+    """How weights are quantised, by the name that libraries know it by; None where they are not."""
+    given = raw.get("quantization_config")
+    return (given.get("quant_method", given) if isinstance(given, dict) else given) or None
 
 
 def _read_rope(raw: dict[str, Any]) -> tuple[float, float, list[str]]:
@@ -194,6 +206,14 @@ def tokenizer_identity(path: Path) -> str:
     return json.dumps(settings | {"model": model}, sort_keys=True)
 
 
+class WeightSource(Protocol):
+    """Weights under Hugging Face's names and in its layout."""
+
+    def shapes(self) -> dict[str, Shape]: ...
+
+    def read(self, name: str) -> torch.Tensor: ...
+
+
 class SafetensorsFolder:
     """The tensors of a Hugging Face folder, by name. Reading maps the file: it takes no memory of its own."""
 
@@ -224,8 +244,12 @@ class SafetensorsFolder:
         """One tensor; read-only."""
         return self._where[name].get_tensor(name)
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Number format of a tensor."""
+        return self.read(name).dtype
 
-def dtype_of(folder: Path, source: SafetensorsFolder) -> str:
+
+def dtype_of(folder: Path, source: WeightSource) -> str:
     """The number format of a folder as transformers takes it: what config.json says, else that of its first tensor."""
     raw = read_json(folder / "config.json")
     first = min(source.shapes(), default="")
@@ -233,12 +257,22 @@ def dtype_of(folder: Path, source: SafetensorsFolder) -> str:
 
 
 class SafetensorsWriter:
-    """Writes tensors in the order of `shapes` into files of at most `max_bytes` each, holding none of them."""
+    """Writes tensors in the order of `shapes` into files of at most `max_bytes` each, holding none of them.
 
-    def __init__(self, folder: Path, shapes: dict[str, Shape], dtype: torch.dtype, max_bytes: int):
-        self._folder, self._dtype = folder, dtype
-        self._sizes = {name: torch.Size(shape).numel() * dtype.itemsize for name, shape in shapes.items()}
-        self._shapes = shapes
+    Their number format is `dtype`, or what `others` says of them by name.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        shapes: dict[str, Shape],
+        dtype: torch.dtype,
+        max_bytes: int,
+        others: Mapping[str, torch.dtype] = {},
+    ):
+        self._folder, self._shapes = folder, shapes
+        self._dtypes = {name: others.get(name, dtype) for name in shapes}
+        self._sizes = {name: torch.Size(shape).numel() * self._dtypes[name].itemsize for name, shape in shapes.items()}
         groups: list[list[str]] = [[]]
         for name, size in self._sizes.items():
             if groups[-1] and sum(self._sizes[other] for other in groups[-1]) + size > max_bytes:
@@ -253,13 +287,17 @@ class SafetensorsWriter:
     def total_bytes(self) -> int:
         return sum(self._sizes.values())
 
+    def bytes_of(self, name: str) -> int:
+        """Bytes of a tensor in its file."""
+        return self._sizes[name]
+
     def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Append `tensor`, converted to the writer's dtype; names come in the order given at the start."""
+        """Append `tensor`, converted to its number format; names come in the order given at the start."""
         assert name == next(self._expected) and tuple(tensor.shape) == self._shapes[name], (name, tensor.shape)
         if name in self._first:
             self._begin(self._first[name])
         assert self._open is not None
-        data = tensor.to(self._dtype).contiguous().view(-1).view(torch.uint8)
+        data = tensor.to(self._dtypes[name]).contiguous().view(-1).view(torch.uint8)
         self._open.write(cast(Buffer, data.numpy()))
 
     def _begin(self, file: str) -> None:
@@ -268,8 +306,8 @@ class SafetensorsWriter:
         end = 0
         for name in self._files[file]:
             start, end = end, end + self._sizes[name]
-            shape = list(self._shapes[name])
-            header[name] = {"dtype": FORMATS[self._dtype][0], "shape": shape, "data_offsets": [start, end]}
+            shape, dtype = list(self._shapes[name]), STORED[self._dtypes[name]]
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
         encoded = json.dumps(header, separators=(",", ":")).encode()
         encoded += b" " * (-len(encoded) % 8)  # the format asks for data aligned to 8 bytes
         self._open = open(self._folder / file, "wb")  # noqa: SIM115 - the file outlives this call

@@ -3,11 +3,15 @@
 A Hugging Face folder is read into the live model: every rank maps the files, takes the rectangles of each tensor that
 it holds and converts them; there is no checkpoint in between. The fused Q, K and V of one layer is made whole on each
 rank, everything else is cut out of the mapped file. That is one tensor's memory.
+
+A folder in FP8 computes as a server computes with it: weights multiplied out, and what they are multiplied with rounded
+to FP8 by token (`fp8`).
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,8 +21,9 @@ from torch import Tensor
 from llama31 import config
 from llama31.checkpoint import listing, publish
 from llama31.checkpoint.shards import Shard
-from llama31.convert import checkpoints, hf
+from llama31.convert import checkpoints, fp8, hf
 from llama31.engine import state
+from llama31.model import llama
 from llama31.model.llama import Llama
 from llama31.parallel.collectives import on_all_ranks
 from llama31.parallel.mesh import Grid
@@ -31,13 +36,15 @@ PRECISIONS = {"bfloat16": "bf16", "float32": "fp32"}  # by transformers' name
 class Pretrained:
     """Weights on disk and what is known of them.
 
-    Of a Hugging Face folder, `copies` says how often it stores each KV head, and `dtype` its number format.
+    Of a Hugging Face folder, `copies` says how often it stores each KV head, `dtype` its number format, and
+    `quantised` what of it is in FP8.
     """
 
     folder: Path
     meta: publish.Meta
     copies: int = 0  # 0: a checkpoint of ours
     dtype: str = ""
+    quantised: fp8.Quantised | None = None
 
     @property
     def shape(self) -> config.Model:
@@ -73,9 +80,13 @@ class Pretrained:
             return
         wanted = state.live(chunks, self.shape, grid)
         on_all_ranks(None, lambda: self._fill(wanted, next(chunks[0].parameters()).dtype))
+        if self.quantised is not None:
+            names = _in_fp8(self.shape, self.quantised.names)
+            parameters = [shard.parameter for shard in llama.shards(chunks, self.shape, grid) if shard.name in names]
+            fp8.attach(chunks, parameters, self.quantised.bound)
 
     def _fill(self, wanted: list[Shard], dtype: torch.dtype) -> None:
-        for stored in checkpoints.shards_of(self.shape, hf.SafetensorsFolder(self.folder), self.copies, dtype):
+        for stored in checkpoints.shards_of(self.shape, fp8.source(self.folder), self.copies, dtype):
             for shard in wanted:
                 if shard.name == stored.name:
                     _copy(stored, shard)
@@ -88,13 +99,28 @@ def find(path: str) -> Pretrained:
         folder = listing.resolve(path)
         return Pretrained(folder, publish.read_meta(folder))
     shape = hf.read_model(folder)
-    source = hf.SafetensorsFolder(folder)
+    source = fp8.source(folder)
     checkpoints.check(f"checkpoint={path}", source, shape)
     copies = checkpoints.kv_copies(source, shape)
     shape = replace(shape, kv_heads=shape.kv_heads // copies)
     dtype = hf.dtype_of(folder, source)
     meta = publish.Meta(asdict(shape), precision=PRECISIONS.get(dtype, "fp32"))
-    return Pretrained(folder, meta, copies, dtype)
+    quantised = source.quantised if isinstance(source, fp8.QuantisedFolder) else None
+    if quantised is not None:
+        _in_fp8(shape, quantised.names)
+    return Pretrained(folder, meta, copies, dtype, quantised)
+
+
+def _in_fp8(shape: config.Model, names: Collection[str]) -> set[str]:
+    """Our names of the weights of which `names` are parts. ValueError for what is no layer's, or in part alone."""
+    found = {ours: {part for part in parts if part in names} for ours, parts in checkpoints.table(shape).items()}
+    for ours, parts in checkpoints.table(shape).items():
+        if found[ours] and (not ours.startswith("decoder.layers.") or len(found[ours]) < len(parts)):
+            raise ValueError(
+                f"{min(found[ours])} is in FP8, and with it has to be all that is multiplied with the same activations "
+                "within a layer; make a checkpoint of the folder with recipes.convert direction=from_hf"
+            )
+    return {ours for ours, parts in found.items() if parts}
 
 
 def _copy(stored: Shard, wanted: Shard) -> None:

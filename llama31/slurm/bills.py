@@ -67,11 +67,13 @@ def computing(gpus: int, tokens: int, flops: float, mfu: float, peak_tflops: flo
     return Bill(gpus, hours, f"{words} at {mfu:.0%} of {peak_tflops:g} TFLOPS")
 
 
-def conversion(model: config.Model, mb_per_s: float, inputs: int = 1) -> Bill:
-    """A conversion or an average, which read BF16 weights of `inputs` models and write one."""
+def conversion(model: config.Model, mb_per_s: float, inputs: int = 1, fp8: bool = False) -> Bill:
+    """A conversion or an average, which read BF16 weights of `inputs` models and write one, in BF16 or `fp8`."""
     size = shapes.weight_bytes(model)
+    written = shapes.fp8_bytes(model) if fp8 else size
     moved = "read and written" if inputs == 1 else f"read {inputs} times and written"
-    hours = (inputs + 1) * size / (mb_per_s * 1e6) / 3600
+    moved = f"read and {written / 1e9:,.0f} GB written" if fp8 else moved
+    hours = (inputs * size + written) / (mb_per_s * 1e6) / 3600
     return Bill(0, hours, f"{size / 1e9:,.0f} GB {moved}, {digits(hours)} h")
 
 
@@ -91,7 +93,7 @@ def of(step: Step, job: config.Job, others: Sequence[Step] = ()) -> Bill | None:
         return None
     model = [*before, *after][0].model
     if isinstance(run, config.Convert):
-        return conversion(model, DISK_MB_PER_S)
+        return conversion(model, DISK_MB_PER_S, fp8=run.fp8)
     if isinstance(run, config.Average):
         kept = checkpoints(before[0]) if before else None
         inputs = len(run.inputs) or (min(kept, run.last or kept) if kept else None)

@@ -718,7 +718,8 @@ thread = threading.Thread(target=watch)
 thread.start()
 into = config.Convert("from_hf", str(folder / "hf"), str(folder / "run"))
 out = config.Convert("to_hf", str(folder / "out"), str(folder / "run"))
-reports = [convert.run(settings) for settings in (into, out)]
+fp8 = config.Convert("to_hf", str(folder / "fp8"), str(folder / "run"), fp8=True)
+reports = [convert.run(settings) for settings in (into, out, fp8)]
 end.set()
 thread.join()
 largest = max(convert._stacked(model, parts)[0] for parts in convert.table(model).values()) * 1024 * 2

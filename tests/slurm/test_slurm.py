@@ -50,7 +50,7 @@ def expected_bill(recipe: str, nodes: int, overrides: list[str], mfu: float) -> 
         return "0 GPUs"
     model = pretrain(overrides[0], "schedule=8b").model
     if recipe == "convert":
-        return str(bills.conversion(model, mb_per_s=200))
+        return str(bills.conversion(model, mb_per_s=200, fp8="fp8=true" in overrides))
     if recipe == "average":
         return str(bills.conversion(model, 200, inputs=int(overrides[1].removeprefix("inputs="))))
     tokens = int(overrides[1].removeprefix("tokens="))
