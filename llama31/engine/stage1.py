@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -208,14 +209,22 @@ class Stage1:
             bucket.missing = micro_batches * len(bucket.parameters)
 
     def _counter(self, bucket: GradientBucket) -> Callable[[Tensor], None]:
+        """A hook that does not keep us alive: Python's collector of circles does not look into a tensor's hooks."""
+        this, number = weakref.ref(self), bucket.number
+
         def count(_: Tensor) -> None:
-            bucket.missing -= 1
-            while self._next < len(self.buckets) and self.buckets[self._next].missing == 0:
-                if self.tied and self._next == len(self.buckets) - 1:
-                    return  # the other end's gradients come first: see `reduce`
-                self._start_reduction()
+            stage = this()
+            if stage is not None:
+                stage.buckets[number].missing -= 1
+                stage._send_complete()
 
         return count
+
+    def _send_complete(self) -> None:
+        """Send buckets that are complete, in their order; a tied end's waits for the other end: see `reduce`."""
+        ready = len(self.buckets) - len(self.tied)
+        while self._next < ready and self.buckets[self._next].missing == 0:
+            self._start_reduction()
 
     def _start_reduction(self) -> None:
         """Send the next bucket; all ranks of the group do it in the same order, that of the list."""
@@ -235,7 +244,7 @@ class Stage1:
         """
         if not self.alone:
             while self._next < len(self.buckets):
-                if self.tied and self._next == len(self.buckets) - 1:
+                if self._next == len(self.buckets) - len(self.tied):
                     self._sum_tied_embedding()
                 self._start_reduction()
         elif self.tied:

@@ -39,6 +39,12 @@ def test_layout_equals_one_process(case: Case, results: dict[str, Result]) -> No
         assert results[case.name][what] == pytest.approx(results[case.reference][what], rel=bound), what
 
 
+def test_a_layout_that_was_left_leaves_no_threads(results: dict[str, Result]) -> None:
+    """Of ZeRO-1: gloo has some fifty for a data-parallel group, which wake up all the time; others keep six."""
+    left = {case.name: results[case.name]["left"][0] for case in CASES if case.layout.get("zero", 1) == 1}
+    assert max(left["dp2"], left["cp2"], left["dp2-one-bucket"]) < 20, left
+
+
 def test_clipping_took_part(results: dict[str, Result]) -> None:
     assert max(results["one"]["norms"]) > OPTIMIZER.clip_norm
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,7 +32,7 @@ def micro_batches(rows: Rows, grid: mesh.Grid, size: int) -> list[MicroBatch]:
     return result
 
 
-def run(case: Case) -> dict[str, list[float]]:
+def run(case: Case) -> dict[str, Any]:
     """Losses and gradient norms of the case's steps, and the loss of a batch evaluated in between."""
     parallel, numbers = case.parallel(), config.Precision(params=case.params)
     grid = mesh.create(parallel)
@@ -53,16 +55,17 @@ def run(case: Case) -> dict[str, list[float]]:
 def main(folder: str, *names: str) -> None:
     torch.set_num_threads(1)
     mesh.connect(timeout_s=LIMIT_S)
-    results: dict[str, object] = {}
+    results: dict[str, Any] = {}
     for case in CASES:
         if case.processes != dist.get_world_size() or (names and case.name not in names):
             continue
-        begin = time.perf_counter()
+        begin, threads = time.perf_counter(), len(os.listdir("/proc/self/task"))
         try:
-            results[case.name] = run(case)
+            results[case.name] = result = run(case)
         except Exception:  # noqa: BLE001 - the test that asks for this case shows it
-            results[case.name] = {"error": traceback.format_exc()}
+            results[case.name] = result = {"error": traceback.format_exc()}
         mesh.release()
+        result["left"] = [len(os.listdir("/proc/self/task")) - threads]
         if dist.get_rank() == 0:
             print(f"{case.name}: {time.perf_counter() - begin:.1f} s", flush=True)
     if dist.get_world_size() == 4 and not names:
