@@ -16,6 +16,8 @@ from llama31.runs import files
 from recipes import start
 
 if TYPE_CHECKING:
+    from llama31.convert.pretrained import Pretrained
+    from llama31.engine.pipeline import Forward
     from llama31.model.llama import Llama
     from llama31.parallel.mesh import Grid
     from llama31.tokens.tokenizers import Tokenizer
@@ -25,9 +27,7 @@ def main(run: config.Evaluate) -> dict[str, Any]:
     """Evaluate as `run` says, print tables, write the result (rank 0) and return it."""
     from llama31.convert import pretrained
     from llama31.data import batches
-    from llama31.engine.pipeline import Forward
-    from llama31.evaluate import choices, needle, perplexity
-    from llama31.model import llama
+    from llama31.evaluate import choices, divergence, needle, perplexity
     from llama31.parallel import mesh
     from llama31.tokens import tokenizers
 
@@ -46,13 +46,17 @@ def main(run: config.Evaluate) -> dict[str, Any]:
     asked = {name: choices.prepare(name, task, tokenizer, longest) for name, task in run.tasks.items()}
     if run.needle.kind != "none":
         hidden = needle.prompts_of(run.needle, run.data, run.split, tokenizer, length, longest)
+    other = None if run.against is None else pretrained.find(run.against)
+    if other is not None:
+        divergence.check(other.shape, shape, length)
     grid = mesh.create(parallel, run.cluster.timeout_s)
-    chunks = llama.build(shape, weights.precision(run.precision), parallel, grid)
-    weights.load(chunks, grid)
-    forward = Forward(chunks, grid)
+    forward = load(run, weights, parallel, grid)
     result: dict[str, Any] = {"checkpoint": str(weights.folder)}
     if heldout:
         result |= perplexity.perplexity(perplexity.token_losses(forward, heldout, parallel.micro_batch))
+    if heldout and other is not None:
+        compared = divergence.compare(forward, load(run, other, parallel, grid), heldout, parallel.micro_batch)
+        result["against"] = {"checkpoint": str(other.folder), **compared}
     if asked:
         judged = {name: choices.judge(forward, task, parallel.micro_batch) for name, task in asked.items()}
         result["tasks"] = {name: choices.summary(judged_task, run.details) for name, judged_task in judged.items()}
@@ -61,11 +65,21 @@ def main(run: config.Evaluate) -> dict[str, Any]:
     if run.prompts:
         for line in perplexity.spelled(run.prompts, tokenizer) if grid.rank == 0 else ():
             print(line, flush=True)
-        result["continuations"] = continuations(run, chunks, grid, tokenizer)
+        result["continuations"] = continuations(run, forward.chunks, grid, tokenizer)
     if grid.rank == 0:
         publish(run, result)
     mesh.close()
     return result
+
+
+def load(run: config.Evaluate, weights: Pretrained, parallel: config.Parallel, grid: Grid) -> Forward:
+    """The model that `weights` are of, on the layout of the evaluation."""
+    from llama31.engine.pipeline import Forward
+    from llama31.model import llama
+
+    chunks = llama.build(weights.shape, weights.precision(run.precision), parallel, grid)
+    weights.load(chunks, grid)
+    return Forward(chunks, grid)
 
 
 def publish(run: config.Evaluate, result: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from llama31 import config
-from llama31.judging import judge
+from llama31.judging import distribution, judge
 from recipes import start
 
 
@@ -20,6 +20,8 @@ def main(run: config.Judge) -> None:
     scores |= {f"refused, {name}": proportion for name, proportion in judgement["answers"]["refused"].items()}
     for name, proportion in scores.items():
         print(f"{name:<28}{proportion['score']:7.1%} ± {proportion['ci95']:.1%}  of {proportion['count']:,}")
+    if rewards := judgement.get("rewards"):
+        print(distribution.text(rewards))
     for whose, account in (("of this model", judgement["answers"]), ("of the one before", judgement.get("previous"))):
         if account is not None:
             print(f"answers {whose}: {lengths(account['lengths'], judgement['prompts'])}")

@@ -48,6 +48,7 @@ def check(run: Any) -> None:
         issues += _tasks(run.tasks) if isinstance(run, Probe) else []
     elif isinstance(run, Evaluate):
         issues += _weights("checkpoint", run.checkpoint) + _data(run.data)
+        issues += [] if run.against is None else _against(run)
         issues += _tokenizer(run.tokenizer) if run.tokenizer.path else []  # or else that of the checkpoint
         issues += _haystack("needle", run.needle, run.data) + _tasks(run.tasks)
     elif isinstance(run, Convert):
@@ -169,6 +170,12 @@ def _haystack(key: str, needle: Needle, data: Data) -> list[Issue]:
     known = ", ".join(data.sources) or "there are none"
     reason = f"neither a text file nor a source of data ({known})"
     return [Issue(f"{key}.haystack", name, reason, "give a file of text, or the name of a source")]
+
+
+def _against(run: Evaluate) -> list[Issue]:
+    if run.data.sources:
+        return _weights("against", run.against or "")
+    return [Issue("against", run.against, "there is no text on which to compare", "choose data=")]
 
 
 def _conversion(run: Convert) -> list[Issue]:

@@ -175,11 +175,15 @@ class Average:
 
 @dataclass
 class Evaluate:
-    """Keys of `recipes.evaluate`: perplexity on packed text, multiple choice, needle in a haystack, continuations."""
+    """Keys of `recipes.evaluate`: perplexity and divergence on packed text, choices, needles, continuations."""
 
     checkpoint: str = key(MISSING, "checkpoint folder, run folder (its newest checkpoint) or Hugging Face folder")
     split: str = key("heldout", "split of the packed data", choices=("heldout", "train"))
     tokens: int = key(131072, "tokens per source", low=1)
+    against: str | None = key(
+        None,
+        "another model (BF16, of an FP8 export): KL of each token of data from its predictions; both in memory",
+    )
     sequence_length: int | None = key(
         None, "tokens per row and most of a prompt; null: as at the end of training, and all positions", low=1
     )

@@ -84,13 +84,13 @@ def token_losses(forward: Forward, heldout: HeldoutText, micro_batch: int) -> di
         if count := heldout.count(name):
             losses = score(forward, functools.partial(heldout.rows, name), count, micro_batch).losses
             rows = heldout.rows(name, np.arange(count))
-            seen, document = _places(rows)
+            seen, document = places(rows)
             kept = rows.loss_mask > 0
             result[name] = TokenLosses(losses[kept], rows.loss_mask[kept], seen[kept], document[kept])
     return result
 
 
-def _places(rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def places(rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Of each position [b, s] the tokens of its document up to it, and its document's number over all rows."""
     count, length = rows.documents.shape
     first = np.ones((count, length), bool)

@@ -11,6 +11,8 @@ def text(result: dict[str, Any]) -> str:
     parts = [f"{result['checkpoint']}"]
     if "sources" in result:
         parts += [_sources(result), _positions(result["positions"])]
+    if "against" in result:
+        parts.append(_against(result["against"]))
     if "tasks" in result:
         parts.append(_tasks(result["tasks"]))
     if "needle" in result:
@@ -39,6 +41,16 @@ def _positions(positions: dict[str, Any]) -> str:
             cells.append(f"{here[0]['loss']:.4f} {_interval(here[0]['loss_ci95'], 4)}".strip() if here else "")
         rows.append([f"{begin:,}" if begin == end else f"{begin:,} to {end:,}", *cells])
     return _aligned(rows)
+
+
+def _against(against: dict[str, Any]) -> str:
+    rows = [["KL in nats per token", "mean", "95 %", "median", "99 %", "highest", "same likeliest", "95 %", "tokens"]]
+    for name, figures in [*against["sources"].items(), ("total", against["total"])]:
+        numbers = [f"{figures[one]:.4g}" for one in ("kl_p50", "kl_p99", "kl_max")]
+        mean = [f"{figures['kl']:.4g}", "" if figures["kl_ci95"] is None else f"+-{figures['kl_ci95']:.2g}"]
+        same = [f"{figures['same']:.2%}", "" if figures["same_ci95"] is None else f"+-{figures['same_ci95']:.2%}"]
+        rows.append([name, *mean, *numbers, *same, f"{figures['tokens']:,}"])
+    return f"against {against['checkpoint']}\n{_aligned(rows)}"
 
 
 def _tasks(tasks: dict[str, Any]) -> str:

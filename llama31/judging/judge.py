@@ -1,7 +1,8 @@
 """What a round has gained: win rate by the reward model, instructions obeyed, refusals, held-out accuracy.
 
 All of it is read from files that `recipes.sample` and the trainers have written; nothing here needs torch. Differences
-of rewards mean something between answers to one prompt alone, so only wins are counted, never mean rewards.
+of rewards mean something between answers to one prompt alone, so wins are counted, and rewards of two models are put
+side by side for the same prompts alone (`distribution`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from llama31 import config
 from llama31.evaluate import confidence
 from llama31.evaluate.confidence import ScoreInterval
-from llama31.judging import ranking
+from llama31.judging import distribution, ranking
 from llama31.runs import files, metrics
 from llama31.sampling import drawing, prompts, refusals, verifiers
 from llama31.sampling.filters import Candidate
@@ -177,6 +178,9 @@ def judge(run: config.Judge) -> dict[str, Any]:
             )
         judgement["win_rate"] = confidence.proportion(outcomes).json()
         judgement["unanswered"] = run.unanswered
+        judgement["rewards"] = distribution.compare(
+            [(mine[prompt].known, others[prompt].known) for prompt in sorted(mine.keys() & others.keys())]
+        )
         judgement["previous"] = _account(others, patterns)
         judgement["examples"] = _examples(mine, others, run.examples)
     judgement["heldout"] = {Path(folder).name: heldout(Path(folder)) for folder in run.runs}

@@ -218,11 +218,11 @@ def scores(
         at = places[begin:end]
         logits = _logits(hidden[at], weight, columns).float()
         losses[at] = _cross_entropy(logits, labels[at], group)
-        likeliest[at] = _first_maximum(logits, group)
+        likeliest[at] = first_maximum(logits, group)
     return losses, likeliest
 
 
-def _first_maximum(logits: Tensor, group: Any) -> Tensor:
+def first_maximum(logits: Tensor, group: Any) -> Tensor:
     """Column [n] of the whole vocabulary at which each row of logits [n, v / tp] is largest."""
     top, column = logits.max(-1)
     column = column + dist.get_rank(group) * logits.size(1)

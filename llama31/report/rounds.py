@@ -24,6 +24,7 @@ def html(judgement: Record, earlier: Sequence[Record] = ()) -> str:
             _verdict(judgement),
             _tiles(judgement),
             _curves([*earlier, judgement]),
+            _rewards(judgement.get("rewards")),
             _obeyed(judgement),
             _heldout(judgement),
             _examples(judgement.get("examples") or ()),
@@ -107,6 +108,26 @@ def _at(judgement: Record, path: Sequence[str]) -> float | None:
     for name in path:
         node = (node or {}).get(name)
     return None if node is None else float(node["score"])
+
+
+def _rewards(rewards: Record | None) -> str:
+    """How rewards of both models are distributed: densities, quantiles, and what chance makes of the difference."""
+    if not rewards:
+        return ""
+    names, edges = {"mine": "this model", "previous": "the model before"}, rewards["edges"]
+    series = []
+    for colour, (key, name) in enumerate(names.items()):
+        heights = [*rewards[key]["density"], 0.0]  # the last step ends at the axis
+        series.append(Series(name, [Point(x, y) for x, y in zip(edges, heights)], colour, "step"))
+    note = f"{rewards['prompts']:,} prompts that both answered"
+    chart = Chart("Rewards", series, note=note, x_unit="fixed", x_name="reward", zero=True)
+    rows = [
+        [Cell(name), *(Cell(fixed(value), right=True) for value in (rewards[key]["mean"], *rewards[key]["quantiles"]))]
+        for key, name in names.items()
+    ]
+    head = ["rewards", "mean", *(f"{share:.0%}" for share in rewards["shares"])]
+    said = escape(rewards["said"])
+    return f'<h2>Rewards<span class=note>{said}</span></h2><div class="grid">{draw(chart)}</div>{table(head, rows)}'
 
 
 def _obeyed(judgement: Record) -> str:

@@ -112,11 +112,11 @@ def test_places_are_counted_within_documents() -> None:
     mask = np.ones((3, 6), np.float32)
     mask[0, 1] = mask[1, 5] = 0  # the first row's last document goes on in the second, whose last one ends with it
     rows = batches.Rows(documents, documents, mask, documents, np.zeros(3, np.int64))  # type: ignore[arg-type]
-    seen, document = perplexity._places(rows)
+    seen, document = perplexity.places(rows)
     assert seen.tolist() == [[1, 2, 1, 2, 3, 4], [1, 1, 2, 3, 1, 2], [1, 2, 3, 1, 2, 3]]
     assert document.tolist() == [[1, 1, 2, 2, 2, 2], [2, 3, 3, 3, 4, 4], [5, 5, 5, 6, 6, 6]]
     unmasked = replace(rows, documents=np.zeros_like(documents), loss_mask=np.ones_like(mask))
-    seen, document = perplexity._places(unmasked)
+    seen, document = perplexity.places(unmasked)
     assert seen[2].tolist() == [1, 2, 3, 4, 5, 6] and document[:, 0].tolist() == [1, 2, 3]
 
 

@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from llama31 import config
-from llama31.judging import judge, ranking
+from llama31.judging import distribution, judge, ranking
 from llama31.report import rounds
 from llama31.sampling import drawing
 
@@ -189,10 +190,55 @@ def test_the_page_says_it_all_and_nothing_else(tmp_path: Path) -> None:
     assert "Better than the model before" in text and ">100.0%<" in text and "Harmful refused" in text
     assert not re.search(r'(?:src|href)="?http', text) and "Over the rounds" not in text
     later = rounds.html({**record, "title": "Three", "win_rate": {"score": 0.5, "ci95": 0.1, "count": 90}}, [record])
-    assert "Over the rounds" in later and "As good as the model before" in later and later.count("<svg") == 3
+    assert "Over the rounds" in later and "As good as the model before" in later and later.count("<svg") == 4
     worse = rounds.html({**record, "win_rate": {"score": 0.2, "ci95": 0.1, "count": 60}})
     assert "Worse than the model before" in worse
     first = rounds.html(
         {key: value for key, value in record.items() if key not in ("win_rate", "previous", "examples")}
     )
     assert "no model before" in first
+
+
+# --- rewards as a distribution ---
+
+
+def test_the_largest_distance_is_that_of_the_definition() -> None:
+    found = distribution.compare([([1.0, 2.0, 3.0], [2.0, 3.0, 4.0])])
+    assert found["ks"] == pytest.approx(1 / 3) and found["difference"] == -1 and found["difference_ci95"] is None
+    assert found["mine"]["quantiles"][3] == 2 and found["previous"]["answers"] == 3
+    assert sum(found["mine"]["density"]) * (found["edges"][1] - found["edges"][0]) == pytest.approx(1)
+    assert distribution.compare([([], [1.0]), ([1.0], [])]) == {}
+    equal = distribution.compare([([2.0], [2.0])] * 9)
+    assert equal["ks"] == equal["difference"] == 0 and equal["ks_p"] == 1 and "no more than chance" in equal["said"]
+
+
+def drawn(seed: int, shift: float, tail: float = 0.0) -> list[tuple[list[float], list[float]]]:
+    """Rewards of 200 prompts, four answers by either model; prompts differ far more than answers do."""
+    random = np.random.default_rng(seed)
+    level = random.normal(0, 3, 200)
+    mine, other = (level[:, None] + random.normal(0, 1, (200, 4)) for _ in range(2))
+    mine += shift - 6 * (random.random((200, 4)) < tail)
+    return [(a.tolist(), b.tolist()) for a, b in zip(mine, other, strict=True)]
+
+
+def test_chance_is_told_from_a_model_that_is_worse() -> None:
+    """Alike: p is anything; shifted, or with a few answers that are broken: it is small. 400 exchanges."""
+    alike = [distribution.compare(drawn(seed, 0), 400)["ks_p"] for seed in range(20)]
+    assert sum(p < 0.05 for p in alike) <= 3 and max(alike) > 0.5
+    for seed in range(3):
+        worse, broken = (distribution.compare(drawn(seed, *bad), 400) for bad in ((-0.5, 0), (0, 0.08)))
+        for found in (worse, broken):
+            assert found["ks_p"] < 0.05 and found["difference"] + found["difference_ci95"] < 0
+        assert "more than chance makes" in distribution.text(worse)
+
+
+def test_rewards_of_both_models_are_on_the_page(tmp_path: Path) -> None:
+    mine = [{"id": str(i), "texts": ["x", "y"], "rewards": [i, i + 1.0]} for i in range(8)]
+    answers(tmp_path / "a", mine)
+    answers(tmp_path / "b", [{**one, "rewards": [one["rewards"][0] - 0.5, None]} for one in mine[:6]])
+    record = judge.judge(config.Judge(folder="x", answers=str(tmp_path / "a"), previous=str(tmp_path / "b")))
+    rewards = record["rewards"]
+    assert rewards["prompts"] == 6 and rewards["mine"]["answers"] == 12 and rewards["previous"]["answers"] == 6
+    assert rewards["difference"] == 1 and json.loads(json.dumps(rewards)) == rewards
+    page = rounds.html(record)
+    assert "<h2>Rewards" in page and rewards["said"] in page

@@ -17,7 +17,7 @@ from llama31.convert import pretrained
 from llama31.data.batches import HeldoutText
 from llama31.engine.pipeline import Forward
 from llama31.engine.scoring import ScoreRequest, answers
-from llama31.evaluate import haystack, needle, perplexity
+from llama31.evaluate import divergence, haystack, needle, perplexity
 from llama31.model import llama
 from llama31.parallel import mesh
 from tests.evaluate.test_evaluate import SHAPE as PLANTED_SHAPE
@@ -45,7 +45,7 @@ NEEDLE = Needle(kind="tokens", depths=[0.0, 0.6, 1.0], inserted=3, asked=2, tria
 
 @dataclass
 class Built:
-    """The folder's weights on a layout."""
+    """The folder's weights on a layout, and those of `other` beside it."""
 
     folder: str
     layout: dict[str, int] = field(default_factory=dict)
@@ -58,10 +58,16 @@ class Built:
             **self.layout,  # type: ignore[arg-type]
         )
         self.grid = mesh.create(parallel, timeout_s=LIMIT_S)
-        result = pretrained.find(self.folder)
-        self.chunks = llama.build(result.shape, config.Precision(params="fp32"), parallel, self.grid)
-        result.load(self.chunks, self.grid)
-        self.forward = Forward(self.chunks, self.grid)
+        self.forward, self.other = (
+            self.loaded(path, parallel) for path in (Path(self.folder), Path(self.folder).with_name("other"))
+        )
+        self.chunks = self.forward.chunks
+
+    def loaded(self, folder: Path, parallel: config.Parallel) -> Forward:
+        result = pretrained.find(str(folder))
+        chunks = llama.build(result.shape, config.Precision(params="fp32"), parallel, self.grid)
+        result.load(chunks, self.grid)
+        return Forward(chunks, self.grid)
 
     def answered(self) -> list[Any]:
         """Losses and hits of requests of many lengths, of which greedy decoding gives none by chance."""
@@ -85,8 +91,12 @@ class Built:
         losses = perplexity.token_losses(self.forward, cast(HeldoutText, Planted()), 2)
         return perplexity.perplexity(losses)
 
+    def divergence(self) -> dict[str, Any]:
+        return divergence.compare(self.forward, self.other, cast(HeldoutText, Planted()), 2)
+
     def everything(self, hits: list[int]) -> dict[str, Any]:
-        return {"answers": self.answered(), "recall": self.recalled(hits), "perplexity": self.perplexity()}
+        found = {"answers": self.answered(), "recall": self.recalled(hits), "perplexity": self.perplexity()}
+        return found | {"divergence": self.divergence()}
 
 
 def main(folder: str, hits: str, output: str) -> None:

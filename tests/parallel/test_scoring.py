@@ -23,7 +23,9 @@ pytestmark = [pytest.mark.torch, pytest.mark.parallel]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights in Hugging Face format, small enough that losses stay moderate."""
     weights = {name: 0.15 * tensor for name, tensor in weights_of(SHAPE).items()}
-    return write_hf(tmp_path_factory.mktemp("scoring") / "hf", SHAPE, weights)
+    top = tmp_path_factory.mktemp("scoring")
+    write_hf(top / "other", SHAPE, {name: 0.9 * tensor + 0.005 for name, tensor in weights.items()})
+    return write_hf(top / "hf", SHAPE, weights)
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +66,6 @@ def test_scores_equal_those_of_one_process(
         for record in (result, expected)
     ]
     assert bins[0] == bins[1]
+    compared, wanted = (found["divergence"]["sources"]["a"] for found in (result, expected))
+    assert compared["tokens"] == wanted["tokens"] and wanted["kl"] > 1e-3 and 0 < wanted["same"] < 1
+    assert all(compared[key] == pytest.approx(wanted[key], rel=1e-3) for key in wanted)
