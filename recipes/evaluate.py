@@ -27,7 +27,8 @@ def main(run: config.Evaluate) -> dict[str, Any]:
     """Evaluate as `run` says, print tables, write the result (rank 0) and return it."""
     from llama31.convert import pretrained
     from llama31.data import batches
-    from llama31.evaluate import choices, divergence, needle, perplexity
+    from llama31.evaluate import choices, needle, perplexity
+    from llama31.judging import divergence
     from llama31.parallel import mesh
     from llama31.tokens import tokenizers
 

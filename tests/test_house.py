@@ -32,7 +32,7 @@ TORCH_FREE = (
 )
 TORCH_FREE += ("evaluate.confidence", "evaluate.tasks", "evaluate.haystack", "evaluate.scorecard", "evaluate.probe")
 TORCH_FREE += ("judging.calibration", "judging.embedded", "judging.judge", "judging.ranking", "judging.rejection")
-TORCH_FREE += ("judging.scored",)
+TORCH_FREE += ("judging.scored", "judging.distribution")
 # When an API moves, one file changes. A folder owns for the files in it.
 OWNERS = {
     "hydra": ("llama31/command/entry.py",),

@@ -77,6 +77,12 @@ def conversion(model: config.Model, mb_per_s: float, inputs: int = 1, fp8: bool 
     return Bill(0, hours, f"{size / 1e9:,.0f} GB {moved}, {digits(hours)} h")
 
 
+def serving(model: config.Model, gpus: int, fp8: bool = False) -> Bill:
+    """A server that has the weights spread over `gpus`, for as long as its job runs."""
+    size = (shapes.fp8_bytes(model) if fp8 else shapes.weight_bytes(model)) / 1e9
+    return Bill(gpus, 0.0, f"{size:,.0f} GB of weights, {size / gpus:,.0f} GB on each")
+
+
 def of(step: Step, job: config.Job, others: Sequence[Step] = ()) -> Bill | None:
     """The bill of a job; None where its config does not say how much it will read or make.
 

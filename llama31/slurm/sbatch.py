@@ -111,7 +111,7 @@ def export(words: Sequence[str], given: Mapping[str, str]) -> list[str]:
             )
     if asked or given.get("SBATCH_EXPORT") not in ("NIL", "NONE"):
         return []
-    texts = [(SCRIPTS / name).read_text() for name in ("env.sh", "sample.sh")]
+    texts = [(SCRIPTS / name).read_text() for name in ("env.sh", "sample.sh", "vllm.sh")]
     names = [name for text in texts for name in re.findall(r"^: \"\$\{(\w+):=", text, re.MULTILINE)]
     names = [name for name in ("VLLM_PYTHON", *names) if name in given]
     return [f"--export={','.join(dict.fromkeys(names))}"] if names else []

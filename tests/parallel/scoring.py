@@ -17,7 +17,8 @@ from llama31.convert import pretrained
 from llama31.data.batches import HeldoutText
 from llama31.engine.pipeline import Forward
 from llama31.engine.scoring import ScoreRequest, answers
-from llama31.evaluate import divergence, haystack, needle, perplexity
+from llama31.evaluate import haystack, needle, perplexity
+from llama31.judging import divergence
 from llama31.model import llama
 from llama31.parallel import mesh
 from tests.evaluate.test_evaluate import SHAPE as PLANTED_SHAPE

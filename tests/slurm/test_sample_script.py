@@ -1,4 +1,4 @@
-"""slurm/sample.sh with stand-ins for Slurm, Python and vLLM: servers start, answer and are gone before anyone ranks."""
+"""slurm/sample.sh and serve.sh with stand-ins for Slurm, Python and vLLM: servers start, answer, and leave in time."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,6 +96,13 @@ class Job:
         script = str(self.here / "home" / "slurm" / "sample.sh")
         return subprocess.Popen(["bash", script, *words], env=self.environment, stdin=subprocess.DEVNULL)
 
+    def serve(self, *further: str) -> subprocess.Popen[str]:
+        """The script that serves; what it serves is well."""
+        (self.here / "health").touch()
+        script = str(self.here / "home" / "slurm" / "serve.sh")
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(["bash", script, *further], env=self.environment, cwd=self.here, text=True, **streams)
+
     def lines(self) -> list[str]:
         return self.log.read_text().splitlines()
 
@@ -171,3 +179,54 @@ def test_a_signal_brings_the_job_back(tmp_path: Path) -> None:
     assert child.wait(LIMIT_S) == 0
     assert job.lines()[-1] == "requeued 7" and job.port_is_free()
     assert not any(line.startswith("launch") for line in job.lines())
+
+
+# --- serve.sh ---
+
+
+def test_a_server_is_split_over_the_nodes_and_named_when_it_answers(tmp_path: Path) -> None:
+    """As the 405B in BF16 needs it; told to stop, it comes back and leaves nothing behind."""
+    job = Job(tmp_path, SLURM_JOB_NUM_NODES="2")
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf/config.json").touch()
+    child = job.serve("model=hf", "--max-model-len", "4096", "name=mine")
+    assert child.stdout is not None
+    said = next(line for line in child.stdout if " answers at " in line)
+    assert said.endswith(f"mine answers at http://127.0.0.1:{job.port}/v1\n")
+    child.send_signal(signal.SIGTERM)
+    rest, _ = child.communicate(timeout=LIMIT_S)
+    assert child.returncode == 0 and "serving goes on in a new attempt" in rest and "answers" not in rest
+    assert job.lines()[-1] == "requeued 7" and job.port_is_free()
+    started = [line for line in job.lines() if line.startswith("vllm")]
+    for rank in (0, 1):
+        given = f"--pipeline-parallel-size 2 --nnodes 2 --node-rank {rank} --master-addr 127.0.0.1 "
+        (line,) = [line for line in started if given in line]
+        assert "serve hf --served-model-name mine" in line and "--tensor-parallel-size 8 --max-model-len 4096" in line
+        assert ("--headless" in line) == (rank == 1)
+
+
+def test_a_node_of_its_own_needs_no_pipeline_and_a_dead_server_ends_the_job(tmp_path: Path) -> None:
+    job = Job(tmp_path, VLLM_DIES="1")
+    (tmp_path / "drawing").touch()
+    (tmp_path / "config.json").touch()
+    child = job.serve(f"model={tmp_path}")
+    said, _ = child.communicate(timeout=LIMIT_S)
+    assert child.returncode == 1 and "END all servers have ended, exit code" in said
+    (line,) = [line for line in job.lines() if line.startswith("vllm")]
+    assert "pipeline" not in line and line.endswith("PYTHONPATH=")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"vllm": False}, "VLLM_PYTHON is not set"),
+        ({"SLURM_JOB_NUM_NODES": "3", "VLLM_NODES_PER_SERVER": "2"}, "does not divide the 3 node"),
+        ({}, "model=nowhere: no Hugging Face folder; make one"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(tmp_path: Path, given: dict[str, Any], message: str) -> None:
+    job = Job(tmp_path, **given)
+    (tmp_path / "config.json").touch()
+    child = job.serve("model=nowhere" if not given else "model=.")
+    said, _ = child.communicate(timeout=LIMIT_S)
+    assert child.returncode == 2 and message in said and job.lines() == []

@@ -67,6 +67,14 @@ def test_bills_are_those_of_the_code(recipe: str) -> None:
         assert said == expected_bill(recipe, int(nodes), overrides.split(), int(share[1]) / 100 if share else 1)
 
 
+def test_servers_fit_their_nodes() -> None:
+    """The report's: the 405B in FP8 on one node of 80 GB GPUs, in BF16 on two; room is left for keys and values."""
+    for nodes, overrides, said in BILL.findall((jobs.SCRIPTS / "serve.sh").read_text()):
+        model, *fp8 = overrides.split()
+        bill = bills.serving(pretrain(model, "schedule=8b").model, 8 * int(nodes), fp8=fp8 == ["fp8=true"])
+        assert said == str(bill) and int(said.split()[-4]) < 70
+
+
 @pytest.mark.parametrize("recipe", ROOTS)
 def test_layouts_of_the_bills_are_possible(recipe: str) -> None:
     for nodes, overrides, _ in BILL.findall(SCRIPTS[recipe]):

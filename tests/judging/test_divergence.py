@@ -14,7 +14,8 @@ import torch
 from llama31.convert import checkpoints, fp8, hf, pretrained
 from llama31.data.batches import HeldoutText
 from llama31.engine.pipeline import Forward
-from llama31.evaluate import divergence, scorecard
+from llama31.evaluate import scorecard
+from llama31.judging import divergence
 from llama31.model import llama
 from llama31.parallel import mesh
 from llama31.parallel.mesh import Grid
