@@ -15,6 +15,7 @@ import pytest
 
 from llama31 import config
 from llama31.checkpoint import publish, shards
+from llama31.command import inputs
 from llama31.data import batches
 from llama31.engine.pipeline import Forward
 from llama31.evaluate import perplexity
@@ -209,7 +210,12 @@ def test_the_recipe_prints_and_writes_its_figures(
     assert mine["perplexity"] == pytest.approx(math.exp(mine["loss"])) and abs(mine["loss"] - math.log(640)) < 1
     assert [item["prompt"] for item in result["continuations"]] == ["some words", "Wörter"]
     assert all(item["continuation"] for item in result["continuations"])
-    longer = recipe.main(replace(made, sequence_length=64, tokens=1000))
+    longer = recipe.main(replace(made, sequence_length=64, tokens=1000, against=made.checkpoint))
+    against = longer["against"]
+    assert against["checkpoint"] == result["checkpoint"] and against["total"]["kl_max"] == 0
+    assert against["total"]["tokens"] == longer["total"]["tokens"] and "against" not in result
+    with pytest.raises(config.ConfigError, match="there is no text on which to compare"):
+        inputs.check(replace(made, data=config.Data(folder=""), against=made.checkpoint))
     assert longer["total"]["tokens"] == pytest.approx(mine["tokens"], abs=40)
     assert longer["total"]["loss"] != mine["loss"]
 
