@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import checkpoints, extension, long_rows, post_training, small_rounds, timing
+from benchmarks.gpu import conductor, plan, tables
 from benchmarks.peers import Case, Work
 from llama31 import config
 from llama31.runs import files
 from recipes import start
 
-PARTS = ("train", "pack", "convert", "start", "checkpoint", "length", "align", "extend", "rounds")
+PARTS = ("train", "pack", "convert", "start", "checkpoint", "length", "align", "extend", "rounds", "gpu")
+
+
+def expanded(argv: Sequence[str]) -> list[str]:
+    """`gpu part=first` is `--config-name gpu part=first`: the part with the shapes that go with it."""
+    return ["--config-name", "gpu", *argv[1:]] if argv[:1] == ["gpu"] else list(argv)
 
 
 def check(run: config.Benchmark) -> list[str]:
@@ -24,6 +33,9 @@ def check(run: config.Benchmark) -> list[str]:
             Case.parse(name)
         except ValueError as error:
             problems.append(str(error))
+    problems += [
+        f"only={name}: no case; choose out of {', '.join(plan.NAMES)}" for name in run.only if name not in plan.NAMES
+    ]
     return problems
 
 
@@ -62,13 +74,30 @@ def train(run: config.Benchmark, cases: list[Case]) -> str:
     return timing.training_table(runs)
 
 
+def gpu(run: config.Benchmark) -> str:
+    """One step of ours and of its peers; tables, and the record where `record` says."""
+    cases = [case for part in plan.PARTS.values() for case in part] if run.only else plan.PARTS[run.part]
+    if run.only:  # in the order asked for, each as often
+        by_name = {case.name: case for case in cases}
+        cases = [by_name[name] for name in run.only]
+    work = plan.GpuWork(
+        run.model, run.sequence_length, run.rows, run.micro_batch, run.steps, run.warmup_steps, run.bf16
+    )
+    with conductor.Lock():
+        found = conductor.conduct(cases, work, run.budget_s or plan.BUDGET_S[run.part], run.timeout_s)
+    found = dataclasses.replace(found, commit=run.commit or found.commit)
+    if run.record:
+        files.write_whole(Path(run.record), json.dumps(tables.as_json(found, work, run.part), indent=1))
+    return tables.markdown(found, work, run.part)
+
+
 def main(run: config.Benchmark) -> None:
     """Print the tables, and write them where `output` says."""
     problems = check(run)
     if problems:
         raise ValueError("\n".join(problems))
-    params = computes_in(run)
-    tables = [train(run, cases_of(run, params))] if "train" in run.parts else []
+    params = "fp32" if run.parts == ["gpu"] else computes_in(run)  # whose processes decide for themselves
+    printed = [train(run, cases_of(run, params))] if "train" in run.parts else []
     figures: dict[str, str] = {}
     if "pack" in run.parts:
         figures |= timing.pack_speed(run.llama3_tokenizer, run.timeout_s)
@@ -80,15 +109,16 @@ def main(run: config.Benchmark) -> None:
         figures |= checkpoints.checkpoint_speed(params, run.timeout_s)
     if "rounds" in run.parts:
         figures |= small_rounds.measure(run.timeout_s)
-    tables += [timing.figures_table(figures)] if figures else []
-    tables += long_rows.tables(run, params) if "length" in run.parts else []
-    tables += post_training.tables(run) if "align" in run.parts else []
-    tables += extension.tables(run) if "extend" in run.parts else []
-    text = "\n\n".join(tables) + "\n"
+    printed += [timing.figures_table(figures)] if figures else []
+    printed += long_rows.tables(run, params) if "length" in run.parts else []
+    printed += post_training.tables(run) if "align" in run.parts else []
+    printed += extension.tables(run) if "extend" in run.parts else []
+    printed += [gpu(run)] if "gpu" in run.parts else []
+    text = "\n\n".join(printed) + "\n"
     print(text, end="")
     if run.output:
         files.write_whole(Path(run.output), text)
 
 
 if __name__ == "__main__":
-    start(main, config.Benchmark, "benchmark")
+    start(main, config.Benchmark, "benchmark", expanded(sys.argv[1:]))

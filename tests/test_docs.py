@@ -14,6 +14,7 @@ import pytest
 from llama31 import config
 from llama31.command import entry, usage, validate
 from llama31.slurm import chains, jobs
+from recipes import benchmark
 from tests import pages
 from tests.conftest import ROOT
 
@@ -39,6 +40,7 @@ def problems(words: list[str], complete: bool) -> list[str]:
         return [f"there is no recipes/{name}.py"]
     if name == "submit":
         return submission(arguments)
+    arguments = benchmark.expanded(arguments) if name == "benchmark" else arguments
     options, overrides = entry._parsed(SCHEMAS[name], name, arguments)
     try:
         run = entry.compose(SCHEMAS[name], options.config_name, overrides, options.config_dir)

@@ -212,8 +212,21 @@ class Benchmark:
     parts: list[str] = key(
         ["train", "pack", "convert", "start", "checkpoint", "length", "align"],
         "what to measure: train, pack, convert, start, checkpoint, length, align; minutes each: extend (is long "
-        "context learned?), rounds (does every stage of post-training improve what it is meant to?)",
+        "context learned?), rounds (does every stage of post-training improve what it is meant to?), gpu (one step on "
+        "a GPU; --config-name gpu, or the word gpu, has its shapes)",
     )
+    part: str = key(
+        "first",
+        "of the part `gpu`: first (BF16, FP8, transformers, memory) and rest (longer rows, documents, dialogs, "
+        "ceilings), each within budget_s; micro (kernels by themselves)",
+        choices=("first", "rest", "micro"),
+    )
+    only: list[str] = key([], "cases of the part `gpu` by name, in place of those of `part`; empty: all of them")
+    budget_s: int | None = key(
+        None, "seconds for the part `gpu`, whose last cases are left out and named; null: 240, rest 480", low=1
+    )
+    record: str | None = key(None, "JSON file for all that the part `gpu` measured; null: none")
+    commit: str | None = key(None, "commit to name beside the figures of the part `gpu`; null: as git says")
     cases: list[str] = key(
         [
             "ours-own-fp32",

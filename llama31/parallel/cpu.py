@@ -19,7 +19,7 @@ _installed = False
 spent_s = 0.0  # time inside the shim, counted only after `install(count_time=True)`
 
 
-class _TorchOnCpu(ModuleType):
+class TorchOnCpu(ModuleType):
     """The `torch` that two of Megatron's modules see: new tensors asked for on "cuda", or pinned, are plain ones."""
 
     def __init__(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
@@ -31,7 +31,7 @@ class _TorchOnCpu(ModuleType):
 
             return wrap(created)
 
-        self.zeros, self.tensor = on_cpu(torch.zeros), on_cpu(torch.tensor)
+        self.zeros, self.ones, self.tensor = (on_cpu(create) for create in (torch.zeros, torch.ones, torch.tensor))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
@@ -73,4 +73,4 @@ def install(count_time: bool = False) -> None:
     megatron_random._set_cuda_rng_state = answer(None)
     torch.Tensor.cuda = wrap(lambda self, *args, **kwargs: self)  # type: ignore[method-assign]
     for module in (schedules, rope_utils):
-        module.torch = _TorchOnCpu(wrap)
+        module.torch = TorchOnCpu(wrap)
