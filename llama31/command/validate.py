@@ -29,6 +29,7 @@ from llama31.config import (
     Needle,
     Pack,
     Parallel,
+    Precision,
     Preferences,
     Pretrain,
     Probe,
@@ -67,8 +68,10 @@ def validate(run: Any, world_size: int | None = None) -> list[str]:
         parallel = None  # one process asks the servers; the layout is that of those who rank
     model = model if model is not None and known(dataclasses.asdict, model) else None
     stages = known(_stages, run, issues)
-    wrong = [] if parallel is None else layout.problems(model, parallel, stages, world_size)
-    hint = _hint(model, parallel, stages, world_size) if parallel is not None and wrong else ""
+    numbers = getattr(run, "precision", None)
+    wrong = [] if parallel is None else layout.problems(model, parallel, stages, world_size, numbers)
+    misfit = any(issue.key.startswith("parallel.") for issue in wrong)
+    hint = _hint(model, parallel, stages, world_size, numbers) if parallel is not None and misfit else ""
     issues += known(_unsupported, run)
     if issues or wrong:
         raise ConfigError([*issues, *wrong], hint)
@@ -409,8 +412,10 @@ def _stages(run: Any, issues: Sequence[Issue]) -> list[Stage]:
     return [stage for stage in schedule.stages(run.schedule) if stage.first_step >= current]
 
 
-def _hint(model: Model | None, parallel: Parallel, stages: Sequence[Stage], world_size: int) -> str:
-    other = layout.nearest(model, parallel, stages, world_size)
+def _hint(
+    model: Model | None, parallel: Parallel, stages: Sequence[Stage], world_size: int, numbers: Precision | None
+) -> str:
+    other = layout.nearest(model, parallel, stages, world_size, numbers)
     if other is None:
         return f"no layout of {world_size} process(es) works for this model and schedule"
     shown = " ".join(f"parallel.{key}={_shown(new)}" for key, new in layout.changes(parallel, other).items())

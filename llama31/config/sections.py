@@ -76,6 +76,17 @@ class Precision:
         "FP8 recipe",
         choices=("none", "delayed", "tensorwise", "blockwise", "mxfp8"),
     )
+    fp8_linears: str = key(
+        "all",
+        "linear layers that compute in FP8: all four of a layer, or mlp alone (what the report leaves to FP8 when it "
+        "serves, section 6.2; which trains as well and faster is not measured yet)",
+        choices=("all", "mlp"),
+    )
+    fp8_first_layers_bf16: int = key(0, "first layers that stay in BF16 (the report's serving: 1)", low=0)
+    fp8_last_layers_bf16: int = key(0, "last layers that stay in BF16 (the report's serving: 1)", low=0)
+    fp8_emulate: bool = key(
+        False, "round to FP8 and multiply in FP32: on any device, slowly, to judge a recipe on a small model"
+    )
 
 
 @dataclass

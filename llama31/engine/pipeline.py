@@ -23,7 +23,9 @@ from llama31 import config
 from llama31.engine import zero
 from llama31.engine.objectives import ForwardStep, MicroBatch, Objective, next_token
 from llama31.model import llama
+from llama31.parallel import mesh
 from llama31.parallel.mesh import Grid
+from llama31.quantise import delayed
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Forward:
     def __init__(self, chunks: list[llama.Llama], grid: Grid) -> None:
         self.chunks, self.grid = chunks, grid
         self.called: list[Any] = list(chunks)  # the chunks as the schedule calls them; ZeRO-3 wraps them
+        self.fp8 = delayed.Histories(chunks)
 
     def mean_loss(self, batches: Sequence[MicroBatch], objective: Objective = next_token) -> tuple[float, int]:
         """Token-weighted mean loss and the tokens that counted, over all ranks, without gradients."""
@@ -115,8 +118,19 @@ class Forward:
         return torch.stack(sums).sum(0).view(1 + measures)
 
     def forward_backward(self, batches: Sequence[MicroBatch], step: ForwardStep, forward_only: bool) -> list[Tensor]:
-        """Of each micro-batch what the step reported; nothing where the last stage is elsewhere."""
+        """Of each micro-batch what the step reported; nothing where the last stage is elsewhere.
 
+        What FP8 keeps between passes is left as it was where they are `forward_only`.
+        """
+        if not forward_only:
+            return self._passes(batches, step, forward_only)
+        for _ in range(delayed.LEARNING if self.fp8.scales == "ones" else 0):
+            self._passes(batches, step, forward_only)
+            self.fp8.measure(mesh.stage_group())
+        with self.fp8.untouched():
+            return self._passes(batches, step, forward_only)
+
+    def _passes(self, batches: Sequence[MicroBatch], step: ForwardStep, forward_only: bool) -> list[Tensor]:
         def forward_step(iterator: Iterator[MicroBatch], chunk: Any) -> tuple[Any, Any]:
             return step(chunk, next(iterator), self.grid)
 
@@ -195,8 +209,20 @@ class Engine:
         """Forward and backward of this rank's micro-batches; weights are not touched.
 
         Every rank of a data-parallel replica gets the same batches (all of one size). Returns what all ranks agree on;
-        to read it is the only time that the host waits for a GPU.
+        to read it is the only time that the host waits for a GPU. FP8's delayed scaling learns its first scales from
+        these batches, where it has none.
         """
+        state = self.forward.fp8
+        if state.scales != "learned":
+            state.forget()
+            for _ in range(delayed.LEARNING):
+                self._accumulate(batches, objective)
+                self.reducer.discard()
+            state.scales = "learned"
+        state.keep()
+        return self._accumulate(batches, objective)
+
+    def _accumulate(self, batches: Sequence[MicroBatch], objective: Objective) -> StepResult:
         self.reducer.begin(len(batches))
         tokens = self.forward.count(batches)
         factor = self.reducer.loss_scale / tokens.clamp(min=1).double()
@@ -214,5 +240,6 @@ class Engine:
         self.reducer.apply(lr, self._norm)
 
     def discard(self) -> None:
-        """Forget the accumulated gradients."""
+        """Forget the accumulated gradients, and what FP8 saw of them."""
         self.reducer.discard()
+        self.forward.fp8.restore()

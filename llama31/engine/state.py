@@ -7,13 +7,15 @@ a matrix is no rectangle, but at most three: the end of one row, whole rows, the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch.distributed as dist
 from torch import Tensor
 
 from llama31 import config
-from llama31.checkpoint import publish
+from llama31.checkpoint import publish, shards
 from llama31.checkpoint.shards import Block, Shape, Shard
 from llama31.engine import partition
 from llama31.engine.ema import Ema
@@ -21,7 +23,11 @@ from llama31.engine.partition import MASTER, MOMENTS, WEIGHT
 from llama31.engine.pipeline import Engine
 from llama31.model import llama
 from llama31.model.llama import Llama, ParameterShard
+from llama31.parallel.collectives import on_all_ranks
 from llama31.parallel.mesh import Grid
+from llama31.quantise import delayed
+
+log = logging.getLogger(__name__)
 
 KEYS = (MASTER, *MOMENTS)
 
@@ -48,24 +54,65 @@ def weights(engine: Engine) -> list[Shard]:
 
 
 def optimizer(engine: Engine, average: Ema | None = None) -> list[Shard]:
-    """The part of masters, Adam moments and moving average that this rank writes, FP32: views of live memory."""
+    """The part of masters, Adam moments and moving average that this rank writes, FP32: views of live memory.
+
+    Beside them a copy of what FP8's delayed scaling keeps, which passes change while a checkpoint is being written.
+    """
     kept = [
         _own(engine, shard, key, f"{key}.{shard.name}")
         for shard in engine.shards
         if not _is_copy(shard, engine.grid)
         for key in KEYS
     ]
-    return [*kept, *(average.shards() if average is not None else [])]
+    return [*kept, *(average.shards() if average is not None else []), *_scales(engine)]
+
+
+def _scales(engine: Engine) -> list[Shard]:
+    """FP8's histories, on the first rank of a pipeline stage: all of its ranks hold the same."""
+    grid = engine.grid
+    if grid.tp_rank > 0 or dist.get_rank(grid.dp_cp_group) > 0:
+        return []
+    return [
+        Shard(delayed.PREFIX + name, delayed.SHAPE, [Block((0, 0), history.packed())])
+        for name, history in engine.forward.fp8.named.items()
+    ]
 
 
 def load_optimizer(folder: Path, engine: Engine, updates: int) -> None:
     """Masters, moments and the number of updates, from any layout; weights follow from the masters. Collective.
 
-    Works at any moment between two steps: nothing of what was trained since, and no gradient, is left.
+    FP8's scales too, where all that are needed are there; otherwise the first batch teaches them. Works at any moment
+    between two steps: nothing of what was trained since, and no gradient, is left.
     """
     parts = [_own(engine, shard, key, f"{key}.{shard.name}") for shard in engine.shards for key in KEYS]
     publish.load_optimizer(folder, parts)
     engine.reducer.finish_load(updates)
+    _load_scales(folder, engine)
+
+
+def _load_scales(folder: Path, engine: Engine) -> None:
+    state, known = engine.forward.fp8, shards.names(folder / "optimizer")
+    held = {name.removeprefix(delayed.PREFIX) for name in known if name.startswith(delayed.PREFIX)}
+    of_ranks = on_all_ranks(None, lambda: (bool(state.named), state.named.keys() - held))
+    missing = sorted({name for _, part in of_ranks for name in part})
+    if not any(keeps for keeps, _ in of_ranks):
+        if held and engine.grid.rank == 0:
+            log.warning("%s holds scales of FP8's delayed scaling, for which precision.fp8 has no use", folder)
+        return
+    if missing:
+        state.forget()
+        if engine.grid.rank == 0:
+            log.warning("%s holds no FP8 scales of %s: the first batch teaches all", folder, publish.some(missing))
+        return
+    state.scales = "learned"
+
+    def wanted() -> Iterator[Shard]:
+        for name, history in state.named.items():
+            packed = history.packed()
+            yield Shard(delayed.PREFIX + name, delayed.SHAPE, [Block((0, 0), packed)])
+            history.fill(packed)
+
+    publish.load_optimizer(folder, wanted())
 
 
 def _is_copy(shard: ParameterShard, grid: Grid) -> bool:

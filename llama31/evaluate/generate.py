@@ -19,6 +19,7 @@ from torch import Tensor
 
 from llama31.model.llama import Llama
 from llama31.parallel.mesh import Grid
+from llama31.quantise import delayed
 
 GREEDY = 1e-5  # temperatures below would overflow the quotient, and choose the likeliest all the same
 
@@ -56,10 +57,16 @@ def generate(
     Prompts are dealt out to the data-parallel replicas and each replica decodes its own in one batch. What is sampled
     depends on (seed, index of the prompt) alone, not on the other prompts or the layout (up to rounding of the logits).
     `vocab_size` is that of the tokenizer where the model's is padded: ids from there on are never chosen. Collective.
-    Raises ValueError for a layout with context parallelism, interleaving or sequence parallelism, an empty prompt, and
-    prompts that do not fit the model's positions or vocabulary.
+    Raises ValueError for a layout with context parallelism, interleaving or sequence parallelism, an empty prompt,
+    prompts that do not fit the model's positions or vocabulary, and FP8 by scales that nothing has taught.
     """
     _check_layout(chunks[0], grid)
+    kept = delayed.Histories(chunks)
+    if kept.scales == "ones":
+        raise ValueError(
+            "precision.fp8=delayed: its scales come from earlier passes, and there were none; give "
+            "precision=fp8_tensorwise, or precision=bf16"
+        )
     _check_prompts(chunks[0], prompts, max_new_tokens)
     if temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(f"temperature={temperature}, top_p={top_p}: give at least 0, and above 0 up to 1")
@@ -75,7 +82,7 @@ def generate(
         chance[row] = torch.from_numpy(np.random.default_rng([seed, index]).random(max_new_tokens))
     done: list[list[int]] = []
     if mine:
-        with _evaluating(chunks[0]):
+        with kept.untouched(), _evaluating(chunks[0]):
             tokens = _decode(chunks[0], grid, [prompts[i] for i in mine], stop_ids, choose, chance.to(grid.device))
         done = [_until(row, stop_ids) for row in tokens.tolist()]
     parts: list[list[list[int]]] = [[] for _ in range(grid.dp)]
@@ -119,6 +126,7 @@ def _evaluating(chunk: Llama) -> Iterator[None]:
     """
     training = chunk.training
     chunk.eval()
+    chunk.set_is_first_microbatch()  # FP8's weights of an earlier step may be kept
     try:
         with torch.no_grad():
             yield

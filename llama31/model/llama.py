@@ -241,7 +241,7 @@ def transformer_config(
         deallocate_pipeline_outputs=True,
         cuda_graph_modules=[],  # no graphs are used, and its default is a deprecated value of its own
         **RECOMPUTE[parallel.recompute],
-        **precision.transformer_config(numbers),
+        **precision.transformer_config(numbers, parallel.zero),
     )
 
 
@@ -278,7 +278,7 @@ def build(
     versions.tell()
     precision.check(numbers, grid.device)
     settings = transformer_config(model, numbers, parallel, grid)
-    spec = layer_spec(grid.device, model.ffn_hidden_size)
+    spec = layer_spec(grid.device, model.ffn_hidden_size, numbers.fp8_emulate)
     interleaved = grid.vpp > 1
     chunks = []
     for vp in range(grid.vpp):
@@ -289,6 +289,7 @@ def build(
         for parameter in chunk.parameters():  # what gradient norms over ranks ask; Megatron sets it on initialising
             parameter.tensor_model_parallel = parameter.ndim > 1  # type: ignore[attr-defined]
         chunks.append(chunk.to(device=grid.device, dtype=precision.dtype(numbers)))
+        precision.place_fp8(chunk, numbers, model.layers, grid.device)
     for shard in shards(chunks, model, grid):
         shard.parameter.data[shard.rows :].zero_()  # and so it stays: no gradient reaches the padding
     if seed is not None:

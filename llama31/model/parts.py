@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from llama31.model import fused, precision
 from llama31.model.attention import DocumentAttention
+from llama31.quantise.twin import TwinColumn, TwinRow
 
 
 class RMSNorm(nn.Module):
@@ -83,14 +84,16 @@ class RewardHead(nn.Module):
         return (hidden_sbh.float() @ self.weight.float()).transpose(0, 1)
 
 
-def layer_spec(device: torch.device, ffn_hidden_size: int) -> ModuleSpec:
+def layer_spec(device: torch.device, ffn_hidden_size: int, emulate: bool = False) -> ModuleSpec:
     """Transformer Engine's linear layers where there is a GPU that has it, Megatron's own where not.
+
+    With `emulate` those that round as FP8 does (`quantise.twin`).
 
     Norm and core attention are ours everywhere: see `RMSNorm`, and `attention` for the document mask, which
     Transformer Engine ignores in silence when it comes as a matrix.
     """
-    column, row = ColumnParallelLinear, RowParallelLinear
-    if device.type == "cuda" and precision.have_transformer_engine():
+    column, row = (TwinColumn, TwinRow) if emulate else (ColumnParallelLinear, RowParallelLinear)
+    if not emulate and device.type == "cuda" and precision.have_transformer_engine():
         from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TERowParallelLinear
 
         column, row = TEColumnParallelLinear, TERowParallelLinear

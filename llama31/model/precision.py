@@ -1,20 +1,26 @@
-"""Number formats: BF16 or FP32 parameters, the names of Megatron's FP8 recipes, and bits that do not vary."""
+"""Number formats: BF16 or FP32 parameters, FP8 and the layers that compute in it, and bits that do not vary."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import importlib.util
+import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from llama31 import config
 from llama31.model import versions
+from llama31.parallel import mesh
+from llama31.plan import fp8
+from llama31.quantise import delayed, twin
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -40,8 +46,11 @@ def check(precision: config.Precision, device: torch.device) -> None:
             _tell_slow_bf16()
         return
     refusal = f"precision.fp8={precision.fp8}: "
+    if precision.fp8_emulate:
+        return
     remedy = "; choose precision=bf16, or run where it is available"
     if device.type != "cuda":
+        remedy += ", or add precision.fp8_emulate=true, which rounds as FP8 does and multiplies in FP32"
         raise ValueError(refusal + "there is no GPU here, and CPUs have no FP8 matrix product" + remedy)
     have, need = torch.cuda.get_device_capability(device), FP8_CAPABILITY[precision.fp8]
     if have < need:
@@ -140,13 +149,119 @@ def deterministic(wanted: bool) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def transformer_config(precision: config.Precision) -> dict[str, Any]:
-    """The fields of Megatron's TransformerConfig that follow from the precision."""
+# Where all of a tensor shares a scale, gradients have a format of more range (E5M2); blocks have range enough for E4M3,
+# whose mantissa is longer. Either is Transformer Engine's default for the recipe.
+FP8_FORMAT = {"delayed": "hybrid", "tensorwise": "hybrid", "blockwise": "e4m3", "mxfp8": "e4m3"}
+ROW_PARALLEL = ("self_attention.linear_proj", "mlp.linear_fc2")
+LINEARS: dict[str, tuple[str, ...]] = {"mlp": ("mlp.linear_fc1", "mlp.linear_fc2")}
+LINEARS["all"] = ("self_attention.linear_qkv", "self_attention.linear_proj", *LINEARS["mlp"])
+
+
+def transformer_config(precision: config.Precision, zero: int = 1) -> dict[str, Any]:
+    """The fields of Megatron's TransformerConfig that follow from the precision.
+
+    A weight is cast once a step and kept for its micro-batches, but not under ZeRO-3, which keeps no whole weights.
+    """
     fields: dict[str, Any] = {
         "params_dtype": dtype(precision),
         "pipeline_dtype": dtype(precision),
         "bf16": precision.params == "bf16",
     }
     if precision.fp8 != "none":
-        fields |= {"fp8": "hybrid", "fp8_recipe": precision.fp8}
+        fields |= {"disable_parameter_transpose_cache": zero == 3}
+    if precision.fp8 != "none" and not precision.fp8_emulate:
+        fields |= {"fp8": FP8_FORMAT[precision.fp8], "fp8_recipe": precision.fp8}
+        fields |= {"fp8_amax_history_len": delayed.PASSES, "fp8_amax_compute_algo": "max"}
     return fields
+
+
+def in_fp8(precision: config.Precision, layer: int, layers: int, name: str) -> bool:
+    """Whether the linear layer `name` of layer number `layer`, from 0, of all `layers` of the model computes in FP8."""
+    inner = precision.fp8_first_layers_bf16 <= layer < layers - precision.fp8_last_layers_bf16
+    return precision.fp8 != "none" and inner and name in LINEARS[precision.fp8_linears]
+
+
+def place_fp8(chunk: Any, precision: config.Precision, layers: int, device: torch.device) -> None:
+    """Say to each linear layer of a chunk (`Llama`) of a model of `layers` whether and how it computes in FP8.
+
+    Those that keep state between passes have it in `chunk.histories`, by the layer's global name; what is known of it
+    says `chunk.fp8_scales` (`delayed.Histories`).
+    """
+    chunk.histories, chunk.fp8_scales = {}, "ones" if precision.fp8 == "delayed" else "learned"
+    if precision.fp8 == "none":
+        return
+    chosen: dict[str, Any] = {}
+    for layer in chunk.decoder.layers:
+        for name in LINEARS["all"]:
+            linear, number = layer.get_submodule(name), layer.layer_number - 1
+            if in_fp8(precision, number, layers, name):
+                chosen[f"decoder.layers.{number}.{name}"] = linear
+            elif not precision.fp8_emulate:
+                linear.forward = _outside_fp8(linear.forward)
+    if precision.fp8_emulate:
+        _place_twins(chunk, chosen, precision.fp8, device)
+    elif precision.fp8 == "delayed":
+        chunk.histories = {name: _history(linear, chunk.config) for name, linear in chosen.items()}
+    ranks = chunk.config.tensor_model_parallel_size if chunk.config.sequence_parallel else 1
+    for name, linear in chosen.items():
+        linear.forward = padded(linear, fp8.unit(precision.fp8), ranks, row=name.endswith(ROW_PARALLEL))
+
+
+def _place_twins(chunk: Any, chosen: dict[str, Any], recipe: str, device: torch.device) -> None:
+    if recipe != "delayed":
+        for linear in chosen.values():
+            linear.cast = twin.STATELESS[recipe]()
+        return
+    book = delayed.Book(len(chosen), mesh.stage_group(), device)
+    if chosen:
+        book.follow(chunk.decoder)
+    for place, (name, linear) in enumerate(chosen.items()):
+        linear.cast = delayed.Rounding(book, place)
+        chunk.histories[name] = linear.cast.history
+
+
+def _history(linear: Any, settings: Any) -> delayed.History:
+    """State that a layer of Transformer Engine would make before its first pass, made now so that it can be filled."""
+    from megatron.core.fp8_utils import get_fp8_recipe
+
+    recipe = get_fp8_recipe(settings)
+    linear.fp8_meta |= {"recipe": recipe, "num_gemms": 1}
+    linear.init_fp8_meta_tensors(recipe)
+    forward, backward = linear.fp8_meta["scaling_fwd"], linear.fp8_meta["scaling_bwd"]
+    return delayed.History(forward.scale, forward.amax_history, backward.scale, backward.amax_history)
+
+
+def _outside_fp8(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A layer's forward pass in BF16, whatever the block around it computes in."""
+    import transformer_engine.pytorch as engine
+
+    def in_bf16(*args: Any, **kwargs: Any) -> Any:
+        with engine.fp8_autocast(enabled=False):
+            return forward(*args, **kwargs)
+
+    return in_bf16
+
+
+def padded(linear: nn.Module, unit: int, ranks: int, row: bool) -> Callable[[Tensor], Any]:
+    """The forward pass of a linear layer for x [s, b, h] of any length: zeros make up the unit in evaluation.
+
+    Decoding comes with one token a row. `ranks` share the sequence outside of the layer (1 without sequence
+    parallelism), whose input is whole in a `row`-parallel layer and whose output is in the other. Raises ValueError for
+    tokens that training brings off the unit: `plan.fp8` refuses such lengths, and cuBLAS fails in the backward pass.
+    """
+    forward = linear.forward
+
+    def whole(x: Tensor) -> Any:
+        parts, others = (ranks, 1) if row else (1, ranks)
+        local = x.size(0) // parts
+        missing = -local % (unit // math.gcd(unit, x.size(1)))
+        if not missing:
+            return forward(x)
+        if linear.training:
+            tokens = local * x.size(1)
+            raise ValueError(f"FP8 computes with multiples of {unit} tokens a rank, not with {tokens}")
+        longer = F.pad(x.unflatten(0, (parts, local)), (0, 0, 0, 0, 0, missing)).flatten(0, 1)
+        out, bias = forward(longer)
+        return out.unflatten(0, (others, local + missing))[:, :local].flatten(0, 1), bias
+
+    return whole

@@ -126,6 +126,13 @@ def create(parallel: config.Parallel, timeout_s: int = 1800) -> Grid:
     )
 
 
+def stage_group() -> Group:
+    """All ranks of this one's pipeline stage: TP, CP and DP, over which FP8's maxima are taken."""
+    from megatron.core import parallel_state as state
+
+    return state.get_amax_reduction_group(with_context_parallel=True)
+
+
 def release() -> None:
     """Leave the groups of the layout in use. Collective.
 

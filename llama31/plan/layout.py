@@ -11,7 +11,8 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
-from llama31.config import Issue, Model, Parallel
+from llama31.config import Issue, Model, Parallel, Precision
+from llama31.plan import fp8
 from llama31.plan.schedule import Stage
 
 NODE = 8  # processes of a common node: beyond it the launcher is Slurm's business
@@ -52,8 +53,17 @@ def bubble(parallel: Parallel, micro_batches: int) -> float:
     return (parallel.pp - 1) / (parallel.vpp * micro_batches)
 
 
-def problems(model: Model | None, parallel: Parallel, stages: Sequence[Stage], world_size: int) -> list[Issue]:
-    """What is impossible about a layout. `model` is None where a checkpoint brings it, `stages` may be empty."""
+def problems(
+    model: Model | None,
+    parallel: Parallel,
+    stages: Sequence[Stage],
+    world_size: int,
+    numbers: Precision | None = None,
+) -> list[Issue]:
+    """What is impossible about a layout, with `numbers` in their format.
+
+    `model` is None where a checkpoint brings it, `stages` may be empty.
+    """
     issues = [] if model is None else _model_problems(model, parallel)
     if parallel.vpp > 1 and parallel.pp == 1:
         issues.append(
@@ -72,6 +82,8 @@ def problems(model: Model | None, parallel: Parallel, stages: Sequence[Stage], w
         issues += _sequence_problems(parallel, stage)
         if not mismatch:
             issues += _batch_problems(parallel, stage, world_size)
+    if numbers is not None:
+        issues += fp8.problems(model, parallel, numbers, stages, 1 if mismatch else world_size // size(parallel))
     return list(dict.fromkeys(issues))
 
 
@@ -163,11 +175,17 @@ def _interleaving_problems(parallel: Parallel, count: int, stage: Stage) -> list
     return []
 
 
-def nearest(model: Model | None, parallel: Parallel, stages: Sequence[Stage], world_size: int) -> Parallel | None:
+def nearest(
+    model: Model | None,
+    parallel: Parallel,
+    stages: Sequence[Stage],
+    world_size: int,
+    numbers: Precision | None = None,
+) -> Parallel | None:
     """The possible layout of `world_size` processes that changes the fewest keys, and those the least; None: none."""
     candidates = sorted(_candidates(model, parallel, stages, world_size), key=lambda other: _distance(parallel, other))
     tried = itertools.islice(candidates, SEARCHED)
-    return next((other for other in tried if not problems(model, other, stages, world_size)), None)
+    return next((other for other in tried if not problems(model, other, stages, world_size, numbers)), None)
 
 
 def _candidates(

@@ -13,7 +13,7 @@ import hashlib
 import json
 import time
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def fingerprint(feed: DialogFeed, reference: Reference, source: Path) -> str:
         "masked": feed.collator.masked,
         "strengths": sorted(feed.collator.strengths),
         "sequence_length": feed.schedule.sequence_length,
-        "precision": reference.precision.params,
+        "precision": asdict(reference.precision) if reference.precision.fp8 != "none" else reference.precision.params,
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 

@@ -17,8 +17,12 @@ def test_fp8_needs_hardware(recipe: str, monkeypatch: pytest.MonkeyPatch) -> Non
     from llama31.model import precision
 
     chosen = config.Precision(fp8=recipe)
-    with pytest.raises(ValueError, match=f"precision.fp8={recipe}: there is no GPU here.*precision=bf16"):
+    with pytest.raises(
+        ValueError, match=f"precision.fp8={recipe}: there is no GPU here.*precision=bf16.*fp8_emulate=true"
+    ):
         precision.check(chosen, torch.device("cpu"))
+    for params in ("fp32", "bf16"):  # what the remedy names works
+        precision.check(config.Precision(params, recipe, fp8_emulate=True), torch.device("cpu"))
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     with pytest.raises(ValueError, match=r"compute capability .*this GPU has \(8, 0\)"):
@@ -30,6 +34,19 @@ def test_fp8_needs_hardware(recipe: str, monkeypatch: pytest.MonkeyPatch) -> Non
     precision.check(chosen, gpu)
     with pytest.raises(ValueError, match="precision.params=bf16, not fp32"):
         precision.check(config.Precision(params="fp32", fp8=recipe), gpu)
+
+
+def test_megatron_is_told_of_fp8_that_a_gpu_computes_alone() -> None:
+    """E5M2 for gradients where a tensor has one scale; no weights kept where ZeRO-3 keeps none."""
+    from llama31 import config
+    from llama31.model import precision
+
+    for recipe, form in {"delayed": "hybrid", "tensorwise": "hybrid", "blockwise": "e4m3", "mxfp8": "e4m3"}.items():
+        fields = precision.transformer_config(config.Precision(fp8=recipe))
+        assert (fields["fp8"], fields["fp8_recipe"]) == (form, recipe)
+        assert not fields["disable_parameter_transpose_cache"]
+        assert precision.transformer_config(config.Precision(fp8=recipe), zero=3)["disable_parameter_transpose_cache"]
+        assert "fp8" not in precision.transformer_config(config.Precision(fp8=recipe, fp8_emulate=True))
 
 
 def test_bf16_and_fp32_go_anywhere() -> None:

@@ -26,6 +26,11 @@ class Case:
     tied: bool = False
     kv_heads: int = 2
     rows_per_micro_batch: int = 1
+    fp8: str = "none"  # rounded to, on any device
+
+    def numbers(self) -> config.Precision:
+        fp8 = self.fp8 != "none"  # then the first of two stages has none of it
+        return config.Precision(self.params, self.fp8, fp8_emulate=fp8, fp8_first_layers_bf16=2 * fp8)
 
     def parallel(self) -> config.Parallel:
         given: dict[str, int | str | bool] = {"bucket_bytes": BUCKET_BYTES, **self.layout}

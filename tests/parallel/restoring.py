@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from llama31 import config
-from llama31.checkpoint import publish
+from llama31.checkpoint import publish, shards
 from llama31.checkpoint.saver import Saver, background_group
 from llama31.engine import state
 from llama31.engine.pipeline import Engine
 from llama31.model import llama
 from llama31.parallel import mesh
+from llama31.parallel.collectives import on_all_ranks
 from tests.parallel.cases import LEARNING_RATES, OPTIMIZER, Case, batches
 from tests.parallel.worker import micro_batches
 from tests.processes import LIMIT_S
@@ -33,15 +33,44 @@ CASES = [
     Case("dp2-zero2-bf16", 2, {"dp": 2, "zero": 2}, params="bf16"),
     Case("dp2-zero3", 2, {"dp": 2, "zero": 3}),
     Case("dp2-zero3-bf16", 2, {"dp": 2, "zero": 3}, params="bf16"),
+    Case("tp2-fp8", 2, {"tp": 2}, fp8="delayed"),
+    Case("pp2-fp8", 2, {"pp": 2}, fp8="delayed"),
+    Case("dp2-full-fp8", 2, {"dp": 2, "zero": 2, "recompute": "full"}, fp8="delayed"),
+    Case("cp2-fp8", 2, {"cp": 2}, fp8="delayed"),
 ]
+
+
+def engine_of(case: Case) -> Engine:
+    parallel, numbers = case.parallel(), case.numbers()
+    grid = mesh.create(parallel)
+    chunks = llama.build(case.model(), numbers, parallel, grid, seed=3)
+    return Engine(chunks, case.model(), OPTIMIZER, numbers, parallel, grid)
+
+
+def crossed(folder: Path) -> dict[str, object]:
+    """FP8's state that each layout loads from what another one saved, and the first loss after: (of it, expected)."""
+    cases = [case for case in CASES if case.fp8 == "delayed"]
+    result: dict[str, object] = {}
+    for case, saved in zip(cases, [*cases[1:], cases[0]]):
+        path = next((folder / saved.name).glob("step-*"))
+        engine, read = engine_of(case), shards.Reader(path / "optimizer")
+        state.load_optimizer(path, engine, 2)
+        named = engine.forward.fp8.named
+        wrong = [name for name, one in named.items() if not torch.equal(one.packed(), read.read(f"fp8.{name}"))]
+        loss = engine.accumulate(micro_batches(batches()[2], engine.grid, 1)).loss
+        of_ranks = on_all_ranks(None, lambda wrong=wrong, named=named: (wrong, sorted(named)))
+        held = sorted({name for _, names in of_ranks for name in names})
+        known = sorted(name.removeprefix("fp8.") for name in read.names() if name.startswith("fp8."))
+        wrong = [name for part, _ in of_ranks for name in part]
+        result[case.name] = {"from": saved.name, "wrong": wrong, "complete": held == known, "layers": len(known)}
+        result[case.name] |= {"scales": engine.forward.fp8.scales, "loss": loss}  # type: ignore[operator]
+    return result
 
 
 def run(case: Case, folder: Path) -> dict[str, list[list[float]]]:
     """Losses and norms of the steps after the save: as trained straight on, and again after going back."""
-    parallel, numbers = case.parallel(), config.Precision(params=case.params)
-    grid = mesh.create(parallel)
-    chunks = llama.build(case.model(), numbers, parallel, grid, seed=3)
-    engine = Engine(chunks, case.model(), OPTIMIZER, numbers, parallel, grid)
+    engine = engine_of(case)
+    grid = engine.grid
     saver = Saver(folder, background_group(60))
     steps = [(micro_batches(rows, grid, 1), lr) for rows, lr in zip(batches(), LEARNING_RATES, strict=True)]
 
@@ -78,6 +107,7 @@ def main(folder: str, output: str) -> None:
             results[case.name] = run(case, Path(folder) / case.name)
         except Exception:  # noqa: BLE001 - the test that asks for this case shows it
             results[case.name] = {"error": traceback.format_exc()}
+    results["crossed"] = crossed(Path(folder))
     if dist.get_rank() == 0:
         Path(output).write_text(json.dumps(results))
     mesh.close()  # a process that leaves while gloo's threads run may abort

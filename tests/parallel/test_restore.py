@@ -26,5 +26,16 @@ def test_a_live_restore_is_bit_equal(name: str, results: dict[str, Any]) -> None
     result = results[name]
     assert "error" not in result, result["error"]
     assert result["again"] == result["straight"], "the steps after the save are those of before"
-    assert result["evaluated"][0][0] == pytest.approx(result["straight"][0][0], rel=1e-5)
+    within = 1e-3 if name.endswith("fp8") else 1e-5  # in a step scales change between micro-batches, evaluating never
+    assert result["evaluated"][0][0] == pytest.approx(result["straight"][0][0], rel=within)
     assert result["straight"][1][0] != result["straight"][0][0] and result["updates"] == [[2]]
+
+
+def test_scales_of_fp8_go_from_any_layout_to_any(results: dict[str, Any]) -> None:
+    """Tensor, pipeline, data and context parallel: each goes on from another one's histories, bit for bit."""
+    crossed = results["crossed"]
+    assert len(crossed) == 4 and {found["from"] for found in crossed.values()} == crossed.keys()
+    for name, found in crossed.items():
+        assert not found["wrong"] and found["complete"] and found["layers"] == 8, (name, found)
+        assert found["scales"] == "learned"
+        assert found["loss"] == pytest.approx(results[found["from"]]["straight"][0][0], rel=1e-3), name
