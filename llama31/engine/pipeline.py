@@ -23,7 +23,6 @@ from llama31 import config
 from llama31.engine import zero
 from llama31.engine.objectives import ForwardStep, MicroBatch, Objective, next_token
 from llama31.model import llama
-from llama31.parallel import mesh
 from llama31.parallel.mesh import Grid
 from llama31.quantise import delayed
 
@@ -126,7 +125,7 @@ class Forward:
             return self._passes(batches, step, forward_only)
         for _ in range(delayed.LEARNING if self.fp8.scales == "ones" else 0):
             self._passes(batches, step, forward_only)
-            self.fp8.measure(mesh.stage_group())
+            self.fp8.measure()
         with self.fp8.untouched():
             return self._passes(batches, step, forward_only)
 

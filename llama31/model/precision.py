@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from llama31 import config
 from llama31.model import versions
-from llama31.parallel import mesh
 from llama31.plan import fp8
 from llama31.quantise import delayed, twin
 
@@ -212,7 +211,7 @@ def _place_twins(chunk: Any, chosen: dict[str, Any], recipe: str, device: torch.
         for linear in chosen.values():
             linear.cast = twin.STATELESS[recipe]()
         return
-    book = delayed.Book(len(chosen), mesh.stage_group(), device)
+    book = delayed.Book(len(chosen), device)
     if chosen:
         book.follow(chunk.decoder)
     for place, (name, linear) in enumerate(chosen.items()):
@@ -220,15 +219,15 @@ def _place_twins(chunk: Any, chosen: dict[str, Any], recipe: str, device: torch.
         chunk.histories[name] = linear.cast.history
 
 
-def _history(linear: Any, settings: Any) -> delayed.History:
+def _history(linear: Any, settings: Any) -> delayed.ScaleHistory:
     """State that a layer of Transformer Engine would make before its first pass, made now so that it can be filled."""
     from megatron.core.fp8_utils import get_fp8_recipe
 
     recipe = get_fp8_recipe(settings)
-    linear.fp8_meta |= {"recipe": recipe, "num_gemms": 1}
+    linear.fp8_meta.update(recipe=recipe, num_gemms=1)
     linear.init_fp8_meta_tensors(recipe)
     forward, backward = linear.fp8_meta["scaling_fwd"], linear.fp8_meta["scaling_bwd"]
-    return delayed.History(forward.scale, forward.amax_history, backward.scale, backward.amax_history)
+    return delayed.ScaleHistory(forward.scale, forward.amax_history, backward.scale, backward.amax_history)
 
 
 def _outside_fp8(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from llama31.parallel import mesh
 from llama31.quantise import formats
 
 PASSES = 1024  # whose largest value a scale follows: Transformer Engine's own default
@@ -28,7 +29,7 @@ PREFIX = "fp8."
 
 
 @dataclass(frozen=True)
-class History:
+class ScaleHistory:
     """Of one linear layer, FP32, live: scales [3] and [2], and maxima [PASSES, 3] and [PASSES, 2].
 
     In the order input, weight, output; gradient of the output, of the input. The first row of maxima is of the pass
@@ -67,16 +68,15 @@ SHAPE = (1 + PASSES, FORWARD + BACKWARD)
 class Book:
     """The histories of a chunk's linear layers where Transformer Engine does not keep them (`twin`)."""
 
-    def __init__(self, layers: int, group: Any, device: torch.device) -> None:
-        """For so many linear layers; maxima are those of all ranks of `group`."""
-        self.group, self.count = group, layers
+    def __init__(self, layers: int, device: torch.device) -> None:
+        """For so many linear layers; maxima are those of all ranks of a pipeline stage."""
         self.scales = [torch.ones(layers, number, device=device) for number in (FORWARD, BACKWARD)]
         self.maxima = [torch.zeros(layers, PASSES, number, device=device) for number in (FORWARD, BACKWARD)]
         self.inside = self.learning = False  # whether the layers' forward pass runs, and with gradients to follow
 
-    def history(self, place: int) -> History:
+    def history(self, place: int) -> ScaleHistory:
         """That of one layer: views."""
-        return History(self.scales[0][place], self.maxima[0][place], self.scales[1][place], self.maxima[1][place])
+        return ScaleHistory(self.scales[0][place], self.maxima[0][place], self.scales[1][place], self.maxima[1][place])
 
     def follow(self, decoder: nn.Module) -> None:
         """Take in what was seen when a forward pass of `decoder` ends that has gradients to follow."""
@@ -98,8 +98,7 @@ class Book:
         which, kind = (0, formats.E4M3) if forward else (1, formats.E5M2)
         maxima, scales = self.maxima[which], self.scales[which]
         seen = maxima[:, 0].contiguous()
-        if dist.get_world_size(self.group) > 1:
-            dist.all_reduce(seen, op=dist.ReduceOp.MAX, group=self.group)
+        _over_stage(seen)
         maxima[:, 0] = seen
         highest = maxima.amax(1)
         known = (highest > 0) & highest.isfinite()
@@ -168,7 +167,7 @@ class Histories:
 
     def __init__(self, chunks: Sequence[Any]) -> None:
         self.chunks = chunks
-        self.named: dict[str, History] = {name: one for chunk in chunks for name, one in chunk.histories.items()}
+        self.named: dict[str, ScaleHistory] = {name: one for chunk in chunks for name, one in chunk.histories.items()}
         self._live = [tensor for history in self.named.values() for tensor in history.tensors()]
         self._kept: list[Tensor] = []
 
@@ -211,16 +210,22 @@ class Histories:
         self.scales = "ones"
 
     @torch.no_grad()
-    def measure(self, group: Any) -> None:
-        """Scales of the forward pass from the maxima of one that just ran without gradients, over `group`."""
+    def measure(self) -> None:
+        """Scales of the forward pass from the maxima of one that just ran without gradients. Collective."""
         self.scales = "measured"
         if not self.named:
             return
         seen = torch.stack([history.amax_forward[0] for history in self.named.values()])
-        if dist.get_world_size(group) > 1:
-            dist.all_reduce(seen, op=dist.ReduceOp.MAX, group=group)
+        _over_stage(seen)
         for history, scale in zip(self.named.values(), formats.scale_of(seen, formats.E4M3), strict=True):
             history.scale_forward.copy_(scale)
+
+
+def _over_stage(maxima: Tensor) -> None:
+    """The largest of all ranks of a stage, in place."""
+    group = mesh.stage_group()  # not kept: a group that something holds on to keeps its threads
+    if dist.get_world_size(group) > 1:
+        dist.all_reduce(maxima, op=dist.ReduceOp.MAX, group=group)
 
 
 @torch.no_grad()

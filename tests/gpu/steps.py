@@ -22,7 +22,6 @@ Facts = dict[str, Any]
 ROWS, LENGTH, VOCAB = 2, 2048, 1024
 RATES = [5e-5, 5e-5, 2e-5]  # at a width of 512; small, so that later steps are still close where the first one is
 KEPT = 512  # numbers of each gradient that are compared
-FP8 = ("delayed", "tensorwise", "blockwise")
 # Heads of width 128, four query heads to a KV head. The wide one is an 8B's attention: 8 KV heads.
 SHAPES = {
     "narrow": {"hidden_size": 512, "heads": 4, "kv_heads": 1},
@@ -64,10 +63,7 @@ def steps(name: str, numbers: config.Precision, device: torch.device, rates: lis
     grid = mesh.create(parallel)
     chunks = llama.build(built, numbers, parallel, grid, seed=3)
     engine = Engine(chunks, built, config.Optimizer(), numbers, parallel, grid)
-    batch, facts = micro_batches(device), Facts(losses=[], norms=[], passes=[])
-    for _ in range(2 if numbers.fp8 != "none" else 0):  # delayed scaling learns its scales from passes before
-        facts["passes"].append(engine.accumulate(batch).grad_norm)
-        engine.discard()
+    batch, facts = micro_batches(device), Facts(losses=[], norms=[])
     for lr in rates:
         result = engine.accumulate(batch)
         engine.apply(lr * 512 / built.hidden_size)
@@ -87,8 +83,11 @@ def cases(device: torch.device, extras: tuple[str, ...]) -> Iterator[tuple[str, 
     formats = {"fp32": config.Precision(params="fp32")}
     if gpu:
         formats["bf16"] = config.Precision()
-        if precision.have_transformer_engine():
-            formats |= {f"fp8 {recipe}": config.Precision(fp8=recipe) for recipe in FP8}
+        able = torch.cuda.get_device_capability(device)
+        for recipe, needed in precision.FP8_CAPABILITY.items() if precision.have_transformer_engine() else ():
+            if able >= needed:
+                formats[f"fp8 {recipe}"] = config.Precision(fp8=recipe)
+                formats[f"twin {recipe}"] = config.Precision(fp8=recipe, fp8_emulate=True)
     for name in SHAPES if "wide" in extras else ["narrow"]:
         for record, numbers in formats.items():
             yield (

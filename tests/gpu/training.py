@@ -206,7 +206,7 @@ def difference(one: Any, other: Any) -> tuple[float, float]:
 
 def resumed(room: Path, data: Path, numbers: config.Precision, deterministic: bool) -> Facts:
     """A run, the same again, and one that stops after two steps and goes on."""
-    name = f"resume-{numbers.params}-{numbers.fp8}-{deterministic}"
+    name = f"resume-{numbers.params}-{numbers.fp8}-{numbers.fp8_emulate}-{deterministic}"
     made = partial(run_of, room, data, numbers=numbers, deterministic=deterministic)
     whole, again = (finished(made(f"{name}-{which}")) for which in ("whole", "again"))
     stopped = made(f"{name}-stopped")
@@ -275,9 +275,12 @@ def cases(
     yield "conversion", lambda: converted(room, data, device)
     numbers = config.Precision(params="bf16" if gpu else "fp32")
     yield "resume deterministic", lambda: resumed(room, data, numbers, deterministic=True)
+    twin = replace(numbers, fp8="delayed", fp8_emulate=True)  # its scales are state
+    yield "resume twin deterministic", lambda: resumed(room, data, twin, deterministic=True)
     if not extras and not gpu:
         return  # on a CPU it is the same
     yield "resume", lambda: resumed(room, data, numbers, deterministic=False)
     if fp8:
-        tensorwise = config.Precision(fp8="tensorwise")
-        yield "resume fp8 deterministic", lambda: resumed(room, data, tensorwise, deterministic=True)
+        for recipe in ("tensorwise", "delayed"):
+            numbers_of = config.Precision(fp8=recipe)
+            yield f"resume fp8 {recipe}", lambda n=numbers_of: resumed(room, data, n, deterministic=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -260,3 +262,35 @@ def test_a_discarded_step_forgets_what_is_not_finite() -> None:
     assert not torch.isfinite(torch.tensor(engine.accumulate(spoiled).grad_norm))
     engine.discard()
     assert all(history.packed().isfinite().all() for history in engine.forward.fp8.named.values())
+
+
+def test_a_checkpoint_of_another_recipe_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Scales that nobody uses, scales that are missing: said, and learned anew; those that fit are taken."""
+    from llama31.checkpoint import publish
+    from llama31.engine import state
+
+    saved = {}
+    for name, chosen in {"mlp": numbers("delayed", fp8_linears="mlp"), "plain": numbers("none")}.items():
+        engine = engine_of(chosen)
+        trained(engine, 2)
+        meta = publish.Meta(model={}, step=2)
+        saved[name] = publish.save(tmp_path / name, meta, state.weights(engine), state.optimizer(engine))
+    cases = [
+        ("mlp", numbers("delayed", fp8_linears="mlp"), "learned", ""),
+        (
+            "mlp",
+            numbers("delayed"),
+            "ones",
+            r"no FP8 scales of decoder.layers.0.self_attention.linear_proj; .*teaches all",
+        ),
+        ("mlp", numbers("tensorwise"), "learned", "holds scales of FP8's delayed scaling, for which"),
+        ("plain", numbers("delayed"), "ones", "no FP8 scales of decoder.layers.0.mlp.linear_fc1; .*and 8 more"),
+        ("plain", numbers("none"), "learned", ""),
+    ]
+    for source, chosen, scales, said in cases:
+        engine = engine_of(chosen)
+        caplog.clear()
+        state.load_optimizer(saved[source], engine, 2)
+        assert engine.forward.fp8.scales == scales
+        assert bool(caplog.text) == bool(said) and re.search(said, caplog.text), caplog.text
+        assert trained(engine, 1, first=2)[0][0] == pytest.approx(4.0, abs=0.3)
