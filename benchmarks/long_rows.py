@@ -55,13 +55,14 @@ def _ours(length: int, ends: Sequence[int], params: str) -> Pass:
 
     from llama31.model import precision
     from llama31.model.attention import attend
+    from llama31.model.sequences import SequenceTable
 
     documents = torch.tensor([(0, begin, end) for begin, end in zip([0, *ends[:-1]], ends, strict=True)])
     query, key, value = (
         torch.randn(length, 1, heads, WIDTH, dtype=precision.DTYPES[params], requires_grad=True)
         for heads in (HEADS, KV_HEADS, KV_HEADS)
     )
-    return lambda: attend(query, key, value, documents, [(0, length)])
+    return lambda: attend(query, key, value, SequenceTable(documents, 1, [(0, length)], query.device))
 
 
 def _transformers(length: int, ends: Sequence[int], params: str) -> Pass:

@@ -106,19 +106,21 @@ def _kernels(device: Any) -> Iterator[tuple[str, contextlib.AbstractContextManag
     if device.type == "cpu":
         yield "cpu", contextlib.nullcontext()
         return
-    yield "cudnn", contextlib.nullcontext()
-    yield "torch", mock.patch.object(kernels, "_cudnn", lambda: None)
+    for name in ("cudnn", "torch") if kernels._cudnn() is not None else ("torch",):
+        yield name, mock.patch.object(kernels, "chosen", lambda query, sequences, name=name: name)
 
 
 def _attention(parts: list[Any], lengths: list[int], of: dict[str, Any]) -> tuple[Rows, Any]:
     import torch
 
     from llama31.model.attention import attend
+    from llama31.model.sequences import SequenceTable
 
     ends: list[int] = torch.tensor(lengths).cumsum(0).tolist()
-    table = torch.tensor([(0, end - size, end) for end, size in zip(ends, lengths, strict=True)], dtype=torch.int32)
+    documents = torch.tensor([(0, end - size, end) for end, size in zip(ends, lengths, strict=True)], dtype=torch.int32)
     query, key, value = parts
-    forward = lambda: attend(query, key, value, table, [(0, ends[-1])])  # noqa: E731
+    table = SequenceTable(documents, 1, [(0, ends[-1])], query.device)
+    forward = lambda: attend(query, key, value, table)  # noqa: E731
     rows = [_timed(forward, **of, direction="forward")]
     if "failed" in rows[0]:
         return rows, None

@@ -8,7 +8,7 @@ responses (`preference.py`) takes their numbers from `Compared`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llama31.data.batches import Rows
 from llama31.dialogs.rows import PackedRows
-from llama31.model.attention import take_chunks
+from llama31.model.sequences import SequenceTable, take_chunks
 from llama31.parallel.mesh import Grid
 
 LossFunction = Callable[[Any], tuple[Tensor, Tensor, Tensor]]
@@ -52,8 +52,8 @@ class MicroBatch:
     """Rows of one forward and backward pass.
 
     tokens, labels int64 [b, s]; weights FP32 [b, s], 0 where nothing is to be learned; documents int [n, 3] as
-    (row, begin, end), sorted, covering every row, or [n, 5] (`model/attention.py`); positions int64 [b, s], where they
-    are not those of the row; scale multiplies what is not a sum over tokens.
+    (row, begin, end), sorted, covering every row, or [n, 5] (`model/attention.py`), on the host; positions int64
+    [b, s], where they are not those of the row; scale multiplies what is not a sum over tokens.
     """
 
     tokens: Tensor
@@ -63,6 +63,7 @@ class MicroBatch:
     positions: Tensor | None = None
     compared: Compared | None = None
     scale: float | Tensor = 1.0
+    tables: dict[tuple[int, int], SequenceTable] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_numpy(
@@ -100,6 +101,14 @@ class MicroBatch:
         restart = positions if rows.restarts else None
         return cls(tokens, labels, weights, torch.from_numpy(rows.documents), restart, compared)
 
+    def sequences(self, grid: Grid) -> SequenceTable:
+        """What attention asks of the documents, made once for all layers, chunks and passes."""
+        place = grid.cp, grid.cp_rank
+        if place not in self.tables:
+            rows, length = self.tokens.shape
+            self.tables[place] = SequenceTable.of_rank(self.documents, rows, length, *place, self.tokens.device)
+        return self.tables[place]
+
     def scaled(self, factor: Tensor) -> MicroBatch:
         """The same rows with every weight multiplied by `factor` [], which stays on its device."""
         return replace(self, weights=self.weights * factor, scale=self.scale * factor)
@@ -122,7 +131,7 @@ class NextToken:
             return take_chunks(row, grid.cp, grid.cp_rank, 1)
 
         output = chunk(
-            local(batch.tokens), None, batch.documents, labels=local(batch.labels), loss_mask=local(batch.weights)
+            local(batch.tokens), None, batch.sequences(grid), labels=local(batch.labels), loss_mask=local(batch.weights)
         )
 
         def loss(output: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llama31.engine.objectives import Compared, LossFunction, MicroBatch
-from llama31.model.attention import take_chunks
+from llama31.model.sequences import take_chunks
 from llama31.parallel.mesh import Grid
 
 NOTHING = torch.zeros((), dtype=torch.int)
@@ -139,9 +139,9 @@ def _local(whole: Tensor | None, grid: Grid) -> Tensor | None:
 
 
 def _scores(chunk: Any, batch: MicroBatch, grid: Grid) -> Any:
-    return chunk(_local(batch.tokens, grid), _local(batch.positions, grid), batch.documents)
+    return chunk(_local(batch.tokens, grid), _local(batch.positions, grid), batch.sequences(grid))
 
 
 def _token_losses(chunk: Any, batch: MicroBatch, grid: Grid) -> Any:
     positions = _local(batch.positions, grid)
-    return chunk(_local(batch.tokens, grid), positions, batch.documents, labels=_labels(batch, grid))
+    return chunk(_local(batch.tokens, grid), positions, batch.sequences(grid), labels=_labels(batch, grid))

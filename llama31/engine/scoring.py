@@ -22,8 +22,8 @@ from llama31.data.batches import Rows, rank_rows
 from llama31.dialogs.rows import PackedRows
 from llama31.engine.objectives import ForwardStep, LossFunction, MicroBatch
 from llama31.engine.pipeline import Forward
-from llama31.model.attention import take_chunks
 from llama31.model.llama import Llama
+from llama31.model.sequences import take_chunks
 from llama31.parallel.mesh import Grid
 
 ROWS_AT_ONCE = 16  # rows per replica between two reductions of what was found
@@ -94,7 +94,7 @@ def _block(forward: Forward, fetch: Fetch, first: int, count: int, micro_batch: 
             nothing = torch.zeros((), device=grid.device)
             return nothing, torch.zeros((), dtype=torch.int), nothing
 
-        return chunk(tokens, None, batch.documents, labels=labels, loss_mask=wanted), keep
+        return chunk(tokens, None, batch.sequences(grid), labels=labels, loss_mask=wanted), keep
 
     with torch.no_grad(), _scoring(forward.chunks):
         forward.forward_backward(batches, step, forward_only=True)

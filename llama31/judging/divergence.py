@@ -28,7 +28,7 @@ from llama31.engine.pipeline import Forward
 from llama31.evaluate import perplexity
 from llama31.evaluate.confidence import mean_over
 from llama31.model import head, llama
-from llama31.model.attention import take_chunks
+from llama31.model.sequences import take_chunks
 from llama31.parallel.mesh import Grid
 
 TOKENS = 512  # whose log-probabilities exist in FP32 at once
@@ -145,7 +145,7 @@ def _logits(forward: Forward, batches: list[MicroBatch], take: Any) -> None:
             nothing = torch.zeros((), device=grid.device)
             return nothing, torch.zeros((), dtype=torch.int), nothing
 
-        return chunk(take_chunks(batch.tokens, grid.cp, grid.cp_rank, 1), None, batch.documents), taken
+        return chunk(take_chunks(batch.tokens, grid.cp, grid.cp_rank, 1), None, batch.sequences(grid)), taken
 
     with torch.no_grad(), _evaluating(forward):
         forward.forward_backward(batches, step, forward_only=True)

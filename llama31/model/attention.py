@@ -9,128 +9,60 @@ A chunk's share of a document is a causal block on its own keys and, where the d
 block that sees everything earlier. The first needs no other rank, so it is computed while K and V travel. For the
 backward pass a rank keeps its own K and V and gathers again: kept whole, they would not shrink with CP.
 
+On a GPU these two are two calls of a variable-length kernel, however many documents there are (`_AttendPacked`); a
+row that one process has whole needs the first alone. On a CPU each document is a call of its own (`_Attend`), which is
+also what the two calls are tested against.
+
 Shapes: Q [s, b, heads, d], K and V [s, b, kv_heads, d] (Megatron's order), documents int [n, 3]; or [n, 5], where the
-last two columns are the span of a prefix that the whole document sees as well, one more block of earlier keys:
-responses to one prompt, which do not see each other (an empty span: none).
+last two columns are the span of a prefix that the whole document sees as well, one more span of earlier keys:
+responses to one prompt, which do not see each other (an empty span: none). `sequences` has the table of them.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llama31.model import kernels
-
-Span = tuple[int, int]
-Document = tuple[int, int, Span]  # begin, end, and the prefix that it sees as well
-
-
-def chunks_of_rank(length: int, cp: int, cp_rank: int) -> list[Span]:
-    """The two spans of a row of `length` tokens that a context-parallel rank holds (the whole row when cp is 1)."""
-    if cp == 1:
-        return [(0, length)]
-    size = length // (2 * cp)
-    return [(i * size, (i + 1) * size) for i in (cp_rank, 2 * cp - 1 - cp_rank)]
-
-
-def take_chunks(row: Tensor, cp: int, cp_rank: int, dim: int) -> Tensor:
-    """This rank's chunks of a whole row, concatenated along `dim`."""
-    spans = chunks_of_rank(row.size(dim), cp, cp_rank)
-    return row if cp == 1 else torch.cat([row.narrow(dim, begin, end - begin) for begin, end in spans], dim)
+from llama31.model import fused, kernels
+from llama31.model.sequences import AttentionBlock, PackedSequences, SequenceTable
 
 
 def start_gather(key: Tensor, value: Tensor, group: Any) -> Callable[[], Tensor]:
-    """Begin to gather chunks [s / cp, ...] of all ranks; the result waits, and returns whole rows [2, s, ...]."""
-    cp, local = dist.get_world_size(group), torch.stack([key, value])
-    gathered = local.new_empty((cp, *local.shape))
+    """Begin to gather [s / cp, ...] of K and V from all ranks; the result waits, and returns [cp, 2, s / cp, ...]."""
+    local = torch.stack([key, value])
+    gathered = local.new_empty((dist.get_world_size(group), *local.shape))
     work = dist.all_gather_into_tensor(gathered.flatten(0, 1), local, group=group, async_op=True)
 
     assert work is not None, "all ranks of the mesh are in the group"
 
     def wait() -> Tensor:
         work.wait()
-        halves = gathered.unflatten(2, (2, -1)).movedim((1, 2), (0, 1))  # [K and V, half, rank, s / 2cp, ...]
-        return torch.cat([halves[:, 0], halves[:, 1].flip(1)], 1).flatten(1, 2)
+        return gathered
 
     return wait
 
 
-def scatter_sum(rows: Tensor, group: Any) -> Tensor:
-    """Sum of whole rows [2, s, ...] over ranks, each getting its chunks [2, s / cp, ...]."""
-    cp = dist.get_world_size(group)
-    chunks = rows.unflatten(1, (2 * cp, -1)).movedim(1, 0)
-    by_rank = torch.stack([chunks[:cp], chunks[cp:].flip(0)], 2)  # [rank, K and V, half, s / 2cp, ...]
+def scatter_sum(by_rank: Tensor, group: Any) -> Tensor:
+    """Sum over ranks of [cp, 2, s / cp, ...], what is for each of them; a rank gets its [2, s / cp, ...]."""
     local = torch.empty_like(by_rank[0])
     dist.reduce_scatter_tensor(local, by_rank.flatten(0, 1), group=group)
-    return local.flatten(1, 2)
+    return local
 
 
-@dataclass(frozen=True)
-class AttentionBlock:
-    """Consecutive queries of one document, and the keys that they see."""
-
-    rows: slice  # of the micro-batch
-    queries: slice  # in the query tensor
-    own: slice  # in K and V as given: the keys at the queries' own positions
-    earlier: tuple[Span, ...] = ()  # positions in the row: the document's keys before those, those of its prefix
-
-    @property
-    def causal(self) -> bool:
-        """A single query sees all its keys; its earlier ones may count as its own."""
-        return self.queries.stop - self.queries.start > 1
-
-    @property
-    def merged(self) -> bool:
-        """Whether there are earlier keys."""
-        return bool(self.earlier)
+def whole_rows(by_rank: Tensor) -> Tensor:
+    """[cp, 2, s / cp, ...], each rank's two chunks -> K and V as rows, [2, s, ...]."""
+    halves = by_rank.unflatten(2, (2, -1)).movedim((1, 2), (0, 1))  # [K and V, half, rank, s / 2cp, ...]
+    return torch.cat([halves[:, 0], halves[:, 1].flip(1)], 1).flatten(1, 2)
 
 
-def blocks(documents: Tensor, rows: int, spans: list[Span], chunked: bool) -> list[AttentionBlock]:
-    """The blocks of queries at the positions of `spans`; K and V hold the same positions if chunked, else the row."""
-    of_row: list[list[Document]] = [[] for _ in range(rows)]
-    for row, begin, end, *prefix in documents.tolist():
-        of_row[row].append((begin, end, (prefix[0], prefix[1]) if prefix else (0, 0)))
-    if all(those == of_row[0] for those in of_row):
-        return _blocks_of_rows(slice(None), of_row[0], spans, chunked)
-    return [
-        block
-        for row, those in enumerate(of_row)
-        for block in _blocks_of_rows(slice(row, row + 1), those, spans, chunked)
-    ]
-
-
-def _blocks_of_rows(rows: slice, documents: list[Document], spans: list[Span], chunked: bool) -> list[AttentionBlock]:
-    result, offset = [], 0
-    for begin, end in spans:
-        for start, stop, prefix in documents:
-            first, last = max(begin, start), min(end, stop)
-            if first >= last:
-                continue
-            queries, own = slice(offset + first - begin, offset + last - begin), slice(first, last)
-            earlier = (start, first)
-            if chunked:
-                own = queries
-            elif last - first == 1:  # a step of decoding
-                own, earlier = slice(start, last), (0, 0)
-            result.append(
-                AttentionBlock(rows, queries, own, tuple(span for span in (prefix, earlier) if span[0] < span[1]))
-            )
-        offset += end - begin
-    return result
-
-
-def crosses_chunks(documents: Tensor, length: int, cp: int) -> bool:
-    """Whether any document lies in more than one chunk or has a prefix: some rank then needs keys of another."""
-    size = length // (2 * cp)
-    crosses = documents[:, 1] // size != (documents[:, 2] - 1) // size
-    return bool(crosses.any() or (documents[:, 3:].size(1) and (documents[:, 3] < documents[:, 4]).any()))
+def rank_chunks(rows: Tensor, cp: int) -> Tensor:
+    """The way back: rows [2, s, ...] -> [cp, 2, s / cp, ...]."""
+    chunks = rows.unflatten(1, (2 * cp, -1)).movedim(1, 0)
+    return torch.stack([chunks[:cp], chunks[cp:].flip(0)], 2).flatten(2, 3)
 
 
 def _heads_first(x: Tensor, positions: slice, rows: slice) -> Tensor:
@@ -150,45 +82,74 @@ def _one_document(todo: list[AttentionBlock], query: Tensor, key: Tensor) -> boo
     return one and todo[0].causal and not todo[0].merged
 
 
-@functools.lru_cache(maxsize=4)  # of a few micro-batches: all layers ask for the same one
-def _pack(table: bytes, rows: int, length: int, device: torch.device) -> kernels.PackedDocuments | None:
-    """Cumulative lengths of documents [n, 3], given as int32 bytes; None unless they fill `rows` of `length` positions.
-
-    The longest length is rounded up to a power of two: kernels are planned for it, and would be for every batch.
-    """
-    row, begins, ends = np.frombuffer(table, np.int32).reshape(-1, 3).T
-    if (ends - begins).sum() != rows * length:
-        return None
-    longest = int((ends - begins).max())
-    bounds = np.concatenate([[0], row * length + ends]).astype(np.int32)
-    return kernels.PackedDocuments(torch.from_numpy(bounds).to(device), min(length, 1 << (longest - 1).bit_length()))
-
-
-def _one_after_another(x: Tensor) -> Tensor:
-    """[s, b, heads, d] -> [b x s, heads, d]; a view where there is one row."""
-    return x.transpose(0, 1).reshape(-1, *x.shape[2:])
-
-
 class _AttendPacked(torch.autograd.Function):
-    """All documents of whole rows by one call."""
+    """All documents by two calls, of which the second is left out where no query sees earlier keys."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, documents: kernels.PackedDocuments) -> Tensor:
-        q, k, v = (_one_after_another(x).contiguous() for x in (query, key, value))
-        out, kept = kernels.packed_forward(q, k, v, documents)
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, table: SequenceTable, group: Any) -> Tensor:
+        # The value is a view of the fused projection, all of which would be kept with it.
+        query, key, value = (x.contiguous() for x in (query, key, value))
+        wait = None if group is None else start_gather(key, value, group)
+        own, earlier = table.own_keys, table.earlier_keys
+        q, k, v = _taken(own, query, key, value)
+        out, lse, kept = kernels.packed_forward(q, k, v, own)
+        gathered = None if wait is None else wait()
+        others: list[Tensor] = []
+        if earlier is not None:
+            k, v = _earlier_keys(earlier, key, value, gathered)
+            pick = earlier.queries.take
+            other_out, other_lse, others = kernels.packed_forward(pick(q), k, v, earlier)
+            merged = kernels.merge(pick(out), pick(lse), other_out, other_lse)
+            out, lse = (earlier.queries.replace(x, part) for x, part in zip((out, lse), merged, strict=True))
+        result = own.queries.put(out, query.size(0) * query.size(1)).view(query.shape)
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(q, k, v, out, *kept)
-            ctx.documents = documents
-        return out.view(query.size(1), query.size(0), *query.shape[2:]).transpose(0, 1)
+            ctx.save_for_backward(query, key, value, result, lse, *kept, *others)
+            ctx.table, ctx.group, ctx.kept = table, group, len(kept)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, *kept = ctx.saved_tensors
-        rows, length = grads[0].size(1), grads[0].size(0)
-        gradients = kernels.packed_backward(
-            _one_after_another(grads[0]), query, key, value, out, ctx.documents, list(kept)
-        )
-        return *(x.view(rows, length, *x.shape[1:]).transpose(0, 1) for x in gradients), None
+        query, key, value, result, lse, *kept = ctx.saved_tensors
+        wait = None if ctx.group is None else start_gather(key, value, ctx.group)
+        own, earlier = ctx.table.own_keys, ctx.table.earlier_keys
+        q, k, v = _taken(own, query, key, value)
+        grad, out = (own.queries.take(x.flatten(0, 1)) for x in (grads[0], result))
+        grad_query, *of_keys = kernels.packed_backward(grad, q, k, v, out, lse, own, kept[: ctx.kept])
+        totals = [own.keys.put(part, key.size(0) * key.size(1)) for part in of_keys]
+        gathered = None if wait is None else wait()
+        if earlier is not None:
+            k, v = _earlier_keys(earlier, key, value, gathered)
+            parts = (earlier.queries.take(x) for x in (grad, q, out, lse))
+            grad, q, out, lse = parts
+            of_queries, *of_keys = kernels.packed_backward(grad, q, k, v, out, lse, earlier, kept[ctx.kept :])
+            earlier.queries.add(grad_query, of_queries)
+            if gathered is None:
+                for total, part in zip(totals, of_keys, strict=True):
+                    earlier.keys.add(total, part)
+        if gathered is not None:
+            by_rank = torch.zeros_like(gathered)
+            if earlier is not None:
+                earlier.keys.add(by_rank.flatten(0, 3), torch.cat(of_keys))
+            for total, part in zip(totals, scatter_sum(by_rank, ctx.group), strict=True):
+                total += part.flatten(0, 1)
+        whole = own.queries.put(grad_query, query.size(0) * query.size(1))
+        return whole.view(query.shape), *(total.view(key.shape) for total in totals), None, None
+
+
+def _taken(own: PackedSequences, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of [s, b, heads, d] what a call with each query's own keys asks for, [t, heads, d]."""
+    q, k, v = (x.flatten(0, 1) for x in (query, key, value))
+    return own.queries.take(q), own.keys.take(k), own.keys.take(v)
+
+
+def _earlier_keys(
+    earlier: PackedSequences, key: Tensor, value: Tensor, gathered: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """K and V [t, kv_heads, d] of what comes before the queries: out of the whole rows, or of what was gathered."""
+    if gathered is None:
+        return earlier.keys.take(key.flatten(0, 1)), earlier.keys.take(value.flatten(0, 1))
+    k, v = earlier.keys.take(gathered.flatten(0, 3)).chunk(2)
+    return k, v
 
 
 class _Attend(torch.autograd.Function):
@@ -214,7 +175,7 @@ class _Attend(torch.autograd.Function):
                 _heads_first(out, block.queries, block.rows).copy_(own_out)
             lses.append(lse)
         assert out is not None
-        whole = (key, value) if wait is None else wait()
+        whole = (key, value) if wait is None else whole_rows(wait())
         for i, block in enumerate(todo):
             for span in block.earlier:
                 q, own_out = (_heads_first(x, block.queries, block.rows) for x in (query, out))
@@ -255,12 +216,12 @@ class _Attend(torch.autograd.Function):
 
         for block, lse in zip(ctx.todo, lses, strict=True):
             add(block, lse, block.own, block.causal, (key, value), grad_own)
-        whole, grad_whole = ((key, value), grad_own) if wait is None else _with_zeros(wait())
+        whole, grad_whole = ((key, value), grad_own) if wait is None else _with_zeros(whole_rows(wait()))
         for block, lse in zip(ctx.todo, lses, strict=True):
             for span in block.earlier:
                 add(block, lse, slice(*span), False, whole, grad_whole)
         if wait is not None:
-            grad_own += scatter_sum(grad_whole, ctx.group)
+            grad_own += scatter_sum(rank_chunks(grad_whole, dist.get_world_size(ctx.group)), ctx.group)
         return grad_query, grad_key, grad_value, None, None
 
 
@@ -268,76 +229,57 @@ def _with_zeros(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows, torch.zeros_like(rows)
 
 
-def _packed(query: Tensor, key: Tensor, documents: Tensor) -> kernels.PackedDocuments | None:
-    """For one call that does it all: on a GPU, where documents without prefixes fill whole rows."""
-    if not kernels.packed(query) or query.size(0) != key.size(0) or documents.size(1) != 3 or documents.is_cuda:
-        return None
-    return _pack(documents.to(torch.int32).numpy().tobytes(), query.size(1), query.size(0), query.device)
-
-
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, documents: Tensor, spans: list[Span], group: Any = None
-) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, table: SequenceTable, group: Any = None) -> Tensor:
     """Causal attention inside documents.
 
-    query [sq, b, heads, d] holds the positions of `spans`, in that order. key and value [s, b, kv_heads, d] hold the
-    whole row; with a context-parallel group they hold the positions of `spans` too, and the rest is gathered.
-    documents int [n, 3]: (row, begin, end), disjoint and sorted, the same on all ranks of the group; queries outside
-    of any give zeros. Or [n, 5], with the span of a prefix. Returns [sq, b, heads, d].
+    query [sq, b, heads, d] holds the positions of the table's spans, in that order. key and value [s, b, kv_heads, d]
+    hold the whole row; with a context-parallel group they hold the positions of the spans too, and the rest is
+    gathered. The table's documents are the same on all ranks of the group; queries outside of any give zeros. Returns
+    [sq, b, heads, d].
     """
-    if group is None and (packed := _packed(query, key, documents)) is not None:
-        whole: Tensor = _AttendPacked.apply(query, key, value, packed)
-        return whole
-    todo = blocks(documents, query.size(1), spans, chunked=group is not None)
-    if group is not None:
-        cp = dist.get_world_size(group)
-        group = group if crosses_chunks(documents, query.size(0) * cp, cp) else None
-    out: Tensor = _Attend.apply(query, key, value, todo, group)
+    group = group if table.travels else None
+    if kernels.packed(query) and query.size(0) > 1:  # a step of decoding sees all keys, which a call would copy
+        packed: Tensor = _AttendPacked.apply(query, key, value, table, group)
+        return packed
+    out: Tensor = _Attend.apply(query, key, value, table.blocks, group)
     return out
 
 
 class DocumentAttention(torch.nn.Module):
-    """Megatron's `core_attention`: what it calls the attention mask is our table of documents."""
+    """Megatron's `core_attention`; what documents there are it learns from a `SequenceTable`."""
 
     def __init__(
         self, config: Any, layer_number: int, attn_mask_type: Any, attention_type: str, pg_collection: Any, **_: Any
     ) -> None:
         super().__init__()
         self.group = pg_collection.cp
-        self.cp, self.cp_rank = dist.get_world_size(self.group), dist.get_rank(self.group)
 
     def forward(
         self,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: Tensor | None = None,
         attn_mask_type: Any = None,
         attention_bias: Tensor | None = None,
         packed_seq_params: Any = None,
     ) -> Tensor:
-        """[s / cp, b, heads, d] x 3, documents [n, 3] or [n, 5] -> [s / cp, b, heads * d].
+        """[s / cp, b, h, d] x 3, a `SequenceTable` as packed_seq_params -> [s / cp, b, h * d].
 
         Raises ValueError for every other way in which Megatron can hand over a mask: nothing here would heed it.
         """
-        refuse_other_masks(attention_mask, attention_bias, packed_seq_params)
-        assert attention_mask is not None
-        if self.cp == 1:
-            spans = [(key.size(0) - query.size(0), key.size(0))]
-            return attend(query, key, value, attention_mask, spans).flatten(2)
-        spans = chunks_of_rank(key.size(0) * self.cp, self.cp, self.cp_rank)
-        return attend(query, key, value, attention_mask, spans, self.group).flatten(2)
+        table = table_alone(packed_seq_params, attention_mask, attention_bias)
+        if table.rotary is not None:
+            query, key = fused.rotate(query, table.rotary), fused.rotate(key, table.rotary)
+        return attend(query, key, value, table, self.group).flatten(2)
 
 
-def refuse_other_masks(documents: Tensor | None, bias: Tensor | None, packed: Any) -> None:
-    """Raise ValueError unless the mask is a table of documents and the only mask."""
-    remedy = "; give the documents as int [n, 3] (row, begin, end) in the place of attention_mask"
-    table = documents is not None and documents.ndim == 2 and documents.size(1) in (3, 5)
-    if documents is None or not table or documents.dtype.is_floating_point:
-        what = "nothing" if documents is None else f"{documents.dtype} {list(documents.shape)}"
-        raise ValueError(f"attention_mask is {what}, not a table of documents, and would be ignored{remedy}")
-    if documents.dtype == torch.bool:
-        raise ValueError(f"attention_mask is a matrix of truth values, and would be ignored{remedy}")
-    if bias is not None or packed is not None:
-        name = "attention_bias" if bias is not None else "packed_seq_params (THD)"
+def table_alone(table: Any, mask: Tensor | None, bias: Tensor | None) -> SequenceTable:
+    """The table. Raises ValueError unless it is one, and all that says which token sees which."""
+    remedy = "; give a SequenceTable of the documents as packed_seq_params, and nothing else"
+    if mask is not None or bias is not None:
+        name = "attention_mask" if mask is not None else "attention_bias"
         raise ValueError(f"{name} would be ignored by document attention{remedy}")
+    if not isinstance(table, SequenceTable):
+        raise ValueError(f"packed_seq_params is {type(table).__name__}, which document attention cannot read{remedy}")
+    return table

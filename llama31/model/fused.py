@@ -1,4 +1,4 @@
-"""RMSNorm, SwiGLU and the lookup of embeddings, their backward passes written out, so that they keep inputs alone.
+"""RMSNorm, SwiGLU, rotary embedding and the lookup of embeddings, with backward passes of their own that keep little.
 
 As a chain of torch operations each keeps an intermediate or two for autograd; these are the widest activations of a
 layer. What is not kept is computed again in the backward pass, which costs less than writing and reading it did.
@@ -6,6 +6,7 @@ layer. What is not kept is computed again in the backward pass, which costs less
 
 from __future__ import annotations
 
+import functools
 from types import ModuleType
 from typing import Any
 
@@ -105,3 +106,62 @@ def embedding(ids: Tensor, weight: Tensor) -> Tensor:
         return F.embedding(ids, weight)
     rows: Tensor = _Lookup.apply(ids, weight)
     return rows
+
+
+class Rotary:
+    """Angles FP32 [s, b or 1, 1, d] of the rotary embedding, as Megatron makes them: each twice along d.
+
+    Their cosine and sine [s, b or 1, 1, d / 2] are made at first use, and then shared by queries, keys and layers.
+    """
+
+    def __init__(self, angles: Tensor) -> None:
+        self.angles = angles
+        self._factors: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
+
+    def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosine and sine in the format of the activations."""
+        if dtype not in self._factors:
+            half = self.angles[..., : self.angles.size(-1) // 2]
+            self._factors[dtype] = half.cos().to(dtype), half.sin().to(dtype)
+        return self._factors[dtype]
+
+
+shared_rotary = functools.lru_cache(maxsize=8)(Rotary)  # of one table of angles, however many batches it serves
+
+
+class _Rotate(torch.autograd.Function):
+    """Pairs (x[i], x[i + d / 2]) turned by an angle; their gradients are turned back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        ctx.save_for_backward(cosine, sine)
+        return _turned(x, cosine, sine)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cosine, sine = ctx.saved_tensors
+        return _turned(grads[0], cosine, -sine), None, None
+
+
+def _turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    (a, b), out = x.chunk(2, -1), torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    first, second = out.chunk(2, -1)
+    torch.mul(a, cosine, out=first).sub_(b * sine)
+    torch.mul(b, cosine, out=second).add_(a * sine)
+    return out
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """x [s, b, heads, d] with the rotary embedding applied; on a GPU by Transformer Engine's kernel.
+
+    The kernel knows one position for each place of a row. Rows whose positions differ are for it one long row.
+    """
+    if x.is_cuda and precision.have_transformer_engine():
+        from transformer_engine.pytorch.attention.rope import apply_rotary_pos_emb
+
+        of_each_row = rotary.angles.size(1) > 1
+        one, angles = (t.flatten(0, 1).unsqueeze(1) if of_each_row else t for t in (x, rotary.angles))
+        turned: Tensor = apply_rotary_pos_emb(one, angles, tensor_format="sbhd", fused=True)
+        return turned.view(x.shape)
+    out: Tensor = _Rotate.apply(x, *rotary.factors(x.dtype))
+    return out

@@ -6,21 +6,28 @@ merged (`merge`), so no mask is ever written down. For the backward pass each bl
 log-sum-exp of the merged whole: its probabilities exp(score - lse) are then those of the whole softmax.
 
 Shapes: Q and outputs [b, heads, s, d], K and V [b, kv_heads, t, d] (t = s where causal), lse FP32 [b, heads, s].
+
+Variable-length kernels do all sequences of a micro-batch by one call (`packed_forward`), of which there are two, chosen
+by name and not by a library's own judgement. Their shapes: Q and outputs [t, heads, d], K and V [u, kv_heads, d],
+lse FP32 [t, heads].
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import math
+import os
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from llama31.model import precision
+from llama31.model.sequences import PackedSequences
 
 SHORT = 256  # positions up to which plain BF16 products beat torch's CPU kernel (measured: see docs/benchmarks.md)
 
@@ -148,83 +155,179 @@ def plain_backward(
     return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value.to(value.dtype)
 
 
-@dataclass(frozen=True)
-class PackedDocuments:
-    """Documents of a micro-batch whose rows stand one after another: what a variable-length kernel asks for.
+class Measured(NamedTuple):
+    """A row of the table by which a variable-length kernel is chosen."""
 
-    ends int32 [n + 1]: cumulative lengths, on the device; the kernels' tables are made for `longest`, a length that
-    no document exceeds.
-    """
+    mean_length: int  # queries of a sequence, from which on it holds
+    kernel: str
+    known: str  # how this is known
 
-    ends: Tensor
-    longest: int
+
+# From the longest down; docs/benchmarks.md has the figures. Where cuDNN cannot be had torch's kernel does all of it.
+CHOICE = (
+    Measured(4096, "cudnn", "measured: 1.8 times as fast forward, 2.2 times backward"),
+    Measured(256, "cudnn", "predicted"),
+    Measured(1, "torch", "predicted: its grid is as long as the longest sequence, cuDNN's as long as all of them"),
+)
 
 
 def packed(query: Tensor) -> bool:
-    """Whether all documents of a micro-batch are done by one call (`packed_forward`)."""
+    """Whether all documents of a micro-batch are done by one call or two (`packed_forward`)."""
     return _fused_on_gpu(query)
 
 
-def packed_forward(
-    query: Tensor, key: Tensor, value: Tensor, documents: PackedDocuments
-) -> tuple[Tensor, list[Tensor]]:
-    """Causal attention inside each document; [t, heads, d] and twice [t, kv_heads, d], documents one after another.
+def chosen(query: Tensor, sequences: PackedSequences) -> str:
+    """The variable-length kernel for these sequences: "cudnn", "torch", or "plain" where there is neither."""
+    if not _fused_on_gpu(query):
+        return "plain"
+    mean = query.size(0) / (sequences.query_ends.numel() - 1)
+    name = next((row.kernel for row in CHOICE if mean >= row.mean_length), "torch")
+    return "torch" if name == "cudnn" and (query.size(-1) > CUDNN_WIDTH or _cudnn() is None) else name
 
-    cuDNN through Transformer Engine, where that is installed: on an H100 twice as fast as torch's own kernel
-    (docs/benchmarks.md). Returns the output and what `packed_backward` needs.
-    """
-    ends, longest = documents.ends, documents.longest
-    if (cudnn := _cudnn()) is None:
-        output = torch.ops.aten._flash_attention_forward(
-            query, key, value, ends, ends, longest, longest, 0.0, True, False
+
+@functools.cache
+def tell(device: torch.device, width: int) -> None:
+    """One line on standard error, by the first process: which kernels a GPU's attention uses, heads being `width`."""
+    if device.type == "cuda" and os.environ.get("RANK", "0") == "0":
+        print(choice_line(width <= CUDNN_WIDTH and _cudnn() is not None), file=sys.stderr, flush=True)
+
+
+def choice_line(cudnn: bool) -> str:
+    """What `tell` says; `cudnn`: whether it can be had."""
+    if not cudnn:
+        return (
+            "attention: torch's flash kernel for documents of all lengths, for want of Transformer Engine with "
+            f"cuDNN {CUDNN_LSE[0]}.{CUDNN_LSE[1]}; from {CHOICE[0].mean_length} tokens on that took half its time"
         )
-        return output[0], list(output[1:4])
-    out, kept = cudnn("fused_attn_fwd", documents, q=query, k=key, v=value, fake_dtype=query.dtype, is_training=True)
-    return out, list(kept)
+    named = {"cudnn": "cuDNN through Transformer Engine", "torch": "torch's flash kernel"}
+    rows = [f"{named[row.kernel]} from a mean of {row.mean_length} tokens ({row.known})" for row in CHOICE]
+    return f"attention for documents: {'; '.join(rows)}"
+
+
+def packed_forward(
+    query: Tensor, key: Tensor, value: Tensor, sequences: PackedSequences
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Attention of each sequence's queries to its keys, causal or to all: output, log-sum-exp, what else is kept."""
+    if not query.size(0):
+        return torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32), []
+    kernel = chosen(query, sequences)
+    if kernel == "plain":
+        return *packed_plain_forward(query, key, value, sequences), []
+    if kernel == "torch":
+        ends = sequences.query_ends, sequences.key_ends, sequences.longest_query, sequences.longest_key
+        flash = torch.ops.aten._flash_attention_forward(query, key, value, *ends, 0.0, sequences.causal, False)
+        return flash[0], flash[1].t(), list(flash[2:4])
+    cudnn = _cudnn()
+    assert cudnn is not None, "chosen where it can be had"
+    out, (lse, *kept) = cudnn(
+        "fused_attn_fwd", sequences, q=query, k=key, v=value, fake_dtype=query.dtype, is_training=True
+    )
+    return out, lse.squeeze(-1), kept
 
 
 def packed_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, documents: PackedDocuments, kept: list[Tensor]
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    sequences: PackedSequences,
+    kept: list[Tensor],
 ) -> Gradients:
-    """Gradients of `packed_forward`."""
-    ends, longest = documents.ends, documents.longest
-    if (cudnn := _cudnn()) is None:
-        lse, seed, offset = kept
-        gradients: Gradients = torch.ops.aten._flash_attention_backward(
-            grad, query, key, value, out, lse, ends, ends, longest, longest, 0.0, True, seed, offset
+    """Gradients of `packed_forward`; `out` and `lse` are those of all calls with these queries merged."""
+    if not query.size(0):
+        return torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    kernel, parts = chosen(query, sequences), (grad.contiguous(), query, key, value, out)
+    if kernel == "plain":
+        return packed_plain_backward(*parts, lse, sequences)
+    if kernel == "torch":
+        ends = sequences.query_ends, sequences.key_ends, sequences.longest_query, sequences.longest_key
+        flash: Gradients = torch.ops.aten._flash_attention_backward(
+            *parts, lse.t().contiguous(), *ends, 0.0, sequences.causal, *kept
         )
-        return gradients
+        return flash
+    cudnn = _cudnn()
+    assert cudnn is not None, "chosen where it can be had"
     gradients = cudnn(
-        "fused_attn_bwd", documents, q=query, k=key, v=value, o=out, d_o=grad.contiguous(), fake_dtype=query.dtype,
-        aux_ctx_tensors=kept, deterministic=torch.are_deterministic_algorithms_enabled(),
+        "fused_attn_bwd", sequences, d_o=parts[0], q=query, k=key, v=value, o=out, fake_dtype=query.dtype,
+        aux_ctx_tensors=[lse.contiguous().unsqueeze(-1), *kept],
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )  # fmt: skip
     return gradients[0], gradients[1], gradients[2]
 
 
-# Of documents one after another, each causal by itself. The first are spelled as Transformer Engine 2.12 has them, the
-# last three came with later releases; a call gets what its release knows.
-LAYOUT = {"qkv_layout": "thd_thd_thd", "attn_mask_type": "padding_causal", "window_size": (-1, 0)}
-LAYOUT |= {"o_format": "thd", "do_format": "thd", "dqkv_layout": "thd_thd_thd"}
+def _each(sequences: PackedSequences) -> list[tuple[slice, slice]]:
+    """Queries and keys of each sequence."""
+    ends = (itertools.pairwise(one.tolist()) for one in (sequences.query_ends, sequences.key_ends))
+    return [(slice(*queries), slice(*keys)) for queries, keys in zip(*ends, strict=True)]
+
+
+def _one(x: Tensor, at: slice) -> Tensor:
+    """[t, heads, d] -> [1, heads, s, d], a view."""
+    return x[at].transpose(0, 1).unsqueeze(0)
+
+
+def packed_plain_forward(
+    query: Tensor, key: Tensor, value: Tensor, sequences: PackedSequences
+) -> tuple[Tensor, Tensor]:
+    """`packed_forward` written out: a sequence after the other."""
+    out, lse = torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32)
+    for queries, keys in _each(sequences):
+        parts = _one(query, queries), _one(key, keys), _one(value, keys)
+        own_out, own_lse = plain_forward(*parts, sequences.causal)
+        out[queries], lse[queries] = own_out[0].transpose(0, 1), own_lse[0].t()
+    return out, lse
+
+
+def packed_plain_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, sequences: PackedSequences
+) -> Gradients:
+    """`packed_backward` written out."""
+    gradients = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    for queries, keys in _each(sequences):
+        parts = _one(grad, queries), _one(query, queries), _one(key, keys), _one(value, keys), _one(out, queries)
+        own = plain_backward(*parts, lse[queries].t().unsqueeze(0), sequences.causal)
+        for whole, at, part in zip(gradients, (queries, keys, keys), own, strict=True):
+            whole[at] = part[0].transpose(0, 1)
+    return gradients
+
+
+# Of sequences one after another. Transformer Engine 2.12 knows the first, the last three came with later releases; a
+# call gets what its release knows.
+LAYOUT = {"qkv_layout": "thd_thd_thd", "o_format": "thd", "do_format": "thd", "dqkv_layout": "thd_thd_thd"}
+CUDNN_LSE = (9, 6)  # from here on cuDNN gives and takes the log-sum-exp as [t, heads, 1]; before it was padded
+CUDNN_WIDTH = 128  # of heads, that its backward pass takes on every card since Ampere
 
 
 @functools.cache
 def _cudnn() -> Callable[..., Any] | None:
-    """How cuDNN's attention is called through Transformer Engine; None where that is not installed."""
+    """How cuDNN's attention is called through Transformer Engine; None where that cannot be had.
+
+    What it keeps are the log-sum-exp and a random state. Given back a merged log-sum-exp it computes the part that one
+    call has in the whole: Transformer Engine's own context parallelism relies on that too.
+    """
     if not precision.have_transformer_engine():
         return None
     from transformer_engine.pytorch.constants import TE_DType
     from transformer_engine.pytorch.cpp_extensions import fused_attn
+    from transformer_engine.pytorch.utils import get_cudnn_version
 
+    if get_cudnn_version() < CUDNN_LSE or torch.cuda.get_device_capability() == (12, 0):  # there it is padded still
+        return None
     backend = fused_attn.FusedAttnBackend["F16_arbitrary_seqlen"]
     known = {
         name: inspect.signature(getattr(fused_attn, name)).parameters for name in ("fused_attn_fwd", "fused_attn_bwd")
     }
 
-    def call(name: str, documents: PackedDocuments, **given: Any) -> Any:
-        for side in ("q", "kv"):
-            given[f"max_seqlen_{side}"] = documents.longest
-            given[f"cu_seqlens_{side}"] = given[f"cu_seqlens_{side}_padded"] = documents.ends
+    def call(name: str, sequences: PackedSequences, **given: Any) -> Any:
+        ends = {"q": sequences.query_ends, "kv": sequences.key_ends}
+        for side, longest in (("q", sequences.longest_query), ("kv", sequences.longest_key)):
+            given[f"max_seqlen_{side}"] = longest
+            given[f"cu_seqlens_{side}"] = given[f"cu_seqlens_{side}_padded"] = ends[side]
         given |= {**LAYOUT, "fused_attention_backend": backend, "dqkv_dtype": TE_DType[given["q"].dtype]}
+        given["attn_mask_type"] = "padding_causal" if sequences.causal else "padding"
+        given["window_size"] = (-1, 0 if sequences.causal else -1)
         return getattr(fused_attn, name)(**{key: value for key, value in given.items() if key in known[name]})
 
     return call

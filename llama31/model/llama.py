@@ -34,8 +34,9 @@ from megatron.core.transformer.transformer_block import (
 from torch import Tensor, nn
 
 from llama31 import config
-from llama31.model import head, precision, versions
+from llama31.model import fused, head, kernels, precision, versions
 from llama31.model.parts import RewardHead, RMSNorm, WordEmbedding, layer_spec
+from llama31.model.sequences import SequenceTable
 from llama31.parallel.mesh import Grid
 
 RECOMPUTE: dict[str, dict[str, Any]] = {
@@ -67,6 +68,7 @@ class Llama(MegatronModule):
         super().__init__(settings)
         groups = ProcessGroupCollection.use_mpu_process_groups()
         self.tp_group, self.vp_stage = groups.tp, vp_stage  # Megatron's schedules read the latter
+        self.cp_group = groups.cp
         self.vocab_size, self.max_sequence_length = model.vocab_size, model.max_positions
         rows = padded(model.vocab_size, settings.tensor_model_parallel_size)
         self.last, self.tied = last, model.tied_embeddings and model.head == "tokens"
@@ -131,13 +133,13 @@ class Llama(MegatronModule):
         self,
         input_ids: Tensor,
         position_ids: Tensor | None,
-        documents: Tensor,
+        documents: Tensor | SequenceTable,
         labels: Tensor | None = None,
         loss_mask: Tensor | None = None,
         inference_context: Any = None,
         gather_logits: bool = False,
     ) -> Any:
-        """Tokens [b, s / cp] of a micro-batch, and the table of their documents (`attention`), through this chunk.
+        """Tokens [b, s / cp] of a micro-batch, and their documents (`sequences`; a bare table for one call alone).
 
         Returns states [s / (cp tp), b, h], divided by tp with sequence parallelism alone, where another stage
         follows; rewards FP32 [b, s / cp] with a reward head; logits [b, s / cp, v / tp], whole with `gather_logits`,
@@ -145,11 +147,16 @@ class Llama(MegatronModule):
         positions of each row's tokens; `inference_context` keeps K and V of earlier calls.
         """
         states = self.embedding(input_ids, position_ids) if self.embedding is not None else None
+        table = SequenceTable.of_call(documents, input_ids, self.cp_group, inference_context)
+        cached = inference_context is not None  # then Megatron keeps keys that are turned already
+        length = inference_context.max_sequence_length if cached else table.queries * table.cp
+        table.rotary = None if cached else self._rotary(length, position_ids)
         states = self.decoder(
             hidden_states=states,
-            attention_mask=documents,
-            rotary_pos_emb=self._rotary(input_ids, position_ids, inference_context),
+            attention_mask=None,
+            rotary_pos_emb=self.rotary_pos_emb(length) if cached else None,
             inference_context=inference_context,
+            packed_seq_params=table,
         )
         if not self.last:
             return states
@@ -164,13 +171,12 @@ class Llama(MegatronModule):
         logits, _ = self.output_layer(states, weight=self._head_weight(), runtime_gather_output=gather_logits)
         return logits.transpose(0, 1).contiguous()
 
-    def _rotary(self, input_ids: Tensor, position_ids: Tensor | None, inference_context: Any) -> Tensor:
-        """Angles of the rotary embedding [s / cp, 1, 1, head_dim], of each row its own where positions are given."""
-        length = input_ids.size(1) * self.config.context_parallel_size
-        if position_ids is not None:
-            table = self.rotary_pos_emb.get_emb(length)
-            return table[position_ids.transpose(0, 1)].flatten(2, 3)  # [s / cp, b, 1, head_dim]
-        return self.rotary_pos_emb(inference_context.max_sequence_length if inference_context else length)
+    def _rotary(self, length: int, position_ids: Tensor | None) -> fused.Rotary:
+        """Of rows of `length` tokens: [s / cp, 1, 1, d], or of each row its own, [s / cp, b, 1, d]."""
+        if position_ids is None:
+            return fused.shared_rotary(self.rotary_pos_emb(length))
+        angles = self.rotary_pos_emb(length, packed_seq=True)  # of all positions, made once
+        return fused.Rotary(angles[position_ids.transpose(0, 1)].flatten(2, 3))
 
     def _head_weight(self) -> Tensor:
         """The head's [v / tp, h]: the embedding's own where they are tied and in one chunk, else a copy of it."""
@@ -223,8 +229,8 @@ def transformer_config(
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         persist_layer_norm=False,
-        # the fused kernel knows one position per place in a row; reward rows restart theirs
-        apply_rope_fusion=model.head == "tokens" and grid.device.type == "cuda" and precision.have_transformer_engine(),
+        # by Megatron while decoding; otherwise document attention does it
+        apply_rope_fusion=grid.device.type == "cuda" and precision.have_transformer_engine(),
         gradient_accumulation_fusion=False,  # ZeRO-1 switches it on: see `fuse_accumulation`
         perform_initialization=False,
         use_cpu_initialization=grid.device.type == "cpu",
@@ -276,6 +282,7 @@ def build(
     if grid.device.type == "cuda":
         precision.have_transformer_engine()  # which brings a cuDNN: loaded before anything runs
     versions.tell()
+    kernels.tell(grid.device, model.head_dim)
     precision.check(numbers, grid.device)
     settings = transformer_config(model, numbers, parallel, grid)
     spec = layer_spec(grid.device, model.ffn_hidden_size, numbers.fp8_emulate)

@@ -6,6 +6,7 @@ An error is relative: of a whole tensor, its norm over that of the twin's; `wors
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -15,10 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llama31 import config
-from llama31.model import fused, head
-from llama31.model.attention import Span, attend, chunks_of_rank
+from llama31.model import fused, head, kernels
+from llama31.model.attention import attend
+from llama31.model.sequences import SequenceTable, Span, chunks_of_rank
 from llama31.parallel import mesh
 
+Record = list[tuple[int, ...]]  # documents
 Checks = list[tuple[str, float, float]]  # what was compared, its error, the largest right one
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -113,7 +116,8 @@ def attention(
         mine = torch.cat([read[begin:end] for begin, end in spans])
         grad = drawn(queries, rows, heads[0], heads[2]) * mine
         parts = query, *fused_kv.split(heads[2], -1)
-        out, expected = attend(*parts, torch.tensor(record, dtype=torch.int32), spans), explicit(*parts, record, spans)
+        sequences = SequenceTable(torch.tensor(record, dtype=torch.int32), rows, spans, device)
+        out, expected = attend(*parts, sequences), explicit(*parts, record, spans)
         out, expected = out * mine, expected * mine
         ours = [out, *torch.autograd.grad(out, (query, fused_kv), grad)]
         twins = [expected, *torch.autograd.grad(expected, (query, fused_kv), grad.double())]
@@ -123,6 +127,24 @@ def attention(
                 one.flatten(0, 1), twin.double().flatten(0, 1), dtype, what + f" of rank {rank}" * (cp > 1)
             )
     return result
+
+
+@contextlib.contextmanager
+def by_calls(kernel: str) -> Iterator[None]:
+    """Within it all documents are done by one call or two of this variable-length kernel, whatever the table says."""
+    before = kernels.packed, kernels.chosen
+    kernels.packed, kernels.chosen = (lambda query: True), (lambda query, sequences: kernel)
+    try:
+        yield
+    finally:
+        kernels.packed, kernels.chosen = before
+
+
+def by_kernel(
+    kernel: str, device: torch.device, dtype: str, heads: tuple[int, int, int], length: int, record: Record, cp: int
+) -> Checks:
+    with by_calls(kernel):
+        return attention(device, dtype, heads, length, record, cp)
 
 
 # --- head and loss ---
@@ -207,12 +229,48 @@ def activation(device: torch.device, dtype: str, *shape: int) -> Checks:
     ]
 
 
+def rotary(device: torch.device, dtype: str, rows: int, *shape: int) -> Checks:
+    """Queries [s, b, heads, d] as a view of a fused projection; `rows` 1: all rows have the same positions."""
+    generator = torch.Generator().manual_seed(shape[0])
+    fused_qkv = torch.randn(*shape[:3], 2 * shape[3], generator=generator).to(device, DTYPES[dtype]).requires_grad_()
+    grad = torch.randn(shape, generator=generator).to(device, DTYPES[dtype])
+    half = torch.randn(shape[0], rows, 1, shape[3] // 2, generator=generator).to(device) * 20
+    x64 = fused_qkv.detach()[..., : shape[3]].double().requires_grad_()
+    a, b = x64.chunk(2, -1)
+    cosine, sine = half.double().cos(), half.double().sin()
+    expected = torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
+    out = fused.rotate(fused_qkv[..., : shape[3]], fused.Rotary(torch.cat([half, half], -1)))
+    (back,) = torch.autograd.grad(out, fused_qkv, grad)
+    pairs = (out, expected), (back[..., : shape[3]], *torch.autograd.grad(expected, x64, grad.double()))
+    return [
+        check
+        for name, (one, twin) in zip(("out", "grad_x"), pairs)
+        for check in compared(one.flatten(0, 1), twin.flatten(0, 1), dtype, name)
+    ]
+
+
+def calls(device: torch.device) -> Iterator[tuple[str, Callable[[], Checks]]]:
+    """Each variable-length kernel by itself; on a CPU the one that is written out."""
+    gpu = device.type == "cuda"
+    named = ["torch", *(["cudnn"] if kernels._cudnn() is not None else [])] if gpu else ["plain"]
+    shapes = [((16, 2, 128), 2048), ((8, 1, 64), 1088)] if gpu else [((8, 1, 64), 192)]
+    for kernel, (heads, length) in itertools.product(named, shapes):
+        for (what, record), cp in itertools.product(documents(length).items(), (1, 2)):
+            yield (
+                f"calls {kernel} {heads[0]}x{heads[1]}x{heads[2]} {what} cp{cp}",
+                lambda k=kernel, h=heads, n=length, t=record, c=cp: by_kernel(
+                    k, device, "bf16" if gpu else "fp32", h, n, t, c
+                ),
+            )
+
+
 def cases(device: torch.device) -> Iterator[tuple[str, Callable[[], Checks]]]:
     """Each with its name. On a CPU FP32 alone, and narrower: the same code would take minutes."""
     gpu = device.type == "cuda"
+    yield from calls(device)
     for dtype in ("fp32", "bf16") if gpu else ("fp32",):
         shapes = [((4, 2, 8), 192), ((4, 1, 128), 2048 if gpu else 512)]
-        for heads, length in [*shapes, *([((32, 8, 128), 2048), ((8, 2, 64), 1088)] if gpu else [])]:
+        for heads, length in [*shapes, *([((32, 8, 128), 2048), ((8, 1, 64), 1088)] if gpu else [])]:
             name = f"{dtype} {heads[0]}x{heads[1]}x{heads[2]}"
             for what, record in documents(length).items():
                 yield (
@@ -228,3 +286,6 @@ def cases(device: torch.device) -> Iterator[tuple[str, Callable[[], Checks]]]:
             name = f"{dtype} {'x'.join(map(str, shape))}"
             yield f"rms_norm {name}", lambda d=dtype, s=shape: norm(device, d, *s)
             yield f"swiglu {name}", lambda d=dtype, s=shape: activation(device, d, *s)
+        for rows, shape in [(1, (65, 2, 3, 64)), (2, (65, 2, 3, 64)), (3, (333, 3, 8, 128))]:
+            name = f"{dtype} {'x'.join(map(str, shape))} of {rows}"
+            yield f"rotary {name}", lambda d=dtype, r=rows, s=shape: rotary(device, d, r, *s)

@@ -70,3 +70,29 @@ def test_nothing_but_the_input_is_kept() -> None:
 
 def _bounds(dtype: str) -> dict[str, float]:
     return {"atol": 1e-5, "rtol": 1e-5} if dtype == "float32" else {"atol": 6e-2, "rtol": 2e-2}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 2], ids=["positions of a row", "positions of each row"])
+def test_rotary_embedding_is_megatrons(rows: int, dtype: str) -> None:
+    """Bit for bit; of a view of the fused projection, and of rows one after another, as a GPU's kernel gets them."""
+    import torch
+    from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
+
+    from llama31.model import fused
+
+    torch.manual_seed(0)
+    whole = torch.randn(6, 2, 3, 24).to(getattr(torch, dtype)).requires_grad_()
+    half = torch.randn(6, rows, 1, 4) * 9
+    angles = torch.cat([half, half], -1)
+    result, expected = (
+        fused.rotate(whole[..., :8], fused.Rotary(angles)),
+        _apply_rotary_pos_emb_bshd(whole[..., :8], angles),
+    )
+    assert torch.equal(result, expected)
+    grad = torch.randn(result.shape).to(result.dtype)
+    for ours, megatrons in zip(torch.autograd.grad(result, whole, grad), torch.autograd.grad(expected, whole, grad)):
+        torch.testing.assert_close(ours, megatrons, **_bounds(dtype))
+    if rows == 2:
+        one_row = fused.Rotary(angles.flatten(0, 1).unsqueeze(1))
+        assert torch.equal(fused.rotate(whole[..., :8].flatten(0, 1).unsqueeze(1), one_row).view(6, 2, 3, 8), result)

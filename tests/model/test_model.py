@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import warnings
@@ -20,6 +21,7 @@ from llama31.engine.objectives import MicroBatch
 from llama31.engine.pipeline import Forward
 from llama31.model import llama
 from llama31.model.llama import Llama
+from llama31.model.sequences import SequenceTable
 from llama31.parallel import mesh
 from llama31.parallel.mesh import Grid
 from llama31.plan import shapes
@@ -259,6 +261,31 @@ def test_parameters_are_as_many_as_the_table_says(grid: Grid, tied: bool) -> Non
     chunk = llama.build(tiny, FP32, ONE, grid)[0]
     assert sum(parameter.numel() for parameter in chunk.parameters()) == shapes.parameters(tiny)
     assert not any(name.endswith("bias") for name, _ in chunk.named_parameters())
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_a_table_of_documents_serves_all_layers_and_passes(
+    recompute: str, monkeypatch: pytest.MonkeyPatch, grid: Grid
+) -> None:
+    """Nothing of it is made again, neither by another layer nor by one that is recomputed after another batch's."""
+    made: list[int] = []
+    for name in ("blocks", "own_keys", "earlier_keys"):
+        original = getattr(SequenceTable, name).func
+        counted = functools.cached_property(lambda self, make=original: (made.append(id(self)), make(self))[1])
+        counted.__set_name__(SequenceTable, name)
+        monkeypatch.setattr(SequenceTable, name, counted)
+    chunk = llama.build(MODEL, FP32, replace(ONE, recompute=recompute), grid, seed=2)[0]
+    tokens = random_tokens(MODEL, 2, 24)
+    documents = np.repeat([[0, 1], [0, 0]], 12, axis=1)
+    ones = np.ones((2, 24), np.float32)
+    batches = [
+        MicroBatch.from_numpy(tokens.numpy(), tokens.numpy(), ones, part, grid.device)
+        for part in (documents, documents * 0)
+    ]
+    losses = [chunk(batch.tokens, None, batch.sequences(grid), batch.labels, batch.weights)[0] for batch in batches]
+    sum(losses).backward()
+    assert len(made) == len(set(made)) == 2
+    assert batches[0].scaled(torch.tensor(2.0)).sequences(grid) is batches[0].sequences(grid)
 
 
 def test_documents_of_a_row_do_not_see_each_other(grid: Grid) -> None:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from llama31 import config
 from llama31.evaluate.generate import generate
 from llama31.model import llama
-from llama31.model.attention import take_chunks
+from llama31.model.sequences import take_chunks
 from llama31.parallel import mesh
 from tests.evaluate.test_evaluate import planted_losses
 from tests.processes import LIMIT_S

@@ -21,7 +21,8 @@ from torch import Tensor
 from llama31 import config
 from llama31.engine.objectives import MicroBatch, next_token
 from llama31.engine.pipeline import Forward
-from llama31.model import attention, llama
+from llama31.model import attention, kernels, llama
+from llama31.model.sequences import SequenceTable, chunks_of_rank, take_chunks
 from llama31.parallel import mesh
 from tests.parallel.cases import VOCAB
 from tests.processes import LIMIT_S
@@ -41,6 +42,14 @@ LAYOUTS = {
     "tp2-cp2-full": {"tp": 2, "cp": 2, "recompute": "full"},
     "cp4-selective": {"cp": 4, "recompute": "selective"},
 }
+# Prompts of 30 and 100 tokens with answers that do not see each other, over chunks' edges; documents with gaps between.
+TREES = torch.tensor(
+    [
+        *[(0, 0, 30, 0, 0), (0, 30, 31, 0, 30), (0, 31, 100, 0, 30), (0, 100, 192, 0, 0)],
+        *[(1, 0, 100, 0, 0), *((1, begin, begin + 23, 0, 100) for begin in (100, 123, 146, 169))],
+    ]
+)
+GAPS = torch.tensor([(0, 11, 12), (0, 40, 150), (1, 0, 24), (1, 96, 191)])
 SHAPE = config.Model(
     name="length", layers=2, hidden_size=64, ffn_hidden_size=96, heads=4, kv_heads=2, vocab_size=VOCAB, init_std=0.1
 )
@@ -143,30 +152,46 @@ def waited_for(*args: Any, original: Any = attention.start_gather) -> Any:
     return lambda: rows
 
 
+@contextlib.contextmanager
+def two_calls() -> Iterator[None]:
+    """Attention as a GPU computes it, all documents by one call or two; the kernel is written out."""
+    original, kernels.packed = kernels.packed, lambda query: True
+    try:
+        yield
+    finally:
+        kernels.packed = original
+
+
+def alike(result: list[Tensor], expected: list[Tensor]) -> bool:
+    return all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(result, expected, strict=True))
+
+
 def ways_to_gather(grid: mesh.Grid, documents: Tensor) -> dict[str, bool]:
     """Attention while K and V travel, against waiting for them first, and against rows gathered beforehand."""
     generator = torch.Generator().manual_seed(1)
     parts = [torch.randn(LENGTH, 2, heads, 16, generator=generator) for heads in (4, 2, 2, 4)]
-    query, key, value, upstream = (attention.take_chunks(x, grid.cp, grid.cp_rank, 0) for x in parts)
-    spans = attention.chunks_of_rank(LENGTH, grid.cp, grid.cp_rank)
+    query, key, value, upstream = (take_chunks(x, grid.cp, grid.cp_rank, 0) for x in parts)
+    spans = chunks_of_rank(LENGTH, grid.cp, grid.cp_rank)
 
-    def compute(*inputs: Tensor, group: Any) -> list[Tensor]:
+    def compute(*inputs: Tensor, cp: int = grid.cp) -> list[Tensor]:
         leaves = [x.clone().requires_grad_() for x in inputs]
-        out = attention.attend(*leaves, documents, spans, group)
+        table = SequenceTable(documents, 2, spans, torch.device("cpu"), cp)
+        out = attention.attend(*leaves, table, grid.cp_group)
         return [out, *torch.autograd.grad(out, leaves, upstream)]
 
-    overlapped = compute(query, key, value, group=grid.cp_group)
+    overlapped = compute(query, key, value)
+    with two_calls():
+        packed = compute(query, key, value)
     with gathering(waited_for):
-        waited = compute(query, key, value, group=grid.cp_group)
-    beforehand = compute(query, *parts[1:3], group=None)
+        waited = compute(query, key, value)
+    beforehand = compute(query, *parts[1:3], cp=1)
     for grad in beforehand[2:]:
         dist.all_reduce(grad, group=grid.cp_group)
-    beforehand[2:] = [attention.take_chunks(x, grid.cp, grid.cp_rank, 0) for x in beforehand[2:]]
+    beforehand[2:] = [take_chunks(x, grid.cp, grid.cp_rank, 0) for x in beforehand[2:]]
     return {
         "waiting first, bit for bit": all(torch.equal(a, b) for a, b in zip(overlapped, waited, strict=True)),
-        "gathered beforehand": all(
-            torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(overlapped, beforehand, strict=True)
-        ),
+        "gathered beforehand": alike(overlapped, beforehand),
+        "two calls": alike(packed, beforehand),
     }
 
 
@@ -188,17 +213,25 @@ def run() -> dict[str, Any]:
     alone = Built({})
     batches = {name: micro_batch(lengths) for name, lengths in DOCUMENTS.items()}
     wanted = {name: alone.loss_and_gradients(batch) for name, batch in batches.items()}
-    results: dict[str, Any] = {"parity": {}, "bytes": {"1": activations(alone, batches["odd"])}, "equal": {}}
+    results: dict[str, Any] = {
+        "parity": {},
+        "packed": {},
+        "bytes": {"1": activations(alone, batches["odd"])},
+        "equal": {},
+    }
     for name, layout in LAYOUTS.items():
         built = Built(layout)
-        for rows, batch in batches.items():
-            loss, gradients = built.loss_and_gradients(batch)
-            off = furthest(gradients, wanted[rows][1])
-            results["parity"][f"{name}/{rows}"] = {"losses": [loss, wanted[rows][0]], "gradients": off}
+        for way, computed in {"parity": contextlib.nullcontext, "packed": two_calls}.items():
+            with computed():
+                for rows, batch in batches.items():
+                    loss, gradients = built.loss_and_gradients(batch)
+                    off = furthest(gradients, wanted[rows][1])
+                    results[way][f"{name}/{rows}"] = {"losses": [loss, wanted[rows][0]], "gradients": off}
         if name in ("cp2", "cp4"):
             cp = str(built.grid.cp)
             results["bytes"][cp] = activations(built, batches["odd"])
-            results["equal"][cp] = ways_to_gather(built.grid, batches["odd"].documents)
+            for rows, documents in {"odd": batches["odd"].documents, "trees": TREES, "gaps": GAPS}.items():
+                results["equal"][f"{cp}/{rows}"] = ways_to_gather(built.grid, documents)
             results["gathers"] = {rows: gathers(built, batch) for rows, batch in batches.items()}
     return results
 

@@ -28,9 +28,12 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("rows", DOCUMENTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_loss_and_all_gradients_equal_one_process(layout: str, rows: str, ranks: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("way", ["a call for each document", "two calls for all"])
+def test_loss_and_all_gradients_equal_one_process(
+    way: str, layout: str, rows: str, ranks: list[dict[str, Any]]
+) -> None:
     for rank in ranks:
-        result = rank["parity"][f"{layout}/{rows}"]
+        result = rank["parity" if way == "a call for each document" else "packed"][f"{layout}/{rows}"]
         loss, expected = result["losses"]
         assert loss == pytest.approx(expected, rel=1e-5)
         assert len(result["gradients"]) == 3 + 6 * SHAPE.layers, "every parameter"
@@ -45,10 +48,13 @@ def test_activations_of_a_rank_fall_with_cp(ranks: list[dict[str, Any]]) -> None
         assert kept["4"] == pytest.approx(kept["1"] / 4, rel=0.01)
 
 
+@pytest.mark.parametrize("rows", ["odd", "trees", "gaps"])
 @pytest.mark.parametrize("cp", ["2", "4"])
-def test_overlap_changes_no_bit(cp: str, ranks: list[dict[str, Any]]) -> None:
+def test_overlap_changes_no_bit(cp: str, rows: str, ranks: list[dict[str, Any]]) -> None:
+    """And the two calls of a GPU compute what a call for each document does."""
+    asked = ("waiting first, bit for bit", "gathered beforehand", "two calls")
     for rank in ranks:
-        assert rank["equal"][cp] == {"waiting first, bit for bit": True, "gathered beforehand": True}
+        assert rank["equal"][f"{cp}/{rows}"] == dict.fromkeys(asked, True)
 
 
 def test_nothing_travels_for_documents_that_no_chunk_edge_cuts(ranks: list[dict[str, Any]]) -> None:
