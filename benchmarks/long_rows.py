@@ -124,7 +124,7 @@ def measure_steps(
             return lambda: rows
 
         attention.start_gather = waiting
-    parallel, numbers = config.Parallel(cp=int(layout[0]), recompute="none"), config.Precision(params)
+    parallel, numbers = config.Parallel(cp=int(layout[0])), config.Precision(params)
     grid = mesh.create(parallel)
     engine = Engine(
         llama.build(shape, numbers, parallel, grid, seed=0), shape, config.Optimizer(), numbers, parallel, grid

@@ -141,7 +141,7 @@ def norm(work: GpuWork) -> Rows:
     x = torch.randn(tokens, m.hidden_size, device=device, dtype=_format(device), requires_grad=True)
     weight = torch.ones(m.hidden_size, device=device, dtype=_format(device), requires_grad=True)
     wide = torch.randn(tokens, 2 * m.ffn_hidden_size, device=device, dtype=_format(device), requires_grad=True)
-    result = _both("rms_norm", "ours", lambda: fused.rms_norm(x, weight, m.norm_eps), (x, weight))
+    result = _both("rms_norm", "ours", lambda: fused.rms_norm(x, weight, m.norm_eps)[0], (x, weight))
     result += _both("swiglu", "ours", lambda: fused.swiglu(wide), (wide,))
     if device.type == "cuda" and precision.have_transformer_engine():
         import transformer_engine.pytorch as engine

@@ -65,7 +65,8 @@ def ours(case: GpuCase, work: GpuWork) -> Made:
     from llama31.model import llama
     from llama31.parallel import mesh
 
-    parallel = config.Parallel(micro_batch=work.micro_batch, recompute=case.recompute)
+    recompute = [] if case.recompute == "none" else [case.recompute]
+    parallel = config.Parallel(micro_batch=work.micro_batch, recompute=recompute)
     grid = mesh.create(parallel)
     numbers = config.Precision(params=number_format(work, grid.device), fp8=case.fp8)
     chunks = llama.build(work.model, numbers, parallel, grid)

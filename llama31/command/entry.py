@@ -332,8 +332,11 @@ def _fill(
     from omegaconf import OmegaConf
 
     hints = typing.get_type_hints(schema)
+    fields = {field.name: field for field in dataclasses.fields(schema)}
     for name, value in plain.items():
         key, hint = f"{path}{name}", hints.get(str(name))
+        if hint == list[str] and isinstance(value, str) and fields[name].metadata.get("choices"):
+            value = [value]
         if hint is None:
             issues += [
                 Issue(leaf, item, "no such key", _meant(schema, path, leaf)) for leaf, item in usage.leaves(key, value)
@@ -349,6 +352,7 @@ def _fill(
         elif _assign(node, name, hint, value, key, issues) and hint == list[str]:
             items = typing.cast(list[str], OmegaConf.to_container(node[name], resolve=False))
             texts[key] = [unescaped(item) for item in items]
+            issues += validate.values(schema, {name: texts[key]}, path)
             node[name] = []
 
 

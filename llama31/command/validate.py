@@ -94,8 +94,9 @@ def _value(hint: Any, field: dataclasses.Field[Any], value: Any, key: str) -> li
     if isinstance(value, dict):
         return [issue for name, item in value.items() for issue in _entry(inner[1], field, item, f"{key}.{name}")]
     if isinstance(value, list):
+        issues = [issue for item in value if isinstance(item, str) for issue in _bounds(field.metadata, item, key)]
         items = [item for item in enumerate(value) if isinstance(item[1], dict)]
-        return [issue for index, item in items for issue in values(inner[0], item, f"{key}[{index}].")]
+        return issues + [issue for index, item in items for issue in values(inner[0], item, f"{key}[{index}].")]
     return _bounds(field.metadata, value, key)
 
 
@@ -111,7 +112,8 @@ def _bounds(metadata: Mapping[str, Any], value: Any, key: str) -> list[Issue]:
     if isinstance(value, str):
         if not choices or value in choices or value == MISSING or "${" in value:
             return []
-        return [Issue(key, value, "no such choice", f"give one of {', '.join(choices)}")]
+        remedy = (metadata.get("former") or {}).get(value, f"give one of {', '.join(choices)}")
+        return [Issue(key, value, "no such choice", remedy)]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return []
     if not isinstance(value, int) and not math.isfinite(value):
@@ -424,7 +426,7 @@ def _hint(
 
 
 def _shown(value: Any) -> str:
-    return "null" if value is None else str(value).lower()
+    return "null" if value is None else re.sub("[' ]", "", str(value).lower())  # a list as it is typed
 
 
 def _warnings(run: Any, parallel: Parallel, stages: Sequence[Stage], world_size: int) -> list[str]:

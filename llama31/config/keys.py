@@ -42,15 +42,18 @@ def key(
     help: str,
     *,
     choices: tuple[str, ...] = (),
+    former: dict[str, str] | None = None,
     low: float | None = None,
     above: float | None = None,
     high: float | None = None,
 ) -> Any:
     """One key of the schema: its default, the sentence that `--help` prints, and the values that it may take.
 
-    `low` and `high` are inclusive bounds, `above` is an exclusive one; None itself is judged by the type alone.
+    `choices` are those of a text, or of each in a list, for which one alone may stand; `former` has what to give in
+    the place of one that is no longer there. `low` and `high` are inclusive bounds, `above` is an exclusive one; None
+    itself is judged by the type alone.
     """
-    metadata = {"help": help, "choices": choices, "low": low, "above": above, "high": high}
+    metadata = {"help": help, "choices": choices, "former": former, "low": low, "above": above, "high": high}
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)

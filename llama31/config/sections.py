@@ -63,7 +63,21 @@ class Parallel:
         "FP32 gradients that zero=1 sends in one message, in whole matrices, as soon as they are there",
         low=1,
     )
-    recompute: str = key("none", "activation recomputation", choices=("none", "selective", "full"))
+    recompute: list[str] = key(
+        [],
+        "parts of each layer computed again in the backward pass instead of kept: full is all of it",
+        choices=("norms", "swiglu", "mlp", "full"),
+        former={
+            "none": "give parallel.recompute=[]",
+            "selective": "attention keeps nothing that could be computed again: give [], or norms, swiglu or mlp",
+        },
+    )
+    overlap_p2p: bool = key(
+        False, "stages send and receive while they compute (vpp > 1), and keep what they sent until its backward pass"
+    )
+    tp_overlap: bool = key(
+        False, "linear layers send and receive over tp while they compute: Transformer Engine's userbuffers, untested"
+    )
 
 
 @dataclass

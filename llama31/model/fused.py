@@ -7,6 +7,7 @@ layer. What is not kept is computed again in the backward pass, which costs less
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -17,33 +18,6 @@ from torch import Tensor
 from llama31.model import precision
 
 
-class _RMSNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        x32 = x.float()
-        mean_square = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square_().div_(x.size(-1))
-        scale = mean_square.add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, scale)
-        return (x32 * scale).mul_(weight).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight, scale = ctx.saved_tensors
-        grad, normed = grads[0].float(), x.float() * scale
-        grad_weight = (grad * normed).flatten(0, -2).sum(0).to(weight.dtype)
-        grad = grad * weight
-        along = torch.linalg.vecdot(grad, normed).unsqueeze(-1).div_(x.size(-1))
-        return grad.sub_(normed.mul_(along)).mul_(scale).to(x.dtype), grad_weight, None
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x [..., h] over its root mean square, times weight [h]; computed in FP32 (torch's own kernel on a GPU)."""
-    if x.is_cuda:
-        return F.rms_norm(x, (x.size(-1),), weight, eps)
-    normed: Tensor = _RMSNorm.apply(x, weight, eps)
-    return normed
-
-
 def _transformer_engine(x: Tensor) -> ModuleType | None:
     """Transformer Engine's operations, for a BF16 tensor on a GPU, where it is installed."""
     if not x.is_cuda or x.dtype != torch.bfloat16 or not precision.have_transformer_engine():
@@ -51,6 +25,57 @@ def _transformer_engine(x: Tensor) -> ModuleType | None:
     import transformer_engine_torch  # the library that it needs is loaded by now
 
     return transformer_engine_torch  # type: ignore[no-any-return]
+
+
+class _RMSNorm(torch.autograd.Function):
+    """The norm of x, and x: its other user's gradient is added to that of the norm before it is rounded."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)  # who takes the norm alone has no other gradient, nor zeros to add
+        if engine := _transformer_engine(x):
+            normed, _, scale = engine.rmsnorm_fwd(
+                x.flatten(0, -2), weight, eps, None, None, engine.DType.kBFloat16, 0, False
+            )
+            ctx.save_for_backward(x, weight, scale)
+            return normed.view(x.shape), x
+        x32 = x.float()
+        mean_square = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square_().div_(x.size(-1))
+        scale = mean_square.add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x32 * scale).mul_(weight).to(x.dtype), x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        upstream, other = grads
+        assert upstream is not None, "the norm is why this was called"
+        if engine := _transformer_engine(x):
+            flat = upstream.contiguous().flatten(0, -2), x.flatten(0, -2)
+            if other is None:
+                grad_x, grad_weight = engine.rmsnorm_bwd(*flat, scale, weight, 0, False)
+            else:
+                rows = other.contiguous().flatten(0, -2)
+                grad_x, grad_weight = engine.rmsnorm_bwd_add(*flat, rows, scale, weight, 0, False)
+            return grad_x.view(x.shape), grad_weight, None
+        grad, normed = upstream.float(), x.float() * scale
+        grad_weight = (grad * normed).flatten(0, -2).sum(0).to(weight.dtype)
+        grad = grad * weight
+        along = torch.linalg.vecdot(grad, normed).unsqueeze(-1).div_(x.size(-1))
+        grad = grad.sub_(normed.mul_(along)).mul_(scale)
+        return (grad if other is None else grad.add_(other)).to(x.dtype), grad_weight, None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x [..., h] over its root mean square, times weight [h], and x itself; computed in FP32.
+
+    Whoever goes on with both adds two gradients of x; as a second output its own comes into the norm's backward pass,
+    where adding costs nothing. Transformer Engine's kernels on a GPU in BF16, torch's where it is not installed.
+    """
+    if x.is_cuda and _transformer_engine(x) is None:
+        return F.rms_norm(x, (x.size(-1),), weight, eps), x
+    normed: tuple[Tensor, Tensor] = _RMSNorm.apply(x, weight, eps)
+    return normed
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -79,6 +104,26 @@ def swiglu(x: Tensor) -> Tensor:
     """silu(gate) * up for x [..., 2 f] = [gate, up]; returns [..., f]."""
     out: Tensor = _SwiGLU.apply(x)
     return out
+
+
+def compute_again(kept: Tensor, user: Tensor, compute: Callable[[], Tensor]) -> None:
+    """Free the memory of `kept` until the gradient of `user` arrives; then `compute` fills it again, bit for bit.
+
+    For what only the nodes behind `user` keep, and nothing reads before the backward pass. No random state is kept:
+    there is no dropout. Megatron's own `CheckpointWithoutOutput` keeps it, and compiles a C++ extension as it runs.
+    """
+    if not user.requires_grad:
+        return
+    storage, there = kept.untyped_storage(), kept.data  # `data` counts versions of its own: autograd sees no change
+    size = storage.nbytes()
+    storage.resize_(0)
+
+    def restore(_: Tensor) -> None:
+        storage.resize_(size)
+        with torch.no_grad():
+            there.copy_(compute())
+
+    user.register_hook(restore)
 
 
 class _Lookup(torch.autograd.Function):

@@ -35,15 +35,12 @@ from torch import Tensor, nn
 
 from llama31 import config
 from llama31.model import fused, head, kernels, precision, versions
-from llama31.model.parts import RewardHead, RMSNorm, WordEmbedding, layer_spec
+from llama31.model.parts import RewardHead, RMSNorm, WordEmbedding, layer_spec, start_tp_overlap
 from llama31.model.sequences import SequenceTable
 from llama31.parallel.mesh import Grid
 
-RECOMPUTE: dict[str, dict[str, Any]] = {
-    "none": {},
-    "selective": {"recompute_granularity": "selective"},
-    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
-}
+# of whole layers; parts of them are the layer's own business (`parts.Layer`)
+FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 
 class Llama(MegatronModule):
@@ -53,6 +50,7 @@ class Llama(MegatronModule):
     """
 
     model_type = ModelType.encoder_or_decoder  # what Megatron's pipeline schedules ask for
+    only_tokens: int | None = None  # size of the micro-batches that buffers were made for, where there are such
     scoring = False  # set by `scoring`: of each token its loss and the likeliest token, in the place of one loss
 
     def __init__(
@@ -146,6 +144,11 @@ class Llama(MegatronModule):
         without labels; with labels what `_losses` says. `position_ids` [b, s / cp], where given, are the rotary
         positions of each row's tokens; `inference_context` keeps K and V of earlier calls.
         """
+        if self.only_tokens not in (None, input_ids.numel()):
+            raise ValueError(
+                f"parallel.tp_overlap=true: its buffers are for micro-batches of {self.only_tokens} tokens on a rank, "
+                f"not {input_ids.numel()}; leave it out, or do this by another command"
+            )
         states = self.embedding(input_ids, position_ids) if self.embedding is not None else None
         table = SequenceTable.of_call(documents, input_ids, self.cp_group, inference_context)
         cached = inference_context is not None  # then Megatron keeps keys that are turned already
@@ -244,9 +247,11 @@ def transformer_config(
         sequence_parallel=parallel.sequence_parallel and grid.tp > 1,
         calculate_per_token_loss=True,  # the loss is already divided by the tokens of the whole batch
         batch_p2p_comm=False,  # batched, gloo gives wrong results with interleaving, in silence
-        deallocate_pipeline_outputs=True,
+        overlap_p2p_comm=parallel.overlap_p2p,
+        deallocate_pipeline_outputs=not parallel.overlap_p2p,  # Megatron waits for each send before it frees
+        tp_comm_overlap=parallel.tp_overlap,
         cuda_graph_modules=[],  # no graphs are used, and its default is a deprecated value of its own
-        **RECOMPUTE[parallel.recompute],
+        **(FULL if "full" in parallel.recompute else {}),
         **precision.transformer_config(numbers, parallel.zero),
     )
 
@@ -255,13 +260,14 @@ def fuse_accumulation(chunk: Llama) -> list[nn.Parameter]:
     """Let Transformer Engine's layers add to their weight's `main_grad`; returns the weights whose first micro-batch
     overwrites it.
 
-    Recomputed layers run their forward pass twice and then take themselves for a later micro-batch: they only add.
+    What is recomputed by running a linear layer twice takes itself for a later micro-batch then: it only adds.
     """
     fused_weights = []
+    twice = {part for layer in chunk.decoder.layers for part in layer.run_twice()}
     for module in chunk.modules():
         if hasattr(module, "fuse_wgrad_accumulation") and module.weight.dtype == torch.bfloat16:
             module.fuse_wgrad_accumulation = True
-            if chunk.config.recompute_granularity != "full":
+            if module not in twice:
                 fused_weights.append(module.weight)
     return fused_weights
 
@@ -272,10 +278,12 @@ def build(
     parallel: config.Parallel,
     grid: Grid,
     seed: int | None = None,
+    micro_batch_tokens: int | None = None,
 ) -> list[Llama]:
     """This rank's chunks of the model: one, or `vpp` with interleaving.
 
     With a seed the weights are drawn (equal on every layout), without one they are left for a checkpoint to fill.
+    `micro_batch_tokens`: places of every micro-batch on a rank, b x s / cp, where they are all of one size.
     Raises ValueError where this machine cannot compute in the precision asked for, or where its Transformer Engine does
     not fit its torch.
     """
@@ -284,8 +292,15 @@ def build(
     versions.tell()
     kernels.tell(grid.device, model.head_dim)
     precision.check(numbers, grid.device)
+    again = [part for part in parallel.recompute if part in ("norms", "swiglu")]
+    if numbers.fp8 == "delayed" and again:  # the second time it would be rounded by another scale
+        reason = "delayed FP8 scales by what was there before, so what is rounded again would not be the same"
+        given = f"parallel.recompute=[{','.join(parallel.recompute)}]"
+        raise ValueError(f"{given}: {reason}; give mlp or full, or precision.fp8=tensorwise")
+    if parallel.tp_overlap:
+        start_tp_overlap(micro_batch_tokens, model.hidden_size, numbers, grid)
     settings = transformer_config(model, numbers, parallel, grid)
-    spec = layer_spec(grid.device, model.ffn_hidden_size, numbers.fp8_emulate)
+    spec = layer_spec(grid.device, model.ffn_hidden_size, parallel.recompute, numbers.fp8_emulate)
     interleaved = grid.vpp > 1
     chunks = []
     for vp in range(grid.vpp):
@@ -293,6 +308,7 @@ def build(
         first = grid.first_stage and vp == 0
         last = grid.last_stage and vp == grid.vpp - 1
         chunk = Llama(settings, spec, model, first, last, vp_stage)
+        chunk.only_tokens = micro_batch_tokens if parallel.tp_overlap else None
         for parameter in chunk.parameters():  # what gradient norms over ranks ask; Megatron sets it on initialising
             parameter.tensor_model_parallel = parameter.ndim > 1  # type: ignore[attr-defined]
         chunks.append(chunk.to(device=grid.device, dtype=precision.dtype(numbers)))

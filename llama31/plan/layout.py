@@ -16,6 +16,7 @@ from llama31.plan import fp8
 from llama31.plan.schedule import Stage
 
 NODE = 8  # processes of a common node: beyond it the launcher is Slurm's business
+INSIDE = {"full": ("norms", "swiglu", "mlp"), "mlp": ("swiglu",)}  # what computing a part again computes again anyway
 SEARCHED = 5_000  # candidates that `nearest` looks at in full: a fraction of a second
 
 
@@ -75,6 +76,7 @@ def problems(
     if parallel.zero == 2 and parallel.pp > 1 and model is not None and model.tied_embeddings:
         reason = "ZeRO-2 reduces after each micro-batch, before the tied embedding's gradients of both ends are summed"
         issues.append(_issue("zero", 2, reason, "give parallel.zero=1, or parallel.pp=1"))
+    issues += [*_recompute_problems(parallel), *_overlap_problems(parallel, stages)]
     mismatch = _world_problem(parallel, world_size)
     if mismatch:
         issues.append(mismatch)
@@ -114,6 +116,31 @@ def _model_problems(model: Model, parallel: Parallel) -> list[Issue]:
         remedy = f"give pp x vpp that divides {layers}, or parallel.embedding_as_layer, parallel.loss_as_layer"
         issues.append(_issue("pp", parallel.pp, reason, remedy))
     return issues
+
+
+def _recompute_problems(parallel: Parallel) -> Iterator[Issue]:
+    for whole, parts in INSIDE.items():
+        both = [part for part in parts if part in parallel.recompute]
+        if whole in parallel.recompute and both:
+            remedy = f"leave {' and '.join(both)} out, or {whole}"
+            given = f"[{','.join(parallel.recompute)}]"
+            yield _issue("recompute", given, f"{whole} computes {' and '.join(both)} again anyway", remedy)
+
+
+def _overlap_problems(parallel: Parallel, stages: Sequence[Stage]) -> Iterator[Issue]:
+    if parallel.overlap_p2p and parallel.vpp == 1:
+        reason = "Megatron-Core overlaps in its interleaved schedule alone"
+        yield _issue("overlap_p2p", True, reason, "give parallel.vpp > 1, or leave it out")
+    if not parallel.tp_overlap:
+        return
+    if parallel.tp == 1 or not parallel.sequence_parallel:
+        reason = "what would overlap are the messages of sequence parallelism over tp"
+        remedy = "give parallel.tp > 1 with parallel.sequence_parallel=true, or leave it out"
+        yield _issue("tp_overlap", True, reason, remedy)
+    lengths = sorted({stage.sequence_length for stage in stages})
+    if len(lengths) > 1:
+        reason = f"its buffers are made for rows of one length, and the schedule has {', '.join(map(str, lengths))}"
+        yield _issue("tp_overlap", True, reason, "train each length as a run of its own, or leave it out")
 
 
 def _world_problem(parallel: Parallel, world_size: int) -> Issue | None:
@@ -208,10 +235,23 @@ def _candidates(
         dp = None if parallel.dp is None else replicas
         for vpp, size in itertools.product(chunks, sizes):
             for group in {parallel.microbatch_group, None} if vpp > 1 else {parallel.microbatch_group}:
-                yield dataclasses.replace(
+                other = dataclasses.replace(
                     parallel, tp=tp, cp=cp, pp=pp, dp=dp, vpp=vpp, microbatch_group=group, micro_batch=size, zero=zero,
                     embedding_as_layer=ends[0], loss_as_layer=ends[1],
                 )  # fmt: skip
+                yield _without_overlaps(other, stages)
+
+
+def _without_overlaps(parallel: Parallel, stages: Sequence[Stage]) -> Parallel:
+    """The same, apart from overlaps and recomputation that `problems` has something against."""
+    wrong = {issue.key for issue in (*_recompute_problems(parallel), *_overlap_problems(parallel, stages))}
+    outermost = next((whole for whole in INSIDE if whole in parallel.recompute), "")
+    return dataclasses.replace(
+        parallel,
+        recompute=[part for part in parallel.recompute if part not in INSIDE.get(outermost, ())],
+        overlap_p2p=parallel.overlap_p2p and "parallel.overlap_p2p" not in wrong,
+        tp_overlap=parallel.tp_overlap and "parallel.tp_overlap" not in wrong,
+    )
 
 
 def _chunkings(model: Model | None, extra: int, pp: int, vpp: int) -> list[int]:

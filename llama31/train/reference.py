@@ -13,7 +13,7 @@ import hashlib
 import json
 import time
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,8 @@ def fingerprint(feed: DialogFeed, reference: Reference, source: Path) -> str:
 
 def compute(feed: DialogFeed, reference: Reference, grid: Grid, source: Path) -> Values:
     """[examples, 2]: the better answer's, then the worse's; 0 of what is not learned. Collective."""
-    chunks = llama.build(reference.model, reference.precision, reference.parallel, grid)
+    parallel = replace(reference.parallel, tp_overlap=False)  # responses are of all lengths
+    chunks = llama.build(reference.model, reference.precision, parallel, grid)
     state.load_weights(source, chunks, reference.model, grid)
     forward, length = Forward(chunks, grid), feed.schedule.sequence_length
     size = reference.parallel.micro_batch

@@ -108,7 +108,10 @@ def open_data(run: config.Training, start: Start, data: Feed) -> Opened:
 def open_engine(run: config.Training, grid: Grid, start: Start) -> Engine:
     """Weights drawn or loaded, then the optimizer, then its state where the run goes on."""
     fresh = start.weights is None
-    chunks = llama.build(run.model, run.precision, run.parallel, grid, seed=run.seed if fresh else None)
+    row = schedule.batch_at(run.schedule, start.tokens).sequence_length
+    tokens = row * run.parallel.micro_batch // run.parallel.cp
+    seed = run.seed if fresh else None
+    chunks = llama.build(run.model, run.precision, run.parallel, grid, seed, micro_batch_tokens=tokens)
     if start.weights is not None:
         new = (llama.REWARD_HEAD,) if start.head != run.model.head else ()
         tensors.load_weights(start.weights, chunks, run.model, grid, without=new)

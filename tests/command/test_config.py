@@ -22,6 +22,7 @@ from llama31.plan import layout, schedule
 RUN = ["name=x", "model=tiny", "schedule=demo", "data=demo", "tokenizer=demo"]
 CHOICES = usage.groups(config.Pretrain, [entry.CONF])
 RAMP = '[{"from_tokens":81920,"batch_tokens":512,"sequence_length":256}]'  # no blanks: the table splits at them
+LONGER = '[{"from_tokens":81920,"batch_tokens":8192,"sequence_length":512}]'
 TINY = {"layers": 8, "hidden_size": 256, "ffn_hidden_size": 768, "heads": 8, "kv_heads": 4, "vocab_size": 8192}
 
 
@@ -251,7 +252,10 @@ def test_new_source_on_the_command_line_reads_commas_as_they_stand() -> None:
         ("schedule.peak_lr=0", "give a number above 0"),
         ("optimizer.beta1=1", "optimizer.beta1=1.0: out of range"),
         ("schedule.decay=step", "schedule.decay=step: no such choice; give one of cosine, linear, constant"),
-        ("parallel.recompute=all", "give one of none, selective, full"),
+        ("parallel.recompute=all", "parallel.recompute=all: no such choice; give one of norms, swiglu, mlp, full"),
+        ("parallel.recompute=[norms,all]", "parallel.recompute=all: no such choice; give one of norms"),
+        ("parallel.recompute=selective", "attention keeps nothing that could be computed again: give [], or norms"),
+        ("parallel.recompute=none", "parallel.recompute=none: no such choice; give parallel.recompute=[]"),
         ("data.sources.docs.format=pdf", "data.sources.docs.format=pdf: no such choice"),
         ("data.sources.docs.weight=-1", "data.sources.docs.weight=-1.0: out of range"),
         ("schedule.ramp=[{from_tokens: -1, batch_tokens: 5, sequence_length: 5}]", "schedule.ramp[0].from_tokens=-1"),
@@ -427,6 +431,11 @@ IMPOSSIBLE = [
     (64, "dp=64", "32 sequences per step", "(dp=32)"),
     (2, "micro_batch=3", "do not split into micro_batch x dp = 6", "parallel.micro_batch=1 (dp=2)"),
     (2, f"pp=2 vpp=2 micro_batch=2 schedule.ramp={RAMP}", "at 512 tokens per step", "(dp=1)"),
+    (2, "overlap_p2p=true", "in its interleaved schedule alone", "parallel.overlap_p2p=false (dp=2)"),
+    (2, "tp=2 sequence_parallel=false tp_overlap=true", "messages of sequence", "parallel.tp_overlap=false (dp=1)"),
+    (2, f"tp=2 tp_overlap=true schedule.ramp={LONGER}", "rows of one length", "parallel.tp_overlap=false (dp=1)"),
+    (1, "recompute=[full,mlp]", "full computes mlp again anyway", "parallel.recompute=[full] (dp=1)"),
+    (1, "recompute=[norms,swiglu,mlp]", "mlp computes swiglu again", "parallel.recompute=[norms,mlp] (dp=1)"),
 ]
 
 
@@ -439,8 +448,14 @@ def test_impossible_layout(processes: int, given: str, said: str, proposal: str)
     hint = text.splitlines()[-1]
     assert hint.startswith(f"nearest layout that works with {processes} process(es): ")
     assert hint.endswith(proposal)
-    proposed = re.findall(r"parallel\.\w+=\w+", hint)
+    proposed = re.findall(r"parallel\.\w+=[\w\[\],]+", hint)
     validate(varied(*overrides, *proposed), processes)  # what is proposed is accepted
+
+
+def test_one_part_to_recompute_stands_for_a_list_of_it() -> None:
+    """As configs of before have it."""
+    assert pretrain("parallel.recompute=full").parallel.recompute == ["full"]
+    assert pretrain("parallel.recompute=[norms,swiglu]").parallel.recompute == ["norms", "swiglu"]
 
 
 def test_no_layout_at_all() -> None:

@@ -165,7 +165,7 @@ def test_no_prompts_no_tokens(grid: Grid, chunks: list[Llama]) -> None:
 
 def test_training_goes_on_afterwards(grid: Grid) -> None:
     """Between two steps of training: mode, gradients and cached rotary tables stay usable."""
-    fresh = llama.build(SHAPE, FP32, config.Parallel(recompute="full"), grid, seed=4)
+    fresh = llama.build(SHAPE, FP32, config.Parallel(recompute=["full"]), grid, seed=4)
     generate(fresh, grid, [[1, 2, 3]], 13)
     assert fresh[0].training
     tokens = torch.arange(16)[None]  # as long as the cache was: the same rotary table

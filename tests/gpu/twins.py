@@ -195,22 +195,22 @@ def loss_and_gradients(device: torch.device, dtype: str, tokens: int, hidden: in
 
 
 def norm(device: torch.device, dtype: str, *shape: int) -> Checks:
+    """With the gradient of who goes on with x itself, and without."""
     generator = torch.Generator().manual_seed(shape[0])
     x = torch.randn(shape, generator=generator).mul_(3).to(device, DTYPES[dtype]).requires_grad_()
     weight = (1 + torch.randn(shape[-1], generator=generator) / 4).to(device, DTYPES[dtype]).requires_grad_()
-    grad = torch.randn(shape, generator=generator).to(device, DTYPES[dtype])
+    grads = [torch.randn(shape, generator=generator).to(device, DTYPES[dtype]) for _ in range(2)]
     x64, weight64 = (t.detach().double().requires_grad_() for t in (x, weight))
-    expected = x64 * torch.rsqrt(x64.pow(2).mean(-1, keepdim=True) + 1e-5) * weight64
+    expected = [x64 * torch.rsqrt(x64.pow(2).mean(-1, keepdim=True) + 1e-5) * weight64, x64 * 1]
     out = fused.rms_norm(x, weight, 1e-5)
-    ours = [out, *torch.autograd.grad(out, (x, weight), grad)]
-    twins = [expected, *torch.autograd.grad(expected, (x64, weight64), grad.double())]
-    sizes = [(-1, shape[-1]), (-1, shape[-1]), (1, shape[-1])]
-    names = ("out", "grad_x", "grad_weight")
-    return [
-        check
-        for name, one, twin, size in zip(names, ours, twins, sizes)
-        for check in compared(one.reshape(size), twin.reshape(size), dtype, name)
-    ]
+    result = compared(out[0].reshape(-1, shape[-1]), expected[0].reshape(-1, shape[-1]), dtype, "out")
+    for used, of in ((1, ""), (2, " with residual")):
+        ours = torch.autograd.grad(out[:used], (x, weight), grads[:used], retain_graph=True)
+        upstream = [grad.double() for grad in grads[:used]]
+        twins = torch.autograd.grad(expected[:used], (x64, weight64), upstream, retain_graph=True)
+        for name, one, twin, rows in zip(("grad_x", "grad_weight"), ours, twins, (-1, 1)):
+            result += compared(one.reshape(rows, shape[-1]), twin.reshape(rows, shape[-1]), dtype, name + of)
+    return result
 
 
 def activation(device: torch.device, dtype: str, *shape: int) -> Checks:

@@ -21,7 +21,7 @@ class Case:
 
     name: str
     processes: int
-    layout: dict[str, int | str | bool] = field(default_factory=dict)
+    layout: dict[str, int | bool | list[str]] = field(default_factory=dict)
     params: str = "fp32"
     tied: bool = False
     kv_heads: int = 2
@@ -91,13 +91,16 @@ CASES = [
     Case("one-tied", 1, tied=True),
     Case("one-kv4", 1, kv_heads=4),
     Case("one-bf16", 1, params="bf16"),
-    Case("one-selective", 1, {"recompute": "selective"}),
-    Case("one-full", 1, {"recompute": "full"}),
+    Case("one-norms-swiglu", 1, {"recompute": ["norms", "swiglu"]}),
+    Case("one-norms-mlp", 1, {"recompute": ["norms", "mlp"]}),
+    Case("one-full", 1, {"recompute": ["full"]}),
     Case("tp2", 2, {"tp": 2}),
     Case("tp2-without-sp", 2, {"tp": 2, "sequence_parallel": False}),
     Case("pp2", 2, {"pp": 2}),
     Case("pp2-vpp2", 2, {"pp": 2, "vpp": 2}),
     Case("pp2-vpp2-group4", 2, {"pp": 2, "vpp": 2, "microbatch_group": 4}),
+    Case("pp2-vpp2-overlap", 2, {"pp": 2, "vpp": 2, "overlap_p2p": True}),
+    Case("pp2-vpp2-group4-overlap", 2, {"pp": 2, "vpp": 2, "microbatch_group": 4, "overlap_p2p": True}),
     Case("cp2", 2, {"cp": 2}),
     Case("cp2-wide-micro-batch", 2, {"cp": 2}, rows_per_micro_batch=2),
     Case("dp2", 2, {"dp": 2, "bucket_bytes": 1}),
@@ -111,8 +114,16 @@ CASES = [
     Case("pp2-tied", 2, {"pp": 2}, tied=True),
     Case("pp2-vpp2-tied", 2, {"pp": 2, "vpp": 2}, tied=True),
     Case("dp2-zero3-tied", 2, {"dp": 2, "zero": 3}, tied=True),
-    Case("tp2-full", 2, {"tp": 2, "recompute": "full"}, rows_per_micro_batch=4),
+    Case("tp2-full", 2, {"tp": 2, "recompute": ["full"]}, rows_per_micro_batch=4),
+    Case("tp2-norms-mlp", 2, {"tp": 2, "recompute": ["norms", "mlp"]}, rows_per_micro_batch=4),
+    Case("dp2-zero3-norms-swiglu", 2, {"dp": 2, "zero": 3, "recompute": ["norms", "swiglu"]}),
+    Case("dp2-zero3-mlp", 2, {"dp": 2, "zero": 3, "recompute": ["mlp"]}),
     Case("pp2-uneven", 2, {"pp": 2, "vpp": 3, "embedding_as_layer": True, "loss_as_layer": True}),
+    Case(
+        "pp2-uneven-overlap",
+        2,
+        {"pp": 2, "vpp": 3, "embedding_as_layer": True, "loss_as_layer": True, "overlap_p2p": True},
+    ),
     Case("tp2-bf16", 2, {"tp": 2}, params="bf16", rows_per_micro_batch=4),
     Case("pp2-bf16", 2, {"pp": 2}, params="bf16"),
     Case("cp2-bf16", 2, {"cp": 2}, params="bf16", rows_per_micro_batch=4),
@@ -123,11 +134,11 @@ CASES = [
     Case("cp4", 4, {"cp": 4}),
     Case("tp2-dp2-zero2", 4, {"tp": 2, "dp": 2, "zero": 2}),
     Case("tp2-dp2-zero3", 4, {"tp": 2, "dp": 2, "zero": 3}, rows_per_micro_batch=2),
-    Case("dp2-pp2-vpp2-zero2", 4, {"dp": 2, "pp": 2, "vpp": 2, "zero": 2}),
+    Case("dp2-pp2-vpp2-zero2", 4, {"dp": 2, "pp": 2, "vpp": 2, "zero": 2, "overlap_p2p": True}),
     Case("dp2-pp2-tied", 4, {"dp": 2, "pp": 2}, tied=True),
     Case("tp2-pp2-cp2", 8, {"tp": 2, "pp": 2, "cp": 2}, rows_per_micro_batch=2),
     Case("tp2-pp2-dp2", 8, {"tp": 2, "pp": 2, "dp": 2}),
-    Case("tp2-pp2-vpp2-cp2", 8, {"tp": 2, "pp": 2, "vpp": 2, "cp": 2}, rows_per_micro_batch=2),
+    Case("tp2-pp2-vpp2-cp2", 8, {"tp": 2, "pp": 2, "vpp": 2, "cp": 2, "overlap_p2p": True}, rows_per_micro_batch=2),
     Case("tp2-pp2-vpp2-cp2-zero2", 8, {"tp": 2, "pp": 2, "vpp": 2, "cp": 2, "zero": 2}, rows_per_micro_batch=2),
     Case("tp2-pp2-dp2-bf16", 8, {"tp": 2, "pp": 2, "dp": 2}, params="bf16"),
 ]

@@ -39,8 +39,8 @@ LAYOUTS = {
     "cp2": {"cp": 2},
     "cp4": {"cp": 4},
     "tp2-cp2": {"tp": 2, "cp": 2},
-    "tp2-cp2-full": {"tp": 2, "cp": 2, "recompute": "full"},
-    "cp4-selective": {"cp": 4, "recompute": "selective"},
+    "tp2-cp2-full": {"tp": 2, "cp": 2, "recompute": ["full"]},
+    "tp2-cp2-norms-swiglu": {"tp": 2, "cp": 2, "recompute": ["norms", "swiglu"]},
 }
 # Prompts of 30 and 100 tokens with answers that do not see each other, over chunks' edges; documents with gaps between.
 TREES = torch.tensor(
@@ -104,12 +104,12 @@ def furthest(result: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, 
 
 
 @contextlib.contextmanager
-def kept_bytes() -> Iterator[dict[int, int]]:
-    """Bytes of the storages that autograd keeps, by address."""
-    kept: dict[int, int] = {}
+def kept_storages() -> Iterator[dict[int, torch.UntypedStorage]]:
+    """The storages that autograd keeps; one that is let go of for a while has no bytes then."""
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def pack(x: Tensor) -> Tensor:
-        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        kept[x.untyped_storage()._cdata] = x.untyped_storage()
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
@@ -118,13 +118,14 @@ def kept_bytes() -> Iterator[dict[int, int]]:
 
 def activations(built: Built, batch: MicroBatch) -> int:
     """Bytes kept by the layers between embedding and head, without parameters."""
-    decoder, kept = built.chunks[0].decoder, {}
+    decoder, sizes = built.chunks[0].decoder, []
     forward = decoder.forward
+    parameters = {parameter.untyped_storage()._cdata for parameter in decoder.parameters()}
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        with kept_bytes() as result:
+        with kept_storages() as kept:
             out = forward(*args, **kwargs)
-        kept.update(result)
+        sizes.extend(storage.nbytes() for key, storage in kept.items() if key not in parameters)
         return out
 
     decoder.forward = watched
@@ -132,8 +133,7 @@ def activations(built: Built, batch: MicroBatch) -> int:
         built.forward.run([batch], next_token, forward_only=False)
     finally:
         decoder.forward = forward
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in decoder.parameters()}
-    return sum(size for address, size in kept.items() if address not in parameters)
+    return sum(sizes)
 
 
 @contextlib.contextmanager
@@ -216,7 +216,7 @@ def run() -> dict[str, Any]:
     results: dict[str, Any] = {
         "parity": {},
         "packed": {},
-        "bytes": {"1": activations(alone, batches["odd"])},
+        "bytes": {"alone": activations(alone, batches["odd"])},
         "equal": {},
     }
     for name, layout in LAYOUTS.items():
@@ -227,9 +227,9 @@ def run() -> dict[str, Any]:
                     loss, gradients = built.loss_and_gradients(batch)
                     off = furthest(gradients, wanted[rows][1])
                     results[way][f"{name}/{rows}"] = {"losses": [loss, wanted[rows][0]], "gradients": off}
+        results["bytes"][name] = activations(built, batches["odd"])
         if name in ("cp2", "cp4"):
             cp = str(built.grid.cp)
-            results["bytes"][cp] = activations(built, batches["odd"])
             for rows, documents in {"odd": batches["odd"].documents, "trees": TREES, "gaps": GAPS}.items():
                 results["equal"][f"{cp}/{rows}"] = ways_to_gather(built.grid, documents)
             results["gathers"] = {rows: gathers(built, batch) for rows, batch in batches.items()}

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from llama31 import config
+from llama31.plan import memory
 from llama31.runs import metrics
 from tests.parallel.launch import forked, torchrun
-from tests.parallel.length import DOCUMENTS, LAYOUTS, PROCESSES, SHAPE
+from tests.parallel.length import DOCUMENTS, LAYOUTS, LENGTH, PROCESSES, SHAPE
 
 pytestmark = [pytest.mark.torch, pytest.mark.parallel]
 
@@ -44,8 +46,17 @@ def test_activations_of_a_rank_fall_with_cp(ranks: list[dict[str, Any]]) -> None
     """K and V of other ranks are not kept, or CP 4 would keep 0.3 of what one process keeps here."""
     for rank in ranks:
         kept = rank["bytes"]
-        assert kept["2"] == pytest.approx(kept["1"] / 2, rel=0.01)
-        assert kept["4"] == pytest.approx(kept["1"] / 4, rel=0.01)
+        assert kept["cp2"] == pytest.approx(kept["alone"] / 2, rel=0.01)
+        assert kept["cp4"] == pytest.approx(kept["alone"] / 4, rel=0.01)
+
+
+def test_recomputation_saves_what_the_plan_says(ranks: list[dict[str, Any]]) -> None:
+    """Under tensor and sequence parallelism: norms are sharded over tokens, the activation over its width."""
+    layout = config.Parallel(**LAYOUTS["tp2-cp2-norms-swiglu"])
+    places = SHAPE.layers * 2 * LENGTH / layout.cp  # two rows
+    for rank in ranks:
+        saved = rank["bytes"]["tp2-cp2"] - rank["bytes"]["tp2-cp2-norms-swiglu"]
+        assert saved == places * memory.recomputed_bytes(SHAPE, layout, "fp32")
 
 
 @pytest.mark.parametrize("rows", ["odd", "trees", "gaps"])

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from llama31.plan import shapes
-from tests.parallel.cases import CASES, LEARNING_RATES, OPTIMIZER, Case, batches, model
+from llama31.plan import memory, shapes
+from tests.parallel.cases import CASES, LEARNING_RATES, LENGTH, OPTIMIZER, ROWS, Case, batches, model
 from tests.parallel.launch import forked
 from tests.parallel.overlap import LAYOUTS, Event
 
@@ -43,6 +43,19 @@ def test_a_layout_that_was_left_leaves_no_threads(results: dict[str, Result]) ->
     """Of ZeRO-1: gloo has some fifty for a data-parallel group, which wake up all the time; others keep six."""
     left = {case.name: results[case.name]["left"][0] for case in CASES if case.layout.get("zero", 1) == 1}
     assert max(left["dp2"], left["cp2"], left["dp2-one-bucket"]) < 20, left
+
+
+@pytest.mark.parametrize("name", ["pp2-vpp2", "pp2-vpp2-group4", "pp2-uneven"])
+def test_bytes_that_overlap_keeps(name: str, results: dict[str, Result]) -> None:
+    """On the first stage all outputs whose backward pass has not come; without overlap one is whole at a time."""
+    case = next(case for case in CASES if case.name == f"{name}-overlap")
+    one = LENGTH * memory.sent_bytes(case.model(), case.parallel(), "fp32")
+    passes = memory.in_flight(case.parallel(), ROWS)
+    (outputs, everything), (freed, before) = results[case.name]["alive"], results[name]["alive"]
+    assert outputs == passes * one
+    assert one <= freed < 1.1 * one  # an element each is left
+    added = LENGTH * memory.overlap_bytes(case.model(), case.parallel(), ROWS, "fp32")
+    assert added - 2.1 * one <= everything - before <= added
 
 
 def test_clipping_took_part(results: dict[str, Result]) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 import traceback
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
+from megatron.core.pipeline_parallel import schedules
+from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
+from torch import Tensor
 
 from llama31 import config
 from llama31.engine.objectives import MicroBatch
@@ -32,8 +39,47 @@ def micro_batches(rows: Rows, grid: mesh.Grid, size: int) -> list[MicroBatch]:
     return result
 
 
+@contextlib.contextmanager
+def sent_and_received() -> Iterator[dict[str, int]]:
+    """Most bytes at once of what the chunks of this rank gave the schedule, and of that with what others sent."""
+    alive: dict[str, list[weakref.ref[Tensor]]] = {"outputs": [], "received": []}
+    most = {"outputs": 0, "all": 0}
+    forward_step, backward_step = schedules.forward_step, schedules.backward_step
+    communicate = P2PCommunicator._communicate
+
+    def note(kind: str, *tensors: Any) -> None:
+        alive[kind] += [weakref.ref(x) for x in tensors if isinstance(x, Tensor)]
+        sizes = {
+            kind: sum(x.untyped_storage().nbytes() for ref in refs if (x := ref()) is not None)
+            for kind, refs in alive.items()
+        }
+        most["outputs"] = max(most["outputs"], sizes["outputs"])
+        most["all"] = max(most["all"], sum(sizes.values()))
+
+    def watched_step(*args: Any, **kwargs: Any) -> Any:
+        result = forward_step(*args, **kwargs)
+        note("outputs", *(result[0] if isinstance(result[0], list) else result[:1]))
+        return result
+
+    def watched_backward(*args: Any, **kwargs: Any) -> Any:
+        note("outputs")
+        return backward_step(*args, **kwargs)
+
+    def watched_communicate(*args: Any, **kwargs: Any) -> Any:
+        result = communicate(*args, **kwargs)
+        note("received", *result[:2])
+        return result
+
+    with (
+        mock.patch.object(schedules, "forward_step", watched_step),
+        mock.patch.object(schedules, "backward_step", watched_backward),
+        mock.patch.object(P2PCommunicator, "_communicate", watched_communicate),
+    ):
+        yield most
+
+
 def run(case: Case) -> dict[str, Any]:
-    """Losses and gradient norms of the case's steps, and the loss of a batch evaluated in between."""
+    """Losses and gradient norms of the case's steps, the loss of a batch evaluated in between, bytes between stages."""
     parallel, numbers = case.parallel(), config.Precision(params=case.params)
     grid = mesh.create(parallel)
     chunks = llama.build(case.model(), numbers, parallel, grid, seed=3)
@@ -45,11 +91,13 @@ def run(case: Case) -> dict[str, Any]:
             engine.accumulate(mine)
             engine.discard()  # a discarded step must leave no trace
             evaluated.append(engine.forward.mean_loss(mine)[0])
-        result = engine.accumulate(mine)
+        with sent_and_received() as most:
+            result = engine.accumulate(mine)
         engine.apply(lr)
         losses.append(result.loss)
         norms.append(result.grad_norm)
-    return {"losses": losses, "norms": norms, "evaluated": evaluated}
+    alive = [float(most["outputs"]), float(most["all"])]
+    return {"losses": losses, "norms": norms, "evaluated": evaluated, "alive": alive}
 
 
 def main(folder: str, *names: str) -> None:
