@@ -15,10 +15,11 @@ check_nodes() {
 }
 
 # start_servers FOLDER NAME [OPTION ...]: serves FOLDER as NAME; sets `servers`, the process of all, and `heads`, the node
-# of each that answers.
+# of each that answers. Exports in FP8 are of a form that vLLM 0.32 reads when told to.
 start_servers() {
     local folder=$1 name=$2
     shift 2
+    if grep -q '"fbgemm_fp8"' "$folder/config.json"; then set -- --allow-deprecated-quantization "$@"; fi
     say "START a server on every $VLLM_NODES_PER_SERVER node(s) of $SLURM_JOB_NODELIST"
     heads=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | awk -v n="$VLLM_NODES_PER_SERVER" '(NR - 1) % n == 0')
     export VLLM_PYTHON VLLM_NODES_PER_SERVER heads

@@ -1,5 +1,5 @@
 """Checkpoints to and from other forms of the same weights.
 
-Imports: config, plan, tokens, parallel, checkpoint, model, engine.
+Imports: config, plan, tokens, parallel, quantise, checkpoint, model, engine.
 Offers: checkpoints (Hugging Face, Meta), consolidated, fp8 (for servers), average, pretrained (into a live model).
 """

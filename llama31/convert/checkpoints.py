@@ -129,7 +129,7 @@ def to_hf(settings: config.Convert, progress: Progress) -> Path:
     meta, reader, folder = _exported(settings)
     model, target, dtype = meta.shape(), Path(settings.hf), DTYPES[settings.dtype]
     tokens = special_ids.of_export(settings.tokenizer, meta, folder)
-    formats = fp8.formats(model) if settings.fp8 else {}
+    formats = fp8.number_formats(model) if settings.fp8 else {}
     shapes = fp8.with_scales(hf_shapes(model), formats)
     _check_target(settings, "config.json")
     with publish.publish(target) as temporary:

@@ -24,9 +24,10 @@ from llama31 import config
 from llama31.convert import hf
 from llama31.convert.hf import Shape
 from llama31.plan import shapes
+from llama31.quantise import formats
 
-E4M3 = torch.float8_e4m3fn
-LARGEST = 448.0  # of e4m3; torch's cast makes it of all that is larger, infinity too, and says nothing
+E4M3 = formats.E4M3
+LARGEST = formats.largest(E4M3)  # 448; torch's cast makes it of all that is larger, infinity too, and says nothing
 SMALLEST = 1e-12  # a row's largest entry counts as no less, as in FBGEMM: rows of zeros have a scale to divide by
 BOUND = 1200.0  # of a token's largest activation (report, section 6.2)
 SCALE = "_scale"  # behind a weight's name
@@ -47,14 +48,14 @@ def quantised(model: config.Model) -> list[str]:
     return [f"model.layers.{i}.mlp.{part}.weight" for i in shapes.fp8_layers(model) for part in parts]
 
 
-def formats(model: config.Model) -> dict[str, torch.dtype]:
+def number_formats(model: config.Model) -> dict[str, torch.dtype]:
     """Number formats of what is not BF16 in an export: weights in FP8, and their scales."""
     names = quantised(model)
     return dict.fromkeys(names, E4M3) | {name + SCALE: torch.float32 for name in names}
 
 
 def with_scales(names: dict[str, Shape], given: dict[str, torch.dtype]) -> dict[str, Shape]:
-    """The shapes of an export, each scale behind its weight; `given` as of `formats`."""
+    """The shapes of an export, each scale behind its weight; `given` as of `number_formats`."""
     result = {}
     for name, shape in names.items():
         result[name] = shape
@@ -115,9 +116,8 @@ def rounded(x: Tensor, bound: float = BOUND) -> Tensor:
     The scale is the largest entry, `bound` at most, over 448; what is beyond `bound` is cut off there, infinity
     too; NaN stays NaN.
     """
-    values = x.float()
-    scale = values.abs().amax(-1, keepdim=True).clamp(SMALLEST, bound) / LARGEST
-    return ((values / scale).clamp(-LARGEST, LARGEST).to(E4M3).float() * scale).to(x.dtype)
+    largest = x.abs().amax(-1, keepdim=True).float().clamp(SMALLEST, bound)
+    return formats.rounded(x, LARGEST / largest, E4M3).to(x.dtype)
 
 
 # --- folders ---

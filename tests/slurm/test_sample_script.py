@@ -188,7 +188,7 @@ def test_a_server_is_split_over_the_nodes_and_named_when_it_answers(tmp_path: Pa
     """As the 405B in BF16 needs it; told to stop, it comes back and leaves nothing behind."""
     job = Job(tmp_path, SLURM_JOB_NUM_NODES="2")
     (tmp_path / "hf").mkdir()
-    (tmp_path / "hf/config.json").touch()
+    (tmp_path / "hf/config.json").write_text('{"quantization_config": {"quant_method": "fbgemm_fp8"}}')
     child = job.serve("model=hf", "--max-model-len", "4096", "name=mine")
     assert child.stdout is not None
     said = next(line for line in child.stdout if " answers at " in line)
@@ -201,7 +201,8 @@ def test_a_server_is_split_over_the_nodes_and_named_when_it_answers(tmp_path: Pa
     for rank in (0, 1):
         given = f"--pipeline-parallel-size 2 --nnodes 2 --node-rank {rank} --master-addr 127.0.0.1 "
         (line,) = [line for line in started if given in line]
-        assert "serve hf --served-model-name mine" in line and "--tensor-parallel-size 8 --max-model-len 4096" in line
+        assert "serve hf --served-model-name mine" in line
+        assert "--tensor-parallel-size 8 --allow-deprecated-quantization --max-model-len 4096" in line
         assert ("--headless" in line) == (rank == 1)
 
 
@@ -213,7 +214,7 @@ def test_a_node_of_its_own_needs_no_pipeline_and_a_dead_server_ends_the_job(tmp_
     said, _ = child.communicate(timeout=LIMIT_S)
     assert child.returncode == 1 and "END all servers have ended, exit code" in said
     (line,) = [line for line in job.lines() if line.startswith("vllm")]
-    assert "pipeline" not in line and line.endswith("PYTHONPATH=")
+    assert "pipeline" not in line and "deprecated" not in line and line.endswith("PYTHONPATH=")
 
 
 @pytest.mark.parametrize(
