@@ -238,6 +238,10 @@ class Engine:
         """Clip the accumulated gradients and update weights with learning rate `lr`."""
         self.reducer.apply(lr, self._norm)
 
+    def settle(self) -> None:
+        """Wait for the weights that other ranks updated: for who reads them otherwise than by a forward pass."""
+        self.reducer.settle()
+
     def discard(self) -> None:
         """Forget the accumulated gradients, and what FP8 saw of them."""
         self.reducer.discard()

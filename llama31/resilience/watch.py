@@ -118,6 +118,7 @@ class Watch:
         odd: tuple[Odd, ...] | None = None
         slow: tuple[str, ...] = ()
         if _every(self.settings.hash_every_steps, step):
+            self._engine.settle()
             odd = self._divergence.compare()
         if _every(self.settings.ranks_every_steps, step):
             comparison = self._times.compare(self._own, self._own_steps)

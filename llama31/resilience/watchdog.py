@@ -33,7 +33,7 @@ EXIT_CODE = 75  # EX_TEMPFAIL: to try again may help
 BLAME = "blame.json"
 LOCAL_PHASES = ("data", "record")  # a rank can be in these for ever without waiting for another
 # Files of which a frame on the main thread's stack means that it waits for other ranks.
-WAITING = (f"torch{os.sep}distributed{os.sep}", "p2p_communication")
+WAITING = (f"torch{os.sep}distributed{os.sep}", "p2p_communication", f"engine{os.sep}stage1.py:_wait")
 
 
 @dataclass(frozen=True)
@@ -281,6 +281,6 @@ def _standing(thread: int) -> tuple[bool, str]:
     where = f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
     waiting = False
     while frame is not None and not waiting:
-        waiting = any(part in frame.f_code.co_filename for part in WAITING)
+        waiting = any(part in f"{frame.f_code.co_filename}:{frame.f_code.co_name}" for part in WAITING)
         frame = frame.f_back
     return waiting, where

@@ -69,6 +69,7 @@ class Trained:
         for rows in batches()[:2]:
             engine.accumulate(micro_batches(rows, self.grid, 1))
             engine.apply(1e-2)
+            engine.settle()
         self.named = [(shard.name, shard.parameter) for shard in engine.shards]
         self.divergence = ranks.Divergence(self.named, self.grid, HOSTS, zero)
 
