@@ -120,13 +120,11 @@ def _import_for(case: Case) -> None:
 # --- the peers ---
 
 
-def llama(m: config.Model, seed: int, case: Case) -> Any:
-    """transformers' Llama of the same shape, in the number format that holds its state."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+def llama_config(m: config.Model, attention: str) -> Any:
+    """transformers' config of the same shape; `attention` by its name there."""
+    from transformers import LlamaConfig
 
-    torch.manual_seed(seed)
-    settings = LlamaConfig(
+    return LlamaConfig(
         vocab_size=m.vocab_size,
         hidden_size=m.hidden_size,
         intermediate_size=m.ffn_hidden_size,
@@ -137,9 +135,18 @@ def llama(m: config.Model, seed: int, case: Case) -> Any:
         rms_norm_eps=m.norm_eps,
         tie_word_embeddings=m.tied_embeddings,
         use_cache=False,
-        attn_implementation=case.attention,
+        attn_implementation=attention,
     )
-    return LlamaForCausalLM(settings).to(torch.bfloat16 if case.precision == "bf16" else torch.float32)
+
+
+def llama(m: config.Model, seed: int, case: Case) -> Any:
+    """transformers' Llama of the same shape, in the number format that holds its state."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(llama_config(m, case.attention))
+    return model.to(torch.bfloat16 if case.precision == "bf16" else torch.float32)
 
 
 def plain_loop(work: Work, case: Case, mark: Mark) -> dict[str, float]:

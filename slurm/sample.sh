@@ -45,20 +45,7 @@ stop_all() {
     [ -n "$client" ] && kill -TERM "$client" 2>/dev/null
     stop_servers
 }
-# All that came in is in candidates.jsonl, and the next attempt draws the rest.
-come_back() {
-    trap '' USR1 TERM
-    say "told to stop; drawing goes on in a new attempt"
-    stop_all
-    scontrol requeue "$SLURM_JOB_ID"
-    exit 0
-}
-on_usr1() {
-    stop_when
-    if [ "$stop_at" -le "$SECONDS" ]; then come_back; fi
-}
-trap on_usr1 USR1
-trap come_back TERM
+come_back_later drawing stop_all # all that came in is in candidates.jsonl, and the next attempt draws the rest
 
 if [ "${part:-all}" != rank ]; then
     check_nodes

@@ -53,19 +53,7 @@ if [ ! -f "$model/config.json" ]; then
 fi
 check_nodes
 
-come_back() {
-    trap '' USR1 TERM
-    say "told to stop; serving goes on in a new attempt"
-    stop_servers
-    scontrol requeue "$SLURM_JOB_ID"
-    exit 0
-}
-on_usr1() {
-    stop_when
-    if [ "$stop_at" -le "$SECONDS" ]; then come_back; fi
-}
-trap on_usr1 USR1
-trap come_back TERM
+come_back_later serving stop_servers
 
 # Whether the server on node $1 says that it is well.
 answers() {

@@ -43,3 +43,21 @@ stop_servers() {
     [ -n "$servers" ] && kill -TERM "$servers" 2>/dev/null && wait "$servers"
     servers=
 }
+
+# come_back_later WHAT STOP: from now on a job that is told to stop stops by STOP, and comes back, where WHAT goes on.
+come_back_later() {
+    goes_on=$1 stop=$2
+    trap on_usr1 USR1
+    trap come_back TERM
+}
+come_back() {
+    trap '' USR1 TERM
+    say "told to stop; $goes_on goes on in a new attempt"
+    "$stop"
+    scontrol requeue "$SLURM_JOB_ID"
+    exit 0
+}
+on_usr1() {
+    stop_when
+    if [ "$stop_at" -le "$SECONDS" ]; then come_back; fi
+}

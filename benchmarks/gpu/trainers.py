@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.plan import GpuCase, GpuWork, documents
+from benchmarks.peers import llama_config
 from llama31 import config
 
 Step = Callable[[], float]
@@ -26,7 +27,6 @@ def imports(case: GpuCase) -> None:
     """All that the case will import late, torch first."""
     import torch
 
-    torch.set_num_threads(max(1, torch.get_num_threads()))
     if case.trainer == "transformers":
         from transformers import LlamaForCausalLM  # noqa: F401
 
@@ -305,25 +305,12 @@ def _megatron_batches(case: GpuCase, work: GpuWork, device: Any) -> list[tuple[A
 def transformers(case: GpuCase, work: GpuWork) -> Made:
     """transformers' Llama in FP32 under torch.compile and autocast, fused AdamW; uncompiled on a CPU."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    cuda, m = torch.cuda.is_available(), work.model
+    cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
-    settings = LlamaConfig(
-        vocab_size=m.vocab_size,
-        hidden_size=m.hidden_size,
-        intermediate_size=m.ffn_hidden_size,
-        num_hidden_layers=m.layers,
-        num_attention_heads=m.heads,
-        num_key_value_heads=m.kv_heads,
-        max_position_embeddings=m.max_positions,
-        rms_norm_eps=m.norm_eps,
-        tie_word_embeddings=m.tied_embeddings,
-        use_cache=False,
-        attn_implementation="sdpa",
-    )
     with device:
-        model = LlamaForCausalLM(settings).train()
+        model = LlamaForCausalLM(llama_config(work.model, "sdpa")).train()
     called = torch.compile(model) if cuda else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     mixed = number_format(work, device) == "bf16"

@@ -57,7 +57,13 @@ def installed() -> dict[str, str]:
         cudnn = torch.backends.cudnn.version()
         if cudnn:
             versions["cuDNN"] = f"{cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}"
-    for name in ("transformer-engine", "megatron-core"):
+    return versions | _packages("transformer-engine", "megatron-core")
+
+
+def _packages(*names: str) -> dict[str, str]:
+    """Versions of those of the packages that are installed."""
+    versions = {}
+    for name in names:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -91,13 +97,7 @@ def engine_fault(packages: Mapping[str, str], torch: str, cuda: str | None) -> s
 
 def engine_packages() -> dict[str, str]:
     """Which of Transformer Engine's packages are installed, with their versions."""
-    packages = {}
-    for name in (ENGINE, *PARTS):
-        try:
-            packages[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return packages
+    return _packages(ENGINE, *PARTS)
 
 
 def cudnn_folders(maps: str) -> list[str]:

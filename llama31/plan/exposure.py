@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llama31.config import Model, Parallel
-from llama31.plan import shapes
+from llama31.plan import layout, shapes
 
 BACKWARD = 2 / 3  # of a micro-batch's time: two products for the forward pass's one
 
@@ -69,11 +69,9 @@ def exposure(model: Model, parallel: Parallel, micro_batches: int, step_s: float
         raise ValueError("parallel.dp=null: messages depend on the number of replicas; give parallel.dp")
     replicas = parallel.dp * parallel.cp
     moved = (replicas - 1) / replicas / bytes_per_s  # seconds a byte of a ring's message takes
-    bubble = (parallel.pp - 1) / (parallel.vpp * micro_batches)
-    chunk_s = step_s / (1 + bubble) / (micro_batches * parallel.vpp)
     every = []
     for stage in range(parallel.pp):
-        forward, backward = _passes(model, parallel, micro_batches, stage, chunk_s)
+        forward, backward = _passes(model, parallel, micro_batches, stage, step_s)
         parts = buckets([one.elements for one in backward], parallel.bucket_bytes)
         sizes = [sum(backward[i].elements for i in part) for part in parts]
         ends = _sent([4 * size * moved for size in sizes], [backward[part[-1]].end_s for part in parts])
@@ -101,7 +99,7 @@ def _sent(lengths: Sequence[float], ready: Sequence[float]) -> list[float]:
 
 
 def _passes(
-    model: Model, parallel: Parallel, micro_batches: int, stage: int, chunk_s: float
+    model: Model, parallel: Parallel, micro_batches: int, stage: int, step_s: float
 ) -> tuple[list[_Pass], list[_Pass]]:
     """A stage's matrices as the first micro-batch reads them, and as the last one completes their gradients.
 
@@ -109,8 +107,8 @@ def _passes(
     """
     group = min(parallel.microbatch_group or parallel.pp, micro_batches) if parallel.vpp > 1 else micro_batches
     last_group = micro_batches % group or group
-    bubble = (parallel.pp - 1) / (parallel.vpp * micro_batches)
-    step_s = chunk_s * micro_batches * parallel.vpp * (1 + bubble)
+    busy_s = step_s / (1 + layout.bubble(parallel, micro_batches))
+    chunk_s = busy_s / (micro_batches * parallel.vpp)
     forward_s, backward_s = chunk_s * (1 - BACKWARD), chunk_s * BACKWARD
     forward: list[_Pass] = []
     backward: list[_Pass] = []
