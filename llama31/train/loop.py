@@ -90,7 +90,9 @@ def opened(state: State) -> Iterator[tuple[Prefetcher[list[MicroBatch]], Callabl
         feed = parts.enter_context(
             Prefetcher(lambda step: micro_batches(state, step), state.step, state.last_step, state.data.prefetch)
         )
-        profiled = parts.enter_context(profiler.profiled(run.profile, Path(run.folder), state.grid))
+        profiled = parts.enter_context(
+            profiler.profiled(run.profile, Path(run.folder), state.grid, state.engine.settle)
+        )
         state.gates.begin(state.engine.forward, state.step)
         gc.collect()
         gc.freeze()  # what is built by now lives to the end: no need to look through it again and again

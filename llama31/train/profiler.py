@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,14 @@ from llama31.parallel.mesh import Grid
 
 
 @contextlib.contextmanager
-def profiled(profile: config.Profile, folder: Path, grid: Grid) -> Iterator[Any]:
-    """A function to call after each step; it profiles the chosen ones into the folder `profile` of the run."""
+def profiled(
+    profile: config.Profile, folder: Path, grid: Grid, settle: Callable[[], None]
+) -> Iterator[Callable[[], None]]:
+    """A function to call after each step; it profiles the chosen ones into the folder `profile` of the run.
+
+    Before the profiler stops it calls `settle`, which waits for messages under way: gloo's threads would write the end
+    of theirs into memory that the profiler has freed.
+    """
     if profile.first_step is None:
         yield lambda: None
         return
@@ -29,6 +35,18 @@ def profiled(profile: config.Profile, folder: Path, grid: Grid) -> Iterator[Any]
         if profile.memory and grid.device.type == "cuda":
             torch.cuda.memory._dump_snapshot(str(target / f"memory-rank-{grid.rank}.pickle"))
 
+    def step() -> None:
+        if running.step_num + 1 == last:
+            settle()
+        running.step()
+
+    last = profile.first_step + profile.steps
     plan = torch.profiler.schedule(skip_first=profile.first_step, wait=0, warmup=0, active=profile.steps, repeat=1)
     with torch.profiler.profile(schedule=plan, on_trace_ready=write, profile_memory=profile.memory) as running:
-        yield running.step
+        try:
+            yield step
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # the error that ends the run is the one to show
+                settle()
+            raise
+        settle()
