@@ -27,6 +27,8 @@ from llama31.tokens import packed
 from llama31.tokens.indexed import IndexedReader
 from llama31.tokens.packed import Packed
 
+# How epochs of a stream are ordered: block by block, or, in runs that began before there were blocks, as one whole.
+ORDER, WHOLE_ORDER = "blocks", "documents"
 _MANY_EPOCHS = 4  # up to which repetition costs little (Muennighoff et al. 2023, arXiv:2305.16264)
 
 
@@ -60,8 +62,8 @@ class TokenSource(Protocol):
 class Batches:
     """The rows of every step of a schedule, from the training split (or another) of the packed sources.
 
-    `decisions` come on top of what `data.mixture` plans. A source that no step from `from_step` on draws from need not
-    be there any more.
+    `decisions` come on top of what `data.mixture` plans, `order` is that of the documents in a stream. A source that no
+    step from `from_step` on draws from need not be there any more.
 
     Raises ValueError (keys `data.*`) where a source is not packed, damaged, shorter than one row, or packed with
     another tokenizer than the others. Warns where a source is repeated more than 4 times.
@@ -74,8 +76,9 @@ class Batches:
         split: str = "train",
         decisions: Sequence[Decision] = (),
         from_step: int = 0,
+        order: str = ORDER,
     ) -> None:
-        self._data = data
+        self._data, self._order = data, order
         first, *changes = plan(data)
         weights = first.weights
         self.mixture = Mixture(weights, schedule, [*changes, *decisions], first.lengths or ())
@@ -142,7 +145,7 @@ class Batches:
         key = f"{self._data.seed}/{self.packed[name].fingerprint}"
         reader = self.readers[name] = _checked_reader(self._data, name, split, counts)
         if self._data.packing == "stream":
-            return Scattered(Stream(reader, key), self.slot_tokens)
+            return Scattered(Stream(reader, key, self._order == WHOLE_ORDER), self.slot_tokens)
         edges = [edge for edge, _ in self.length_buckets]
         return Whole(reader, key, self.mixture.chapters(), index, edges, name)
 

@@ -5,8 +5,12 @@ itself, and training would learn each in turn instead of the whole. `scattered` 
 as a row, and visits them in an order of its own. What is left of an epoch after its last whole slot is not read; the
 next epoch's order of documents leaves out something else.
 
-An order is the ranks of raw counter-based random numbers, one per document: reproducible across numpy versions, which
-do not promise that numpy's own permutations stay.
+No process holds anything for each document. An epoch orders blocks of 8,192 documents and, where it comes to a block,
+the documents in it; where blocks begin is read from a file that packing wrote. So rows hold documents that were packed
+near each other, in an order of their own in each epoch, and any row stands next to rows from anywhere.
+
+An order is the ranks of raw counter-based random numbers: reproducible across numpy versions, which do not promise
+that numpy's own permutations stay.
 """
 
 from __future__ import annotations
@@ -14,29 +18,50 @@ from __future__ import annotations
 import functools
 import hashlib
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llama31.tokens.indexed import IndexedReader
+from llama31.tokens.indexed import BLOCK, IndexedReader
+
+Ints = NDArray[np.int64]
+
+_KEPT_PARTS = 16  # the rows of a batch come from anywhere; the next may come from where one was
 
 
 @dataclass(frozen=True)
-class _Epoch:
-    """Documents in the order of one epoch, and the token of the epoch at which each begins."""
+class _Part:
+    """Documents that follow each other in an epoch: where they stand in the file, and in the epoch."""
 
-    order: NDArray[np.int64]  # [documents]
-    begins: NDArray[np.int64]  # [documents]
+    places: Ints  # [documents], the first token of each in the file
+    lengths: Ints  # [documents]
+    begins: Ints  # [documents], in tokens of the epoch
+
+
+@dataclass(frozen=True)
+class _EpochOfBlocks:
+    """Blocks in the order of one epoch, and the token of the epoch at which each begins."""
+
+    order: Ints  # [blocks]
+    begins: Ints  # [blocks]
 
 
 class Stream:
-    """Random access to the stream of one source. Epochs are ordered by `key` and their number; key None: as packed."""
+    """Random access to the stream of one source. Epochs are ordered by `key` and their number; key None: as packed.
 
-    def __init__(self, reader: IndexedReader, key: str | None) -> None:
+    With `whole` an epoch orders all documents at once, as runs did that began before blocks: 32 bytes for each.
+    """
+
+    def __init__(self, reader: IndexedReader, key: str | None, whole: bool = False) -> None:
         self._reader, self._key = reader, key
-        self.epoch_tokens = int(reader.lengths.sum())
-        self._epochs: dict[int, _Epoch] = {}
+        self._whole = whole or len(reader) <= BLOCK  # of one block, which makes no difference
+        self._edges = np.array([0, reader.tokens.size]) if self._whole else reader.blocks()
+        self._block = len(reader) if self._whole else BLOCK
+        self.epoch_tokens = int(reader.tokens.size)
+        self._epochs: dict[int, _EpochOfBlocks] = {}
+        self._parts: dict[tuple[int, int], _Part] = {}
         self._lock = threading.Lock()  # the prefetcher and its owner may ask at once
 
     def scattered(self, position: int, slot_tokens: int) -> tuple[int, int]:
@@ -46,52 +71,73 @@ class Stream:
         place = permuted(index, self.epoch_tokens // slot_tokens, f"{self._key}/{epoch}/slots")
         return epoch * self.epoch_tokens + place * slot_tokens + offset, slot_tokens - offset
 
-    def read(self, position: int, tokens: NDArray[np.int64], documents: NDArray[np.int32]) -> None:
+    def read(self, position: int, tokens: Ints, documents: NDArray[np.int32]) -> None:
         """Fill `tokens` [n] with the stream from `position`, and `documents` [n] with 0, 1, ... by document."""
-        filled, document = 0, 0
-        while filled < tokens.size:
-            number, offset = divmod(position + filled, self.epoch_tokens)
-            epoch = self._epoch(number)
-            first = int(np.searchsorted(epoch.begins, offset, side="right")) - 1
-            for i in range(first, epoch.order.size):
-                piece = self._reader.document(int(epoch.order[i]))[max(0, offset - int(epoch.begins[i])) :]
-                end = min(filled + piece.size, tokens.size)
-                tokens[filled:end] = piece[: end - filled]
-                documents[filled:end] = document
-                document += int(end > filled)  # empty documents, which other packers may write, are none
-                filled = end
-                if filled == tokens.size:
-                    return
+        filled = document = 0
+        for places, _, taken in self._pieces(position, tokens.size):
+            for place, count in zip(places.tolist(), taken.tolist()):
+                tokens[filled : filled + count] = self._reader.tokens[place : place + count]
+                documents[filled : filled + count] = document
+                document += 1
+                filled += count
 
-    def spans(self, position: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def spans(self, position: int, count: int) -> tuple[Ints, Ints]:
         """(whole length, tokens read) of every document in the `count` tokens of the stream from `position`."""
-        lengths, spans, end = [], [], position + count
+        pieces = [(lengths, taken) for _, lengths, taken in self._pieces(position, count)]
+        return np.concatenate([whole for whole, _ in pieces]), np.concatenate([taken for _, taken in pieces])
+
+    def _pieces(self, position: int, count: int) -> Iterator[tuple[Ints, Ints, Ints]]:
+        """(first token in the file, length of its document, tokens) of what stands in the stream, part by part.
+
+        Empty documents, which other packers may write, are none.
+        """
+        end = position + count
         while position < end:
             number, offset = divmod(position, self.epoch_tokens)
-            epoch, taken = self._epoch(number), min(end - position, self.epoch_tokens - offset)
-            first = int(np.searchsorted(epoch.begins, offset, side="right")) - 1
-            last = int(np.searchsorted(epoch.begins, offset + taken, side="left"))
-            whole = self._reader.lengths[epoch.order[first:last]]
-            begins = epoch.begins[first:last]
-            held = np.minimum(begins + whole, offset + taken) - np.maximum(begins, offset)
-            lengths.append(whole[held > 0])
-            spans.append(held[held > 0])
-            position += taken
-        return np.concatenate(lengths), np.concatenate(spans)
+            part = self._part(number, offset)
+            stop = min(offset + end - position, int(part.begins[-1] + part.lengths[-1]))
+            first = int(np.searchsorted(part.begins, offset, side="right")) - 1
+            last = int(np.searchsorted(part.begins, stop, side="left"))
+            places, lengths, begins = (x[first:last] for x in (part.places, part.lengths, part.begins))
+            skipped = np.maximum(offset - begins, 0)
+            taken = np.minimum(lengths, stop - begins) - skipped
+            held = taken > 0
+            yield (places + skipped)[held], lengths[held], taken[held]
+            position += stop - offset
 
-    def _epoch(self, number: int) -> _Epoch:
+    def _part(self, number: int, offset: int) -> _Part:
+        """What holds token `offset` of an epoch."""
         with self._lock:
             if number not in self._epochs:
                 for old in [n for n in self._epochs if n < number - 1]:
                     del self._epochs[old]
                 self._epochs[number] = self._ordered(number)
-            return self._epochs[number]
+            epoch = self._epochs[number]
+            at = int(np.searchsorted(epoch.begins, offset, side="right")) - 1
+            key = number, int(epoch.order[at])
+            part = self._parts.pop(key, None) or self._opened(*key, int(epoch.begins[at]))
+            self._parts[key] = part  # the newest stands last
+            if len(self._parts) > (2 if self._whole else _KEPT_PARTS):
+                del self._parts[next(iter(self._parts))]
+            return part
 
-    def _ordered(self, number: int) -> _Epoch:
-        count = len(self._reader)
-        order = np.arange(count) if self._key is None else permutation(f"{self._key}/{number}", count)
-        lengths = self._reader.lengths[order]
-        return _Epoch(order, np.cumsum(lengths) - lengths)
+    def _ordered(self, number: int) -> _EpochOfBlocks:
+        """The blocks of an epoch. Blocks without a token may stand anywhere: `searchsorted` passes over them."""
+        count = self._edges.size - 1
+        order = np.arange(count) if self._key is None else permutation(f"{self._key}/{number}/blocks", count)
+        tokens = np.diff(self._edges)[order]
+        return _EpochOfBlocks(order, np.cumsum(tokens) - tokens)
+
+    def _opened(self, number: int, block: int, begin: int) -> _Part:
+        """The documents of a block in the order of an epoch, in which it begins at token `begin`."""
+        first = block * self._block
+        edges = self._reader.edges(slice(first, min(first + self._block, len(self._reader)) + 1))
+        places, lengths = edges[:-1], np.diff(edges)
+        if self._key is not None:
+            name = f"{self._key}/{number}" if self._whole else f"{self._key}/{number}/{block}"
+            order = permutation(name, lengths.size)
+            places, lengths = places[order], lengths[order]
+        return _Part(places, lengths, begin + np.cumsum(lengths) - lengths)
 
 
 class Scattered:

@@ -65,9 +65,10 @@ class Whole:
         self._reader, self._key, self._chapters, self._edges = reader, key, chapters, edges
         self._cursors = [chapter.cursors[column] for chapter in chapters]
         # Documents by length: those of the k-th distinct length are _documents[_firsts[k] : _firsts[k + 1]].
-        self._documents = np.argsort(reader.lengths, kind="stable")
-        self._documents = self._documents[int(np.searchsorted(reader.lengths[self._documents], 1)) :]  # not empty ones
-        self._lengths, firsts = np.unique(reader.lengths[self._documents], return_index=True)
+        lengths = reader.lengths()
+        self._documents = np.argsort(lengths, kind="stable")
+        self._documents = self._documents[int(np.searchsorted(lengths[self._documents], 1)) :]  # not empty ones
+        self._lengths, firsts = np.unique(lengths[self._documents], return_index=True)
         self._firsts = np.append(firsts, self._documents.size)
         self._counts = np.diff(self._firsts)
         # Before each chapter: documents read of each length, and places left of the epoch that was under way.

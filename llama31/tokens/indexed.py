@@ -3,6 +3,9 @@
 `.bin` holds the token ids of all documents end to end. `.idx` holds, little-endian: 9 bytes of magic, version (u64),
 code of the number format (u8), sequences (u64), document marks (u64), then per sequence its length (i32) and byte
 offset (i64), then the marks (i64): indices of the sequences at which documents begin, and the total.
+
+Beside them, and not Megatron's, `.blocks` holds the token at which every 8,192nd document begins, and the end of the
+last (i64): by it readers of billions of documents find their way without reading the index.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ _CODES: dict[int, type[np.integer[Any]]] = {
     8: np.uint16,
 }
 _CODE_OF = {np.dtype(dtype): code for code, dtype in _CODES.items()}
+BLOCK = 8192  # documents whose order in an epoch is made at once; see `data/stream.py`
+SUFFIXES = (".bin", ".idx", ".blocks")
 _REMEDY = "pack this source again: python -m recipes.pack overwrite=true ..."
 
 
@@ -62,7 +67,7 @@ class IndexedWriter:
         self.documents += lengths.size
 
     def close(self) -> str:
-        """Write the index, bring both files to the disk, and return the sha256 of tokens and lengths."""
+        """Write index and blocks, bring all files to the disk, and return the sha256 of tokens and lengths."""
         with self._bin:
             _sync(self._bin)
         lengths = np.concatenate([np.zeros(0, np.int32), *self._lengths])
@@ -73,6 +78,10 @@ class IndexedWriter:
             index.write((ends - lengths.astype(np.int64) * self._dtype.itemsize).tobytes())
             index.write(np.arange(lengths.size + 1, dtype=np.int64).tobytes())
             _sync(index)
+        with open(self._prefix + ".blocks", "wb") as blocks:
+            begins = (ends - lengths * np.int64(self._dtype.itemsize))[::BLOCK] // self._dtype.itemsize
+            blocks.write(np.append(begins, self.tokens).astype("<i8").tobytes())
+            _sync(blocks)
         self._digest.update(lengths.tobytes())
         return self._digest.hexdigest()
 
@@ -94,29 +103,53 @@ class IndexedReader:
         bin_path, idx_path = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
         bin_bytes, idx_bytes = _size(bin_path), _size(idx_path)
         self.dtype, sequences, marks = _read_header(idx_path, idx_bytes)
-        index = np.memmap(idx_path, mode="r")
+        index = mapped(idx_path, np.dtype(np.uint8))
         lengths_end = _HEADER.size + 4 * sequences
         offsets_end = lengths_end + 8 * sequences
         lengths: NDArray[np.int32] = index[_HEADER.size : lengths_end].view(np.int32)
-        offsets: NDArray[np.int64] = index[lengths_end:offsets_end].view(np.int64)
-        documents: NDArray[np.int64] = index[offsets_end:].view(np.int64)[:marks]
-        expected = int(offsets[-1]) + int(lengths[-1]) * self.dtype.itemsize
+        self._offsets: NDArray[np.int64] = index[lengths_end:offsets_end].view(np.int64)  # of sequences, in bytes
+        self._marks: NDArray[np.int64] = index[offsets_end : offsets_end + 8 * marks].view(np.int64)  # of documents
+        expected = int(self._offsets[-1]) + int(lengths[-1]) * self.dtype.itemsize
         if bin_bytes != expected:
             raise ValueError(f"{bin_path}: {bin_bytes} bytes, its index says {expected}: truncated or mixed; {_REMEDY}")
-        if documents[0] != 0 or documents[-1] != sequences:
+        if self._marks[0] != 0 or self._marks[-1] != sequences:
             raise ValueError(f"{idx_path}: its document marks do not cover its sequences; {_REMEDY}")
         self.tokens = mapped(bin_path, self.dtype)
-        ends = np.append(offsets, bin_bytes)[documents]
-        self.starts: NDArray[np.int64] = ends[:-1] // self.dtype.itemsize  # [documents], in tokens
-        self.lengths: NDArray[np.int64] = np.diff(ends) // self.dtype.itemsize  # [documents]
+        self._blocks_path = Path(f"{prefix}.blocks")
 
     def __len__(self) -> int:
-        return self.starts.size
+        return self._marks.size - 1
+
+    def edges(self, documents: NDArray[np.int64] | slice) -> NDArray[np.int64]:
+        """The token at which each of the documents begins, by number; the number of documents means their end."""
+        sequences = self._marks[documents]
+        behind = sequences == self._offsets.size
+        offsets = self._offsets[np.where(behind, 0, sequences)]
+        return np.where(behind, self.tokens.nbytes, offsets) // self.dtype.itemsize
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of every document [documents]: 8 bytes of memory for each."""
+        return np.diff(self.edges(slice(None)))
 
     def document(self, index: int) -> NDArray[Any]:
         """Token ids of one document, a view of the file."""
-        start = self.starts[index]
-        return self.tokens[start : start + self.lengths[index]]
+        begin, end = self.edges(slice(index, index + 2)).tolist()
+        return self.tokens[begin:end]
+
+    def blocks(self) -> NDArray[np.int64]:
+        """The token at which each block of BLOCK documents begins, and the end of the last: [blocks + 1].
+
+        From the file that packing writes beside the others, or, where another packer wrote none, out of the index.
+        """
+        numbers = np.append(np.arange(0, len(self), BLOCK), len(self))
+        try:
+            edges = np.fromfile(self._blocks_path, "<i8")
+        except OSError:
+            return self.edges(numbers)
+        checked = [0, numbers.size // 2, numbers.size - 1]
+        if edges.size != numbers.size or not np.array_equal(edges[checked], self.edges(numbers[checked])):
+            raise ValueError(f"{self._blocks_path}: does not belong to its index; remove it, or {_REMEDY}")
+        return edges
 
 
 def _sync(file: Any) -> None:

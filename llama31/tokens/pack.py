@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from llama31 import config
 from llama31.tokens import packed, sources, tokenizers
-from llama31.tokens.indexed import IndexedReader, IndexedWriter, dtype_for
+from llama31.tokens.indexed import SUFFIXES, IndexedReader, IndexedWriter, dtype_for
 from llama31.tokens.packed import Packed, Split
 from llama31.tokens.records import first_few, not_read
 
@@ -285,21 +285,21 @@ def _filled(
     if documents["heldout"] == 0:
         if job.heldout_fraction:
             warnings.warn(f"{where} is a single document: it has no held-out split", stacklevel=2)
-        for suffix in (".bin", ".idx"):
+        for suffix in SUFFIXES:
             (folder / f"heldout{suffix}").unlink()
     return splits
 
 
 def _move_to_heldout(folder: Path, index: int, dtype: np.dtype[Any]) -> dict[str, Split]:
     """Write `train` again without document `index`, which alone becomes `heldout`."""
-    for suffix in (".bin", ".idx"):
+    for suffix in SUFFIXES:
         (folder / f"train{suffix}").rename(folder / f"all{suffix}")
     reader = IndexedReader(folder / "all")
     writers = {split: IndexedWriter(folder / split, dtype) for split in packed.SPLITS}
     for i in range(len(reader)):
-        lengths = reader.lengths[i : i + 1].astype(np.int32)
-        writers["heldout" if i == index else "train"].add(reader.document(i), lengths)
-    for suffix in (".bin", ".idx"):
+        document = reader.document(i)
+        writers["heldout" if i == index else "train"].add(document, np.array([document.size], np.int32))
+    for suffix in SUFFIXES:
         (folder / f"all{suffix}").unlink()
     return {split: Split(w.tokens, w.documents, w.close()) for split, w in writers.items()}
 

@@ -58,7 +58,7 @@ class TextFeed:
     def follow(self, decisions: Sequence[Decision]) -> None:
         """Read by these decisions from now on."""
         data = mixture.as_begun(self._data, self._start.resumed, self._weights)
-        self._batches = batches.Batches(data, self._schedule, decisions=decisions, from_step=self._start.step)
+        self._batches = batches.Batches(data, self._schedule, "train", decisions, self._start.step, self._order())
         self.fingerprints = {name: source.fingerprint for name, source in self._batches.packed.items()}
 
     def check(self, model: config.Model, tokenizer: tokenizers.Tokenizer) -> None:
@@ -85,6 +85,11 @@ class TextFeed:
         """For the record: true lengths of the step's documents, of rows that hold whole ones. Some ms."""
         return self._batches.lengths(step).record() if self._data.packing == "whole" else {}
 
+    def _order(self) -> str:
+        """A run goes on in the order in which it began; none was written down before there were two."""
+        resumed = self._start.resumed
+        return batches.ORDER if resumed is None else str(resumed.extra.get("order", batches.WHOLE_ORDER))
+
     def extra(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data."""
         known = self._start.resumed.extra.get("sources", {}) if self._start.resumed else {}
@@ -93,6 +98,7 @@ class TextFeed:
             "slot_tokens": self._batches.slot_tokens,
             "data_seed": self._data.seed,
             "packing": self._data.packing,
+            "order": self._order(),
             "length_buckets": self._batches.length_buckets,
             "sources": {**known, **self.fingerprints},  # those that are drawn no more, and gone, stay known
         }
