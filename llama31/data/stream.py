@@ -32,7 +32,7 @@ _KEPT_PARTS = 16  # the rows of a batch come from anywhere; the next may come fr
 
 
 @dataclass(frozen=True)
-class _Part:
+class _OrderedBlock:
     """Documents that follow each other in an epoch: where they stand in the file, and in the epoch."""
 
     places: Ints  # [documents], the first token of each in the file
@@ -61,7 +61,7 @@ class Stream:
         self._block = len(reader) if self._whole else BLOCK
         self.epoch_tokens = int(reader.tokens.size)
         self._epochs: dict[int, _EpochOfBlocks] = {}
-        self._parts: dict[tuple[int, int], _Part] = {}
+        self._parts: dict[tuple[int, int], _OrderedBlock] = {}
         self._lock = threading.Lock()  # the prefetcher and its owner may ask at once
 
     def scattered(self, position: int, slot_tokens: int) -> tuple[int, int]:
@@ -105,7 +105,7 @@ class Stream:
             yield (places + skipped)[held], lengths[held], taken[held]
             position += stop - offset
 
-    def _part(self, number: int, offset: int) -> _Part:
+    def _part(self, number: int, offset: int) -> _OrderedBlock:
         """What holds token `offset` of an epoch."""
         with self._lock:
             if number not in self._epochs:
@@ -128,7 +128,7 @@ class Stream:
         tokens = np.diff(self._edges)[order]
         return _EpochOfBlocks(order, np.cumsum(tokens) - tokens)
 
-    def _opened(self, number: int, block: int, begin: int) -> _Part:
+    def _opened(self, number: int, block: int, begin: int) -> _OrderedBlock:
         """The documents of a block in the order of an epoch, in which it begins at token `begin`."""
         first = block * self._block
         edges = self._reader.edges(slice(first, min(first + self._block, len(self._reader)) + 1))
@@ -137,7 +137,7 @@ class Stream:
             name = f"{self._key}/{number}" if self._whole else f"{self._key}/{number}/{block}"
             order = permutation(name, lengths.size)
             places, lengths = places[order], lengths[order]
-        return _Part(places, lengths, begin + np.cumsum(lengths) - lengths)
+        return _OrderedBlock(places, lengths, begin + np.cumsum(lengths) - lengths)
 
 
 class Scattered:

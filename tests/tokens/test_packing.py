@@ -106,6 +106,7 @@ def test_a_single_document_has_no_heldout_split(tmp_path: Path, bpe: config.Toke
     assert record.heldout.documents == 0 and sorted(_bytes(tmp_path / "packed/s")) == [
         "packed.json",
         "train.bin",
+        "train.blocks",
         "train.idx",
     ]
 
@@ -118,7 +119,7 @@ def test_documents_that_end_otherwise_than_this_tokenizer_ends_them(tmp_path: Pa
     batches.check_ends(data, batches.Batches(data, schedule), words.eos_id, resumed=False)
     reader = IndexedReader(tmp_path / "packed/s/train")
     tokens = np.memmap(tmp_path / "packed/s/train.bin", reader.dtype, mode="r+")
-    tokens[reader.starts + reader.lengths - 1] = words.special["<|eot_id|>"]
+    tokens[reader.edges(slice(1, None)) - 1] = words.special["<|eot_id|>"]
     tokens.flush()
     record = f"data.sources.s: .*end with token {words.special['<|eot_id|>']}, .* end of text is {words.eos_id}; "
     with pytest.raises(ValueError, match=record + "pack it again with overwrite=true"):
