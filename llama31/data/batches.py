@@ -20,6 +20,7 @@ from llama31 import config
 from llama31.data import lengths
 from llama31.data.lengths import Lengths
 from llama31.data.mixture import Decision, Mixture, plan
+from llama31.data.plans import Plans
 from llama31.data.stream import Scattered, Stream
 from llama31.data.whole import Whole
 from llama31.plan.schedule import total_steps
@@ -63,7 +64,8 @@ class Batches:
     """The rows of every step of a schedule, from the training split (or another) of the packed sources.
 
     `decisions` come on top of what `data.mixture` plans, `order` is that of the documents in a stream. A source that no
-    step from `from_step` on draws from need not be there any more.
+    step from `from_step` on draws from need not be there any more. With `plans`, rows of whole documents are planned by
+    the process that makes those, for whole steps, when it is asked for its own rows of them.
 
     Raises ValueError (keys `data.*`) where a source is not packed, damaged, shorter than one row, or packed with
     another tokenizer than the others. Warns where a source is repeated more than 4 times.
@@ -77,8 +79,9 @@ class Batches:
         decisions: Sequence[Decision] = (),
         from_step: int = 0,
         order: str = ORDER,
+        plans: Plans | None = None,
     ) -> None:
-        self._data, self._order = data, order
+        self._data, self._order, self._plans = data, order, plans
         first, *changes = plan(data)
         weights = first.weights
         self.mixture = Mixture(weights, schedule, [*changes, *decisions], first.lengths or ())
@@ -110,6 +113,8 @@ class Batches:
         indices = np.asarray(indices, np.int64)
         if indices.size and (indices.min() < 0 or indices.max() >= rows):
             raise ValueError(f"step {step} has rows 0 to {rows - 1}, not {indices.min()} to {indices.max()}")
+        if self._plans is not None and self._plans.makes:
+            self._prepare(self._plans, step)
         draw = self.mixture.draw(step, indices)
         shape = (indices.size, length)
         tokens, labels, documents = np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(shape, np.int32)
@@ -129,6 +134,16 @@ class Batches:
         places = zip(draw.source.tolist(), draw.position.tolist())
         return lengths.measure((self._sources[i].spans(at, row_tokens) for i, at in places), row_tokens, edges)
 
+    def _prepare(self, plans: Plans, step: int) -> None:
+        """Plan for all rows of a step: others may wait for what stands in none of this process's."""
+        rows, length = self.mixture.shape(step)
+        draw, needed = self.mixture.draw(step, np.arange(rows)), set[str]()
+        for index in np.unique(draw.source).tolist():
+            source = self._sources.get(index)
+            if isinstance(source, Whole):
+                needed |= source.prepare(draw.position[draw.source == index], length)
+        plans.needed(step, needed)
+
     def _open(self, index: int, name: str, split: str, longest: int, drawn: int) -> TokenSource:
         folder, counts = packed.folder_of(self._data, name), self.packed[name].split(split)
         if counts.tokens < longest + 1:
@@ -147,7 +162,7 @@ class Batches:
         if self._data.packing == "stream":
             return Scattered(Stream(reader, key, self._order == WHOLE_ORDER), self.slot_tokens)
         edges = [edge for edge, _ in self.length_buckets]
-        return Whole(reader, key, self.mixture.chapters(), index, edges, name)
+        return Whole(reader, key, self.mixture.chapters(), index, edges, name, self._plans)
 
 
 class HeldoutText:

@@ -12,13 +12,17 @@ length of the rows changes, those that were begun begin anew: what remained of t
 Weights by length multiply how often the documents of a bucket are read in an epoch, so that long and short ones still
 fill rows together and a source keeps its share of the mixture (per-source up-sampling: Fu et al. 2024, "Data
 Engineering for Scaling Language Models to 128K Context", arXiv:2402.10171).
+
+All this grows with the documents and their pieces. Of a run with `Plans`, one process works it out, and the others map
+it; of few documents everybody does, and there is no file.
 """
 
 from __future__ import annotations
 
 import bisect
+import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,10 +30,13 @@ from numpy.typing import NDArray
 
 from llama31.data.bins import Bins, fill
 from llama31.data.mixture import Chapter
+from llama31.data.plans import Arrays, Plans
 from llama31.data.stream import permutation, permuted
 from llama31.tokens.indexed import IndexedReader
 
 Ints = NDArray[np.int64]
+
+PLANNED_FROM = 1 << 16  # documents; of fewer, planning takes milliseconds, and what is held 3 MB
 
 
 @dataclass(frozen=True)
@@ -56,26 +63,33 @@ class Whole:
     """Random access to the rows of one source, which a `position` of the mixture stands for.
 
     `chapters` are the mixture's, `column` is the place of this source in them; `edges` are the shortest lengths of the
-    buckets that the chapters' weights by length belong to. Raises ValueError where all documents weigh nothing.
+    buckets that the chapters' weights by length belong to. `plans`, where given, keep what grows with the documents.
+    Raises ValueError where all documents weigh nothing.
     """
 
     def __init__(
-        self, reader: IndexedReader, key: str, chapters: Sequence[Chapter], column: int, edges: Sequence[int], name: str
+        self,
+        reader: IndexedReader,
+        key: str,
+        chapters: Sequence[Chapter],
+        column: int,
+        edges: Sequence[int],
+        name: str,
+        plans: Plans | None = None,
     ) -> None:
         self._reader, self._key, self._chapters, self._edges = reader, key, chapters, edges
         self._cursors = [chapter.cursors[column] for chapter in chapters]
+        self._kept = plans if len(reader) >= PLANNED_FROM else None
+        self._files: dict[tuple[object, ...], str] = {}  # of what has one
+        self._lock = threading.RLock()  # the prefetcher and its owner may ask at once
         # Documents by length: those of the k-th distinct length are _documents[_firsts[k] : _firsts[k + 1]].
-        lengths = reader.lengths()
-        self._documents = np.argsort(lengths, kind="stable")
-        self._documents = self._documents[int(np.searchsorted(lengths[self._documents], 1)) :]  # not empty ones
-        self._lengths, firsts = np.unique(lengths[self._documents], return_index=True)
-        self._firsts = np.append(firsts, self._documents.size)
+        found = self._made(("documents",), [], lambda: _by_length(reader))
+        self._documents, self._lengths, self._firsts = found["documents"], found["lengths"], found["firsts"]
         self._counts = np.diff(self._firsts)
         # Before each chapter: documents read of each length, and places left of the epoch that was under way.
-        self._begun = [(np.zeros(self._lengths.size, np.int64), self._readings(0))]
+        self._begun = {0: (np.zeros(self._lengths.size, np.int64), self._readings(0))}
         self._plans: dict[tuple[int, bool], _Plan] = {}
         self._epochs: dict[tuple[int, int], _WholeEpoch] = {}
-        self._lock = threading.RLock()  # the prefetcher and its owner may ask at once
         for number, chapter in enumerate(chapters):
             if not self._readings(number).any():
                 raise ValueError(
@@ -113,6 +127,25 @@ class Whole:
         plan, filled = self._plan(number, epoch), self._epoch(number, epoch)
         kinds = filled.kinds[filled.begins[row] : filled.begins[row + 1]]
         return self._lengths[plan.length_of[kinds]], plan.span_of[kinds]
+
+    def prepare(self, positions: Ints, row_tokens: int) -> set[str]:
+        """Plan for rows at these positions [n] of one chapter, whoever reads them; the files in which they stand."""
+        number, begin, _ = self._place(int(positions.min()), row_tokens)
+        _, end, _ = self._place(int(positions.max()), row_tokens)
+        used: list[tuple[object, ...]] = [("documents",), ("chapter", number)]
+        used += [("plan", number, True), ("plan", number, False)]
+        for epoch in range(begin, end + 1):
+            self._epoch(number, epoch)
+            used.append(("epoch", number, epoch))
+        return {self._files[of] for of in used if of in self._files}
+
+    def _made(self, what: tuple[object, ...], depends: object, make: Callable[[], Arrays]) -> Arrays:
+        """What `make` returns, kept where this source has plans; it depends on the data, the seed, and `depends`."""
+        if self._kept is None:
+            return make()
+        data = [self._key, len(self._reader), self._reader.tokens.size]
+        self._files[what], found = self._kept.arrays(str(what[0]), [data, depends], make)
+        return found
 
     def _pieces(self, position: int, row_tokens: int) -> list[tuple[int, int, int]]:
         """(document, its first token in the row, tokens) of every piece, in the order of the row."""
@@ -173,26 +206,40 @@ class Whole:
                 readings = self._started(number)[1] if epoch == 0 else whole
                 other = self._plans.get((number, epoch != 0))
                 same = other is not None and np.array_equal(other.readings, readings)
-                self._plans[key] = other if other is not None and same else self._planned(number, readings)
+                self._plans[key] = other if other is not None and same else self._planned(*key, readings)
             return self._plans[key]
 
-    def _planned(self, number: int, readings: Ints) -> _Plan:
+    def _planned(self, number: int, first: bool, readings: Ints) -> _Plan:
         row_tokens = self._chapters[number].sequence_length
+        depends = [row_tokens, hashlib.sha256(readings.tobytes()).hexdigest()]
+        made = self._made(("plan", number, first), depends, lambda: self._filled(row_tokens, readings))
+        bins = Bins(made["begins"], made["items"])
+        return _Plan(made["length_of"], made["piece_of"], made["span_of"], readings, bins)
+
+    def _filled(self, row_tokens: int, readings: Ints) -> Arrays:
         pieces = np.where(readings > 0, -(-self._lengths // row_tokens), 0)
         length_of = np.repeat(np.arange(self._lengths.size), pieces)
         piece_of = np.arange(length_of.size) - np.repeat(np.cumsum(pieces) - pieces, pieces)
         span_of = np.minimum(row_tokens, self._lengths[length_of] - piece_of * row_tokens)
-        return _Plan(length_of, piece_of, span_of, readings, fill(span_of, readings[length_of], row_tokens))
+        bins = fill(span_of, readings[length_of], row_tokens)
+        return {"length_of": length_of, "piece_of": piece_of, "span_of": span_of} | vars(bins)
 
     def _epoch(self, number: int, epoch: int) -> _WholeEpoch:
         with self._lock:
             if (number, epoch) not in self._epochs:
                 while len(self._epochs) > 1:
                     del self._epochs[min(self._epochs)]
-                self._epochs[number, epoch] = self._ordered(number, epoch)
+                depends = [*self._until(number), epoch]
+                made = self._made(("epoch", number, epoch), depends, lambda: self._ordered(number, epoch))
+                self._epochs[number, epoch] = _WholeEpoch(**made)
             return self._epochs[number, epoch]
 
-    def _ordered(self, number: int, epoch: int) -> _WholeEpoch:
+    def _until(self, number: int) -> list[object]:
+        """All that the plan of a chapter depends on beside the data: the chapters up to it."""
+        given = zip(self._chapters[: number + 1], self._cursors)
+        return [[*self._edges], *([part.sequence_length, part.lengths, cursor] for part, cursor in given)]
+
+    def _ordered(self, number: int, epoch: int) -> Arrays:
         bins = self._plan(number, epoch).bins
         order = permutation(f"{self._key}/{self._cursors[number]}/{epoch}/rows", bins.rows)
         sizes = np.diff(bins.begins)[order]
@@ -203,7 +250,7 @@ class Whole:
         firsts = np.cumsum(np.bincount(kinds)) - np.bincount(kinds)
         ranks = np.empty(kinds.size, np.int32)
         ranks[sorted_by_kind] = np.arange(kinds.size) - np.repeat(firsts, np.bincount(kinds))
-        return _WholeEpoch(begins, kinds, ranks)
+        return {"begins": begins, "kinds": kinds, "ranks": ranks}
 
     def _before(self, number: int, epoch: int) -> Ints:
         """Documents read of each length before an epoch of a chapter, since the beginning of training."""
@@ -213,11 +260,12 @@ class Whole:
     def _started(self, number: int) -> tuple[Ints, Ints]:
         """Documents read of each length before a chapter, and places left of the epoch that was under way."""
         with self._lock:
-            while len(self._begun) <= number:
-                self._begun.append(self._ended(len(self._begun) - 1))
+            if number not in self._begun:
+                made = self._made(("chapter", number), self._until(number), lambda: self._ended(number - 1))
+                self._begun[number] = made["read"], made["left"]
             return self._begun[number]
 
-    def _ended(self, number: int) -> tuple[Ints, Ints]:
+    def _ended(self, number: int) -> Arrays:
         """What `_started` says of the next chapter. Split documents that were begun count as read, and begin anew."""
         row_tokens, following = (self._chapters[n].sequence_length for n in (number, number + 1))
         rows = (self._cursors[number + 1] - self._cursors[number]) // row_tokens
@@ -234,4 +282,14 @@ class Whole:
         left = np.where(old > 0, np.rint(left * (new / np.maximum(old, 1))), new).astype(np.int64)
         split = (self._lengths > min(row_tokens, following)) & (read > 0)
         after = before + read
-        return np.where(split, -(-after // self._counts) * self._counts, after), np.where(split, new, left)
+        turns = -(-after // self._counts) * self._counts
+        return {"read": np.where(split, turns, after), "left": np.where(split, new, left)}
+
+
+def _by_length(reader: IndexedReader) -> Arrays:
+    """Documents that are not empty, by length, the distinct lengths, and where each begins."""
+    lengths = reader.lengths()
+    documents = np.argsort(lengths, kind="stable")
+    documents = documents[int(np.searchsorted(lengths[documents], 1)) :]
+    distinct, firsts = np.unique(lengths[documents], return_index=True)
+    return {"documents": documents, "lengths": distinct, "firsts": np.append(firsts, documents.size)}

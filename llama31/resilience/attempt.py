@@ -8,7 +8,7 @@ runs/<name>/
         metrics.jsonl    the record (runs/metrics.py)
         end.json         how it ended; absent where it died
     stop             asks the trainer to save and stop            outcome.json     the last end.json
-    exclude_nodes    nodes that failed a check
+    exclude_nodes    nodes that failed a check                    rows/            plans of rows (data/plans.py)
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from llama31 import config
 from llama31.data import batches, mixture
 from llama31.data.mixture import Decision
+from llama31.data.plans import Plans
 from llama31.dialogs import columns, feed, store
 from llama31.dialogs import preferences as pairs
 from llama31.dialogs.rows import PackedRows
@@ -40,10 +41,10 @@ class Feed(Protocol):
 
 
 class TextFeed:
-    """Packed text, in the mixture that decisions may change."""
+    """Packed text, in the mixture that decisions may change. `plans` keep where rows of whole documents come from."""
 
-    def __init__(self, data: config.Data, wanted: config.Schedule) -> None:
-        self._data, self._schedule, self.prefetch = data, wanted, data.prefetch
+    def __init__(self, data: config.Data, wanted: config.Schedule, plans: Plans | None = None) -> None:
+        self._data, self._schedule, self._plans, self.prefetch = data, wanted, plans, data.prefetch
 
     def begin(self, start: resume.Start) -> list[Decision]:
         """The decisions since step 0. Raises ValueError where the data cannot be read."""
@@ -58,7 +59,8 @@ class TextFeed:
     def follow(self, decisions: Sequence[Decision]) -> None:
         """Read by these decisions from now on."""
         data = mixture.as_begun(self._data, self._start.resumed, self._weights)
-        self._batches = batches.Batches(data, self._schedule, "train", decisions, self._start.step, self._order())
+        begun = self._start.step, self._order()
+        self._batches = batches.Batches(data, self._schedule, "train", decisions, *begun, self._plans)
         self.fingerprints = {name: source.fingerprint for name, source in self._batches.packed.items()}
 
     def check(self, model: config.Model, tokenizer: tokenizers.Tokenizer) -> None:

@@ -14,6 +14,7 @@ from llama31.checkpoint import listing, publish, retention
 from llama31.checkpoint.saver import Saver, background_group
 from llama31.command import written
 from llama31.data.mixture import Decision
+from llama31.data.plans import Plans
 from llama31.engine import state as tensors
 from llama31.engine.ema import Ema
 from llama31.engine.pipeline import Engine
@@ -36,12 +37,14 @@ from llama31.train.training_state import State
 
 @dataclass
 class Place:
-    """Where a run trains and from where it goes on: its processes, its attempt, what watches both, its start."""
+    """Where a run trains and from where it goes on: its processes, its attempt, what watches both, its start; and the
+    plans of rows in its folder."""
 
     grid: Grid
     attempt: Attempt
     watch: Watch
     start: Start
+    plans: Plans
 
 
 @contextlib.contextmanager
@@ -56,7 +59,8 @@ def placed(run: config.Training) -> Iterator[Place]:
         watch = Watch(run.guard, run.checkpoint, run.parallel.zero, grid, attempt)
         if run.preflight.enabled:
             watch.check_nodes(run.preflight, run.model, run.precision)
-        yield Place(grid, attempt, watch, resume.find_start(run))
+        plans = Plans(Path(run.folder) / "rows", grid.rank == 0, run.cluster.timeout_s)
+        yield Place(grid, attempt, watch, resume.find_start(run), plans)
 
 
 def setup(run: config.Training, place: Place, data: Feed) -> State:

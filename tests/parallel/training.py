@@ -71,13 +71,13 @@ def changed(run: Any, overrides: dict[str, Any]) -> Any:
 def fit(run: config.Pretrain, objective: Objective = next_token) -> Path | None:
     """What `recipes.pretrain` does, for any objective, in processes that go on."""
     with setup.placed(run) as place:
-        return loop.fit(setup.setup(run, place, feeds.TextFeed(run.data, run.schedule)), objective)
+        return loop.fit(setup.setup(run, place, feeds.TextFeed(run.data, run.schedule, place.plans)), objective)
 
 
 def _load_and_save(run: config.Pretrain) -> Path:
     """Load on one layout and save at once, so that what was loaded can be compared bit by bit."""
     with setup.placed(run) as place:
-        state = setup.setup(run, place, feeds.TextFeed(run.data, run.schedule))
+        state = setup.setup(run, place, feeds.TextFeed(run.data, run.schedule, place.plans))
         checkpoints.save(state)
         state.saver.wait()
     assert state.saver.newest is not None
