@@ -22,12 +22,12 @@ def main(run: config.Probe) -> None:
     """Train the arms that remain; then, unless one arm alone was asked for, put all together."""
     from llama31.checkpoint import listing
     from llama31.parallel import mesh
-    from llama31.parallel.collectives import on_all_ranks, rank_of
+    from llama31.parallel.collectives import on_all_ranks, on_first_rank, rank_of
 
     mesh.connect(run.cluster.timeout_s)
     source = str(listing.resolve(str(run.init_from)).resolve())  # a run may have a newer one by the next arm
     on_all_ranks(None, lambda: probe.refuse_others(run, source))
-    left = on_all_ranks(None, lambda: [] if run.collect else probe.remaining(run))[0]
+    left = on_first_rank(lambda: [] if run.collect else probe.remaining(run))
     stopped = any(not anneal(run, arm, source) for arm in left)  # any: none is begun after one that was stopped
     if rank_of(None) == 0 and run.arm is None and not stopped:
         collect(run)

@@ -7,8 +7,6 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch.distributed as dist
-
 from llama31.checkpoint.manifest import problem as _problem
 from llama31.checkpoint.publish import (
     MANIFEST,
@@ -20,7 +18,7 @@ from llama31.checkpoint.publish import (
     some,
     verify,
 )  # fmt: skip
-from llama31.parallel.collectives import on_all_ranks, rank_of
+from llama31.parallel.collectives import Ranks, on_first_rank, rank_of
 from llama31.runs import attempts
 
 log = logging.getLogger(__name__)
@@ -44,7 +42,7 @@ def newest(folder: Path | str, starts: Mapping[int, int] | None = None, before: 
 
 def newest_intact(
     folder: Path | str,
-    group: dist.ProcessGroup | None = None,
+    group: Ranks = None,
     starts: Mapping[int, int] | None = None,
     fence: Fence | None = None,
     before: int | None = None,
@@ -60,8 +58,7 @@ def newest_intact(
         refuse_if_superseded(fence, str(folder))
         return [path for path in candidates(folder, starts) if before is None or _numbers(path)[0] <= before]
 
-    intact = next(paths for paths in on_all_ranks(group, lambda: listed() if first else None) if paths is not None)
-    for path in intact:
+    for path in on_first_rank(listed, group):
         problems = verify(path, group)
         if not problems:
             return path

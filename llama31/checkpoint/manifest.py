@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from llama31.checkpoint import checksum
 from llama31.checkpoint.checksum import ALGORITHM, Entry
-from llama31.parallel.collectives import on_all_ranks, rank_of
+from llama31.parallel.collectives import Ranks, gathered, on_first_rank, rank_of, size_of
 from llama31.runs.files import write_whole
 
 NAME = "checkpoint.json"
@@ -67,20 +65,17 @@ def problem(folder: Path) -> str | None:
     return next(filter(None, (_wrong_size(folder, name, entry) for name, entry in files.items())), None)
 
 
-def damage(folder: Path, group: dist.ProcessGroup | None = None) -> list[str]:
+def damage(folder: Path, group: Ranks = None) -> list[str]:
     """Everything that is wrong with the files of a checkpoint, down to one flipped bit; the same list on all ranks.
 
     Collective over `group`, whose ranks share out the reading by size.
     """
-    first = rank_of(group) == 0
-    manifests = on_all_ranks(group, lambda: _read_or_say(folder) if first else None)
-    manifest = next(value for value in manifests if value is not None)
+    manifest = on_first_rank(lambda: _read_or_say(folder), group)
     if isinstance(manifest, str):
         return [manifest]
-    ranks = dist.get_world_size(group) if dist.is_initialized() else 1
-    mine = _shared_out(manifest.files, ranks)[rank_of(group)]
-    checked = on_all_ranks(group, lambda: [_wrong(folder, name, manifest.files[name]) for name in mine])
-    return sorted(result for part in checked for result in part if result is not None)
+    mine = _shared_out(manifest.files, size_of(group))[rank_of(group)]
+    checked = gathered(group, lambda: [_wrong(folder, name, manifest.files[name]) for name in mine])
+    return on_first_rank(lambda: sorted(wrong for part in checked for wrong in part if wrong is not None), group)
 
 
 def _read_or_say(folder: Path) -> Manifest | str:

@@ -28,14 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from llama31 import config
 from llama31.checkpoint import checksum, manifest, shards
 from llama31.checkpoint.manifest import Manifest
 from llama31.checkpoint.manifest import problem as _problem
 from llama31.checkpoint.shards import Shard
-from llama31.parallel.collectives import on_all_ranks, rank_of
+from llama31.parallel.collectives import Ranks, gathered, on_all_ranks, on_first_rank, rank_of
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +100,7 @@ def save(
     meta: Meta,
     weights: Sequence[Shard],
     optimizer: Sequence[Shard] | None = None,
-    group: dist.ProcessGroup | None = None,
+    group: Ranks = None,
     random: torch.Tensor | None = None,
     fence: Fence | None = None,
 ) -> Path:
@@ -121,7 +120,7 @@ def write(
     meta: Meta,
     weights: Sequence[Shard],
     optimizer: Sequence[Shard] | None = None,
-    group: dist.ProcessGroup | None = None,
+    group: Ranks = None,
     random: torch.Tensor | None = None,
     fence: Fence | None = None,
 ) -> Path:
@@ -132,7 +131,7 @@ def write(
         if optimizer is not None:
             saved = shards.save(optimizer, temporary / "optimizer", group)
             written |= {f"optimizer/{name}": entry for name, entry in saved.items()}
-        files = {name: entry for part in on_all_ranks(group, lambda: written) for name, entry in part.items()}
+        files = {name: entry for part in gathered(group, lambda: written) for name, entry in part.items()}
         on_all_ranks(group, lambda: _finish(temporary, meta, files, state) if rank_of(group) == 0 else None)
     return final
 
@@ -142,12 +141,12 @@ def _finish(folder: Path, meta: Meta, files: dict[str, checksum.Entry], random: 
     manifest.write(folder, Manifest(asdict(meta), {**files, "random.bin": checksum.of_bytes(random)}))
 
 
-def load_weights(folder: Path | str, weights: Iterable[Shard], group: dist.ProcessGroup | None = None) -> None:
+def load_weights(folder: Path | str, weights: Iterable[Shard], group: Ranks = None) -> None:
     """Fill the blocks of `weights`, on any layout. ValueError where a tensor is missing or of another shape."""
     shards.load(weights, Path(folder) / "weights", group)
 
 
-def load_optimizer(folder: Path | str, optimizer: Iterable[Shard], group: dist.ProcessGroup | None = None) -> None:
+def load_optimizer(folder: Path | str, optimizer: Iterable[Shard], group: Ranks = None) -> None:
     """Fill masters and moments, on any layout, one at a time from a generator (`shards.load`).
 
     ValueError if the checkpoint holds weights alone.
@@ -168,7 +167,7 @@ def read_meta(folder: Path | str) -> Meta:
     return Meta(**manifest.read(Path(folder)).meta)
 
 
-def verify(folder: Path | str, group: dist.ProcessGroup | None = None) -> list[str]:
+def verify(folder: Path | str, group: Ranks = None) -> list[str]:
     """Everything that is wrong with the files of a checkpoint, each named; nothing if all checksums are right.
 
     Collective: the ranks of `group` share out the reading and agree on the list. Format 1 has sizes alone.
@@ -176,7 +175,7 @@ def verify(folder: Path | str, group: dist.ProcessGroup | None = None) -> list[s
     return manifest.damage(Path(folder), group)
 
 
-def refuse_damaged(folder: Path | str, group: dist.ProcessGroup | None = None) -> None:
+def refuse_damaged(folder: Path | str, group: Ranks = None) -> None:
     """ValueError on every rank of `group` that names every file of a checkpoint that is not as it was written."""
     if problems := verify(folder, group):
         raise ValueError(f"{folder} is damaged: {some(problems)}. Use an older one, or fetch it again")
@@ -213,9 +212,7 @@ def _fp32(number: float) -> bytes:
 
 
 @contextmanager
-def publish(
-    final: Path, group: dist.ProcessGroup | None = None, attempt: int | None = None, fence: Fence | None = None
-) -> Iterator[Path]:
+def publish(final: Path, group: Ranks = None, attempt: int | None = None, fence: Fence | None = None) -> Iterator[Path]:
     """A hidden folder beside `final` that takes its place when the block ends well, and vanishes when it does not.
 
     Every rank of `group` enters; the block may fail only on all ranks together. Disk errors become CheckpointError,
@@ -224,8 +221,7 @@ def publish(
     """
     first = rank_of(group) == 0
     try:
-        made = on_all_ranks(group, lambda: _make_temporary(final, attempt, fence) if first else None)
-        temporary = next(path for path in made if path is not None)
+        temporary = on_first_rank(lambda: _make_temporary(final, attempt, fence), group)
         try:
             yield temporary
             on_all_ranks(group, lambda: _put_in_place(temporary, final, fence) if first else None)

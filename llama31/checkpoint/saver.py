@@ -28,7 +28,7 @@ from llama31 import config
 from llama31.checkpoint import publish, retention
 from llama31.checkpoint.publish import CheckpointError, Fence, Meta
 from llama31.checkpoint.shards import ALIGNMENT, Block, Shard
-from llama31.parallel.collectives import on_all_ranks, rank_of
+from llama31.parallel.collectives import Ranks, on_all_ranks, rank_of
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class Saver:
     def __init__(
         self,
         folder: Path | str,
-        group: dist.ProcessGroup | None = None,
+        group: Ranks = None,
         *,
         asynchronous: bool = True,
         keep: config.Checkpoint | None = None,

@@ -40,7 +40,7 @@ from torch.distributed.checkpoint.utils import _create_file_view
 from torch.futures import Future
 
 from llama31.checkpoint.checksum import Entry, Written, of_file
-from llama31.parallel.collectives import on_all_ranks
+from llama31.parallel.collectives import Ranks, on_all_ranks
 
 ALIGNMENT = 64  # torch aligns data within its archive to 64 bytes; archives are padded so that this holds in the file
 METADATA = ".metadata"  # DCP's table of names
@@ -104,9 +104,7 @@ class Shard:
         return next(block for block in self.blocks if block.offset == tuple(index.offset or ())).resolve()
 
 
-def save(
-    shards: Iterable[Shard], folder: Path | str, process_group: dist.ProcessGroup | None = None
-) -> dict[str, Entry]:
+def save(shards: Iterable[Shard], folder: Path | str, process_group: Ranks = None) -> dict[str, Entry]:
     """Write the shards of all ranks of `process_group` to `folder`; a block held by several ranks is written once.
 
     Returns size and checksum of the files that this rank wrote, by name.
@@ -123,7 +121,9 @@ def save(
             stack.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         try:
-            dcp_save(state, storage_writer=writer, planner=_Planner(Path(folder)), process_group=process_group)
+            dcp_save(
+                state, storage_writer=writer, planner=_Planner(Path(folder)), process_group=cast(Any, process_group)
+            )
         except CheckpointException as failure:
             # Derived from BaseException, it would pass every `except Exception`: give the cause instead.
             rank, (cause, _) = next(iter(failure.failures.items()))
@@ -132,7 +132,7 @@ def save(
     return writer.written
 
 
-def load(shards: Iterable[Shard], folder: Path | str, process_group: dist.ProcessGroup | None = None) -> None:
+def load(shards: Iterable[Shard], folder: Path | str, process_group: Ranks = None) -> None:
     """Fill the blocks from `folder`, whatever layout saved it, converting to the blocks' dtypes.
 
     A generator is resumed when the shard that it yielded is filled, so that it can use and drop one at a time; one

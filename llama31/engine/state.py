@@ -23,7 +23,7 @@ from llama31.engine.partition import MASTER, MOMENTS, WEIGHT
 from llama31.engine.pipeline import Engine
 from llama31.model import llama
 from llama31.model.llama import Llama, ParameterShard
-from llama31.parallel.collectives import on_all_ranks
+from llama31.parallel.collectives import gathered, on_first_rank
 from llama31.parallel.mesh import Grid
 from llama31.quantise import delayed
 
@@ -93,9 +93,9 @@ def load_optimizer(folder: Path, engine: Engine, updates: int) -> None:
 def _load_scales(folder: Path, engine: Engine) -> None:
     state, known = engine.forward.fp8, shards.names(folder / "optimizer")
     held = {name.removeprefix(delayed.PREFIX) for name in known if name.startswith(delayed.PREFIX)}
-    of_ranks = on_all_ranks(None, lambda: (bool(state.named), state.named.keys() - held))
-    missing = sorted({name for _, part in of_ranks for name in part})
-    if not any(keeps for keeps, _ in of_ranks):
+    of_ranks = gathered(None, lambda: (bool(state.named), state.named.keys() - held))
+    missing = on_first_rank(lambda: sorted({name for _, part in of_ranks for name in part}))
+    if not on_first_rank(lambda: any(keeps for keeps, _ in of_ranks)):
         if held and engine.grid.rank == 0:
             log.warning("%s holds scales of FP8's delayed scaling, for which precision.fp8 has no use", folder)
         return

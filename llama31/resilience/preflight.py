@@ -1,8 +1,8 @@
 """Is every node fit to train? Asked once before the first step, for a bad node costs a run more than a second.
 
-`check` measures on all ranks at once and gathers what was found; `judge` is a pure function of that, so all ranks hold
-the same report. A problem names a node only where the node is to blame: a disk that all nodes share, or versions of
-which no majority exists, are everybody's. On CPUs the same code runs with what applies.
+`check` measures on all ranks at once; the first one gathers what was found, judges it, and gives all the same report.
+A problem names a node only where the node is to blame: a disk that all nodes share, or versions of which no majority
+exists, are everybody's. On CPUs the same code runs with what applies.
 
 Links are measured along a ring of nodes, one lane per local rank and so per network card, in rounds in which a node
 either sends or receives: with both at once, a slow card would slow its neighbours' other links too. A node is bad when
@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 
 from llama31 import config
+from llama31.parallel.collectives import gathered, on_first_rank
 from llama31.parallel.mesh import Grid
 from llama31.runs.attempts import host_name
 
@@ -97,9 +98,9 @@ def check(
         record |= _measured(record, "scratch_free_bytes", lambda: _free_bytes(Path(settings.scratch)))
         record |= _measured(record, "ecc", lambda: _ecc(grid.device))
         record["versions"] = {"python": platform.python_version(), **packages, "commit": commit or "none"}
-    records: list[Any] = [None] * grid.world
-    dist.all_gather_object(records, record)
-    return PreflightReport(summarise(records), judge(records, settings, needed_bytes), hosts)
+    records = gathered(None, lambda: record)
+    nodes, problems = on_first_rank(lambda: (summarise(records), judge(records, settings, needed_bytes)))
+    return PreflightReport(nodes, problems, hosts)
 
 
 def _measured(record: Record, name: str, measure: Callable[[], Any]) -> Record:

@@ -223,9 +223,10 @@ def test_a_run_ends_with_its_own_error_where_the_last_save_fails_too(
     saver = Saver(tmp_path, fence=lambda: 5)
     watch = SimpleNamespace(begin=lambda parts, record: None)
     gates = SimpleNamespace(begin=lambda forward, step: None)
+    engine = SimpleNamespace(forward=None, settle=lambda: None)
     run = SimpleNamespace(folder=str(tmp_path), profile=config.Profile())
     state = SimpleNamespace(
-        run=run, saver=saver, watch=watch, gates=gates, engine=SimpleNamespace(forward=None), grid=None, step=0,
+        run=run, saver=saver, watch=watch, gates=gates, engine=engine, grid=None, step=0,
         last_step=0, data=SimpleNamespace(prefetch=0),
     )  # fmt: skip
     monkeypatch.setattr(loop, "_open_record", lambda state: contextlib.nullcontext())

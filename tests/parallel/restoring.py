@@ -19,7 +19,7 @@ from llama31.engine import state
 from llama31.engine.pipeline import Engine
 from llama31.model import llama
 from llama31.parallel import mesh
-from llama31.parallel.collectives import on_all_ranks
+from llama31.parallel.collectives import gathered
 from tests.parallel.cases import LEARNING_RATES, OPTIMIZER, Case, batches
 from tests.parallel.worker import micro_batches
 from tests.processes import LIMIT_S
@@ -58,7 +58,7 @@ def crossed(folder: Path) -> dict[str, object]:
         named = engine.forward.fp8.named
         wrong = [name for name, one in named.items() if not torch.equal(one.packed(), read.read(f"fp8.{name}"))]
         loss = engine.accumulate(micro_batches(batches()[2], engine.grid, 1)).loss
-        of_ranks = on_all_ranks(None, lambda wrong=wrong, named=named: (wrong, sorted(named)))
+        of_ranks = gathered(None, lambda wrong=wrong, named=named: (wrong, sorted(named)))
         held = sorted({name for _, names in of_ranks for name in names})
         known = sorted(name.removeprefix("fp8.") for name in read.names() if name.startswith("fp8."))
         wrong = [name for part, _ in of_ranks for name in part]
