@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from llama31.checkpoint.manifest import problem as _problem
+from llama31.checkpoint import manifest
 from llama31.checkpoint.publish import (
     MANIFEST,
     STEP,
@@ -16,24 +16,23 @@ from llama31.checkpoint.publish import (
     refuse_if_superseded,
     refuse_incomplete,
     some,
-    verify,
 )  # fmt: skip
 from llama31.parallel.collectives import Ranks, on_first_rank, rank_of
 from llama31.runs import attempts
 
 log = logging.getLogger(__name__)
 
+Check = Callable[[Path], str | None]  # why a folder is no complete checkpoint; None if it is one
 
-def newest(folder: Path | str, starts: Mapping[int, int] | None = None, before: int | None = None) -> Path | None:
+
+def newest(folder: Path | str, starts: Mapping[int, int] | None = None, check: Check = manifest.problem) -> Path | None:
     """The newest complete checkpoint below `folder` (the run's `checkpoints`); warns about those it passes over.
 
-    Of at most `before` steps, where that is given.
-    `starts` (attempt -> step that it went on from) are read from the run by default. Sizes alone are compared.
+    `starts` (attempt -> step that it went on from) are read from the run by default. Sizes alone are compared, of all
+    files of those looked at, or of less by another `check` of manifest's.
     """
     for path in candidates(folder, starts):
-        if before is not None and _numbers(path)[0] > before:
-            continue
-        problem = _problem(path)
+        problem = check(path)
         if problem is None:
             return path
         log.warning("ignoring checkpoint %s: %s", path, problem)
@@ -46,42 +45,45 @@ def newest_intact(
     starts: Mapping[int, int] | None = None,
     fence: Fence | None = None,
     before: int | None = None,
+    checksums: bool = True,
 ) -> Path | None:
     """The newest checkpoint of which every file has its checksum; rank 0 warns with all that is wrong with others.
 
-    Of at most `before` steps, where that is given.
-    Collective; the same on all ranks. Raises Superseded on all of them if there is a newer attempt.
+    Of at most `before` steps, where that is given; without `checksums` the sizes of all files are compared.
+    Collective, shared out over the ranks; the same on all. Raises Superseded on all of them if there is a newer
+    attempt.
     """
-    first = rank_of(group) == 0
 
     def listed() -> list[Path]:
         refuse_if_superseded(fence, str(folder))
         return [path for path in candidates(folder, starts) if before is None or _numbers(path)[0] <= before]
 
     for path in on_first_rank(listed, group):
-        problems = verify(path, group)
+        problems = manifest.damage(path, group, checksums)
         if not problems:
             return path
-        if first:
+        if rank_of(group) == 0:
             log.warning("ignoring checkpoint %s: %s", path, some(problems))
     return None
 
 
-def resolve(path: Path | str) -> Path:
+def resolve(path: Path | str, check: Check = manifest.problem) -> Path:
     """A complete checkpoint: `path` itself, or the newest of the run folder `path`. ValueError says what was found.
+
+    Complete as far as `check` looks (manifest.problem, lacking, glance).
 
     A step's name without attempt (.../step-00000100) means the newest attempt's checkpoint of that step.
     """
     path = Path(path)
     if (path / MANIFEST).exists():
-        refuse_incomplete(path)
+        refuse_incomplete(path, check)
         return path
     if (asked := numbers_of(path.name)) and asked[1] == 0 and not path.exists():
         of_step = [checkpoint for checkpoint in candidates(path.parent) if _numbers(checkpoint)[0] == asked[0]]
-        if checkpoint := next((checkpoint for checkpoint in of_step if _problem(checkpoint) is None), None):
+        if checkpoint := next((checkpoint for checkpoint in of_step if check(checkpoint) is None), None):
             return checkpoint
     for folder in (path / "checkpoints", path):
-        if folder.is_dir() and (checkpoint := newest(folder)):
+        if folder.is_dir() and (checkpoint := newest(folder, check=check)):
             return checkpoint
     if not path.is_dir():
         what = "is no folder" if path.exists() else "does not exist"

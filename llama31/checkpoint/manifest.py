@@ -1,12 +1,20 @@
 """checkpoint.json: what a checkpoint consists of, and whether all of it is still there.
 
-It is written last, so a folder with a good manifest was complete once. `problem` compares sizes, which costs nothing;
-`damage` reads and hashes every byte, shared out over the ranks. The manifest carries a checksum of itself.
+    checkpoint.json     what the checkpoint says about itself; sizes and checksums of the few files that every one has,
+                        how many files each of its folders holds, and a checksum of itself
+    files.json          size and checksum of every file, two for each rank that saved
+
+checkpoint.json is written last, so a folder with a good one was complete once. `read_meta` and `glance` look at it and
+at the few files, whatever the number of ranks; `lacking` counts what folders hold, `problem` compares all sizes, and
+`damage` does so over all ranks, or reads and hashes every byte.
 """
 
 from __future__ import annotations
 
+import heapq
 import json
+import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,31 +22,78 @@ from typing import Any
 from llama31.checkpoint import checksum
 from llama31.checkpoint.checksum import ALGORITHM, Entry
 from llama31.parallel.collectives import Ranks, gathered, on_first_rank, rank_of, size_of
-from llama31.runs.files import write_whole
+from llama31.runs import files as drafts
 
-NAME = "checkpoint.json"
-FORMAT_VERSION = 2
-READABLE = (1, FORMAT_VERSION)  # 1 has sizes alone
+NAME, FILES = "checkpoint.json", "files.json"
+FORMAT_VERSION = 3
+READABLE = (1, 2, FORMAT_VERSION)  # 1 has sizes alone; 1 and 2 list all files in checkpoint.json
+FEW = 8  # files that a glance looks at
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What checkpoint.json says: about the model (see checkpoint.Meta), and about every file by relative name."""
+    """What the two files say: about the model (see publish.Meta), and about every file by relative name."""
 
     meta: dict[str, Any]
     files: dict[str, Entry]
 
 
 def write(folder: Path, manifest: Manifest) -> None:
-    """Write checkpoint.json into `folder`."""
-    files = {name: {"bytes": entry.size, ALGORITHM: entry.checksum} for name, entry in sorted(manifest.files.items())}
-    content = {"format_version": FORMAT_VERSION, "meta": manifest.meta, "files": files}
+    """Write files.json and then checkpoint.json into `folder`, both on the disk when this returns."""
+    listed = {name: [entry.size, entry.checksum] for name, entry in sorted(manifest.files.items())}
+    _write(folder / FILES, json.dumps(listed))
+    few = {name: entry for name, entry in manifest.files.items() if not name.endswith(".distcp")}
+    few = dict(sorted(few.items())[: FEW - 1]) | {FILES: checksum.of_file(folder / FILES)}
+    _write_record(folder, manifest.meta, few, Counter(str(Path(name).parent) for name in [*manifest.files, FILES]))
+
+
+def _write_record(folder: Path, meta: dict[str, Any], few: dict[str, Entry], counts: dict[str, int]) -> None:
+    files = {name: {"bytes": entry.size, ALGORITHM: entry.checksum} for name, entry in few.items()}
+    content = {"format_version": FORMAT_VERSION, "meta": meta, "files": files, "folders": counts}
     content = json.loads(json.dumps(content))  # as it will be read: keys that are numbers sort otherwise as text
-    write_whole(folder / NAME, json.dumps({**content, ALGORITHM: _checksum(content)}, indent=1))
+    _write(folder / NAME, json.dumps({**content, ALGORITHM: _checksum(content)}, indent=1))
+
+
+def _write(path: Path, text: str) -> None:
+    with drafts.whole(path) as draft, draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def change(folder: Path, changed: dict[str, Any]) -> None:
+    """Write other values for some keys of what a checkpoint says about itself. ValueError where it is none."""
+    content = _record(folder)
+    if content["format_version"] < FORMAT_VERSION:
+        write(folder, Manifest({**content["meta"], **changed}, read(folder).files))
+        return
+    _write_record(folder, {**content["meta"], **changed}, _entries(content), content["folders"])
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says about itself, from checkpoint.json alone. ValueError that says why that is none."""
+    meta: dict[str, Any] = _record(folder)["meta"]
+    return meta
 
 
 def read(folder: Path) -> Manifest:
-    """Raises ValueError that says why checkpoint.json is none."""
+    """Both files. ValueError that says why they are none."""
+    content = _record(folder)
+    entries = _entries(content)
+    if content["format_version"] < FORMAT_VERSION:
+        return Manifest(content["meta"], entries)
+    try:
+        text = (folder / FILES).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{FILES} is missing or unreadable ({error})") from error
+    if (actual := checksum.of_bytes(text)) != entries[FILES]:
+        raise ValueError(f"{FILES} has checksum {actual.checksum}, it was written with {entries[FILES].checksum}")
+    listed = {name: Entry(size, hashed) for name, (size, hashed) in json.loads(text).items()}
+    return Manifest(content["meta"], listed | {FILES: entries[FILES]})
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """What checkpoint.json holds."""
     try:
         content = json.loads((folder / NAME).read_text())
     except (OSError, ValueError) as error:
@@ -47,17 +102,44 @@ def read(folder: Path) -> Manifest:
         raise ValueError(f"{NAME} is no manifest")
     if (version := content.get("format_version")) not in READABLE:
         raise ValueError(f"format version {version}, this code reads {' and '.join(map(str, READABLE))}")
-    if version == 1:
-        return Manifest(content["meta"], {name: Entry(size) for name, size in content["files"].items()})
     stated = content.pop(ALGORITHM, None)
-    if (actual := _checksum(content)) != stated:
+    if version > 1 and (actual := _checksum(content)) != stated:
         raise ValueError(f"{NAME} has checksum {actual}, it says {stated}")
-    files = {name: Entry(entry["bytes"], entry[ALGORITHM]) for name, entry in content["files"].items()}
-    return Manifest(content["meta"], files)
+    return content
+
+
+def _entries(content: dict[str, Any]) -> dict[str, Entry]:
+    if content["format_version"] == 1:
+        return {name: Entry(size) for name, size in content["files"].items()}
+    return {name: Entry(entry["bytes"], entry[ALGORITHM]) for name, entry in content["files"].items()}
+
+
+def glance(folder: Path) -> str | None:
+    """Why `folder` is no complete checkpoint, as far as checkpoint.json and the sizes of a few files tell."""
+    try:
+        entries = _entries(_record(folder))
+    except ValueError as error:
+        return str(error)
+    few = [name for name in entries if not name.endswith(".distcp")][:FEW]
+    return next(filter(None, (_wrong_size(folder, name, entries[name]) for name in few)), None)
+
+
+def lacking(folder: Path) -> str | None:
+    """`glance`, and whether each folder holds as many files as were written: lists folders, asks no file its size."""
+    if found := glance(folder):
+        return found
+    content = _record(folder)
+    if content["format_version"] < FORMAT_VERSION:
+        return problem(folder)
+    for name, count in content["folders"].items():
+        held = sum(entry.is_file() for entry in os.scandir(folder / name)) if (folder / name).is_dir() else 0
+        if held < count:
+            return f"{name} holds {held} of {count} files"
+    return None
 
 
 def problem(folder: Path) -> str | None:
-    """Why `folder` is no complete checkpoint, as far as names and sizes tell; None if it is one."""
+    """Why `folder` is no complete checkpoint, as far as names and all sizes tell; None if it is one."""
     try:
         files = read(folder).files
     except ValueError as error:
@@ -65,17 +147,19 @@ def problem(folder: Path) -> str | None:
     return next(filter(None, (_wrong_size(folder, name, entry) for name, entry in files.items())), None)
 
 
-def damage(folder: Path, group: Ranks = None) -> list[str]:
+def damage(folder: Path, ranks: Ranks = None, checksums: bool = True) -> list[str]:
     """Everything that is wrong with the files of a checkpoint, down to one flipped bit; the same list on all ranks.
 
-    Collective over `group`, whose ranks share out the reading by size.
+    Collective over `ranks`, which share out the reading by size, or without `checksums` the asking for sizes.
     """
-    manifest = on_first_rank(lambda: _read_or_say(folder), group)
-    if isinstance(manifest, str):
-        return [manifest]
-    mine = _shared_out(manifest.files, size_of(group))[rank_of(group)]
-    checked = gathered(group, lambda: [_wrong(folder, name, manifest.files[name]) for name in mine])
-    return on_first_rank(lambda: sorted(wrong for part in checked for wrong in part if wrong is not None), group)
+    found = on_first_rank(lambda: _read_or_say(folder), ranks)
+    if isinstance(found, str):
+        return [found]
+    files = found.files
+    mine = shared_out(files, size_of(ranks))[rank_of(ranks)]
+    check = _wrong if checksums else _wrong_size
+    checked = gathered(ranks, lambda: [said for name in mine if (said := check(folder, name, files[name]))])
+    return on_first_rank(lambda: sorted(said for part in checked for said in part), ranks)
 
 
 def _read_or_say(folder: Path) -> Manifest | str:
@@ -85,21 +169,22 @@ def _read_or_say(folder: Path) -> Manifest | str:
         return str(error)
 
 
-def _shared_out(files: dict[str, Entry], ranks: int) -> list[list[str]]:
+def shared_out(files: dict[str, Entry], ranks: int) -> list[list[str]]:
     """Names per rank, the largest files first, each to the rank with the least so far."""
-    loads, shares = [0] * ranks, [[] for _ in range(ranks)]  # type: tuple[list[int], list[list[str]]]
+    shares: list[list[str]] = [[] for _ in range(ranks)]
+    loads = [(0, rank) for rank in range(ranks)]
     for name in sorted(files, key=lambda name: (-files[name].size, name)):
-        rank = loads.index(min(loads))
-        loads[rank] += files[name].size
+        load, rank = loads[0]
         shares[rank].append(name)
+        heapq.heapreplace(loads, (load + files[name].size, rank))
     return shares
 
 
 def _wrong_size(folder: Path, name: str, entry: Entry) -> str | None:
-    path = folder / name
-    if not path.exists():
+    try:
+        size = (folder / name).stat().st_size
+    except FileNotFoundError:
         return f"{name} is missing"
-    size = path.stat().st_size
     return f"{name} has {size} of {entry.size} bytes" if size != entry.size else None
 
 

@@ -4,13 +4,14 @@
         weights/          model parameters by global name (see shards.py)
         optimizer/        FP32 masters and Adam moments by global name; absent after a conversion
         random.bin        torch's random state on rank 0
-        checkpoint.json   written last: what was saved, size and checksum of every file (manifest.py)
+        files.json        size and checksum of every file
+        checkpoint.json   written last: what was saved, and checksums of the few files that do not belong to a rank
     <run>/tokenizer/      tokenizer in Hugging Face format, named by checkpoint.json
 
 A save fills a hidden folder beside the target and renames it when all is on the disk. A folder counts as a checkpoint
-when every file named in checkpoint.json has its size, so a copy that was cut off is noticed too; `verify` also finds a
-flipped bit. Checkpoints of an attempt beyond the step that a newer attempt went on from are not of this run's history:
-`listing` passes over them.
+when every file that it names has its size, so a copy that was cut off is noticed too; `verify` also finds a flipped
+bit. What is asked often (`read_meta`) looks at checkpoint.json and the few files alone. Checkpoints of an attempt
+beyond the step that a newer attempt went on from are not of this run's history: `listing` passes over them.
 """
 
 from __future__ import annotations
@@ -32,9 +33,8 @@ import torch
 from llama31 import config
 from llama31.checkpoint import checksum, manifest, shards
 from llama31.checkpoint.manifest import Manifest
-from llama31.checkpoint.manifest import problem as _problem
 from llama31.checkpoint.shards import Shard
-from llama31.parallel.collectives import Ranks, gathered, on_all_ranks, on_first_rank, rank_of
+from llama31.parallel.collectives import Ranks, on_all_ranks, on_first_rank, rank_of
 
 log = logging.getLogger(__name__)
 
@@ -126,34 +126,44 @@ def write(
 ) -> Path:
     """`save` to a folder of any name, replacing what stands there."""
     state = (torch.get_rng_state() if random is None else random).numpy().tobytes()
-    with publish(final, group, attempt=meta.attempt, fence=fence) as temporary:
-        written = {f"weights/{n}": entry for n, entry in shards.save(weights, temporary / "weights", group).items()}
+    with publish(final, group, attempt=meta.attempt, fence=fence, synced=True) as temporary:
+        files = {f"weights/{n}": entry for n, entry in shards.save(weights, temporary / "weights", group).items()}
         if optimizer is not None:
             saved = shards.save(optimizer, temporary / "optimizer", group)
-            written |= {f"optimizer/{name}": entry for name, entry in saved.items()}
-        files = {name: entry for part in gathered(group, lambda: written) for name, entry in part.items()}
+            files |= {f"optimizer/{name}": entry for name, entry in saved.items()}
         on_all_ranks(group, lambda: _finish(temporary, meta, files, state) if rank_of(group) == 0 else None)
     return final
 
 
 def _finish(folder: Path, meta: Meta, files: dict[str, checksum.Entry], random: bytes) -> None:
-    (folder / "random.bin").write_bytes(random)
+    with open(folder / "random.bin", "wb") as file:
+        file.write(random)
+        file.flush()
+        os.fsync(file.fileno())
     manifest.write(folder, Manifest(asdict(meta), {**files, "random.bin": checksum.of_bytes(random)}))
 
 
-def load_weights(folder: Path | str, weights: Iterable[Shard], group: Ranks = None) -> None:
-    """Fill the blocks of `weights`, on any layout. ValueError where a tensor is missing or of another shape."""
-    shards.load(weights, Path(folder) / "weights", group)
+def load_weights(folder: Path | str, weights: Iterable[Shard], group: Ranks = None) -> int:
+    """Fill the blocks of `weights`, on any layout; returns the bytes that this rank read.
+
+    ValueError where a tensor is missing or of another shape.
+    """
+    return shards.load(weights, Path(folder) / "weights", group)
 
 
-def load_optimizer(folder: Path | str, optimizer: Iterable[Shard], group: Ranks = None) -> None:
+def check_weights(folder: Path | str, shapes: Mapping[str, tuple[int, ...]], group: Ranks = None) -> None:
+    """ValueError on every rank where a tensor is missing from the weights, or of another shape; reads none of them."""
+    on_all_ranks(group, lambda: shards.Reader(Path(folder) / "weights").check(shapes))
+
+
+def load_optimizer(folder: Path | str, optimizer: Iterable[Shard], group: Ranks = None) -> int:
     """Fill masters and moments, on any layout, one at a time from a generator (`shards.load`).
 
-    ValueError if the checkpoint holds weights alone.
+    Returns the bytes that this rank read. ValueError if the checkpoint holds weights alone.
     """
     if not (Path(folder) / "optimizer").is_dir():
         raise ValueError(f"{folder} holds weights but no optimizer: start from it with init_from= instead of resume=")
-    shards.load(optimizer, Path(folder) / "optimizer", group)
+    return shards.load(optimizer, Path(folder) / "optimizer", group)
 
 
 def load_random(folder: Path | str) -> None:
@@ -162,9 +172,13 @@ def load_random(folder: Path | str) -> None:
 
 
 def read_meta(folder: Path | str) -> Meta:
-    """What the checkpoint says about itself. ValueError if it is incomplete or of another format."""
-    refuse_incomplete(Path(folder))
-    return Meta(**manifest.read(Path(folder)).meta)
+    """What the checkpoint says about itself. ValueError if it is of another format, or incomplete at a glance.
+
+    That is in checkpoint.json and the few files that do not belong to a rank; `verify` looks at all.
+    """
+    if said := manifest.glance(Path(folder)):
+        raise ValueError(_incomplete(Path(folder), said))
+    return Meta(**manifest.read_meta(Path(folder)))
 
 
 def verify(folder: Path | str, group: Ranks = None) -> list[str]:
@@ -175,9 +189,12 @@ def verify(folder: Path | str, group: Ranks = None) -> list[str]:
     return manifest.damage(Path(folder), group)
 
 
-def refuse_damaged(folder: Path | str, group: Ranks = None) -> None:
-    """ValueError on every rank of `group` that names every file of a checkpoint that is not as it was written."""
-    if problems := verify(folder, group):
+def refuse_damaged(folder: Path | str, group: Ranks = None, checksums: bool = True) -> None:
+    """ValueError on every rank of `group` that names every file of a checkpoint that is not as it was written.
+
+    Without `checksums` sizes alone are compared.
+    """
+    if problems := manifest.damage(Path(folder), group, checksums):
         raise ValueError(f"{folder} is damaged: {some(problems)}. Use an older one, or fetch it again")
 
 
@@ -212,19 +229,26 @@ def _fp32(number: float) -> bytes:
 
 
 @contextmanager
-def publish(final: Path, group: Ranks = None, attempt: int | None = None, fence: Fence | None = None) -> Iterator[Path]:
+def publish(
+    final: Path,
+    group: Ranks = None,
+    attempt: int | None = None,
+    fence: Fence | None = None,
+    synced: bool = False,
+) -> Iterator[Path]:
     """A hidden folder beside `final` that takes its place when the block ends well, and vanishes when it does not.
 
     Every rank of `group` enters; the block may fail only on all ranks together. Disk errors become CheckpointError,
     and Superseded where a newer attempt is the reason. What killed writers left is removed first: all checkpoints up
-    to `attempt`, or without one only what has the name of `final`.
+    to `attempt`, or without one only what has the name of `final`. With `synced`, who wrote a file has brought it to
+    the disk; without, all files are brought there at the end.
     """
     first = rank_of(group) == 0
     try:
         temporary = on_first_rank(lambda: _make_temporary(final, attempt, fence), group)
         try:
             yield temporary
-            on_all_ranks(group, lambda: _put_in_place(temporary, final, fence) if first else None)
+            on_all_ranks(group, lambda: _put_in_place(temporary, final, fence, synced) if first else None)
         except BaseException:
             if first:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -248,10 +272,10 @@ def _make_temporary(final: Path, attempt: int | None, fence: Fence | None) -> Pa
     return temporary
 
 
-def _put_in_place(temporary: Path, final: Path, fence: Fence | None) -> None:
+def _put_in_place(temporary: Path, final: Path, fence: Fence | None, synced: bool) -> None:
     """Rename, with everything on the disk first. An older `final` steps aside until its successor has the name."""
     for folder, _, files in os.walk(temporary):
-        for path in [os.path.join(folder, name) for name in files] + [folder]:
+        for path in [*([] if synced else [os.path.join(folder, name) for name in files]), folder]:
             _fsync(path)
     refuse_if_superseded(fence, str(final))  # as late as can be
     aside = final.parent / f".old-{final.name}"
@@ -264,10 +288,14 @@ def _put_in_place(temporary: Path, final: Path, fence: Fence | None) -> None:
         remove(aside)
 
 
-def refuse_incomplete(folder: Path) -> None:
-    """ValueError where files of a checkpoint are missing or cut off."""
-    if problem := _problem(folder):
-        raise ValueError(f"{folder} is not a complete checkpoint: {problem}. Use an older one")
+def refuse_incomplete(folder: Path, check: Callable[[Path], str | None] = manifest.problem) -> None:
+    """ValueError where files of a checkpoint are missing or cut off; by default every file is asked its size."""
+    if problem := check(folder):
+        raise ValueError(_incomplete(folder, problem))
+
+
+def _incomplete(folder: Path, problem: str) -> str:
+    return f"{folder} is not a complete checkpoint: {problem}. Use an older one"
 
 
 def some(problems: list[str]) -> str:

@@ -23,8 +23,10 @@ def prune(
 ) -> list[Path]:
     """Delete complete checkpoints that `settings` do not keep; on one rank, after a save. Returns the deleted.
 
-    Torn ones neither count nor go. Nothing of a newer attempt is deleted, and `loaded` (where this attempt went on
-    from, known to be intact) not before this attempt has published one. Raises Superseded where a newer one has begun.
+    Torn ones neither count nor go, where a glance shows it: no rank's file is asked its size, of which each checkpoint
+    has thousands (at the start `remove_torn` counts them). Nothing of a newer attempt is deleted, and `loaded` (where
+    this attempt went on from, known to be intact) not before this attempt has published one. Raises Superseded where a
+    newer one has begun.
     """
     if settings.keep_last is None:
         return []
@@ -49,17 +51,17 @@ def prune(
 def note_validation(path: Path, loss: float, settings: config.Checkpoint, fence: Fence | None = None) -> None:
     """Write a held-out loss, measured after the save, into a published checkpoint, and prune by it; on one rank."""
     publish.refuse_if_superseded(fence, str(path))
-    old = manifest.read(path)
-    manifest.write(path, manifest.Manifest({**old.meta, "validation_loss": loss}, old.files))
+    manifest.change(path, {"validation_loss": loss})
     if settings.keep_best:
-        prune(path.parent, settings, int(old.meta["attempt"]), None, fence)
+        prune(path.parent, settings, int(manifest.read_meta(path)["attempt"]), None, fence)
 
 
 def remove_torn(folder: Path, attempt: int, fence: Fence | None = None) -> list[Path]:
     """Delete what killed saves of older attempts left below `folder` (the run's `checkpoints`); on one rank.
 
     For the start of `attempt`, before it saves: nobody of its own writes yet. A folder of a step that is not complete
-    goes only where a complete one stays. Whole ones are not touched. Returns the deleted.
+    (`manifest.lacking`: folders are listed, of their files none is asked its size) goes only where a complete one
+    stays. Whole ones are not touched. Returns the deleted.
     """
     publish.refuse_if_superseded(fence, str(folder))
 
@@ -68,7 +70,7 @@ def remove_torn(folder: Path, attempt: int, fence: Fence | None = None) -> list[
         return numbers is not None and numbers[1] <= attempt
 
     steps = [path for path in sorted(folder.glob("step-*")) if ours(path.name)]
-    torn = {path: problem for path in steps if (problem := manifest.problem(path)) is not None}
+    torn = {path: problem for path in steps if (problem := manifest.lacking(path)) is not None}
     if len(torn) == len(steps):
         torn = {}  # of nothing else is anything left
     for path, problem in torn.items():

@@ -7,7 +7,7 @@ then the one moment at which training may have to wait is just before the update
 
 Torch's `async_save` stages and writes one state dict. A checkpoint here is two, with a manifest and a rename around
 them, and its stager copies whole storages, of which a ZeRO fragment is a small part; so the thread is ours, and what
-it runs is `checkpoint.save` over DCP's synchronous save.
+it runs is `publish.save`.
 """
 
 from __future__ import annotations

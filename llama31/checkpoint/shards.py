@@ -1,50 +1,40 @@
 """Global tensors of which each process holds rectangular blocks, saved on one layout and loaded on any other.
 
-Saving goes through torch's distributed checkpoint (DCP): it agrees on a plan, writes a replica once and keeps one
-table of names, so the files stay readable by every DCP tool. Two of its habits are replaced. Its writer keeps every
-tensor of a file alive until the file is closed, which would hold a whole model in memory; and its reader loads a
-whole saved block even where a few rows are wanted. Ours writes block after block and maps files instead of reading
-them, so that a conversion needs the memory of one tensor.
+Each rank writes the blocks that it holds into a file of its own, one after another, and syncs it. What is where stands
+in one table (`index`), which the first rank puts together from numbers that all give it: before anything is written, to
+see that every tensor is filled, and with the places in the files when all is. Blocks are archives of torch's, so a
+folder can be read by every tool of torch's distributed checkpoint (DCP), whose own table is written beside (`dcp`).
+DCP's planner, writer and reader are not used: the planner has Python objects per block pickled to one rank, the writer
+keeps every tensor of a file alive until it is closed, and the reader loads a whole block where a few rows are wanted.
+Ours maps files, so that a conversion needs the memory of one tensor.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import logging
 import math
 import mmap
 import os
 import shutil
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
-import torch.distributed as dist
-from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint import save as dcp_save
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWriteData, WriteItem, WriteItemType
-from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.checkpoint.utils import _create_file_view
-from torch.futures import Future
 
-from llama31.checkpoint.checksum import Entry, Written, of_file
-from llama31.parallel.collectives import Ranks, on_all_ranks
+from llama31.checkpoint import dcp
+from llama31.checkpoint.checksum import Entry, Written
+from llama31.checkpoint.index import NAME, Index, Part, Placed, Shape, Stored, Table, pack
+from llama31.parallel.collectives import Ranks, gathered, on_all_ranks, rank_of, size_of
+
+log = logging.getLogger(__name__)
 
 ALIGNMENT = 64  # torch aligns data within its archive to 64 bytes; archives are padded so that this holds in the file
-METADATA = ".metadata"  # DCP's table of names
-Shape = tuple[int, ...]
+MOST_FILES = 256  # in one folder: those of more ranks lie in folders of so many
 
 
 @dataclass
@@ -74,81 +64,100 @@ class Block:
 
 @dataclass
 class Shard:
-    """The blocks that this process holds of the global tensor `name` of shape `shape`.
-
-    The three dunder methods are torch's `_Checkpointable` protocol: they let DCP plan with any object.
-    """
+    """The blocks that this process holds of the global tensor `name` of shape `shape`."""
 
     name: str
     shape: Shape
     blocks: list[Block]
 
-    def __create_write_items__(self, fqn: str, object: Any) -> list[WriteItem]:
-        return [
-            WriteItem(
-                index=MetadataIndex(fqn, block.offset),
-                type=WriteItemType.SHARD,
-                tensor_data=TensorWriteData(
-                    chunk=ChunkStorageMetadata(torch.Size(block.offset), torch.Size(block.shape)),
-                    properties=TensorProperties(dtype=block.dtype),
-                    size=torch.Size(self.shape),
-                ),
-            )
-            for block in self.blocks
-        ]
 
-    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
-        return [ChunkStorageMetadata(torch.Size(block.offset), torch.Size(block.shape)) for block in self.blocks]
+def save(shards: Iterable[Shard], folder: Path | str, ranks: Ranks = None) -> dict[str, Entry]:
+    """Write the shards of all `ranks` to `folder`; collective. A block that several hold is found at the first of them.
 
-    def __get_tensor_shard__(self, index: MetadataIndex) -> torch.Tensor:
-        return next(block for block in self.blocks if block.offset == tuple(index.offset or ())).resolve()
-
-
-def save(shards: Iterable[Shard], folder: Path | str, process_group: Ranks = None) -> dict[str, Entry]:
-    """Write the shards of all ranks of `process_group` to `folder`; a block held by several ranks is written once.
-
-    Returns size and checksum of the files that this rank wrote, by name.
+    Returns size and checksum of the files of all ranks, by name, on the first of them; elsewhere nothing. All are on
+    the disk then, their folders' entries apart.
     Raises on every rank what went wrong on any: ValueError (a tensor not filled by its blocks), OSError (disk full).
     """
-    state: dict[str, Any] = {}
+    folder, first, size = Path(folder), rank_of(ranks) == 0, size_of(ranks)
+    blocks: list[Block] = []
+    parts = gathered(ranks, lambda: _part(shards, blocks))
+    table = on_all_ranks(ranks, lambda: _agreed(parts, folder) if first else None)
+    placed = gathered(ranks, lambda: _write(folder / file_name(rank_of(ranks), size), blocks))
+    return on_all_ranks(ranks, lambda: {} if table is None else _finish(folder, table, placed))
+
+
+def file_name(rank: int, size: int) -> str:
+    """Where a rank of `size` writes, relative to the folder; named as DCP names files."""
+    name = f"__{rank}_0.distcp"
+    return name if size <= MOST_FILES else f"{rank // MOST_FILES:03d}/{name}"
+
+
+def _part(shards: Iterable[Shard], blocks: list[Block]) -> Part:
+    """What this rank will write, in numbers; `blocks` become those of which something is to be written, in order."""
+    tensors: dict[str, Shape] = {}
+    rows = []
     for shard in shards:
-        if shard.name in state:
+        if shard.name in tensors:
             raise ValueError(f"{shard.name} is given twice: a name needs one shard with all its blocks")
-        state[shard.name] = shard
-    writer = _Writer(folder)
-    with contextlib.ExitStack() as stack:
-        if not dist.is_initialized():  # converting alone is no accident
-            stack.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        try:
-            dcp_save(
-                state, storage_writer=writer, planner=_Planner(Path(folder)), process_group=cast(Any, process_group)
-            )
-        except CheckpointException as failure:
-            # Derived from BaseException, it would pass every `except Exception`: give the cause instead.
-            rank, (cause, _) = next(iter(failure.failures.items()))
-            cause.add_note(f"(on rank {rank}, while saving {folder})")
-            raise cause from None
-    return writer.written
+        for block in shard.blocks:
+            if math.prod(block.shape) or not math.prod(shard.shape):
+                rows.append((len(tensors), dcp.name_of(block.dtype), tuple(block.offset), tuple(block.shape)))
+                blocks.append(block)
+        tensors[shard.name] = tuple(shard.shape)
+    return pack(tensors, rows)
 
 
-def load(shards: Iterable[Shard], folder: Path | str, process_group: Ranks = None) -> None:
+def _agreed(parts: Sequence[Part], folder: Path) -> Table:
+    """The table of all, before a byte is written. OSError for a disk too small."""
+    table = Table(parts)
+    check_space(folder, table.bytes)
+    names = (file_name(rank, len(parts)) for rank in np.flatnonzero(table.counts).tolist())
+    for path in sorted({folder, *((folder / name).parent for name in names)}):
+        path.mkdir(parents=True, exist_ok=True)
+    return table
+
+
+def _write(path: Path, blocks: Sequence[Block]) -> Placed | None:
+    """This rank's file, on the disk when this returns, holding one block at a time in memory."""
+    if not blocks:
+        return None
+    with open(path, "wb") as raw:
+        file = Written(raw)
+        places = [_write_block(file, block.resolve()) for block in blocks]
+        raw.flush()
+        os.fsync(raw.fileno())
+    return Placed(np.array(places, np.int64), file.entry())
+
+
+def _finish(folder: Path, table: Table, placed: Sequence[Placed | None]) -> dict[str, Entry]:
+    """The tables of names, when all have written."""
+    names = [file_name(rank, len(placed)) for rank in range(len(placed))]
+    entries = {NAME: table.write(folder, placed, names)}
+    if len(table.rows) <= dcp.MOST_BLOCKS:
+        entries[dcp.METADATA] = dcp.write(folder)
+    else:
+        log.info("%s: %s blocks, so %s is left out; %s", folder, f"{len(table.rows):,}", dcp.METADATA, dcp.REMEDY)
+    return entries | {name: one.entry for name, one in zip(names, placed, strict=True) if one is not None}
+
+
+def load(shards: Iterable[Shard], folder: Path | str, ranks: Ranks = None) -> int:
     """Fill the blocks from `folder`, whatever layout saved it, converting to the blocks' dtypes.
 
     A generator is resumed when the shard that it yielded is filled, so that it can use and drop one at a time; one
-    collective in all, however many shards each rank has. Raises ValueError on every rank of `process_group` where a
-    name is missing or has another shape.
+    collective in all, however many shards each rank has. Returns the bytes that this rank read. Raises ValueError on
+    every rank where a name is missing or has another shape.
     """
-    on_all_ranks(process_group, lambda: _load(shards, Reader(folder)))
+    return on_all_ranks(ranks, lambda: _load(shards, Reader(folder)))
 
 
-def _load(shards: Iterable[Shard], reader: Reader) -> None:
+def _load(shards: Iterable[Shard], reader: Reader) -> int:
     if isinstance(shards, Sequence):
         reader.check({shard.name: shard.shape for shard in shards})  # all problems at once
     for shard in shards:
         reader.check({shard.name: shard.shape})
         for block in shard.blocks:
             reader.fill(shard.name, block.offset, block.resolve())
+    return reader.bytes_read
 
 
 def names(folder: Path | str) -> dict[str, tuple[Shape, torch.dtype]]:
@@ -167,25 +176,30 @@ class Reader:
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
         try:
-            metadata = FileSystemReader(self.folder).read_metadata()
+            self._index = Index(self.folder / NAME) if (self.folder / NAME).exists() else dcp.Pickled(self.folder)
         except OSError as error:
             raise ValueError(f"{self.folder}: no saved tensors ({error}); give a folder written by a save") from error
-        self._tensors = cast(dict[str, TensorStorageMetadata], metadata.state_dict_metadata)
-        self._places: dict[MetadataIndex, _StorageInfo] = metadata.storage_data
+        self._tensors = self._index.tensors
         self._maps: dict[str, mmap.mmap] = {}
+        self._numbers = 0
+
+    @property
+    def bytes_read(self) -> int:
+        """Of the table of names, and of blocks: what was copied or given out as a view."""
+        return self._index.bytes_read + self._numbers
 
     def names(self) -> dict[str, tuple[Shape, torch.dtype]]:
         """Shape and number format of every tensor."""
-        return {name: (tuple(entry.size), entry.properties.dtype) for name, entry in self._tensors.items()}
+        return {name: (tensor.shape, dcp.dtype_of(tensor)) for name, tensor in self._tensors.items()}
 
-    def check(self, shapes: dict[str, Shape]) -> None:
+    def check(self, shapes: Mapping[str, Shape]) -> None:
         """Raise one ValueError that names every tensor missing or of another shape."""
         problems = []
         for name, shape in shapes.items():
             if name not in self._tensors:
                 problems.append(f"{name} {list(shape)} is missing")
-            elif tuple(self._tensors[name].size) != tuple(shape):
-                problems.append(f"{name} has shape {list(self._tensors[name].size)}, the model needs {list(shape)}")
+            elif self._tensors[name].shape != tuple(shape):
+                problems.append(f"{name} has shape {list(self._tensors[name].shape)}, the model needs {list(shape)}")
         if problems:
             shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
             raise ValueError(f"{self.folder}: {shown}. Use the model= that this checkpoint was saved with")
@@ -198,79 +212,53 @@ class Reader:
         if name not in self._tensors:
             raise ValueError(f"{self.folder}: {name} is missing; it holds {', '.join(sorted(self._tensors)[:4])}, ...")
         entry = self._tensors[name]
-        height = entry.size[0] - first if rows is None else rows
-        shape, offset = (height, *entry.size[1:]), (first, *[0] * (len(entry.size) - 1))
-        for chunk in entry.chunks:
-            top, bottom = chunk.offsets[0], chunk.offsets[0] + chunk.sizes[0]
-            if tuple(chunk.sizes[1:]) == shape[1:] and top <= first and first + height <= bottom:
-                return self._map(name, chunk).narrow(0, first - top, height)
-        whole = torch.empty(shape, dtype=entry.properties.dtype)
-        self.fill(name, offset, whole)
+        height = entry.shape[0] - first if rows is None else rows
+        shape, offset = (height, *entry.shape[1:]), (first, *[0] * (len(entry.shape) - 1))
+        found = list(self._index.blocks(name, offset, shape))
+        for block in found:
+            top, bottom = block.offset[0], block.offset[0] + block.shape[0]
+            if block.shape[1:] == shape[1:] and top <= first and first + height <= bottom:
+                view = self._map(name, block).narrow(0, first - top, height)
+                self._numbers += view.nbytes
+                return view
+        whole = torch.empty(shape, dtype=dcp.dtype_of(entry))
+        self._fill(name, offset, whole, found)
         return whole
 
     def fill(self, name: str, offset: Shape, target: torch.Tensor) -> None:
         """Copy into `target` what lies at `offset` of tensor `name`; any strides, device and dtype."""
+        self._fill(name, offset, target, self._index.blocks(name, offset, tuple(target.shape)))
+
+    def _fill(self, name: str, offset: Shape, target: torch.Tensor, found: Iterable[Stored]) -> None:
         with torch.no_grad():
-            for chunk in self._tensors[name].chunks:
-                start = [max(a, b) for a, b in zip(offset, chunk.offsets)]
-                stop = [min(a + n, b + m) for a, n, b, m in zip(offset, target.shape, chunk.offsets, chunk.sizes)]
-                if all(a < b for a, b in zip(start, stop)):
-                    to = tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, offset))
-                    source = tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, chunk.offsets))
-                    target[to].copy_(self._map(name, chunk)[source])
+            for block in found:
+                start = [max(a, b) for a, b in zip(offset, block.offset)]
+                stop = [min(a + n, b + m) for a, n, b, m in zip(offset, target.shape, block.offset, block.shape)]
+                to = tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, offset))
+                source = self._map(name, block)[
+                    tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, block.offset))
+                ]
+                target[to].copy_(source)
+                self._numbers += source.nbytes
 
-    def _map(self, name: str, chunk: ChunkStorageMetadata) -> torch.Tensor:
+    def _map(self, name: str, block: Stored) -> torch.Tensor:
         """A saved block as a view of its file."""
-        place, dtype = self._places[MetadataIndex(name, chunk.offsets)], self._tensors[name].properties.dtype
-        count = math.prod(chunk.sizes)
-        if count == 0:
-            return torch.empty(tuple(chunk.sizes), dtype=dtype)
-        start = place.offset + self._data_offset(place)
-        memory = self._maps[place.relative_path]
-        return torch.frombuffer(memory, dtype=dtype, count=count, offset=start).view(tuple(chunk.sizes))
+        start = block.position + self._data_offset(block)
+        count, dtype = math.prod(block.shape), dcp.dtype_of(self._tensors[name])
+        return torch.frombuffer(self._maps[block.file], dtype=dtype, count=count, offset=start).view(block.shape)
 
-    def _data_offset(self, place: _StorageInfo) -> int:
-        """Where the numbers begin within the archive that torch.save wrote at `place`."""
-        path = self.folder / place.relative_path
+    def _data_offset(self, block: Stored) -> int:
+        """Where the numbers begin within the archive that torch.save wrote as `block`."""
+        path = self.folder / block.file
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if place.offset + place.length > size:
+            if block.position + block.length > size:
                 raise ValueError(f"{path}: truncated at {size} bytes; delete this checkpoint and use an older one")
-            if place.relative_path not in self._maps:
+            if block.file not in self._maps:
                 # Copy-on-write keeps torch from warning about a read-only buffer; nobody writes.
-                self._maps[place.relative_path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                self._maps[block.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             open_archive: Any = torch._C.PyTorchFileReader  # torch's stubs lack the method used here
-            return int(open_archive(_create_file_view(file, place.offset, place.length)).get_record_offset("data/0"))
-
-
-class _Planner(DefaultSavePlanner):
-    """DCP's plan over `Shard` objects, with the checks that it leaves out."""
-
-    def __init__(self, folder: Path):
-        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self.folder = folder
-
-    def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
-        return cast(Shard, self.state_dict[index.fqn]).__get_tensor_shard__(index)
-
-    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        """Raises ValueError for a tensor that its blocks do not fill or that ranks see differently, OSError for a
-        disk too small, before a byte is written.
-        """
-        plans, metadata = super().create_global_plan(all_plans)
-        tensors = cast(dict[str, TensorStorageMetadata], metadata.state_dict_metadata)
-        for item in (item for plan in plans for item in plan.items):
-            entry, data = tensors[item.index.fqn], cast(TensorWriteData, item.tensor_data)
-            if (entry.size, entry.properties.dtype) != (data.size, data.properties.dtype):
-                raise ValueError(f"{item.index.fqn}: ranks disagree on its shape or dtype; give all the same")
-        needed = 0
-        for name, entry in tensors.items():
-            held, whole = sum(math.prod(chunk.sizes) for chunk in entry.chunks), math.prod(entry.size)
-            if held != whole:
-                raise ValueError(f"{name}: blocks hold {held} of {whole} elements; every part needs a rank that saves")
-            needed += whole * entry.properties.dtype.itemsize
-        check_space(self.folder, needed)
-        return plans, metadata
+            return int(open_archive(_create_file_view(file, block.position, block.length)).get_record_offset("data/0"))
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:
@@ -282,35 +270,8 @@ def check_space(folder: Path, needed_bytes: int) -> None:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {message}", str(folder))
 
 
-class _Writer(FileSystemWriter):
-    """DCP's writer, one file per rank, holding one block at a time."""
-
-    def __init__(self, folder: Path | str):
-        super().__init__(folder, single_file_per_rank=True, sync_files=True)
-        self.written: dict[str, Entry] = {}
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        results: list[WriteResult] = []
-        if plan.items:
-            file_name = f"{cast(Any, plan.storage_data).prefix}0.distcp"
-            with open(Path(self.path) / file_name, "wb") as raw:
-                file = Written(raw)
-                for item in plan.items:
-                    results.append(_write_block(file, file_name, item, cast(torch.Tensor, planner.resolve_data(item))))
-                raw.flush()
-                os.fsync(raw.fileno())
-            self.written[file_name] = file.entry()
-        future: Future[list[WriteResult]] = Future()
-        future.set_result(results)
-        return future
-
-    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """On the coordinator, after all have written: the table of names."""
-        super().finish(metadata, results)
-        self.written[METADATA] = of_file(Path(self.path) / METADATA)
-
-
-def _write_block(file: Written, file_name: str, item: WriteItem, tensor: torch.Tensor) -> WriteResult:
+def _write_block(file: Written, tensor: torch.Tensor) -> tuple[int, int]:
+    """Append a block to a file. Returns where it begins and how long it is."""
     file.write(b"\0" * (-file.size % ALIGNMENT))
     offset = file.size
     tensor = tensor.cpu().contiguous()
@@ -322,8 +283,7 @@ def _write_block(file: Written, file_name: str, item: WriteItem, tensor: torch.T
         if file.error is None:
             raise
         raise file.error from None
-    length = file.size - offset
-    return WriteResult(index=item.index, size_in_bytes=length, storage_data=_StorageInfo(file_name, offset, length))
+    return offset, file.size - offset
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ a matrix is no rectangle, but at most three: the end of one row, whole rows, the
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from llama31 import config
-from llama31.checkpoint import publish, shards
-from llama31.checkpoint.shards import Block, Shape, Shard
+from llama31.checkpoint import index, publish, shards
+from llama31.checkpoint.index import Shape
+from llama31.checkpoint.shards import Block, Shard
 from llama31.engine import partition
 from llama31.engine.ema import Ema
 from llama31.engine.partition import MASTER, MOMENTS, WEIGHT
@@ -133,21 +135,8 @@ def _own(engine: Engine, shard: ParameterShard, key: str, name: str) -> Shard:
 def cut(offsets: tuple[Shape, ...], local: Shape, start: int, flat: Tensor) -> Iterator[Block]:
     """The flat range `flat`, from element `start` of a tensor of shape `local`, as rectangles of the global tensor.
 
-    The tensor consists of one block per offset, equal in rows, as `ParameterShard` has them; what of the range lies
-    behind them is padding. Views, no copies.
+    The tensor consists of one block per offset, equal in rows, as `ParameterShard` has them (`index.rectangles`).
+    Views, no copies.
     """
-    height, width = local[0] // len(offsets), (local[1] if len(local) == 2 else 1)
-    for number, offset in enumerate(offsets):
-        first = number * height * width
-        begin, end = max(start, first), min(start + flat.numel(), first + height * width)
-        while begin < end:
-            row, column = divmod(begin - first, width)
-            whole_rows = (end - begin) // width if column == 0 else 0
-            length = whole_rows * width or min(end - begin, width - column)
-            part = flat.narrow(0, begin - start, length)
-            if len(local) == 1:
-                yield Block((offset[0] + row,), part)
-            else:
-                at = (offset[0] + row, offset[1] + column)
-                yield Block(at, part.view(whole_rows or 1, length // (whole_rows or 1)))
-            begin += length
+    for offset, shape, begin in index.rectangles(offsets, local, start, flat.numel()):
+        yield Block(offset, flat.narrow(0, begin - start, math.prod(shape)).view(shape))

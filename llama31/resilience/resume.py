@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llama31 import config
-from llama31.checkpoint import listing, publish
+from llama31.checkpoint import listing, manifest, publish
 from llama31.checkpoint.publish import Meta
 from llama31.parallel.collectives import on_first_rank
 from llama31.plan import schedule
@@ -62,7 +62,7 @@ def _find_start(run: config.Training) -> Start:
             )
         _check_schedule(run.schedule, meta)
         return Start(checkpoint, meta, updates_of(meta), optimizer=True, head=run.model.head)
-    if run.resume == "none" and on_first_rank(lambda: listing.newest(Path(run.folder) / "checkpoints")):
+    if run.resume == "none" and on_first_rank(lambda: _holds_checkpoints(run.folder)):
         raise ValueError(
             f"resume=none: {run.folder} holds checkpoints of an earlier run, which a fresh start would replace; "
             "give another name=, or resume=auto to go on"
@@ -83,17 +83,18 @@ def newest_checkpoint(run_folder: str | Path, verify: bool, before: int | None =
     """The run's newest checkpoint, of at most `before` steps: with the right checksums where `verify` says so, else
     with the right sizes. Collective."""
     folder = Path(run_folder) / "checkpoints"
-    if verify:
-        return listing.newest_intact(folder, before=before)
-    return on_first_rank(lambda: listing.newest(folder, before=before))
+    return listing.newest_intact(folder, before=before, checksums=verify)
 
 
 def _given(path: str, verify: bool) -> Path:
     """The checkpoint that a key names. ValueError where it is not as it was written."""
-    checkpoint = on_first_rank(lambda: listing.resolve(path))
-    if verify:
-        publish.refuse_damaged(checkpoint)
+    checkpoint = on_first_rank(lambda: listing.resolve(path, manifest.lacking))
+    publish.refuse_damaged(checkpoint, checksums=verify)
     return checkpoint
+
+
+def _holds_checkpoints(folder: str | Path) -> bool:
+    return listing.newest(Path(folder) / "checkpoints", check=manifest.glance) is not None
 
 
 def updates_of(meta: Meta) -> int:

@@ -54,8 +54,9 @@ class Policy:
 def fingerprint(folder: Path) -> str:
     """What tells one checkpoint or Hugging Face folder from another.
 
-    A checkpoint's manifest has the checksum of every file. Of a Hugging Face folder: config.json, and of each file of
-    weights its name, its size and 16 blocks of it, for reading all of it would take as long as loading it.
+    A checkpoint's manifest has the checksum of the list of all files, with theirs. Of a Hugging Face folder:
+    config.json, and of each file of weights its name, its size and 16 blocks of it, for reading all of it would take as
+    long as loading it.
     """
     digest = hashlib.sha256()
     manifest = folder / "checkpoint.json"

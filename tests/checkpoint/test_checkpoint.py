@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import runpy
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import torch.distributed.checkpoint as dcp
 
 from llama31 import config
 from llama31.checkpoint import checksum, listing, manifest, publish, shards
+from llama31.checkpoint import dcp as checkpoint_dcp
 from llama31.checkpoint.shards import Block, Shard
 from llama31.runs import attempts
 from tests.checkpoint.ranks import two_ranks
@@ -102,15 +104,49 @@ def test_a_view_is_saved_without_the_rest_of_its_storage(tmp_path: Path) -> None
     assert shards.read(tmp_path, "none").shape == (0, 1000)
 
 
-def test_other_tools_of_torch_read_the_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["__0_0.distcp", "001/__300_0.distcp"])
+def test_other_tools_of_torch_read_the_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of many ranks lie in folders of their own."""
+    assert shards.file_name(300, 256 + 1) == "001/__300_0.distcp" and shards.file_name(0, 256) == "__0_0.distcp"
+    monkeypatch.setattr(shards, "file_name", lambda rank, size: name)
     tensor = torch.randn(4, 3).bfloat16()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         shards.save([Shard("w", (4, 3), [Block((0, 0), tensor[:1]), Block((1, 0), tensor[1:])])], tmp_path)
+    assert (tmp_path / name).is_file() and torch.equal(shards.read(tmp_path, "w"), tensor)
     state = {"w": torch.zeros(4, 3, dtype=torch.bfloat16)}
     with warnings.catch_warnings(action="ignore"):
         dcp.load(state, checkpoint_id=tmp_path)
     assert torch.equal(state["w"], tensor)
+
+
+def test_of_very_many_blocks_the_table_for_other_tools_is_made_when_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(checkpoint_dcp, "MOST_BLOCKS", 0)
+    with caplog.at_level("INFO"):
+        path = save_step(tmp_path, 1, torch.ones(2))
+    assert "python -m llama31.checkpoint.dcp FOLDER" in caplog.text
+    assert not list(path.rglob(".metadata")) and publish.verify(path) == []
+    assert torch.equal(shards.read(path / "weights", "w"), torch.ones(2))
+    monkeypatch.setattr(sys, "argv", ["dcp", str(path / "weights")])
+    runpy.run_module("llama31.checkpoint.dcp", run_name="__main__")
+    state = {"w": torch.zeros(2)}
+    with warnings.catch_warnings(action="ignore"):
+        dcp.load(state, checkpoint_id=path / "weights")
+    assert torch.equal(state["w"], torch.ones(2)) and publish.verify(path) == [] and manifest.lacking(path) is None
+    monkeypatch.setattr(sys, "argv", ["dcp", str(path)])
+    with pytest.raises(SystemExit, match="give the weights/ or optimizer/ folder"):
+        runpy.run_module("llama31.checkpoint.dcp", run_name="__main__")
+
+
+def test_files_are_counted_where_none_is_asked_its_size(tmp_path: Path) -> None:
+    path = save_step(tmp_path, 1, torch.ones(2))
+    assert manifest.lacking(path) is None
+    data_of(path).unlink()
+    assert manifest.glance(path) is None and publish.read_meta(path).step == 1
+    assert manifest.lacking(path) == "weights holds 2 of 3 files"
+    assert manifest.problem(path) == "weights/__0_0.distcp is missing"
 
 
 def test_missing_and_misshapen_tensors_are_named(tmp_path: Path) -> None:
@@ -347,13 +383,14 @@ def data_of(path: Path) -> Path:
 def test_what_was_written_verifies_and_what_was_changed_is_named(tmp_path: Path) -> None:
     path = save_step(tmp_path, 100, torch.randn(1000, 7))
     names = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
-    record = json.loads((path / "checkpoint.json").read_text())
-    assert record["format_version"] == 2 and set(record["files"]) == names - {"checkpoint.json"}
+    assert json.loads((path / "checkpoint.json").read_text())["format_version"] == 3
+    files = manifest.read(path).files
+    assert set(files) == names - {"checkpoint.json"}
     assert publish.verify(path) == []
-    for name in sorted(names - {"checkpoint.json"}):
+    for name in sorted(files):
         flip(path / name, -1)
         (problem,) = publish.verify(path)
-        assert problem.startswith(f"{name} has checksum ") and record["files"][name]["xxh3_128"] in problem
+        assert problem.startswith(f"{name} has checksum ") and str(files[name].checksum) in problem
         with pytest.raises(ValueError, match="is damaged.*Use an older one"):
             publish.refuse_damaged(path)
         flip(path / name, -1)
@@ -366,8 +403,8 @@ def test_what_was_written_verifies_and_what_was_changed_is_named(tmp_path: Path)
 
 def test_ranks_share_out_the_checking_by_size() -> None:
     files = {name: checksum.Entry(size) for name, size in {"a": 5, "b": 9, "c": 4, "d": 1}.items()}
-    assert manifest._shared_out(files, 2) == [["b", "d"], ["a", "c"]]
-    assert manifest._shared_out({}, 2) == [[], []]
+    assert manifest.shared_out(files, 2) == [["b", "d"], ["a", "c"]]
+    assert manifest.shared_out({}, 2) == [[], []]
 
 
 def test_a_manifest_that_was_changed_is_noticed(tmp_path: Path) -> None:
@@ -384,13 +421,26 @@ def test_keys_that_json_turns_into_text_do_no_harm(tmp_path: Path) -> None:
     assert publish.read_meta(path).extra == {"10": "a", "2": ["b", None]}
 
 
-def test_format_1_is_still_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_older_formats_are_still_read(version: int, tmp_path: Path) -> None:
+    """All files in checkpoint.json, DCP's table of names alone."""
     path = save_step(tmp_path, 100, torch.ones(2))
-    record = json.loads((path / "checkpoint.json").read_text())
-    meta = {key: value for key, value in record["meta"].items() if key not in ("attempt", "validation_loss")}
-    files = {name: entry["bytes"] for name, entry in record["files"].items()}
-    (path / "checkpoint.json").write_text(json.dumps({"format_version": 1, "meta": meta, "files": files}))
+    whole_manifest = manifest.read(path)
+    meta = {key: value for key, value in whole_manifest.meta.items() if key not in ("attempt", "validation_loss")}
+    for name in ("files.json", "weights/blocks.index", "optimizer/blocks.index"):
+        (path / name).unlink()
+        del whole_manifest.files[name]
+    files: dict[str, object] = {name: entry.size for name, entry in whole_manifest.files.items()}
+    if version == 2:
+        files = {n: {"bytes": entry.size, "xxh3_128": entry.checksum} for n, entry in whole_manifest.files.items()}
+    content = {"format_version": version, "meta": meta, "files": files}
+    if version == 2:
+        content["xxh3_128"] = checksum.of_bytes(json.dumps(content, sort_keys=True).encode()).checksum
+    (path / "checkpoint.json").write_text(json.dumps(content))
     assert publish.read_meta(path) == META and listing.newest_intact(tmp_path) == path
+    assert torch.equal(shards.read(path / "weights", "w"), torch.ones(2)) and manifest.lacking(path) is None
+    manifest.change(path, {"validation_loss": 1.0})
+    assert publish.read_meta(path).validation_loss == 1.0 and publish.verify(path) == []
     os.truncate(data_of(path), 3)
     assert "has 3 of" in publish.verify(path)[0]
 
