@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from llama31.command import incomplete, usage, validate
 from llama31.command.written import Further, escaped, extend, to_yaml, unescaped
 from llama31.config import MISSING, ConfigError, Issue
+from llama31.runs.node import once_a_node
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -42,13 +43,17 @@ def load[T](
     """
     options, overrides = _parsed(schema, config_name, argv)
     leader = os.environ.get("RANK", "0") == "0"  # the same config, so the same verdict, on every rank
+
+    def composed() -> tuple[T, list[str]]:
+        return read(schema, config_name, argv, world_size)
+
     try:
         folders = _folders(options.config_dir)
         if options.help:
             _show(usage.help_text(schema, folders) + "\n")
         if options.cfg:
             _show(to_yaml(compose(schema, options.config_name, overrides, options.config_dir)))
-        run, warnings = read(schema, config_name, argv, world_size)
+        run, warnings = once_a_node(f"{schema.__name__}{sys.argv if argv is None else argv}", composed)
     except ConfigError as error:
         refuse(usage.program(schema), error, leader)
     for warning in warnings if leader else []:

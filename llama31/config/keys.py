@@ -36,6 +36,10 @@ class ConfigError(ValueError):
         self.hint = hint
         super().__init__("\n".join([*map(str, self.issues), *([hint] if hint else [])]))
 
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[Issue], str]]:
+        """Other processes are told of it by pickle, which would give the message as `issues`."""
+        return type(self), (self.issues, self.hint)
+
 
 def key(
     default: Any,

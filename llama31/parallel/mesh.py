@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from llama31 import config
-from llama31.parallel import cpu
+from llama31.parallel import cpu, groups
 
 Group = Any  # torch.distributed.ProcessGroup, whose stubs lack what is used here
 
@@ -66,10 +66,11 @@ def connect(timeout_s: int) -> torch.device:
     if dist.is_initialized():
         return device
     backend, timeout = "nccl" if cuda else "gloo", datetime.timedelta(seconds=timeout_s)
+    bound: dict[str, Any] = {"device_id": device} if cuda else {}
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
+        dist.init_process_group(backend, timeout=timeout, **bound)
     else:
-        dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1, **bound)
     return device
 
 
@@ -91,16 +92,17 @@ def create(parallel: config.Parallel, timeout_s: int = 1800) -> Grid:
         )
     if state.model_parallel_is_initialized():
         release()
-    state.initialize_model_parallel(
-        parallel.tp,
-        parallel.pp,
-        parallel.vpp if parallel.vpp > 1 else None,
-        context_parallel_size=parallel.cp,
-        expert_tensor_parallel_size=parallel.tp * parallel.cp,  # no experts here, but this order asks to be consistent
-        order="tp-cp-ep-pp-dp",
-        distributed_timeout_minutes=max(1, timeout_s // 60),
-        create_gloo_process_groups=False,
-    )
+    with groups.made_once(state):
+        state.initialize_model_parallel(
+            parallel.tp,
+            parallel.pp,
+            parallel.vpp if parallel.vpp > 1 else None,
+            context_parallel_size=parallel.cp,
+            expert_tensor_parallel_size=parallel.tp * parallel.cp,  # no experts, but this order asks to be consistent
+            order="tp-cp-ep-pp-dp",
+            distributed_timeout_minutes=max(1, timeout_s // 60),
+            create_gloo_process_groups=False,
+        )
     tensor_parallel.model_parallel_cuda_manual_seed(1, force_reset_rng=True)
     first_or_last = state.get_pipeline_model_parallel_rank() in (0, parallel.pp - 1)
     return Grid(

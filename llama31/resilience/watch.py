@@ -22,6 +22,7 @@ from llama31.resilience.stopping import StopRequests
 from llama31.resilience.watchdog import Watchdog
 from llama31.runs import files
 from llama31.runs.metrics import Metrics
+from llama31.runs.node import once_a_node
 
 
 class AttemptSuperseded(config.RunError):
@@ -38,7 +39,7 @@ class Watch:
         self.settings, self.grid, self.attempt = guard, grid, attempt
         self.zero = zero
         self.main = grid.rank == 0
-        self.environment = environment()
+        self.environment = once_a_node("environment", environment)
         self.hosts = preflight.gather_hosts(grid)
         self.guard = RunGuard(guard)
         self.interval = Interval(checkpoint)
