@@ -15,7 +15,7 @@ def main(run: config.Pretrain) -> None:
     from llama31.train import feeds, loop, setup
 
     with setup.placed(run) as place:
-        loop.fit(setup.setup(run, place, feeds.TextFeed(run.data, run.schedule, place.plans)))
+        loop.fit(setup.setup(run, place, feeds.TextFeed(run.data, run.schedule, place.replica, place.plans)))
     mesh.close()  # a process that leaves while gloo's threads run may abort
 
 

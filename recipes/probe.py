@@ -43,7 +43,8 @@ def anneal(run: config.Probe, arm: Arm, source: str) -> bool:
 
     annealing = replace(probe.pretraining(run, arm), init_from=source)
     with setup.placed(annealing) as place:
-        saved = loop.fit(setup.setup(annealing, place, feeds.TextFeed(annealing.data, annealing.schedule, place.plans)))
+        text = feeds.TextFeed(annealing.data, annealing.schedule, place.replica, place.plans)
+        saved = loop.fit(setup.setup(annealing, place, text))
     gc.collect()  # the model of this arm is garbage now, in circles
     if saved is None or publish.read_meta(saved).step < schedule.total_steps(run.schedule):
         return False

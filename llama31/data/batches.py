@@ -82,20 +82,17 @@ class Batches:
         plans: Plans | None = None,
     ) -> None:
         self._data, self._order, self._plans = data, order, plans
-        first, *changes = plan(data)
-        weights = first.weights
-        self.mixture = Mixture(weights, schedule, [*changes, *decisions], first.lengths or ())
+        self.mixture = mixture_of(data, schedule, decisions)
+        weights = plan(data)[0].weights
         self.names = self.mixture.names
-        self.length_buckets = [(bucket.min_tokens, bucket.weight) for bucket in data.length_buckets]
         end = total_steps(schedule)
         drawn, before = self.mixture.drawn(end), self.mixture.drawn(min(from_step, end))
         retired = {name for name in self.names if drawn[name] == before[name] and not packed.exists(data, name)}
         self.packed = _read_all(data, [name for name in self.names if name not in retired])
         self.fingerprint = fingerprint(self.packed)
         self.vocab_size = max(source.vocab_size for source in self.packed.values())
-        longest = max([schedule.sequence_length, *(ramp.sequence_length for ramp in schedule.ramp)])
-        self.slot_tokens = data.slot_tokens or longest
-        longest = max(longest, self.slot_tokens - 1)
+        self.slot_tokens = slot_tokens(data, schedule)
+        longest = max(_longest(schedule), self.slot_tokens - 1)
         self.readers: dict[str, IndexedReader] = {}  # of what is drawn
         self._sources = {
             index: self._open(index, name, split, longest, drawn[name])
@@ -130,7 +127,7 @@ class Batches:
         """True lengths of the documents in the step's global batch, or in the given rows of it; no token is read."""
         rows, row_tokens = self.mixture.shape(step)
         draw = self.mixture.draw(step, np.arange(rows) if indices is None else np.asarray(indices, np.int64))
-        edges = [edge for edge, _ in self.length_buckets] or lengths.EDGES
+        edges = [bucket.min_tokens for bucket in self._data.length_buckets] or lengths.EDGES
         places = zip(draw.source.tolist(), draw.position.tolist())
         return lengths.measure((self._sources[i].spans(at, row_tokens) for i, at in places), row_tokens, edges)
 
@@ -161,7 +158,7 @@ class Batches:
         reader = self.readers[name] = _checked_reader(self._data, name, split, counts)
         if self._data.packing == "stream":
             return Scattered(Stream(reader, key, self._order == WHOLE_ORDER), self.slot_tokens)
-        edges = [edge for edge, _ in self.length_buckets]
+        edges = [bucket.min_tokens for bucket in self._data.length_buckets]
         return Whole(reader, key, self.mixture.chapters(), index, edges, name, self._plans)
 
 
@@ -213,6 +210,21 @@ class HeldoutText:
         if not self._data.document_mask:
             documents[:] = 0
         return Rows(tokens[:, :-1], tokens[:, 1:], mask, documents[:, :-1], source)
+
+
+def mixture_of(data: config.Data, schedule: config.Schedule, decisions: Sequence[Decision] = ()) -> Mixture:
+    """What `data.mixture` plans, and the decisions on top of it."""
+    first, *changes = plan(data)
+    return Mixture(first.weights, schedule, [*changes, *decisions], first.lengths or ())
+
+
+def slot_tokens(data: config.Data, schedule: config.Schedule) -> int:
+    """Tokens of a slot of a stream: as long as the longest row, where `data.slot_tokens` says nothing."""
+    return data.slot_tokens or _longest(schedule)
+
+
+def _longest(schedule: config.Schedule) -> int:
+    return max([schedule.sequence_length, *(ramp.sequence_length for ramp in schedule.ramp)])
 
 
 def rank_rows(global_batch: int, micro_batch: int, dp: int, rank: int) -> list[NDArray[np.int64]]:

@@ -132,9 +132,10 @@ class Comparison:
 class RankTimes:
     """Compares how long the ranks took, every so many steps.
 
-    Ranks of one model replica wait for each other inside `forward_backward_s`, so that phase names the replica (all
-    its ranks), `data_s` and the probe name the rank. The probe is a fixed matrix product that waits for nobody; a host
-    is done without (`hosts`) only when its probe was slow twice running, for once may be anything.
+    Ranks of one model replica wait for each other inside `forward_backward_s`, and one of them reads for all, so these
+    phases name the replica (all its ranks), and the probe names the rank. The probe is a fixed matrix product that
+    waits for nobody; a host is done without (`hosts`) only when its probe was slow twice running, for once may be
+    anything.
     """
 
     def __init__(

@@ -18,6 +18,7 @@ from llama31.dialogs import preferences as pairs
 from llama31.dialogs.rows import PackedRows
 from llama31.evaluate.perplexity import Heldout
 from llama31.parallel.collectives import on_first_rank, rank_of
+from llama31.parallel.replica import ALONE, Replica
 from llama31.resilience import resume
 from llama31.tokens import chat, tokenizers
 
@@ -41,10 +42,20 @@ class Feed(Protocol):
 
 
 class TextFeed:
-    """Packed text, in the mixture that decisions may change. `plans` keep where rows of whole documents come from."""
+    """Packed text, in the mixture that decisions may change.
 
-    def __init__(self, data: config.Data, wanted: config.Schedule, plans: Plans | None = None) -> None:
-        self._data, self._schedule, self._plans, self.prefetch = data, wanted, plans, data.prefetch
+    The first rank of each model replica opens the files, and the others only hear what it found: `begin`, `follow` and
+    `check` are collective over the replica, `rows`, `heldout` and `facts` are asked of its first rank alone. `plans`
+    keep where rows of whole documents come from.
+    """
+
+    _batches: batches.Batches  # of the first rank
+
+    def __init__(
+        self, data: config.Data, wanted: config.Schedule, replica: Replica = ALONE, plans: Plans | None = None
+    ) -> None:
+        self._data, self._schedule, self._replica, self._plans = data, wanted, replica, plans
+        self.prefetch = data.prefetch
 
     def begin(self, start: resume.Start) -> list[Decision]:
         """The decisions since step 0. Raises ValueError where the data cannot be read."""
@@ -58,20 +69,27 @@ class TextFeed:
 
     def follow(self, decisions: Sequence[Decision]) -> None:
         """Read by these decisions from now on."""
-        data = mixture.as_begun(self._data, self._start.resumed, self._weights)
+        self._begun = mixture.as_begun(self._data, self._start.resumed, self._weights)
+        self._mixture = batches.mixture_of(self._begun, self._schedule, decisions)
+        self.fingerprints = self._replica.shared(lambda: self._opened(decisions))
+
+    def _opened(self, decisions: Sequence[Decision]) -> dict[str, str]:
         begun = self._start.step, self._order()
-        self._batches = batches.Batches(data, self._schedule, "train", decisions, *begun, self._plans)
-        self.fingerprints = {name: source.fingerprint for name, source in self._batches.packed.items()}
+        self._batches = batches.Batches(self._begun, self._schedule, "train", decisions, *begun, self._plans)
+        return {name: source.fingerprint for name, source in self._batches.packed.items()}
 
     def check(self, model: config.Model, tokenizer: tokenizers.Tokenizer) -> None:
         """ValueError where the data hold other ids than the model, or were packed with another tokenizer."""
+        self._replica.shared(lambda: self._check(model, tokenizer))
+
+    def _check(self, model: config.Model, tokenizer: tokenizers.Tokenizer) -> None:
         batches.check_vocabulary(self._batches, model)
         batches.check_tokenizer(self._batches, tokenizer.fingerprint)
         batches.check_ends(self._data, self._batches, tokenizer.eos_id, self._start.resumed is not None)
 
     def batch_shape(self, step: int) -> tuple[int, int]:
         """(rows of the global batch, sequence length) of a step."""
-        return self._batches.batch_shape(step)
+        return self._mixture.shape(step)
 
     def rows(self, step: int, indices: NDArray[np.int64]) -> batches.Rows:
         """The given rows of the step's global batch."""
@@ -97,11 +115,11 @@ class TextFeed:
         known = self._start.resumed.extra.get("sources", {}) if self._start.resumed else {}
         return {
             "weights": self._weights,
-            "slot_tokens": self._batches.slot_tokens,
+            "slot_tokens": batches.slot_tokens(self._begun, self._schedule),
             "data_seed": self._data.seed,
             "packing": self._data.packing,
             "order": self._order(),
-            "length_buckets": self._batches.length_buckets,
+            "length_buckets": [(bucket.min_tokens, bucket.weight) for bucket in self._begun.length_buckets],
             "sources": {**known, **self.fingerprints},  # those that are drawn no more, and gone, stay known
         }
 

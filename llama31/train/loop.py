@@ -9,11 +9,12 @@ from pathlib import Path
 
 from llama31 import config
 from llama31.data.batches import rank_rows
-from llama31.data.prefetch import Prefetcher
-from llama31.engine.objectives import MicroBatch, Objective, next_token
+from llama31.engine.objectives import Objective, next_token
 from llama31.plan import schedule
 from llama31.runs import metrics, plots
 from llama31.train import checkpoints, profiler, progress, rollback
+from llama31.train.feeds import Rows
+from llama31.train.reading import Reading
 from llama31.train.training_state import State
 
 
@@ -31,7 +32,7 @@ def fit(state: State, objective: Objective = next_token) -> Path | None:
             with state.phase("forward_backward"):
                 result = engine.accumulate(batch, objective)
             with state.phase("guard"):
-                control = state.watch.judge(state.step, state.tokens, result, state.phases.seconds("data"))
+                control = state.watch.judge(state.step, state.tokens, result, feed.waited_s)
             if control.verdict.kind != "continue":
                 engine.discard()
                 rollback.follow(state, control.verdict)
@@ -78,8 +79,8 @@ def due(state: State, every_tokens: int | None) -> bool:
 
 
 @contextlib.contextmanager
-def opened(state: State) -> Iterator[tuple[Prefetcher[list[MicroBatch]], Callable[[], None]]]:
-    """Batches read ahead, and what to call after a step for the profiler; signals are heard, the record is open.
+def opened(state: State) -> Iterator[tuple[Reading, Callable[[], None]]]:
+    """Batches, read ahead, and what to call after a step for the profiler; signals are heard, the record is open.
 
     Afterwards all that is being saved is complete, unless an error ends the run: then that error is the one to show.
     """
@@ -87,9 +88,8 @@ def opened(state: State) -> Iterator[tuple[Prefetcher[list[MicroBatch]], Callabl
     with contextlib.ExitStack() as parts:
         state.record = parts.enter_context(_open_record(state))
         state.watch.begin(parts, state.record)
-        feed = parts.enter_context(
-            Prefetcher(lambda step: micro_batches(state, step), state.step, state.last_step, state.data.prefetch)
-        )
+        where = state.grid.device, state.step, state.last_step, state.data.prefetch
+        feed = parts.enter_context(Reading(state.replica, lambda step: replica_rows(state, step), *where))
         profiled = parts.enter_context(
             profiler.profiled(run.profile, Path(run.folder), state.grid, state.engine.settle)
         )
@@ -102,11 +102,11 @@ def opened(state: State) -> Iterator[tuple[Prefetcher[list[MicroBatch]], Callabl
             checkpoints.note(state, wait=True)
 
 
-def micro_batches(state: State, step: int) -> list[MicroBatch]:
-    """This rank's rows of a step."""
+def replica_rows(state: State, step: int) -> list[Rows]:
+    """The rows of a step that this model replica trains on, by micro-batch."""
     rows, _ = state.data.batch_shape(step)
     indices = rank_rows(rows, state.run.parallel.micro_batch, state.grid.dp, state.grid.dp_rank)
-    return [MicroBatch.from_rows(state.data.rows(step, part), state.grid.device) for part in indices]
+    return [state.data.rows(step, part) for part in indices]
 
 
 def _open_record(state: State) -> metrics.Metrics:

@@ -16,7 +16,7 @@ from llama31.evaluate import perplexity
 from llama31.parallel.collectives import on_first_rank
 from llama31.plan import schedule, utilisation
 from llama31.runs import measured, plots
-from llama31.train import checkpoints
+from llama31.train import checkpoints, reading
 from llama31.train.training_state import State
 
 
@@ -83,7 +83,8 @@ def _heldout(state: State, step: int) -> perplexity.Heldout | None:
     """Held-out rows of the length of a step, read once; None where nothing is held out."""
     _, length = state.data.batch_shape(step)
     if length not in state.heldout:
-        state.heldout[length] = state.data.heldout(length, state.run.validation.tokens)
+        tokens = state.run.validation.tokens
+        state.heldout[length] = reading.heldout(state.replica, lambda: state.data.heldout(length, tokens))
     return state.heldout[length]
 
 

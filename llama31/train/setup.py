@@ -24,23 +24,25 @@ from llama31.model import llama, precision
 from llama31.parallel import mesh
 from llama31.parallel.collectives import on_first_rank
 from llama31.parallel.mesh import Grid
+from llama31.parallel.replica import Replica
 from llama31.plan import schedule
 from llama31.resilience import resume
 from llama31.resilience.attempt import Attempt
 from llama31.resilience.resume import Start
 from llama31.resilience.watch import Watch
 from llama31.tokens import tokenizers
-from llama31.train import outset
+from llama31.train import outset, reading
 from llama31.train.feeds import Feed
 from llama31.train.training_state import State
 
 
 @dataclass
 class Place:
-    """Where a run trains and from where it goes on: its processes, its attempt, what watches both, its start; and the
-    plans of rows in its folder."""
+    """Where a run trains and from where it goes on: its processes, its attempt, what watches both, its start; who
+    reads the rows, and the plans of them in the run's folder."""
 
     grid: Grid
+    replica: Replica
     attempt: Attempt
     watch: Watch
     start: Start
@@ -60,7 +62,7 @@ def placed(run: config.Training) -> Iterator[Place]:
         if run.preflight.enabled:
             watch.check_nodes(run.preflight, run.model, run.precision)
         plans = Plans(Path(run.folder) / "rows", grid.rank == 0, run.cluster.timeout_s)
-        yield Place(grid, attempt, watch, resume.find_start(run), plans)
+        yield Place(grid, Replica.of(grid, run.cluster.timeout_s), attempt, watch, resume.find_start(run), plans)
 
 
 def setup(run: config.Training, place: Place, data: Feed) -> State:
@@ -69,7 +71,7 @@ def setup(run: config.Training, place: Place, data: Feed) -> State:
     Raises ValueError for what is wrong with the config, the data or a checkpoint.
     """
     start = place.start
-    text = open_data(run, start, data)
+    text = open_data(run, start, data, place.replica)
     engine = open_engine(run, place.grid, start)
     ema = open_average(run.optimizer.ema_decay, place.grid, start, engine)
     gates = open_gates(run, text.tokenizer, text.length)
@@ -77,8 +79,8 @@ def setup(run: config.Training, place: Place, data: Feed) -> State:
     open_folder(run, place, text)
     saver = open_saver(run.checkpoint, place, engine, ema)
     return State(
-        run, place.grid, place.attempt, place.watch, start, data, text.decisions, text.record, engine, ema, gates,
-        saver, text.last_step, start.step, start.tokens, saver.loaded, {text.length: text.heldout},
+        run, place.grid, place.replica, place.attempt, place.watch, start, data, text.decisions, text.record, engine,
+        ema, gates, saver, text.last_step, start.step, start.tokens, saver.loaded, {text.length: text.heldout},
     )  # fmt: skip
 
 
@@ -95,7 +97,7 @@ class Opened:
     notes: list[str]
 
 
-def open_data(run: config.Training, start: Start, data: Feed) -> Opened:
+def open_data(run: config.Training, start: Start, data: Feed, replica: Replica) -> Opened:
     """Read the data from where training begins. ValueError where model, tokenizer or checkpoint want others."""
     last_step = schedule.last_step(run.schedule, start.step, run.stop_after_steps)
     decisions = data.begin(start)
@@ -103,7 +105,7 @@ def open_data(run: config.Training, start: Start, data: Feed) -> Opened:
     tokenizer = tokenizers.load(run.tokenizer)
     data.check(run.model, tokenizer)
     _, length = data.batch_shape(max(0, last_step - 1))
-    heldout = data.heldout(length, run.validation.tokens)
+    heldout = reading.heldout(replica, lambda: data.heldout(length, run.validation.tokens))
     named = {**dataclasses.asdict(run.tokenizer), "fingerprint": tokenizer.fingerprint, "folder": "tokenizer"}
     notes = outset.lines(run, start, heldout is not None)
     return Opened(last_step, tokenizer, decisions, length, heldout, named, notes)

@@ -16,6 +16,7 @@ from llama31.engine.pipeline import Engine
 from llama31.evaluate import perplexity
 from llama31.evaluate.gates import GateState
 from llama31.parallel.mesh import Grid
+from llama31.parallel.replica import Replica
 from llama31.resilience.attempt import Attempt
 from llama31.resilience.resume import Start
 from llama31.resilience.watch import Watch
@@ -30,6 +31,7 @@ class State:
 
     run: config.Training
     grid: Grid
+    replica: Replica
     attempt: Attempt
     watch: Watch
     start: Start

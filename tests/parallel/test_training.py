@@ -56,7 +56,7 @@ def step(name: str, folder: Path, data: Path, **overrides: Any) -> dict[str, Any
 
 
 @pytest.fixture(scope="module")
-def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, str]]]:
+def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """All runs on two processes: one whole, one stopped at step 2, and what goes on from there."""
     root = tmp_path_factory.mktemp("runs")
     plan: Plan = [
@@ -98,10 +98,10 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
     return root, first | _run(plan[11:], root)
 
 
-def _run(plan: Plan, root: Path) -> dict[str, dict[str, str]]:
+def _run(plan: Plan, root: Path) -> dict[str, dict[str, Any]]:
     (root / "plan.json").write_text(json.dumps(plan))
     torchrun(2, "tests.parallel.training", str(root / "plan.json"), str(root / "out.json"))
-    result: dict[str, dict[str, str]] = json.loads((root / "out.json").read_text())
+    result: dict[str, dict[str, Any]] = json.loads((root / "out.json").read_text())
     return result
 
 
@@ -121,7 +121,7 @@ def curve(folder: Path) -> dict[int, tuple[float, float]]:
 
 
 @pytest.mark.parametrize("params", ["", "-bf16"])
-def test_resumed_is_bit_equal(params: str, runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
+def test_resumed_is_bit_equal(params: str, runs: tuple[Path, dict[str, Any]]) -> None:
     root, _ = runs
     whole, continued = curve(root / f"whole{params}"), curve(root / f"stopped{params}")
     assert len(whole) == 12 and continued == whole
@@ -134,7 +134,7 @@ def test_resumed_is_bit_equal(params: str, runs: tuple[Path, dict[str, dict[str,
         assert all((ours.read(name) == theirs.read(name)).all() for name in ours.names())
 
 
-def test_a_run_begun_under_the_stack_before_goes_on(runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
+def test_a_run_begun_under_the_stack_before_goes_on(runs: tuple[Path, dict[str, Any]]) -> None:
     root, results = runs
     assert "error" not in results["begun"], results["begun"]["error"]
     result = curve(root / "old" / "begun")
@@ -144,7 +144,7 @@ def test_a_run_begun_under_the_stack_before_goes_on(runs: tuple[Path, dict[str, 
 
 
 @pytest.mark.parametrize("name", RESUMED)
-def test_another_layout_goes_on_alike(name: str, runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
+def test_another_layout_goes_on_alike(name: str, runs: tuple[Path, dict[str, Any]]) -> None:
     root, results = runs
     assert "error" not in results[name], results[name]["error"]
     whole, result = curve(root / "whole"), curve(root / name)
@@ -153,8 +153,20 @@ def test_another_layout_goes_on_alike(name: str, runs: tuple[Path, dict[str, dic
         assert values == pytest.approx(whole[number], rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["tp2", "pp2", "cp2", "ramp-pp2", "ramp-cp2"])
+def test_one_rank_of_a_replica_reads(name: str, runs: tuple[Path, dict[str, Any]]) -> None:
+    """Held-out rows too; the other opens no file of tokens, and has the same rows bit by bit."""
+    _, results = runs
+    reader, other = results[name]["opened"]
+    assert {"a/packed.json", "a/train.bin", "a/train.idx", "b/train.bin", "a/heldout.bin"} <= set(reader)
+    assert other == []
+    assert len(set(results[name]["rows"])) == 1
+    assert len(set(results["dp2"]["rows"])) == 2 and all(results["dp2"]["opened"])
+    assert results["twins"] == [100, 100]
+
+
 @pytest.mark.parametrize("name", RESUMED)
-def test_moments_move_to_another_layout_bit_by_bit(name: str, runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
+def test_moments_move_to_another_layout_bit_by_bit(name: str, runs: tuple[Path, dict[str, Any]]) -> None:
     root, results = runs
     assert "error" not in results[f"{name}-moved"], results[f"{name}-moved"]["error"]
     half, moved = listing.resolve(root / "half"), listing.resolve(root / f"{name}-moved")
@@ -166,7 +178,7 @@ def test_moments_move_to_another_layout_bit_by_bit(name: str, runs: tuple[Path, 
     assert any(shards.Reader(half / "optimizer").read(n).abs().max() > 0 for n in ["exp_avg.output_layer.weight"])
 
 
-def test_weights_alone_start_a_new_run(runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
+def test_weights_alone_start_a_new_run(runs: tuple[Path, dict[str, Any]]) -> None:
     root, results = runs
     assert "error" not in results["again"], results["again"]["error"]
     again, whole = curve(root / "again"), curve(root / "whole")
@@ -186,14 +198,14 @@ def test_weights_alone_start_a_new_run(runs: tuple[Path, dict[str, dict[str, str
         "vocabulary": ["model.vocab_size=512", "560"],
     }.items(),
 )
-def test_refused(name: str, words: list[str], runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
+def test_refused(name: str, words: list[str], runs: tuple[Path, dict[str, Any]]) -> None:
     root, results = runs
     message = results[name].get("error", "it ran")
     assert all(word in message for word in words), message
     assert listing.newest(root / name / "checkpoints") is None
 
 
-def test_batch_and_length_change_while_running(runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
+def test_batch_and_length_change_while_running(runs: tuple[Path, dict[str, Any]]) -> None:
     """On one layout, on another, and where a resumed run goes through the change on a third."""
     root, results = runs
     for name in ("ramp", "ramp-pp2", "ramp-cp2"):
@@ -205,9 +217,7 @@ def test_batch_and_length_change_while_running(runs: tuple[Path, dict[str, dict[
             assert values == pytest.approx(curve(root / "ramp")[number], rel=1e-5)
 
 
-def test_going_back_puts_later_checkpoints_aside(
-    data: Path, runs: tuple[Path, dict[str, dict[str, str]]], tmp_path: Path
-) -> None:
+def test_going_back_puts_later_checkpoints_aside(data: Path, runs: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder = tmp_path / "back"
     often = {"checkpoint.every_tokens": 512, "stop_after_steps": 6}
     back = {"resume": str(folder / "checkpoints" / "step-00000002"), "stop_after_steps": 2, "checkpoint.keep_last": 2}
@@ -229,7 +239,7 @@ def test_going_back_puts_later_checkpoints_aside(
     assert curve(folder) == {number: whole[number] for number in range(1, 6)}
 
 
-def test_profile_and_tensorboard(runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
+def test_profile_and_tensorboard(runs: tuple[Path, dict[str, Any]]) -> None:
     folder = runs[0] / "ramp"
     for rank in range(2):
         events = json.loads((folder / "profile" / f"rank-{rank}.json").read_text())["traceEvents"]
@@ -238,7 +248,7 @@ def test_profile_and_tensorboard(runs: tuple[Path, dict[str, dict[str, str]]]) -
     assert b"train/loss" in written and b"validation/losses/a" in written
 
 
-def test_a_run_folder_stands_alone(runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
+def test_a_run_folder_stands_alone(runs: tuple[Path, dict[str, Any]]) -> None:
     folder = runs[0] / "stopped"
     assert (folder / "tokenizer" / "tokenizer.json").exists() and (folder / "loss.png").stat().st_size > 10_000
     attempts = metrics.attempts(folder)
@@ -251,7 +261,7 @@ def test_a_run_folder_stands_alone(runs: tuple[Path, dict[str, dict[str, str]]])
     assert set(validated[-1]["losses"]) == {"a", "b"} and validated[-1]["step"] == 12
 
 
-def test_the_last_checkpoint_is_there_before_the_last_validation(runs: tuple[Path, dict[str, dict[str, str]]]) -> None:
+def test_the_last_checkpoint_is_there_before_the_last_validation(runs: tuple[Path, dict[str, Any]]) -> None:
     root, results = runs
     kinds = [line["kind"] for line in metrics.read(root / "whole")]
     assert kinds[-2:] == ["checkpoint", "validation"] and kinds.count("validation") == 1
@@ -261,7 +271,7 @@ def test_the_last_checkpoint_is_there_before_the_last_validation(runs: tuple[Pat
     assert listing.resolve(root / "broken").name == "step-00000001", "what fails late costs no checkpoint"
 
 
-def test_changed_data_are_refused(data: Path, runs: tuple[Path, dict[str, dict[str, str]]], tmp_path: Path) -> None:
+def test_changed_data_are_refused(data: Path, runs: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """And other weights of the mixture on resume become a decision that keeps what was drawn."""
     root, _ = runs
     other = tmp_path / "packed"

@@ -1,13 +1,15 @@
 """Runs of `loop.fit` one after another in one set of processes: `torchrun ... -m tests.parallel.training PLAN OUT`.
 
 PLAN is JSON: a list of runs, each {"name", "folder", "data", "overrides": {dotted key: value}}, with "moved" only
-loaded and saved. OUT gets, for each, its checkpoint or the error that ended it.
+loaded and saved. OUT gets, for each, its checkpoint or the error that ended it; and by rank the token files that were
+opened, and what was made of the rows.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -18,10 +20,12 @@ import torch
 import torch.distributed as dist
 
 from llama31 import config
-from llama31.engine.objectives import Objective, next_token
+from llama31.engine.objectives import MicroBatch, Objective, next_token
 from llama31.evaluate import perplexity
 from llama31.parallel import mesh
+from llama31.parallel.replica import Replica
 from llama31.train import checkpoints, feeds, loop, setup
+from llama31.train.reading import Reading
 from tests.processes import LIMIT_S
 
 
@@ -68,16 +72,49 @@ def changed(run: Any, overrides: dict[str, Any]) -> Any:
     return run
 
 
+class Watched:
+    """Packed files that this process opens, and a digest of the rows that its steps take."""
+
+    def __init__(self) -> None:
+        self._opened: set[str] = set()
+        self._rows = hashlib.sha256()
+        sys.addaudithook(self._hear)
+        take = Reading.take
+
+        def seen(feed: Reading) -> list[MicroBatch]:
+            batches = take(feed)
+            for batch in batches:
+                for tensor in (batch.tokens, batch.labels, batch.weights, batch.documents):
+                    self._rows.update(tensor.numpy().tobytes())
+            return batches
+
+        Reading.take = seen  # type: ignore[method-assign]
+
+    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], str | Path):
+            path = Path(arguments[0])
+            if path.parent.name in ("a", "b"):
+                self._opened.add(f"{path.parent.name}/{path.name}")
+
+    def told(self) -> dict[str, list[Any]]:
+        """Since the last time, by rank. Collective."""
+        by_rank: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(by_rank, (sorted(self._opened), self._rows.hexdigest()))
+        self._opened, self._rows = set(), hashlib.sha256()
+        return dict(zip(("opened", "rows"), map(list, zip(*by_rank)), strict=True))
+
+
 def fit(run: config.Pretrain, objective: Objective = next_token) -> Path | None:
     """What `recipes.pretrain` does, for any objective, in processes that go on."""
     with setup.placed(run) as place:
-        return loop.fit(setup.setup(run, place, feeds.TextFeed(run.data, run.schedule, place.plans)), objective)
+        text = feeds.TextFeed(run.data, run.schedule, place.replica, place.plans)
+        return loop.fit(setup.setup(run, place, text), objective)
 
 
 def _load_and_save(run: config.Pretrain) -> Path:
     """Load on one layout and save at once, so that what was loaded can be compared bit by bit."""
     with setup.placed(run) as place:
-        state = setup.setup(run, place, feeds.TextFeed(run.data, run.schedule, place.plans))
+        state = setup.setup(run, place, feeds.TextFeed(run.data, run.schedule, place.replica, place.plans))
         checkpoints.save(state)
         state.saver.wait()
     assert state.saver.newest is not None
@@ -90,10 +127,20 @@ def _broken_validation(broken: bool) -> contextlib.AbstractContextManager[object
     return mock.patch.object(perplexity, "heldout_means", side_effect=error) if broken else contextlib.nullcontext()
 
 
+def _by_groups_of_its_own() -> list[Any]:
+    """What all ranks get of one rank's number along an axis, by the groups that stand in for NCCL's."""
+    grid = mesh.create(config.Parallel(pp=dist.get_world_size()), LIMIT_S)
+    shared = Replica.of(grid, LIMIT_S, own=True).shared(lambda: 100 + dist.get_rank())
+    by_rank: list[Any] = [None] * grid.world
+    dist.all_gather_object(by_rank, shared)
+    return by_rank
+
+
 def main(plan: str, output: str) -> None:
     torch.set_num_threads(1)
     mesh.connect(timeout_s=LIMIT_S)
     results: dict[str, Any] = {}
+    watched = Watched()
     for step in json.loads(Path(plan).read_text()):
         run = changed(tiny_run(Path(step["folder"]), Path(step["data"])), step["overrides"])
         try:
@@ -102,6 +149,8 @@ def main(plan: str, output: str) -> None:
             results[step["name"]] = {"checkpoint": str(path)}
         except (ValueError, config.RunError) as error:
             results[step["name"]] = {"error": str(error)}
+        results[step["name"]] |= watched.told()
+    results["twins"] = _by_groups_of_its_own()
     if dist.get_rank() == 0:
         Path(output).write_text(json.dumps(results))
     mesh.close()  # a process that leaves while gloo's threads run may abort
