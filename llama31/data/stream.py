@@ -28,6 +28,7 @@ from llama31.tokens.indexed import BLOCK, IndexedReader
 
 Ints = NDArray[np.int64]
 
+_FEW_BITS = 16  # of a place in a permutation that is made fast
 _KEPT_PARTS = 16  # the rows of a batch come from anywhere; the next may come from where one was
 
 
@@ -208,4 +209,18 @@ def _keys(seed: str) -> tuple[int, ...]:
 def permutation(seed: str, count: int) -> NDArray[np.int64]:
     """A seeded permutation of range(count)."""
     key = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:16], "little")
-    return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")
+    numbers = np.random.Philox(key=key).random_raw(count)
+    ranks = _ranks(numbers) if count <= 1 << _FEW_BITS else None
+    return np.argsort(numbers, kind="stable") if ranks is None else ranks
+
+
+def _ranks(numbers: NDArray[np.uint64]) -> NDArray[np.int64] | None:
+    """What a stable `argsort` gives, in a quarter of its time: numbers are sorted with their places for last bits.
+
+    None where two numbers differ in their last bits alone, or not at all.
+    """
+    low = np.uint64((1 << _FEW_BITS) - 1)
+    places = np.arange(numbers.size, dtype=np.uint64)
+    found = np.sort(numbers & ~low | places)
+    high = found & ~low
+    return None if (high[1:] == high[:-1]).any() else (found & low).astype(np.int64)

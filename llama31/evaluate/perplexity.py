@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from llama31 import config
 from llama31.data.batches import HeldoutText, Rows
 from llama31.engine.objectives import MicroBatch, Objective, next_token
 from llama31.engine.pipeline import Forward
+from llama31.engine.reading import Heldout
 from llama31.engine.scoring import rows_of_replica, score
 from llama31.evaluate.confidence import mean_over
 from llama31.parallel.mesh import Grid
@@ -23,15 +24,6 @@ from llama31.plan import layout
 from llama31.tokens.tokenizers import Tokenizer
 
 DEFAULT_LENGTH = 8192  # of the report's pre-training rows, for imported models that say nothing about theirs
-
-
-class Heldout(Protocol):
-    """Held-out rows by source; those at or beyond `count` are padding."""
-
-    names: list[str]
-
-    def count(self, name: str) -> int: ...
-    def rows(self, name: str, indices: NDArray[np.int64]) -> Any: ...
 
 
 def heldout_losses(

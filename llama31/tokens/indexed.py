@@ -123,6 +123,9 @@ class IndexedReader:
     def edges(self, documents: NDArray[np.int64] | slice) -> NDArray[np.int64]:
         """The token at which each of the documents begins, by number; the number of documents means their end."""
         sequences = self._marks[documents]
+        first, size = int(sequences[0]) if sequences.size else 0, sequences.size
+        if first + size <= self._offsets.size and np.array_equal(sequences, np.arange(first, first + size)):
+            return self._offsets[first : first + size] // self.dtype.itemsize  # a sequence each, as most packers write
         behind = sequences == self._offsets.size
         offsets = self._offsets[np.where(behind, 0, sequences)]
         return np.where(behind, self.tokens.nbytes, offsets) // self.dtype.itemsize

@@ -16,7 +16,7 @@ from llama31.data.plans import Plans
 from llama31.dialogs import columns, feed, store
 from llama31.dialogs import preferences as pairs
 from llama31.dialogs.rows import PackedRows
-from llama31.evaluate.perplexity import Heldout
+from llama31.engine.reading import Heldout
 from llama31.parallel.collectives import on_first_rank, rank_of
 from llama31.parallel.replica import ALONE, Replica
 from llama31.resilience import resume

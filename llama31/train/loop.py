@@ -10,11 +10,11 @@ from pathlib import Path
 from llama31 import config
 from llama31.data.batches import rank_rows
 from llama31.engine.objectives import Objective, next_token
+from llama31.engine.reading import Reading
 from llama31.plan import schedule
 from llama31.runs import metrics, plots
 from llama31.train import checkpoints, profiler, progress, rollback
 from llama31.train.feeds import Rows
-from llama31.train.reading import Reading
 from llama31.train.training_state import State
 
 

@@ -10,13 +10,15 @@ from pathlib import Path
 import torch
 
 from llama31.checkpoint import publish, retention
+from llama31.engine import reading
 from llama31.engine.objectives import Objective
 from llama31.engine.pipeline import StepResult
+from llama31.engine.reading import Heldout
 from llama31.evaluate import perplexity
 from llama31.parallel.collectives import on_first_rank
 from llama31.plan import schedule, utilisation
 from llama31.runs import measured, plots
-from llama31.train import checkpoints, reading
+from llama31.train import checkpoints
 from llama31.train.training_state import State
 
 
@@ -79,7 +81,7 @@ def validate(state: State, objective: Objective) -> None:
     )
 
 
-def _heldout(state: State, step: int) -> perplexity.Heldout | None:
+def _heldout(state: State, step: int) -> Heldout | None:
     """Held-out rows of the length of a step, read once; None where nothing is held out."""
     _, length = state.data.batch_shape(step)
     if length not in state.heldout:

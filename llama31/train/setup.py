@@ -15,10 +15,11 @@ from llama31.checkpoint.saver import Saver, background_group
 from llama31.command import written
 from llama31.data.mixture import Decision
 from llama31.data.plans import Plans
+from llama31.engine import reading
 from llama31.engine import state as tensors
 from llama31.engine.ema import Ema
 from llama31.engine.pipeline import Engine
-from llama31.evaluate import perplexity
+from llama31.engine.reading import Heldout
 from llama31.evaluate.gates import Examiner, GateState
 from llama31.model import llama, precision
 from llama31.parallel import mesh
@@ -31,22 +32,22 @@ from llama31.resilience.attempt import Attempt
 from llama31.resilience.resume import Start
 from llama31.resilience.watch import Watch
 from llama31.tokens import tokenizers
-from llama31.train import outset, reading
+from llama31.train import outset
 from llama31.train.feeds import Feed
 from llama31.train.training_state import State
 
 
 @dataclass
 class Place:
-    """Where a run trains and from where it goes on: its processes, its attempt, what watches both, its start; who
-    reads the rows, and the plans of them in the run's folder."""
+    """Where a run trains and from where it goes on: its processes, its attempt, what watches both, its start, and
+    who reads the rows."""
 
     grid: Grid
     replica: Replica
+    plans: Plans  # of rows of whole documents
     attempt: Attempt
     watch: Watch
     start: Start
-    plans: Plans
 
 
 @contextlib.contextmanager
@@ -61,8 +62,13 @@ def placed(run: config.Training) -> Iterator[Place]:
         watch = Watch(run.guard, run.checkpoint, run.parallel.zero, grid, attempt)
         if run.preflight.enabled:
             watch.check_nodes(run.preflight, run.model, run.precision)
-        plans = Plans(Path(run.folder) / "rows", grid.rank == 0, run.cluster.timeout_s)
-        yield Place(grid, Replica.of(grid, run.cluster.timeout_s), attempt, watch, resume.find_start(run), plans)
+        start = resume.find_start(run)
+        yield Place(grid, *_readers(run.folder, grid, run.cluster.timeout_s), attempt, watch, start)
+
+
+def _readers(folder: str, grid: Grid, wait_s: float) -> tuple[Replica, Plans]:
+    """Who reads the rows, and where the first rank keeps what it works out of them. Collective."""
+    return Replica.of(grid, wait_s), Plans(Path(folder) / "rows", grid.rank == 0, wait_s)
 
 
 def setup(run: config.Training, place: Place, data: Feed) -> State:
@@ -92,7 +98,7 @@ class Opened:
     tokenizer: tokenizers.Tokenizer
     decisions: list[Decision]
     length: int
-    heldout: perplexity.Heldout | None
+    heldout: Heldout | None
     record: dict[str, Any]  # of the tokenizer, as checkpoints name it
     notes: list[str]
 

@@ -13,7 +13,7 @@ from llama31.checkpoint.saver import Saver
 from llama31.data.mixture import Decision
 from llama31.engine.ema import Ema
 from llama31.engine.pipeline import Engine
-from llama31.evaluate import perplexity
+from llama31.engine.reading import Heldout
 from llama31.evaluate.gates import GateState
 from llama31.parallel.mesh import Grid
 from llama31.parallel.replica import Replica
@@ -46,7 +46,7 @@ class State:
     step: int  # optimizer steps done
     tokens: int  # seen by then
     saved: Path | None  # the newest checkpoint
-    heldout: dict[int, perplexity.Heldout | None] = field(default_factory=dict)  # by sequence length
+    heldout: dict[int, Heldout | None] = field(default_factory=dict)  # by sequence length
     validation_loss: float | None = None
     phases: Phases = field(default_factory=Phases)
     record: Metrics = field(default_factory=Metrics)  # writes nothing until training begins

@@ -21,11 +21,11 @@ import torch.distributed as dist
 
 from llama31 import config
 from llama31.engine.objectives import MicroBatch, Objective, next_token
+from llama31.engine.reading import Reading
 from llama31.evaluate import perplexity
 from llama31.parallel import mesh
 from llama31.parallel.replica import Replica
 from llama31.train import checkpoints, feeds, loop, setup
-from llama31.train.reading import Reading
 from tests.processes import LIMIT_S
 
 

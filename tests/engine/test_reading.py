@@ -14,11 +14,11 @@ import torch
 
 from llama31.data.batches import Rows
 from llama31.dialogs import rows as dialog_rows
+from llama31.engine import reading
 from llama31.engine.objectives import MicroBatch
+from llama31.engine.reading import Reading
 from llama31.parallel import replica
 from llama31.parallel.replica import ALONE, Replica
-from llama31.train import reading
-from llama31.train.reading import Reading
 from tests.dialogs import pieces
 
 pytestmark = pytest.mark.torch

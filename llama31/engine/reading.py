@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,8 +13,16 @@ from numpy.typing import NDArray
 
 from llama31.data.prefetch import Prefetcher
 from llama31.engine.objectives import MicroBatch
-from llama31.evaluate.perplexity import Heldout
 from llama31.parallel.replica import Replica, packed
+
+
+class Heldout(Protocol):
+    """Held-out rows by source; those at or beyond `count` are padding."""
+
+    names: list[str]
+
+    def count(self, name: str) -> int: ...
+    def rows(self, name: str, indices: NDArray[np.int64]) -> Any: ...
 
 
 class Reading:
