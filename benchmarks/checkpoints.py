@@ -180,7 +180,7 @@ def _load(path: Path, engine: Engine) -> None:
     """All that a resumed run reads."""
     from llama31.engine import state
 
-    state.load_weights(path, engine.chunks, MODEL, engine.grid)
+    state.check_weights(path, engine.chunks, MODEL, engine.grid)
     state.load_optimizer(path, engine, 1)
 
 

@@ -230,6 +230,13 @@ def resume(played: Played, rank: int, folder: Path) -> tuple[int, int]:
     return weights.bytes_read + states.bytes_read, numbers
 
 
+def weights_read(model: Model, parallel: Parallel) -> tuple[int, int]:
+    """Bytes of BF16 weights that a rank of the first stage holds, and the most that one reads where replicas share."""
+    held = {one.name: Entry(2 * one.size) for one in pieces(model, parallel, 0, 0)}
+    shares = manifest.shared_out(held, parallel.dp or 1)
+    return sum(one.size for one in held.values()), max(sum(held[name].size for name in share) for share in shares)
+
+
 def before(played: Played, folder: Path) -> dict[str, float]:
     """DCP on the plans of the first PLAYED ranks, in seconds and bytes of the first rank, and of a reader."""
     import torch
@@ -296,6 +303,7 @@ def main() -> None:
         played = play(model, parallel)
         with tempfile.TemporaryDirectory() as folder:
             print(measure(played, Path(folder) / "one"), flush=True)
+            print("weights held and read by a rank, bytes:", *weights_read(model, parallel), flush=True)
             if "before" in sys.argv:
                 print(before(played, Path(folder)), flush=True)
 

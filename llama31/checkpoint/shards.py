@@ -250,6 +250,8 @@ class Reader:
     def _data_offset(self, block: Stored) -> int:
         """Where the numbers begin within the archive that torch.save wrote as `block`."""
         path = self.folder / block.file
+        if not path.exists():
+            raise ValueError(f"{path} is missing; delete this checkpoint and use an older one")
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if block.position + block.length > size:

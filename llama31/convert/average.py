@@ -185,6 +185,7 @@ def _last(folder: Path, last: int | None) -> list[Path]:
     by_step: dict[int, Path] = {}
     for path in listing.candidates(folder / "checkpoints"):  # newest first, without abandoned branches
         try:
+            publish.refuse_incomplete(path)
             by_step.setdefault(publish.read_meta(path).step, path)
         except ValueError as error:
             log.warning("leaving out %s: %s", path, error)

@@ -1,8 +1,9 @@
 """What `checkpoint=` of an evaluation means: a checkpoint, a run's newest, or a Hugging Face folder as it stands.
 
-A Hugging Face folder is read into the live model: every rank maps the files, takes the rectangles of each tensor that
-it holds and converts them; there is no checkpoint in between. The fused Q, K and V of one layer is made whole on each
-rank, everything else is cut out of the mapped file. That is one tensor's memory.
+A Hugging Face folder is read into the live model: every rank maps the files, takes the rectangles of its share of the
+tensors that it and its replicas hold, converts them and sends them on; there is no checkpoint in between. The fused Q,
+K and V of one layer is made whole on the rank that reads it, everything else is cut out of the mapped file. That is one
+tensor's memory.
 
 A folder in FP8 computes as a server computes with it: weights multiplied out, and what they are multiplied with rounded
 to FP8 by token (`fp8`).
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from llama31 import config
-from llama31.checkpoint import listing, publish
+from llama31.checkpoint import listing, manifest, publish
 from llama31.checkpoint.shards import Shard
 from llama31.convert import checkpoints, fp8, hf
 from llama31.engine import state
@@ -78,25 +79,27 @@ class Pretrained:
         if not self.copies:
             state.load_weights(self.folder, chunks, self.shape, grid)
             return
-        wanted = state.live(chunks, self.shape, grid)
-        on_all_ranks(None, lambda: self._fill(wanted, next(chunks[0].parameters()).dtype))
+        dtype = next(chunks[0].parameters()).dtype
+        state.fill(chunks, self.shape, grid, lambda wanted: on_all_ranks(None, lambda: self._fill(wanted, dtype)))
         if self.quantised is not None:
             names = _in_fp8(self.shape, self.quantised.names)
             parameters = [shard.parameter for shard in llama.shards(chunks, self.shape, grid) if shard.name in names]
             fp8.attach(chunks, parameters, self.quantised.bound)
 
-    def _fill(self, wanted: list[Shard], dtype: torch.dtype) -> None:
+    def _fill(self, wanted: list[Shard], dtype: torch.dtype) -> int:
+        """Returns the bytes filled."""
         for stored in checkpoints.shards_of(self.shape, fp8.source(self.folder), self.copies, dtype):
             for shard in wanted:
                 if shard.name == stored.name:
                     _copy(stored, shard)
+        return sum(block.resolve().nbytes for shard in wanted for block in shard.blocks)
 
 
 def find(path: str) -> Pretrained:
     """What `path` holds. ValueError says what is wrong with it, and what was found there instead."""
     folder = Path(path)
     if not (folder / "config.json").is_file():
-        folder = listing.resolve(path)
+        folder = listing.resolve(path, manifest.lacking)  # every rank asks: a size that is wrong, its reader finds
         return Pretrained(folder, publish.read_meta(folder))
     shape = hf.read_model(folder)
     source = fp8.source(folder)

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from llama31 import config
-from llama31.checkpoint import index, publish, shards
+from llama31.checkpoint import index, manifest, publish, shards
+from llama31.checkpoint.checksum import Entry
 from llama31.checkpoint.index import Shape
 from llama31.checkpoint.shards import Block, Shard
 from llama31.engine import partition
@@ -36,18 +38,55 @@ KEYS = (MASTER, *MOMENTS)
 
 def load_weights(
     folder: Path, chunks: list[Llama], shape: config.Model, grid: Grid, without: tuple[str, ...] = ()
+) -> int:
+    """Fill the chunks with a checkpoint's weights, whatever layout it was saved on; `without` these tensors.
+
+    Collective. Returns the bytes that this rank read: replicas share the reading (`fill`). ValueError on every rank
+    where a tensor is missing or of another shape.
+    """
+    check_weights(folder, chunks, shape, grid, without)
+    return fill(chunks, shape, grid, lambda wanted: publish.load_weights(folder, wanted), without)
+
+
+def check_weights(
+    folder: Path, chunks: list[Llama], shape: config.Model, grid: Grid, without: tuple[str, ...] = ()
 ) -> None:
-    """Fill the chunks with a checkpoint's weights, whatever layout it was saved on; `without` these tensors."""
-    wanted = [shard for shard in live(chunks, shape, grid) if shard.name not in without]
-    publish.load_weights(folder, wanted)
+    """ValueError on every rank where a checkpoint's weights are not those of the chunks, by name and shape. None is
+    read: where masters follow, the weights come from them.
+    """
+    parts = llama.shards(chunks, shape, grid)
+    publish.check_weights(folder, {part.name: part.shape for part in parts if part.name not in without})
 
 
-def live(chunks: list[Llama], shape: config.Model, grid: Grid) -> list[Shard]:
-    """The weights that this rank computes with, as shards to be filled in place."""
-    return [
-        Shard(shard.name, shard.shape, [Block(offset, block) for offset, block in shard.blocks(shard.parameter.data)])
-        for shard in llama.shards(chunks, shape, grid)
-    ]
+def fill(
+    chunks: list[Llama],
+    shape: config.Model,
+    grid: Grid,
+    read: Callable[[list[Shard]], int],
+    without: tuple[str, ...] = (),
+) -> int:
+    """Fill the weights of the chunks, each read by one of the ranks that hold it and sent to the others. Collective.
+
+    Data x context parallel ranks hold the same: each `read`s some of its parameters, equal in bytes, in place. `read`
+    is collective over all ranks, or raises on all of them: whoever failed, nobody waits for what it would have sent.
+    Returns what this rank's `read` returned, the bytes read.
+    """
+    parts = [part for part in llama.shards(chunks, shape, grid) if part.name not in without]
+    ranks, sizes = dist.get_process_group_ranks(grid.dp_cp_group), [part.parameter.data.nbytes for part in parts]
+    shares = manifest.shared_out({str(number): Entry(size) for number, size in enumerate(sizes)}, len(ranks))
+    mine = sorted(int(number) for number in shares[ranks.index(grid.rank)])
+    done = read([_live(parts[number]) for number in mine])
+    if len(ranks) > 1:
+        owners = {int(number): ranks[place] for place, share in enumerate(shares) for number in share}
+        for number, part in enumerate(parts):
+            whole = part.parameter.data.view(-1).view(torch.uint8)  # whatever the format, as it is
+            dist.broadcast(whole, owners[number], group=grid.dp_cp_group)
+    return done
+
+
+def _live(part: ParameterShard) -> Shard:
+    """A weight that this rank computes with, as a shard to be filled in place."""
+    return Shard(part.name, part.shape, [Block(offset, block) for offset, block in part.blocks(part.parameter.data)])
 
 
 def weights(engine: Engine) -> list[Shard]:
@@ -80,16 +119,18 @@ def _scales(engine: Engine) -> list[Shard]:
     ]
 
 
-def load_optimizer(folder: Path, engine: Engine, updates: int) -> None:
+def load_optimizer(folder: Path, engine: Engine, updates: int) -> int:
     """Masters, moments and the number of updates, from any layout; weights follow from the masters. Collective.
 
+    Returns the bytes of masters, moments and tables that this rank read.
     FP8's scales too, where all that are needed are there; otherwise the first batch teaches them. Works at any moment
     between two steps: nothing of what was trained since, and no gradient, is left.
     """
     parts = [_own(engine, shard, key, f"{key}.{shard.name}") for shard in engine.shards for key in KEYS]
-    publish.load_optimizer(folder, parts)
+    read = publish.load_optimizer(folder, parts)
     engine.reducer.finish_load(updates)
     _load_scales(folder, engine)
+    return read
 
 
 def _load_scales(folder: Path, engine: Engine) -> None:

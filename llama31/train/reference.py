@@ -52,7 +52,7 @@ def attach(feed: DialogFeed, reference: Reference, folder: str | Path, grid: Gri
     Raises ValueError (key `init_from`) where the model to begin with cannot be read.
     """
     source = on_first_rank(lambda: listing.resolve(reference.checkpoint))
-    feed.reference_key = fingerprint(feed, reference, source)
+    feed.reference_key = on_first_rank(lambda: fingerprint(feed, reference, source))  # reads the list of all files
     path = Path(folder) / f"reference-{feed.reference_key[:16]}.npz"
     known = on_first_rank(lambda: read(path, feed.reference_key))
     if known is None:

@@ -45,7 +45,7 @@ def _roll_back(state: State, verdict: Verdict) -> None:
     if checkpoint is None:
         missing = f"there is no checkpoint of at most {verdict.before_step} steps to roll back to"
         raise TrainingStopped(_stopped(state, f"{verdict.reason}; {missing}"))
-    meta = publish.read_meta(checkpoint)
+    meta = on_first_rank(lambda: publish.read_meta(checkpoint))
     tensors.load_optimizer(checkpoint, state.engine, resume.updates_of(meta))
     publish.load_random(checkpoint)
     state.stands_at(meta.step, meta.tokens)

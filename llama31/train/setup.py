@@ -118,7 +118,7 @@ def open_data(run: config.Training, start: Start, data: Feed, replica: Replica) 
 
 
 def open_engine(run: config.Training, grid: Grid, start: Start) -> Engine:
-    """Weights drawn or loaded, then the optimizer, then its state where the run goes on."""
+    """Weights drawn or loaded, then the optimizer, then its state where the run goes on, and the weights with it."""
     fresh = start.weights is None
     row = schedule.batch_at(run.schedule, start.tokens).sequence_length
     tokens = row * run.parallel.micro_batch // run.parallel.cp
@@ -126,7 +126,8 @@ def open_engine(run: config.Training, grid: Grid, start: Start) -> Engine:
     chunks = llama.build(run.model, run.precision, run.parallel, grid, seed, micro_batch_tokens=tokens)
     if start.weights is not None:
         new = (llama.REWARD_HEAD,) if start.head != run.model.head else ()
-        tensors.load_weights(start.weights, chunks, run.model, grid, without=new)
+        bring = tensors.check_weights if start.optimizer else tensors.load_weights
+        bring(start.weights, chunks, run.model, grid, without=new)
         if new:
             llama.initialise_reward_head(chunks, run.model, grid, run.seed)
     engine = Engine(chunks, run.model, run.optimizer, run.precision, run.parallel, grid)

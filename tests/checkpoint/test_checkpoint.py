@@ -147,6 +147,8 @@ def test_files_are_counted_where_none_is_asked_its_size(tmp_path: Path) -> None:
     assert manifest.glance(path) is None and publish.read_meta(path).step == 1
     assert manifest.lacking(path) == "weights holds 2 of 3 files"
     assert manifest.problem(path) == "weights/__0_0.distcp is missing"
+    with pytest.raises(ValueError, match="__0_0.distcp is missing; delete this checkpoint"):
+        shards.read(path / "weights", "w")
 
 
 def test_missing_and_misshapen_tensors_are_named(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ import torch.distributed as dist
 
 from llama31.checkpoint import publish, shards
 from llama31.checkpoint.saver import Saver, background_group
+from llama31.checkpoint.shards import Shard
 from llama31.engine import state
 from llama31.engine.pipeline import Engine
 from llama31.model import llama
 from llama31.parallel import mesh
-from llama31.parallel.collectives import gathered
+from llama31.parallel.collectives import gathered, on_all_ranks
 from tests.parallel.cases import LEARNING_RATES, OPTIMIZER, Case, batches
 from tests.parallel.worker import micro_batches
 from tests.processes import LIMIT_S
@@ -92,10 +93,42 @@ def run(case: Case, folder: Path) -> dict[str, list[list[float]]]:
     path = saver.newest
     assert path is not None and not publish.verify(path)
     engine.accumulate(steps[0][0])  # gradients that nobody wants
-    state.load_optimizer(path, engine, updates)
+    optimizer_bytes = state.load_optimizer(path, engine, updates)
+    read = brought(case, engine, path, optimizer_bytes)
     evaluated = engine.forward.mean_loss(steps[2][0])[0]
     saver.close()
-    return {"straight": straight, "again": train(2, 4), "evaluated": [[evaluated]], "updates": [[updates]]}
+    trained = {"straight": straight, "again": train(2, 4), "evaluated": [[evaluated]], "updates": [[updates]]}
+    return trained | {"read": read}  # type: ignore[dict-item]
+
+
+def brought(case: Case, engine: Engine, path: Path, optimizer_bytes: int) -> dict[str, object]:
+    """What a fresh model gets of the checkpoint, against the weights that followed from masters, and who read it."""
+    grid, model = engine.grid, case.model()
+    fresh = llama.build(model, case.numbers(), case.parallel(), grid)
+    for chunk in fresh:
+        for parameter in chunk.parameters():
+            parameter.data.fill_(torch.nan)
+    weights_bytes = state.load_weights(path, fresh, model, grid)
+    engine.settle()
+    differ = []
+    for mine, other in zip(llama.shards(fresh, model, grid), engine.shards, strict=True):
+        held = other.parameter.data
+        if held.numel() and not torch.equal(mine.parameter.data[: mine.rows], held[: mine.rows]):  # ZeRO 3 keeps none
+            differ.append(mine.name)
+
+    def fails(wanted: list[Shard]) -> int:
+        if grid.rank == 1:
+            raise OSError("a disk of rank 1")
+        return 0
+
+    try:
+        state.fill(fresh, model, grid, lambda wanted: on_all_ranks(None, lambda: fails(wanted)))
+        said = "nothing"
+    except OSError as error:
+        said = str(error)
+    held_bytes = sum(part.parameter.nbytes for part in llama.shards(fresh, model, grid))
+    of_ranks = gathered(None, lambda: (weights_bytes, optimizer_bytes, held_bytes, differ, said))
+    return dict(zip(("weights", "optimizer", "held", "differ", "said"), map(list, zip(*of_ranks, strict=True))))
 
 
 def main(folder: str, output: str) -> None:

@@ -31,6 +31,20 @@ def test_a_live_restore_is_bit_equal(name: str, results: dict[str, Any]) -> None
     assert result["straight"][1][0] != result["straight"][0][0] and result["updates"] == [[2]]
 
 
+@pytest.mark.parametrize("name", [case.name for case in CASES])
+def test_weights_are_read_once_by_all_that_hold_them(name: str, results: dict[str, Any]) -> None:
+    """They are what the masters round to, so a resume reads none; a rank that cannot read tells all the others."""
+    case, read = next(case for case in CASES if case.name == name), results[name]["read"]
+    assert read["differ"] == [[], []] and read["said"] == ["a disk of rank 1"] * 2
+    copies = 2 if {"dp", "cp"} & case.layout.keys() else 1
+    numbers = sum(read["held"]) / copies
+    tables = 20_000  # of names and blocks, on each rank: a tenth of this small model
+    assert 0.9 * numbers < sum(read["weights"]) < numbers + 2 * tables
+    assert max(read["weights"]) < 0.6 * numbers + tables
+    width = 4 if case.params == "fp32" else 2
+    assert sum(read["optimizer"]) < 12 / width * numbers + 4 * tables
+
+
 def test_scales_of_fp8_go_from_any_layout_to_any(results: dict[str, Any]) -> None:
     """Tensor, pipeline, data and context parallel: each goes on from another one's histories, bit for bit."""
     crossed = results["crossed"]
