@@ -67,6 +67,8 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
         step("whole-bf16", root / "whole-bf16", data, precision__params="bf16"),
         step("stopped-bf16", root / "stopped-bf16", data, precision__params="bf16", stop_after_steps=3),
         step("continued-bf16", root / "stopped-bf16", data, precision__params="bf16"),
+        step("whole-rows", root / "whole-rows", data, data__packing="whole", stop_after_steps=3),
+        {**step("planned", root / "planned", data, data__packing="whole", stop_after_steps=3), "planned": True},
         {**step("ramp", root / "ramp", data), "overrides": RAMP | {"log.tensorboard": True, "profile.first_step": 2}},
         {**step("ramp-pp2", root / "ramp-pp2", data), "overrides": RAMP | {"parallel.pp": 2}},
         {**step("ramp-cp2-begun", root / "ramp-cp2", data), "overrides": RAMP | {"stop_after_steps": 3}},
@@ -93,9 +95,9 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
     plan.append({**step("begun", root / "old" / "begun", root / "old" / "data"), "overrides": BEGUN_KEYS})
     poisoned = {"init_from": str(root / "poisoned")}
     plan += [{**step(n, root / n, data), "overrides": poisoned | keys} for n, keys in NOT_FINITE.items()]
-    first = _run(plan[:11], root)
+    first = _run(plan[:13], root)
     _poison(root / "half", root / "poisoned")
-    return root, first | _run(plan[11:], root)
+    return root, first | _run(plan[13:], root)
 
 
 def _run(plan: Plan, root: Path) -> dict[str, dict[str, Any]]:
@@ -163,6 +165,14 @@ def test_one_rank_of_a_replica_reads(name: str, runs: tuple[Path, dict[str, Any]
     assert len(set(results[name]["rows"])) == 1
     assert len(set(results["dp2"]["rows"])) == 2 and all(results["dp2"]["opened"])
     assert results["twins"] == [100, 100]
+
+
+def test_rows_that_one_rank_plans_are_those_that_each_would(runs: tuple[Path, dict[str, Any]]) -> None:
+    root, results = runs
+    assert results["planned"]["rows"] == results["whole-rows"]["rows"]
+    assert curve(root / "planned") == curve(root / "whole-rows")
+    kinds = {path.name.split("-")[0] for path in (root / "planned" / "rows").iterdir()}
+    assert kinds == {"documents", "plan", "epoch"} and not (root / "whole-rows" / "rows").exists()
 
 
 @pytest.mark.parametrize("name", RESUMED)

@@ -1,8 +1,8 @@
 """Runs of `loop.fit` one after another in one set of processes: `torchrun ... -m tests.parallel.training PLAN OUT`.
 
 PLAN is JSON: a list of runs, each {"name", "folder", "data", "overrides": {dotted key: value}}, with "moved" only
-loaded and saved. OUT gets, for each, its checkpoint or the error that ended it; and by rank the token files that were
-opened, and what was made of the rows.
+loaded and saved, with "planned" by rows of whole documents that one rank plans. OUT gets, for each, its checkpoint or
+the error that ended it; and by rank the token files that were opened, and what was made of the rows.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from llama31 import config
+from llama31.data import whole
 from llama31.engine.objectives import MicroBatch, Objective, next_token
 from llama31.engine.reading import Reading
 from llama31.evaluate import perplexity
@@ -127,6 +128,11 @@ def _broken_validation(broken: bool) -> contextlib.AbstractContextManager[object
     return mock.patch.object(perplexity, "heldout_means", side_effect=error) if broken else contextlib.nullcontext()
 
 
+def _planned_by_one(planned: bool) -> contextlib.AbstractContextManager[object]:
+    """Plans of rows in files, of however few documents."""
+    return mock.patch.object(whole, "PLANNED_FROM", 0) if planned else contextlib.nullcontext()
+
+
 def _by_groups_of_its_own() -> list[Any]:
     """What all ranks get of one rank's number along an axis, by the groups that stand in for NCCL's."""
     grid = mesh.create(config.Parallel(pp=dist.get_world_size()), LIMIT_S)
@@ -144,7 +150,7 @@ def main(plan: str, output: str) -> None:
     for step in json.loads(Path(plan).read_text()):
         run = changed(tiny_run(Path(step["folder"]), Path(step["data"])), step["overrides"])
         try:
-            with _broken_validation(step.get("broken", False)):
+            with _broken_validation(step.get("broken", False)), _planned_by_one(step.get("planned", False)):
                 path = _load_and_save(run) if step.get("moved") else fit(run)
             results[step["name"]] = {"checkpoint": str(path)}
         except (ValueError, config.RunError) as error:
