@@ -114,14 +114,18 @@ def compute_again(kept: Tensor, user: Tensor, compute: Callable[[], Tensor]) -> 
     """
     if not user.requires_grad:
         return
-    storage, there = kept.untyped_storage(), kept.data  # `data` counts versions of its own: autograd sees no change
-    size = storage.nbytes()
-    storage.resize_(0)
+    size = kept.untyped_storage().nbytes()
+    kept.untyped_storage().resize_(0)
+    # `data` counts versions of its own: autograd sees no change. A hook lives as long as the whole graph: what it held
+    # on to would be there until the backward pass of all layers has ended, so it is let go of as it is used.
+    held = [(kept.data, compute)]
 
     def restore(_: Tensor) -> None:
-        storage.resize_(size)
-        with torch.no_grad():
-            there.copy_(compute())
+        if held:
+            there, once_more = held.pop()
+            there.untyped_storage().resize_(size)
+            with torch.no_grad():
+                there.copy_(once_more())
 
     user.register_hook(restore)
 

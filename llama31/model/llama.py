@@ -38,6 +38,7 @@ from llama31.model import fused, head, kernels, precision, versions
 from llama31.model.parts import RewardHead, RMSNorm, WordEmbedding, layer_spec, start_tp_overlap
 from llama31.model.sequences import SequenceTable
 from llama31.parallel.mesh import Grid
+from llama31.plan import shapes
 
 # of whole layers; parts of them are the layer's own business (`parts.Layer`)
 FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
@@ -68,7 +69,7 @@ class Llama(MegatronModule):
         self.tp_group, self.vp_stage = groups.tp, vp_stage  # Megatron's schedules read the latter
         self.cp_group = groups.cp
         self.vocab_size, self.max_sequence_length = model.vocab_size, model.max_positions
-        rows = padded(model.vocab_size, settings.tensor_model_parallel_size)
+        rows = shapes.padded(model.vocab_size, settings.tensor_model_parallel_size)
         self.last, self.tied = last, model.tied_embeddings and model.head == "tokens"
         self.embedding: Any = None
         self.output_layer: Any = None
@@ -318,15 +319,6 @@ def build(
     if seed is not None:
         initialise(chunks, model, grid, seed)
     return chunks
-
-
-def padded(vocabulary: int, tp: int) -> int:
-    """Rows of embedding and head where `tp` ranks share them: where that does not come out even, a multiple of 8 each.
-
-    The rows beyond the vocabulary are zeros. No id means them, the loss and sampling leave their logits out, and
-    checkpoints and exports hold the vocabulary's rows alone, so that any layout reads what another one wrote.
-    """
-    return vocabulary if vocabulary % tp == 0 else math.ceil(vocabulary / (8 * tp)) * 8 * tp
 
 
 def real_rows(vocabulary: int, rows: int, tp_rank: int) -> int:

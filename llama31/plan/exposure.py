@@ -7,12 +7,11 @@ matrices of a layer share it by their size; a link carries one message after ano
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llama31.config import Model, Parallel
-from llama31.plan import layout, shapes
+from llama31.plan import layout, passes, shapes
 
 BACKWARD = 2 / 3  # of a micro-batch's time: two products for the forward pass's one
 
@@ -133,12 +132,8 @@ def _spread(matrices: Sequence[int], begin: float, length: float) -> list[_Pass]
 
 def _matrices(model: Model, parallel: Parallel, stage: int, chunk: int) -> list[int]:
     """Elements of a rank's matrices in a chunk, as the forward pass reads them."""
-    slots = model.layers + parallel.embedding_as_layer + parallel.loss_as_layer
-    chunks = parallel.pp * parallel.vpp
-    position = chunk * parallel.pp + stage
-    layers = math.ceil(slots / chunks)
-    first, last = position == 0, position == chunks - 1
-    layers -= (first and parallel.embedding_as_layer) + (last and parallel.loss_as_layer)
+    position, chunks = chunk * parallel.pp + stage, parallel.pp * parallel.vpp
+    layers, first, last = passes.chunk_layers(model, parallel, stage, chunk), position == 0, position == chunks - 1
     keys = model.hidden_size * model.head_dim * (model.heads + 2 * model.kv_heads)
     layer = [keys, model.hidden_size**2, 2 * model.hidden_size * model.ffn_hidden_size]
     layer.append(shapes.mlp_parameters(model) - layer[-1])

@@ -43,6 +43,15 @@ def parameters(model: Model) -> int:
     return non_embedding(model) + embedding_parameters(model)
 
 
+def padded(vocabulary: int, tp: int) -> int:
+    """Rows of embedding and head where `tp` ranks share them: where that does not come out even, a multiple of 8 each.
+
+    The rows beyond the vocabulary are zeros. No id means them, the loss and sampling leave their logits out, and
+    checkpoints and exports hold the vocabulary's rows alone, so that any layout reads what another one wrote.
+    """
+    return vocabulary if vocabulary % tp == 0 else -(-vocabulary // (8 * tp)) * 8 * tp
+
+
 def matmul_parameters(model: Model) -> int:
     """Parameters that multiply every token: layers without norms, and the output head (tied or not)."""
     layer = attention_parameters(model) + mlp_parameters(model)

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
-from llama31.plan import memory, shapes
+from llama31 import config
+from llama31.plan import memory, passes, shapes
+from tests.parallel import live
 from tests.parallel.cases import CASES, LEARNING_RATES, LENGTH, OPTIMIZER, ROWS, Case, batches, model
 from tests.parallel.launch import forked
+from tests.parallel.live import LIVE
 from tests.parallel.overlap import LAYOUTS, Event
 
 pytestmark = [pytest.mark.torch, pytest.mark.parallel]
@@ -50,12 +53,26 @@ def test_bytes_that_overlap_keeps(name: str, results: dict[str, Result]) -> None
     """On the first stage all outputs whose backward pass has not come; without overlap one is whole at a time."""
     case = next(case for case in CASES if case.name == f"{name}-overlap")
     one = LENGTH * memory.sent_bytes(case.model(), case.parallel(), "fp32")
-    passes = memory.in_flight(case.parallel(), ROWS)
+    count = passes.in_flight(case.parallel(), ROWS)
     (outputs, everything), (freed, before) = results[case.name]["alive"], results[name]["alive"]
-    assert outputs == passes * one
+    assert outputs == count * one
     assert one <= freed < 1.1 * one  # an element each is left
     added = LENGTH * memory.overlap_bytes(case.model(), case.parallel(), ROWS, "fp32")
     assert added - 2.1 * one <= everything - before <= added
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_predicted_bytes_are_those_that_live(name: str, results: dict[str, Result]) -> None:
+    """Most bytes of a step on each rank, counted tensor by tensor; DeepSpeed's bucket alone would hide all else."""
+    assert "error" not in results[name], results[name]["error"]
+    layout = config.Parallel(**LIVE[name])
+    replicas = 2 // layout.tp // layout.cp // layout.pp
+    work = memory.Workload(live.LENGTH, live.ROWS // replicas // layout.micro_batch, replicas, on_gpu=False)
+    predicted = memory.predict(live.SHAPE, layout, config.Precision(params="fp32"), work)
+    bucket = 4 * memory.DEEPSPEED_BUCKET * (layout.zero > 1)
+    for rank, peak in enumerate(results[name]["peaks"]):
+        stage = predicted[rank * layout.pp // 2]
+        assert stage.allocated - bucket == pytest.approx(peak - bucket, rel=0.03), (rank, stage)
 
 
 def test_clipping_took_part(results: dict[str, Result]) -> None:
@@ -64,7 +81,6 @@ def test_clipping_took_part(results: dict[str, Result]) -> None:
 
 @pytest.mark.parametrize("name", ["one", "one-tied", "one-kv4"])
 def test_one_process_equals_plain_torch(name: str, results: dict[str, Result]) -> None:
-    from llama31 import config
     from llama31.model import llama
     from llama31.parallel import mesh
     from tests import plain_trainer
