@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llama31.command import layouts
 from llama31.command.incomplete import Incomplete, known
 from llama31.config import (
     MISSING,
@@ -28,8 +29,6 @@ from llama31.config import (
     Model,
     Needle,
     Pack,
-    Parallel,
-    Precision,
     Preferences,
     Pretrain,
     Probe,
@@ -41,8 +40,6 @@ from llama31.config import (
     Training,
 )
 from llama31.evaluate import probe
-from llama31.plan import layout, schedule
-from llama31.plan.schedule import Stage
 
 SOURCE_NAME = "letters, digits, _ and -"  # a name is part of keys and of paths
 MOST_READINGS = 100  # of one document before another is read again: what a plan of rows holds in memory grows with it
@@ -67,15 +64,12 @@ def validate(run: Any, world_size: int | None = None) -> list[str]:
     if isinstance(run, Sample) and run.part == "draw" and run.server.urls:
         parallel = None  # one process asks the servers; the layout is that of those who rank
     model = model if model is not None and known(dataclasses.asdict, model) else None
-    stages = known(_stages, run, issues)
-    numbers = getattr(run, "precision", None)
-    wrong = [] if parallel is None else layout.problems(model, parallel, stages, world_size, numbers)
-    misfit = any(issue.key.startswith("parallel.") for issue in wrong)
-    hint = _hint(model, parallel, stages, world_size, numbers) if parallel is not None and misfit else ""
+    stages = known(layouts.stages, run) if not issues else []
+    wrong, hint = ([], "") if parallel is None else layouts.judge(run, model, parallel, stages, world_size)
     issues += known(_unsupported, run)
     if issues or wrong:
         raise ConfigError([*issues, *wrong], hint)
-    return [] if parallel is None or not complete else _warnings(run, parallel, stages, world_size)
+    return [] if parallel is None or not complete else layouts.warnings(run, parallel, stages, world_size)
 
 
 def values(schema: type, plain: Mapping[str, Any], path: str = "") -> list[Issue]:
@@ -402,47 +396,6 @@ def _needle(key: str, needle: Needle, data: Data) -> list[Issue]:
     if needle.kind == "text" and not needle.haystack and not data.sources:
         reason = "there is no text to hide needles in"
         issues.append(Issue(f"{key}.haystack", "", reason, "give a text file, or choose data= and name a source"))
-    return issues
-
-
-def _stages(run: Any, issues: Sequence[Issue]) -> list[Stage]:
-    """Stages of the schedule that the layout has to carry."""
-    if not isinstance(run, Training) or issues:
-        return []
-    first = schedule.step_at(run.schedule, run.parallel.from_tokens)
-    current = schedule.batch_at(run.schedule, schedule.step_tokens(run.schedule, first)).first_step
-    return [stage for stage in schedule.stages(run.schedule) if stage.first_step >= current]
-
-
-def _hint(
-    model: Model | None, parallel: Parallel, stages: Sequence[Stage], world_size: int, numbers: Precision | None
-) -> str:
-    other = layout.nearest(model, parallel, stages, world_size, numbers)
-    if other is None:
-        return f"no layout of {world_size} process(es) works for this model and schedule"
-    shown = " ".join(f"parallel.{key}={_shown(new)}" for key, new in layout.changes(parallel, other).items())
-    replicas = layout.dp(other, world_size)
-    return f"nearest layout that works with {world_size} process(es): {shown} (dp={replicas})"
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else re.sub("[' ]", "", str(value).lower())  # a list as it is typed
-
-
-def _warnings(run: Any, parallel: Parallel, stages: Sequence[Stage], world_size: int) -> list[str]:
-    issues = []
-    for stage in stages:
-        count = layout.micro_batches(parallel, stage.batch_tokens, stage.sequence_length, world_size)
-        if count < parallel.pp:
-            share = layout.bubble(parallel, count)
-            issues.append(
-                f"parallel.pp={parallel.pp}: only {count} micro-batches per step of {stage.batch_tokens} tokens; the "
-                f"pipeline idles {share:.0%} of its busy time; give fewer stages, a smaller micro_batch or a larger "
-                "batch"
-            )
-    per_node = run.cluster.processes_per_node
-    if per_node and parallel.tp > per_node:
-        issues.append(f"parallel.tp={parallel.tp}: reaches beyond one node of {per_node}, over the slow network")
     return issues
 
 

@@ -290,6 +290,12 @@ class Cluster:
 
     processes_per_node: int | None = key(None, "processes per node; null: as torchrun started them", low=1)
     peak_tflops: float | None = key(None, "dense BF16 TFLOPs per device for MFU; null: from the device's name", above=0)
+    memory_gb: float | None = key(
+        None,
+        "memory of a device for tensors, in 10^9 bytes; a layout that needs more at any stage of the schedule is "
+        "refused. null: not checked",
+        above=0,
+    )
     timeout_s: int = key(1800, "seconds after which a collective that does not end fails", low=1)
 
 

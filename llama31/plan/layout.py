@@ -7,16 +7,20 @@ deadlock in DeepSpeed, or a wrong split. `problems` names them all; `nearest` se
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from llama31.config import Issue, Model, Parallel, Precision
-from llama31.plan import fp8
+from llama31.plan import fp8, memory
+from llama31.plan.memory import Capacity, StageMemory
 from llama31.plan.schedule import Stage
 
 NODE = 8  # processes of a common node: beyond it the launcher is Slurm's business
 INSIDE = {"full": ("norms", "swiglu", "mlp"), "mlp": ("swiglu",)}  # what computing a part again computes again anyway
+RECOMPUTE = (["norms"], ["swiglu"], ["norms", "swiglu"], ["mlp"], ["norms", "mlp"], ["full"])  # the cheapest first
 SEARCHED = 5_000  # candidates that `nearest` looks at in full: a fraction of a second
 
 
@@ -60,10 +64,12 @@ def problems(
     stages: Sequence[Stage],
     world_size: int,
     numbers: Precision | None = None,
+    capacity: Capacity | None = None,
 ) -> list[Issue]:
-    """What is impossible about a layout, with `numbers` in their format.
+    """What is impossible about a layout, with `numbers` in their format, on devices of that capacity.
 
-    `model` is None where a checkpoint brings it, `stages` may be empty.
+    `model` is None where a checkpoint brings it, `stages` may be empty. What does not fit is told where nothing else is
+    wrong: what a layout that cannot be would need says nothing.
     """
     issues = [] if model is None else _model_problems(model, parallel)
     if parallel.vpp > 1 and parallel.pp == 1:
@@ -86,6 +92,8 @@ def problems(
             issues += _batch_problems(parallel, stage, world_size)
     if numbers is not None:
         issues += fp8.problems(model, parallel, numbers, stages, 1 if mismatch else world_size // size(parallel))
+    if not issues and model is not None and numbers is not None and capacity is not None:
+        issues += _memory_problems(model, parallel, stages, world_size // size(parallel), numbers, capacity)
     return list(dict.fromkeys(issues))
 
 
@@ -202,17 +210,88 @@ def _interleaving_problems(parallel: Parallel, count: int, stage: Stage) -> list
     return []
 
 
+def worst(
+    model: Model,
+    parallel: Parallel,
+    stages: Sequence[Stage],
+    replicas: int,
+    numbers: Precision,
+    capacity: Capacity | None = None,
+) -> tuple[StageMemory, Stage]:
+    """What a rank needs at the most of all stages of a schedule, which are at least one; and at which."""
+    needs = [
+        (memory.worst(model, parallel, numbers, memory.workload(parallel, stage, replicas, capacity)), stage)
+        for stage in stages
+    ]
+    return max(needs, key=lambda need: need[0].total)
+
+
+def _memory_problems(
+    model: Model, parallel: Parallel, stages: Sequence[Stage], replicas: int, numbers: Precision, capacity: Capacity
+) -> Iterator[Issue]:
+    if not stages:
+        return
+    need, stage = worst(model, parallel, stages, replicas, numbers, capacity)
+    if need.total <= capacity.gb * 1e9:
+        return
+    remedy = "give more of parallel.tp, parallel.pp or processes"
+    for parts in _more_recompute(model, parallel, numbers):
+        other = dataclasses.replace(parallel, recompute=parts)
+        less, _ = worst(model, other, stages, replicas, numbers, capacity)
+        if less.total <= capacity.gb * 1e9:
+            remedy = f"give parallel.recompute=[{','.join(parts)}] ({less.total / 1e9:.1f} GB)"
+            break
+    where = f"rows of {stage.sequence_length} tokens, {stage.batch_tokens} a step"
+    yield Issue("cluster.memory_gb", f"{capacity.gb:g}", f"{need.told()} at {where}", remedy)
+
+
+def _more_recompute(model: Model | None, parallel: Parallel, numbers: Precision | None) -> list[list[str]]:
+    """What more could be computed again, the cheapest first; delayed FP8 cannot round again what was kept."""
+    if model is None or numbers is None:
+        return []
+    saved = memory.recomputed_bytes(model, parallel, numbers.params)
+    more = [
+        parts
+        for parts in RECOMPUTE
+        if memory.recomputed_bytes(model, dataclasses.replace(parallel, recompute=parts), numbers.params) > saved
+    ]
+    return [parts for parts in more if numbers.fp8 != "delayed" or not {"norms", "swiglu"} & set(parts)]
+
+
 def nearest(
     model: Model | None,
     parallel: Parallel,
     stages: Sequence[Stage],
     world_size: int,
     numbers: Precision | None = None,
+    capacity: Capacity | None = None,
 ) -> Parallel | None:
-    """The possible layout of `world_size` processes that changes the fewest keys, and those the least; None: none."""
-    candidates = sorted(_candidates(model, parallel, stages, world_size), key=lambda other: _distance(parallel, other))
-    tried = itertools.islice(candidates, SEARCHED)
-    return next((other for other in tried if not problems(model, other, stages, world_size, numbers)), None)
+    """The possible layout of `world_size` processes that changes the fewest keys, and those the least; None: none.
+
+    Where memory counts, it may compute more again, or share out more (`zero`).
+    """
+    candidates = [(_distance(parallel, other), other) for other in _candidates(model, parallel, stages, world_size)]
+    candidates.sort(key=lambda pair: pair[0])
+    changed: list[tuple[float, dict[str, Any]]] = [(0.0, {})]
+    if capacity is not None:
+        options = enumerate(_more_recompute(model, parallel, numbers), start=1)
+        changed += [(1 + number / 100, {"recompute": parts}) for number, parts in options]
+        changed += [(1 + math.log2(zero / parallel.zero), {"zero": zero}) for zero in range(parallel.zero + 1, 4)]
+    ways = heapq.merge(*(_changed(candidates, *change) for change in changed), key=lambda pair: pair[0])
+    tried = (other for _, other in itertools.islice(ways, SEARCHED))
+    return next((other for other in tried if not problems(model, other, stages, world_size, numbers, capacity)), None)
+
+
+Distance = tuple[float, int, int]
+
+
+def _changed(
+    candidates: Sequence[tuple[Distance, Parallel]], cost: float, change: dict[str, Any]
+) -> Iterator[tuple[Distance, Parallel]]:
+    """The same with more changes, each that much farther away."""
+    for (far, *ties), other in candidates:
+        if all(getattr(other, name) < value for name, value in change.items() if name == "zero"):
+            yield (far + cost, *ties), dataclasses.replace(other, **change)  # type: ignore[misc]
 
 
 def _candidates(
@@ -269,9 +348,12 @@ def changes(parallel: Parallel, other: Parallel) -> dict[str, object]:
     return {name: getattr(other, name) for name in fields if getattr(other, name) != getattr(parallel, name)}
 
 
-def _distance(parallel: Parallel, other: Parallel) -> tuple[float, int, int]:
-    """One for each changed key, and one for each doubling or halving; dp follows from the others and costs nothing."""
-    cost = 0.0
+def _distance(parallel: Parallel, other: Parallel) -> Distance:
+    """One for each changed key, and one for each doubling or halving; dp follows from the others and costs nothing.
+
+    Tensor parallelism that would leave a common node works and wastes: as far away as four keys.
+    """
+    cost = 4.0 if other.tp > NODE >= parallel.tp else 0.0
     for name, new in vars(other).items():
         old = getattr(parallel, name)
         if new != old and name != "dp":
