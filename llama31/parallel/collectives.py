@@ -139,7 +139,8 @@ def on_all_ranks[Result](ranks: Ranks, action: Callable[[], Result]) -> Result:
         value = action()
     except Exception as error:  # noqa: BLE001 - raised again below, after the others know
         failure = error
-    others = ranks.first_error(failure) if isinstance(ranks, Tree) else _first_error(ranks, failure)
+    failed = sendable(failure)
+    others = ranks.first_error(failed) if isinstance(ranks, Tree) else _first_error(ranks, failed)
     for reason in (failure, others):
         if reason is not None:
             raise reason
@@ -171,6 +172,17 @@ def gathered[Result](ranks: Ranks, action: Callable[[], Result]) -> list[Result]
     parts: list[Any] | None = [None] * dist.get_world_size(ranks) if dist.get_rank(ranks) == 0 else None
     dist.gather_object(value, parts, group=ranks, group_dst=0)
     return parts or []
+
+
+def sendable(error: Exception | None) -> Exception | None:
+    """An error as other ranks can get it: itself, or a RuntimeError with its text."""
+    try:
+        if str(pickle.loads(pickle.dumps(error))) == str(error):
+            return error
+        reason = ""
+    except Exception as failure:  # noqa: BLE001 - errors of libraries may ask for arguments that they do not keep
+        reason = f" ({failure!r})"
+    return RuntimeError(f"{type(error).__name__}: {error}{reason}")
 
 
 def _first_error(group: dist.ProcessGroup | None, failure: Exception | None) -> Exception | None:

@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 
+from llama31.parallel.collectives import sendable
 from llama31.parallel.mesh import Grid, Group
 
 _numbers = itertools.count()  # all ranks make the same ones in the same order
@@ -60,7 +61,7 @@ class Replica:
             yield
         except Exception as error:
             if self._hops:
-                self.send(_packed_error(error))
+                self.send(pickle.dumps((None, sendable(error))))
             raise
 
     def send(self, content: bytes) -> None:
@@ -93,15 +94,6 @@ ALONE = Replica()
 def packed(value: object) -> bytes:
     """A value as it is sent; may be called by another thread, ahead of `send`."""
     return pickle.dumps((value, None), protocol=5)
-
-
-def _packed_error(error: Exception) -> bytes:
-    try:
-        content = pickle.dumps((None, error))
-        pickle.loads(content)
-    except Exception as reason:  # noqa: BLE001 - errors of libraries may ask for arguments that they do not keep
-        return pickle.dumps((None, RuntimeError(f"{type(error).__name__}: {error} ({reason!r})")))
-    return content
 
 
 def _twin(group: Group, name: str, timeout_s: float) -> Group:

@@ -40,11 +40,30 @@ def check(ranks, rank):
         for act in (on_all_ranks, gathered):
             assert caught(lambda: act(ranks, lambda: fail(*failing))) == f"rank {own} has no disk"
 
+class Unpicklable(Exception):
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+def raise_odd():
+    if dist.get_rank() == 1:
+        raise Unpicklable(1, 2)
+
+def check_odd(ranks, rank):
+    try:
+        on_all_ranks(ranks, raise_odd)
+    except (Unpicklable if rank == 1 else RuntimeError) as error:
+        assert "1 and 2" in str(error)
+    else:
+        raise AssertionError("nothing was raised")
+
 def work(rank):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=SIZE)
     for width in (2, 3, 32):
-        check(Tree(60, width), rank)
+        tree = Tree(60, width)
+        check(tree, rank)
+        check_odd(tree, rank)
     check(None, rank)
+    check_odd(None, rank)
     dist.barrier()
     dist.destroy_process_group()
 
