@@ -242,7 +242,7 @@ def _memory_problems(
             remedy = f"give parallel.recompute=[{','.join(parts)}] ({less.total / 1e9:.1f} GB)"
             break
     where = f"rows of {stage.sequence_length} tokens, {stage.batch_tokens} a step"
-    yield Issue("cluster.memory_gb", f"{capacity.gb:g}", f"{need.told()} at {where}", remedy)
+    yield Issue("cluster.memory_gb", f"{capacity.gb:g}", f"{need.summary()} at {where}", remedy)
 
 
 def _more_recompute(model: Model | None, parallel: Parallel, numbers: Precision | None) -> list[list[str]]:

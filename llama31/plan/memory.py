@@ -50,7 +50,7 @@ class StageMemory:
     def total(self) -> float:
         return sum(self.causes().values())
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """The stage, what it needs, and its causes, the largest first."""
         ordered = sorted(self.causes().items(), key=lambda cause: -cause[1])
         causes = ", ".join(f"{name} {count / 1e9:.1f}" for name, count in ordered if count >= 5e7)

@@ -97,7 +97,7 @@ class Watched:
             if path.parent.name in ("a", "b"):
                 self._opened.add(f"{path.parent.name}/{path.name}")
 
-    def told(self) -> dict[str, list[Any]]:
+    def summary(self) -> dict[str, list[Any]]:
         """Since the last time, by rank. Collective."""
         by_rank: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(by_rank, (sorted(self._opened), self._rows.hexdigest()))
@@ -155,7 +155,7 @@ def main(plan: str, output: str) -> None:
             results[step["name"]] = {"checkpoint": str(path)}
         except (ValueError, config.RunError) as error:
             results[step["name"]] = {"error": str(error)}
-        results[step["name"]] |= watched.told()
+        results[step["name"]] |= watched.summary()
     results["twins"] = _by_groups_of_its_own()
     if dist.get_rank() == 0:
         Path(output).write_text(json.dumps(results))
