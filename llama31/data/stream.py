@@ -5,7 +5,7 @@ itself, and training would learn each in turn instead of the whole. `scattered` 
 as a row, and visits them in an order of its own. What is left of an epoch after its last whole slot is not read; the
 next epoch's order of documents leaves out something else.
 
-No process holds anything for each document. An epoch orders blocks of 8,192 documents and, where it comes to a block,
+No process holds anything for each document. An epoch orders blocks of 2,048 documents and, where it comes to a block,
 the documents in it; where blocks begin is read from a file that packing wrote. So rows hold documents that were packed
 near each other, in an order of their own in each epoch, and any row stands next to rows from anywhere.
 
@@ -29,6 +29,10 @@ from llama31.tokens.indexed import BLOCK, IndexedReader
 Ints = NDArray[np.int64]
 
 _FEW_BITS = 16  # of a place in a permutation that is made fast
+_LOW = np.uint64(BLOCK - 1)
+_PLACES = np.arange(BLOCK, dtype=np.uint64)
+_STEPS = _PLACES * np.uint64(0x9E3779B97F4A7C15)
+_MIXING = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
 _KEPT_PARTS = 16  # the rows of a batch come from anywhere; the next may come from where one was
 
 
@@ -45,7 +49,7 @@ class _OrderedBlock:
 class _EpochOfBlocks:
     """Blocks in the order of one epoch, and the token of the epoch at which each begins."""
 
-    order: Ints  # [blocks]
+    order: NDArray[np.int32]  # [blocks]
     begins: Ints  # [blocks]
 
 
@@ -127,7 +131,7 @@ class Stream:
         count = self._edges.size - 1
         order = np.arange(count) if self._key is None else permutation(f"{self._key}/{number}/blocks", count)
         tokens = np.diff(self._edges)[order]
-        return _EpochOfBlocks(order, np.cumsum(tokens) - tokens)
+        return _EpochOfBlocks(order.astype(np.int32), np.cumsum(tokens) - tokens)
 
     def _opened(self, number: int, block: int, begin: int) -> _OrderedBlock:
         """The documents of a block in the order of an epoch, in which it begins at token `begin`."""
@@ -135,8 +139,9 @@ class Stream:
         edges = self._reader.edges(slice(first, min(first + self._block, len(self._reader)) + 1))
         places, lengths = edges[:-1], np.diff(edges)
         if self._key is not None:
-            name = f"{self._key}/{number}" if self._whole else f"{self._key}/{number}/{block}"
-            order = permutation(name, lengths.size)
+            quick = not self._whole
+            name = f"{self._key}/{number}/{block}" if quick else f"{self._key}/{number}"
+            order = shuffled(name, lengths.size) if quick else permutation(name, lengths.size)
             places, lengths = places[order], lengths[order]
         return _OrderedBlock(places, lengths, begin + np.cumsum(lengths) - lengths)
 
@@ -204,6 +209,23 @@ def permuted(index: int, count: int, seed: str) -> int:
 def _keys(seed: str) -> tuple[int, ...]:
     digest = hashlib.sha256(seed.encode()).digest()
     return tuple(int.from_bytes(digest[i : i + 8], "little") for i in range(0, 32, 8))
+
+
+def shuffled(seed: str, count: int) -> NDArray[np.int64]:
+    """A seeded permutation of range(count) for a `count` of at most BLOCK: quicker than `permutation`, and another one.
+
+    Places are sorted by what SplitMix64 (Steele et al. 2014) makes of them, of which the last bits give way to them.
+    """
+    begin = np.uint64(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "little"))
+    mixed = _STEPS[:count] + begin
+    for shift, factor in _MIXING:
+        mixed ^= mixed >> shift
+        mixed *= factor
+    mixed &= ~_LOW
+    mixed |= _PLACES[:count]
+    mixed.sort()
+    mixed &= _LOW
+    return mixed.view(np.int64)
 
 
 def permutation(seed: str, count: int) -> NDArray[np.int64]:

@@ -4,7 +4,7 @@
 code of the number format (u8), sequences (u64), document marks (u64), then per sequence its length (i32) and byte
 offset (i64), then the marks (i64): indices of the sequences at which documents begin, and the total.
 
-Beside them, and not Megatron's, `.blocks` holds the token at which every 8,192nd document begins, and the end of the
+Beside them, and not Megatron's, `.blocks` holds the token at which every 2,048th document begins, and the end of the
 last (i64): by it readers of billions of documents find their way without reading the index.
 """
 
@@ -32,7 +32,7 @@ _CODES: dict[int, type[np.integer[Any]]] = {
     8: np.uint16,
 }
 _CODE_OF = {np.dtype(dtype): code for code, dtype in _CODES.items()}
-BLOCK = 8192  # documents whose order in an epoch is made at once; see `data/stream.py`
+BLOCK = 2048  # documents whose order in an epoch is made at once; see `data/stream.py`
 SUFFIXES = (".bin", ".idx", ".blocks")
 _REMEDY = "pack this source again: python -m recipes.pack overwrite=true ..."
 
