@@ -70,7 +70,8 @@ def remove_torn(folder: Path, attempt: int, fence: Fence | None = None) -> list[
         return numbers is not None and numbers[1] <= attempt
 
     steps = [path for path in sorted(folder.glob("step-*")) if ours(path.name)]
-    torn = {path: problem for path in steps if (problem := manifest.lacking(path)) is not None}
+    lacking = [path for path in steps if manifest.lacking(path) is not None]
+    torn = {path: problem for path in lacking if (problem := manifest.problem(path)) is not None}  # each file is asked
     if len(torn) == len(steps):
         torn = {}  # of nothing else is anything left
     for path, problem in torn.items():

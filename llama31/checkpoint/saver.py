@@ -12,7 +12,6 @@ it runs is `publish.save`.
 
 from __future__ import annotations
 
-import datetime
 import logging
 import threading
 import time
@@ -28,7 +27,7 @@ from llama31 import config
 from llama31.checkpoint import publish, retention
 from llama31.checkpoint.publish import CheckpointError, Fence, Meta
 from llama31.checkpoint.shards import ALIGNMENT, Block, Shard
-from llama31.parallel.collectives import Ranks, on_all_ranks, rank_of
+from llama31.parallel.collectives import Ranks, Tree, on_all_ranks, rank_of
 
 log = logging.getLogger(__name__)
 
@@ -44,16 +43,12 @@ class Published:
     write_s: float  # from the call of `save` to the publishing
 
 
-def background_group(timeout_s: float = 3600.0) -> dist.ProcessGroup | None:
-    """A gloo group of all ranks for `Saver`; None without processes. Collective, once per run.
+def background_group(timeout_s: float = 3600.0) -> Tree | None:
+    """All ranks over gloo groups of their own, for `Saver`; None without processes. Collective, once per run.
 
     The time limit has to cover the writing of the slowest rank, for which the others wait in it.
     """
-    if not dist.is_initialized():
-        return None
-    group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_s))
-    assert isinstance(group, dist.ProcessGroup), "all ranks are in it"
-    return group
+    return Tree(timeout_s) if dist.is_initialized() else None
 
 
 @dataclass
@@ -172,11 +167,13 @@ class Saver:
         return self.poll()
 
     def close(self) -> list[Published]:
-        """`wait`, and give the host memory back."""
+        """`wait`, and give the host memory and the groups of a tree back: afterwards nothing can be saved."""
         try:
             return self.wait()
         finally:
             self._host = _Host()
+            if isinstance(self.group, Tree):
+                self.group.close()
 
     def __enter__(self) -> Saver:
         return self

@@ -29,7 +29,7 @@ from llama31.tokens.indexed import IndexedReader
 from llama31.tokens.packed import Packed
 
 # How epochs of a stream are ordered: block by block, or, in runs that began before there were blocks, as one whole.
-ORDER, WHOLE_ORDER = "blocks", "documents"
+ORDER, WHOLE_ORDER = "blocks of 2048", "documents"
 _MANY_EPOCHS = 4  # up to which repetition costs little (Muennighoff et al. 2023, arXiv:2305.16264)
 
 
@@ -81,7 +81,13 @@ class Batches:
         order: str = ORDER,
         plans: Plans | None = None,
     ) -> None:
+        if order not in (ORDER, WHOLE_ORDER):
+            raise ValueError(
+                f"data: the checkpoint read its documents in the order {order!r}, which this code does not know; go on "
+                "with the code that began the run, or start a new run from its weights with init_from="
+            )
         self._data, self._order, self._plans = data, order, plans
+        self._prepared = -1
         self.mixture = mixture_of(data, schedule, decisions)
         weights = plan(data)[0].weights
         self.names = self.mixture.names
@@ -110,8 +116,9 @@ class Batches:
         indices = np.asarray(indices, np.int64)
         if indices.size and (indices.min() < 0 or indices.max() >= rows):
             raise ValueError(f"step {step} has rows 0 to {rows - 1}, not {indices.min()} to {indices.max()}")
-        if self._plans is not None and self._plans.makes:
+        if self._plans is not None and self._plans.makes and step != self._prepared:
             self._prepare(self._plans, step)
+            self._prepared = step  # a step's rows are asked for by micro-batch
         draw = self.mixture.draw(step, indices)
         shape = (indices.size, length)
         tokens, labels, documents = np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(shape, np.int32)
@@ -134,12 +141,14 @@ class Batches:
     def _prepare(self, plans: Plans, step: int) -> None:
         """Plan for all rows of a step: others may wait for what stands in none of this process's."""
         rows, length = self.mixture.shape(step)
-        draw, needed = self.mixture.draw(step, np.arange(rows)), set[str]()
-        for index in np.unique(draw.source).tolist():
-            source = self._sources.get(index)
+        draw, held = self.mixture.draw(step, np.arange(rows)), set[str]()
+        for index, source in self._sources.items():
             if isinstance(source, Whole):
-                needed |= source.prepare(draw.position[draw.source == index], length)
-        plans.needed(step, needed)
+                positions = draw.position[draw.source == index]
+                if positions.size:
+                    source.prepare(positions, length)
+                held |= source.held()
+        plans.needed(step, held)
 
     def _open(self, index: int, name: str, split: str, longest: int, drawn: int) -> TokenSource:
         folder, counts = packed.folder_of(self._data, name), self.packed[name].split(split)

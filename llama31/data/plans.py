@@ -1,14 +1,17 @@
 """Arrays that one process of a run makes and all others map from files.
 
 Each file holds named arrays, and the key of all that they depend on: a file of another key, or one that is not whole,
-is not used. Files appear whole under their names. The process that makes them removes those that no row needed for a
+is not used. Files appear whole under their names. The process that makes them removes those that it has not held for a
 while; that comes long after the last process has let go of them, since steps keep processes together.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import re
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,6 +30,7 @@ VERSION = 1
 KEPT_STEPS = 100  # processes stand at most a few steps apart, those included that are read ahead
 _LOOKED = 10  # steps from one look through the folder to the next
 _ALIGNED = 64  # bytes
+NAME = re.compile(r"[a-z]+-[0-9a-f]{20}")
 
 
 class Plans:
@@ -35,7 +39,8 @@ class Plans:
     def __init__(self, folder: Path, makes: bool, wait_s: float) -> None:
         self.makes = makes
         self._folder, self._wait_s = folder, wait_s
-        self._needed: dict[str, int] = {}  # the last step that did, by file
+        self._needed: dict[str, int] = {}  # the last step at which it was, by file
+        self.interrupted = threading.Event()  # while it is set nobody waits
 
     def arrays(self, kind: str, depends: object, make: Callable[[], Arrays]) -> tuple[str, Arrays]:
         """(name of the file, its arrays as maps); `depends` is all that they depend on, as JSON.
@@ -54,19 +59,22 @@ class Plans:
         return name, found if found is not None else self._waited(path, key)
 
     def needed(self, step: int, names: Iterable[str]) -> None:
-        """The rows of `step` stand in these files: remove what none has needed for a hundred steps."""
+        """At `step` these files are held: remove plans that have not been for a hundred steps."""
         self._needed.update(dict.fromkeys(names, step))
         if step % _LOOKED or not self._folder.is_dir():
             return
-        for path in self._folder.iterdir():
-            if self._needed.setdefault(path.name, step) < step - KEPT_STEPS:
-                path.unlink(missing_ok=True)
+        for path in self._folder.iterdir():  # what NFS calls .nfs... is a removed file that somebody still maps
+            if NAME.fullmatch(path.name) and self._needed.setdefault(path.name, step) < step - KEPT_STEPS:
+                with contextlib.suppress(OSError):  # space alone is at stake
+                    path.unlink()
                 del self._needed[path.name]
 
     def _waited(self, path: Path, key: str) -> Arrays:
         """What the process that makes it is making."""
         begun, pause = time.monotonic(), 0.02
         while (found := read(path, key)) is None:
+            if self.interrupted.is_set():
+                raise RunError(f"{path}: the wait for this plan of rows was given up")
             if time.monotonic() - begun > self._wait_s:
                 raise RunError(
                     f"{path}: the first process has not written this plan of rows within cluster.timeout_s="

@@ -12,11 +12,20 @@ class Prefetcher[T]:
     """Gives `make(step)` for the steps [first, last), made by a thread at most `ahead` steps early.
 
     What `make` raises is raised where its result is asked for. With `ahead` 0 there is no thread. Use it in a `with`,
-    or call `close`: it ends the thread, after the `make` that is under way.
+    or call `close`: it ends the thread, after the `make` that is under way, in which nothing waits for another process
+    while `interrupted` is set.
     """
 
-    def __init__(self, make: Callable[[int], T], first: int, last: int, ahead: int) -> None:
+    def __init__(
+        self,
+        make: Callable[[int], T],
+        first: int,
+        last: int,
+        ahead: int,
+        interrupted: threading.Event | None = None,
+    ) -> None:
         self._make, self._last, self._ahead = make, last, ahead
+        self._interrupted = interrupted or threading.Event()
         self._begin(first)
 
     def _begin(self, first: int) -> None:
@@ -59,10 +68,12 @@ class Prefetcher[T]:
     def close(self) -> None:
         """End the thread; results that wait are dropped. May be called twice."""
         self._closed.set()
+        self._interrupted.set()
         while self._thread.is_alive():
             while not self._ready.empty():
                 self._ready.get_nowait()
             self._thread.join(timeout=0.05)
+        self._interrupted.clear()
 
     def _run(
         self, steps: range, ready: queue.Queue[tuple[T | None, BaseException | None]], closed: threading.Event

@@ -128,16 +128,19 @@ class Whole:
         kinds = filled.kinds[filled.begins[row] : filled.begins[row + 1]]
         return self._lengths[plan.length_of[kinds]], plan.span_of[kinds]
 
-    def prepare(self, positions: Ints, row_tokens: int) -> set[str]:
-        """Plan for rows at these positions [n] of one chapter, whoever reads them; the files in which they stand."""
+    def prepare(self, positions: Ints, row_tokens: int) -> None:
+        """Plan for rows at these positions [n] of one chapter, whoever reads them."""
         number, begin, _ = self._place(int(positions.min()), row_tokens)
         _, end, _ = self._place(int(positions.max()), row_tokens)
-        used: list[tuple[object, ...]] = [("documents",), ("chapter", number)]
-        used += [("plan", number, True), ("plan", number, False)]
         for epoch in range(begin, end + 1):
             self._epoch(number, epoch)
-            used.append(("epoch", number, epoch))
-        return {self._files[of] for of in used if of in self._files}
+
+    def held(self) -> set[str]:
+        """The files that this process holds, whether a row of late stood in them or not."""
+        with self._lock:
+            of = [("documents",), *(("chapter", number) for number in self._begun)]
+            of += [("plan", *key) for key in self._plans] + [("epoch", *key) for key in self._epochs]
+            return {self._files[one] for one in of if one in self._files}
 
     def _made(self, what: tuple[object, ...], depends: object, make: Callable[[], Arrays]) -> Arrays:
         """What `make` returns, kept where this source has plans; it depends on the data, the seed, and `depends`."""

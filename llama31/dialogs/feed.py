@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -180,6 +181,7 @@ class DialogFeed:
         self.names = sorted(stores)
         self.stores = [stores[name] for name in self.names]
         self.collator, self.schedule, self.seed, self.prefetch = collator, wanted, seed, prefetch
+        self.interrupted = threading.Event()  # `rows` waits for nobody
         self._epochs = dict(epochs)
         lengths = {name: collator.lengths(store) for name, store in zip(self.names, self.stores)}
         kept = {name: np.where(stores[name].heldout, 0, sizes) for name, sizes in lengths.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -30,6 +31,7 @@ class Reading:
 
     `rows(step)` gives a replica's rows, in parts. Its first rank alone calls it, in a thread at most `ahead` steps
     early; what it raises is raised where the step takes them, on all ranks of the replica. Other replicas hear nothing.
+    While `interrupted` is set, at the end and at a restart, it waits for no other process.
     """
 
     def __init__(
@@ -40,9 +42,10 @@ class Reading:
         first: int,
         last: int,
         ahead: int,
+        interrupted: threading.Event | None = None,
     ) -> None:
         self._replica, self._rows, self._device, self._step = replica, rows, device, first
-        self._read = Prefetcher(self._made, first, last, ahead) if replica.reads else None
+        self._read = Prefetcher(self._made, first, last, ahead, interrupted) if replica.reads else None
         self.waited_s = 0.0  # by the first rank of the replica, for the rows taken last
 
     def take(self) -> list[MicroBatch]:

@@ -36,6 +36,10 @@ class Tree:
             prefix = dist.PrefixStore(f"tree/{number}/{ranks[0]}-{ranks[1]}", store)
             self._groups.append(_Group(prefix, ranks.index(self.rank), len(ranks), timeout))
 
+    def close(self) -> None:
+        """End the groups, whose threads otherwise live as long as this."""
+        self._groups = []
+
     def gather(self, value: object) -> list[Any]:
         """All values by rank on the first rank, nothing elsewhere."""
         values = [value]
@@ -129,8 +133,8 @@ def size_of(ranks: Ranks) -> int:
 def on_all_ranks[Result](ranks: Ranks, action: Callable[[], Result]) -> Result:
     """Run `action` on every one of `ranks` and return the rank's own result; where one fails, every rank raises.
 
-    Without an initialised process group this is a plain call. Raises the rank's own error, or else the first other
-    rank's, so that nobody waits in a later collective.
+    Without an initialised process group this is a plain call. All raise the error of the first rank that has one, so
+    that what follows an error is alike on all and nobody waits in a later collective; a rank's own is its cause.
     """
     if not dist.is_initialized():
         return action()
@@ -140,11 +144,12 @@ def on_all_ranks[Result](ranks: Ranks, action: Callable[[], Result]) -> Result:
     except Exception as error:  # noqa: BLE001 - raised again below, after the others know
         failure = error
     failed = sendable(failure)
-    others = ranks.first_error(failed) if isinstance(ranks, Tree) else _first_error(ranks, failed)
-    for reason in (failure, others):
-        if reason is not None:
-            raise reason
-    return cast(Result, value)
+    agreed = ranks.first_error(failed) if isinstance(ranks, Tree) else _first_error(ranks, failed)
+    if agreed is None:
+        return cast(Result, value)
+    if failure is not None and failed is failure and (type(failure), str(failure)) == (type(agreed), str(agreed)):
+        raise failure  # with the place where it happened
+    raise agreed from failure
 
 
 def on_first_rank[Result](action: Callable[[], Result], ranks: Ranks = None) -> Result:

@@ -45,6 +45,10 @@ class Replica:
             groups = [_twin(group, f"replica/{number}/{axis}", timeout_s) for axis, group in enumerate(groups)]
         return cls(list(zip(groups, ranks)))
 
+    def close(self) -> None:
+        """Let go of the groups: those that are its own end."""
+        self._hops = []
+
     def shared[Result](self, action: Callable[[], Result]) -> Result:
         """What `action` returns on the reader, the first rank, on all ranks; and what it raises, too."""
         if not self.reads:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ class Feed(Protocol):
     """Rows of a step as a pure function of the config, the data and the decisions that hold."""
 
     prefetch: int
+    interrupted: threading.Event  # while it is set, `rows` waits for no other process
     fingerprints: dict[str, str]
 
     def begin(self, start: Any) -> list[Decision]: ...
@@ -55,6 +57,7 @@ class TextFeed:
         self, data: config.Data, wanted: config.Schedule, replica: Replica = ALONE, plans: Plans | None = None
     ) -> None:
         self._data, self._schedule, self._replica, self._plans = data, wanted, replica, plans
+        self.interrupted = plans.interrupted if plans else threading.Event()
         self.prefetch = data.prefetch
 
     def begin(self, start: resume.Start) -> list[Decision]:

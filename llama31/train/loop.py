@@ -88,7 +88,7 @@ def opened(state: State) -> Iterator[tuple[Reading, Callable[[], None]]]:
     with contextlib.ExitStack() as parts:
         state.record = parts.enter_context(_open_record(state))
         state.watch.begin(parts, state.record)
-        where = state.grid.device, state.step, state.last_step, state.data.prefetch
+        where = state.grid.device, state.step, state.last_step, state.data.prefetch, state.data.interrupted
         feed = parts.enter_context(Reading(state.replica, lambda step: replica_rows(state, step), *where))
         profiled = parts.enter_context(
             profiler.profiled(run.profile, Path(run.folder), state.grid, state.engine.settle)

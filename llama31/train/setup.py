@@ -63,7 +63,9 @@ def placed(run: config.Training) -> Iterator[Place]:
         if run.preflight.enabled:
             watch.check_nodes(run.preflight, run.model, run.precision)
         start = resume.find_start(run)
-        yield Place(grid, *_readers(run.folder, grid, run.cluster.timeout_s), attempt, watch, start)
+        replica, plans = _readers(run.folder, grid, run.cluster.timeout_s)
+        with contextlib.closing(replica):
+            yield Place(grid, replica, plans, attempt, watch, start)
 
 
 def _readers(folder: str, grid: Grid, wait_s: float) -> tuple[Replica, Plans]:

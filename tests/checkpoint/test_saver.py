@@ -227,7 +227,7 @@ def test_a_run_ends_with_its_own_error_where_the_last_save_fails_too(
     run = SimpleNamespace(folder=str(tmp_path), profile=config.Profile())
     state = SimpleNamespace(
         run=run, saver=saver, watch=watch, gates=gates, engine=engine, grid=None, step=0,
-        last_step=0, data=SimpleNamespace(prefetch=0),
+        last_step=0, data=SimpleNamespace(prefetch=0, interrupted=None),
     )  # fmt: skip
     monkeypatch.setattr(loop, "_open_record", lambda state: contextlib.nullcontext())
     with pytest.raises(RuntimeError, match="Connection reset by peer"), loop.opened(state):  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import threading
 import tracemalloc
@@ -11,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llama31 import config
 from llama31.config import RunError
 from llama31.data import plans, whole
 from llama31.data.batches import Batches, Rows
 from llama31.data.plans import Plans
+from llama31.data.prefetch import Prefetcher
 
 from .test_whole import BUCKETS, DECISIONS, RAMP, _data, _equal, _schedule, _step, _two
 
@@ -123,12 +126,55 @@ def test_files_that_no_step_needs_any_more_are_removed(
     packed_source("a", [9] * 300)
     folder = tmp_path / "rows"
     folder.mkdir()
-    (folder / "epoch-left-by-another").write_bytes(b"")
+    (folder / f"epoch-{'0' * 20}").write_bytes(b"")  # left by another attempt
+    (folder / ".nfs0001").write_bytes(b"")  # removed by somebody while another maps it
     given = Batches(_data(tmp_path), _schedule(1 << 20), plans=Plans(folder, True, 0.0))
     expected = Batches(_data(tmp_path), _schedule(1 << 20))
     for step in range(801):
         assert _equal(asked_first(given, step), asked_first(expected, step))
-        assert len([path for path in folder.iterdir() if path.name.startswith("epoch")]) <= 3
+        assert len([path for path in folder.iterdir() if path.name.startswith("epoch")]) <= 4
     kinds = sorted(path.name.split("-")[0] for path in folder.iterdir())
-    assert kinds == ["documents", "epoch", "plan"]
+    assert kinds == [".nfs0001", "documents", "epoch", "epoch", "plan"]
     assert _equal(asked_first(given, 3), asked_first(expected, 3)), "of which a rollback finds what it needs made anew"
+
+
+def test_files_of_a_source_that_is_seldom_drawn_stay(
+    tmp_path: Path, packed_source: Packer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may read it for the first time at any step."""
+    monkeypatch.setattr(whole, "PLANNED_FROM", 0)
+    monkeypatch.setattr(plans, "KEPT_STEPS", 5)
+    packed_source("a", [9] * 300)
+    packed_source("b", [7] * 300)
+    sources = {"a": config.Source(weight=0.997), "b": config.Source(weight=0.003)}
+    data = dataclasses.replace(_data(tmp_path), sources=sources)
+    folder = tmp_path / "rows"
+    maker = Batches(data, _schedule(1 << 20), plans=Plans(folder, True, 0.0))
+    expected = Batches(data, _schedule(1 << 20))
+    last, drawn, longest = 0, 0, 0
+    for step in range(400):
+        asked_first(maker, step)
+        if (expected.mixture.draw(step, np.arange(expected.batch_shape(step)[0])).source == 1).any():
+            longest, last, drawn = max(longest, step - last), step, drawn + 1
+            mapper = Batches(data, _schedule(1 << 20), plans=Plans(folder, False, 0.0))
+            assert _equal(asked_first(mapper, step), asked_first(expected, step))
+    assert drawn > 2 and longest > 40, "it was not needed for long enough, and then it was"
+
+
+def test_who_is_interrupted_waits_no_more(tmp_path: Path) -> None:
+    waiting = Plans(tmp_path, False, 3600.0)
+    raised: list[BaseException] = []
+    started = threading.Event()
+
+    def make(step: int) -> None:
+        started.set()
+        try:
+            waiting.arrays("epoch", [step], dict)
+        except RunError as error:
+            raised.append(error)
+            raise
+
+    read = Prefetcher(make, 0, 5, 1, waiting.interrupted)
+    started.wait(60)
+    read.close()
+    assert not waiting.interrupted.is_set() and ["given up" in str(error) for error in raised] == [True]
