@@ -17,6 +17,7 @@ from llama31 import config
 from llama31.checkpoint import listing, publish, shards
 from llama31.checkpoint.saver import Saver
 from llama31.checkpoint.shards import Block, Shard
+from llama31.parallel.replica import ALONE
 from llama31.train import loop
 from tests.checkpoint.ranks import two_ranks
 from tests.processes import LIMIT_S
@@ -224,9 +225,10 @@ def test_a_run_ends_with_its_own_error_where_the_last_save_fails_too(
     watch = SimpleNamespace(begin=lambda parts, record: None)
     gates = SimpleNamespace(begin=lambda forward, step: None)
     engine = SimpleNamespace(forward=None, settle=lambda: None)
+    grid = SimpleNamespace(device=torch.device("cpu"))
     run = SimpleNamespace(folder=str(tmp_path), profile=config.Profile())
     state = SimpleNamespace(
-        run=run, saver=saver, watch=watch, gates=gates, engine=engine, grid=None, step=0,
+        run=run, saver=saver, watch=watch, gates=gates, engine=engine, grid=grid, replica=ALONE, step=0,
         last_step=0, data=SimpleNamespace(prefetch=0, interrupted=None),
     )  # fmt: skip
     monkeypatch.setattr(loop, "_open_record", lambda state: contextlib.nullcontext())
