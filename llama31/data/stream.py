@@ -33,7 +33,7 @@ _LOW = np.uint64(BLOCK - 1)
 _PLACES = np.arange(BLOCK, dtype=np.uint64)
 _STEPS = _PLACES * np.uint64(0x9E3779B97F4A7C15)
 _MIXING = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
-_KEPT_PARTS = 16  # the rows of a batch come from anywhere; the next may come from where one was
+_KEPT_PARTS = 2048  # at most 100 MB: the rows of a batch come from anywhere, also from where one was before
 
 
 @dataclass(frozen=True)
