@@ -200,7 +200,7 @@ def measure(played: Played, folder: Path, holes: bool = True) -> Figures:
     assert manifest.glance(folder) is None and (not holes or manifest.lacking(folder) is None)
     start_s = time.process_time() - begin
     begin = time.process_time()
-    manifest.shared_out(files, ranks)
+    manifest.shared_out({name: entry.size for name, entry in files.items()}, ranks)
     share_s = time.process_time() - begin
     tables = [path.stat().st_size for path in [*folder.glob("*.json"), *folder.glob(f"*/{index.NAME}")]]
     most = max(Counter(str(Path(name).parent) for name in files).values())
@@ -232,9 +232,9 @@ def resume(played: Played, rank: int, folder: Path) -> tuple[int, int]:
 
 def weights_read(model: Model, parallel: Parallel) -> tuple[int, int]:
     """Bytes of BF16 weights that a rank of the first stage holds, and the most that one reads where replicas share."""
-    held = {one.name: Entry(2 * one.size) for one in pieces(model, parallel, 0, 0)}
+    held = {one.name: 2 * one.size for one in pieces(model, parallel, 0, 0)}
     shares = manifest.shared_out(held, parallel.dp or 1)
-    return sum(one.size for one in held.values()), max(sum(held[name].size for name in share) for share in shares)
+    return sum(held.values()), max(sum(held[name] for name in share) for share in shares)
 
 
 def before(played: Played, folder: Path) -> dict[str, float]:

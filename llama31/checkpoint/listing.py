@@ -16,6 +16,7 @@ from llama31.checkpoint.publish import (
     refuse_if_superseded,
     refuse_incomplete,
     some,
+    verify,
 )  # fmt: skip
 from llama31.parallel.collectives import Ranks, on_first_rank, rank_of
 from llama31.runs import attempts
@@ -59,7 +60,7 @@ def newest_intact(
         return [path for path in candidates(folder, starts) if before is None or _numbers(path)[0] <= before]
 
     for path in on_first_rank(listed, group):
-        problems = manifest.damage(path, group, checksums)
+        problems = verify(path, group, checksums)
         if not problems:
             return path
         if rank_of(group) == 0:

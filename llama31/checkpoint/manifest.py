@@ -15,6 +15,7 @@ import heapq
 import json
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ def damage(folder: Path, ranks: Ranks = None, checksums: bool = True) -> list[st
     if isinstance(found, str):
         return [found]
     files = found.files
-    mine = shared_out(files, size_of(ranks))[rank_of(ranks)]
+    mine = shared_out({name: entry.size for name, entry in files.items()}, size_of(ranks))[rank_of(ranks)]
     check = _wrong if checksums else _wrong_size
     checked = gathered(ranks, lambda: [said for name in mine if (said := check(folder, name, files[name]))])
     return on_first_rank(lambda: sorted(said for part in checked for said in part), ranks)
@@ -169,14 +170,14 @@ def _read_or_say(folder: Path) -> Manifest | str:
         return str(error)
 
 
-def shared_out(files: dict[str, Entry], ranks: int) -> list[list[str]]:
-    """Names per rank, the largest files first, each to the rank with the least so far."""
-    shares: list[list[str]] = [[] for _ in range(ranks)]
+def shared_out[Key: (str, int)](sizes: Mapping[Key, int], ranks: int) -> list[list[Key]]:
+    """What each rank reads, the largest first, each to the rank with the least so far."""
+    shares: list[list[Key]] = [[] for _ in range(ranks)]
     loads = [(0, rank) for rank in range(ranks)]
-    for name in sorted(files, key=lambda name: (-files[name].size, name)):
+    for key in sorted(sizes, key=lambda key: (-sizes[key], key)):
         load, rank = loads[0]
-        shares[rank].append(name)
-        heapq.heapreplace(loads, (load + files[name].size, rank))
+        shares[rank].append(key)
+        heapq.heapreplace(loads, (load + sizes[key], rank))
     return shares
 
 

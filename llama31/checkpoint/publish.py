@@ -136,10 +136,8 @@ def write(
 
 
 def _finish(folder: Path, meta: Meta, files: dict[str, checksum.Entry], random: bytes) -> None:
-    with open(folder / "random.bin", "wb") as file:
-        file.write(random)
-        file.flush()
-        os.fsync(file.fileno())
+    (folder / "random.bin").write_bytes(random)
+    _fsync(folder / "random.bin")
     manifest.write(folder, Manifest(asdict(meta), {**files, "random.bin": checksum.of_bytes(random)}))
 
 
@@ -181,12 +179,13 @@ def read_meta(folder: Path | str) -> Meta:
     return Meta(**manifest.read_meta(Path(folder)))
 
 
-def verify(folder: Path | str, group: Ranks = None) -> list[str]:
+def verify(folder: Path | str, group: Ranks = None, checksums: bool = True) -> list[str]:
     """Everything that is wrong with the files of a checkpoint, each named; nothing if all checksums are right.
 
-    Collective: the ranks of `group` share out the reading and agree on the list. Format 1 has sizes alone.
+    Collective: the ranks of `group` share out the reading and agree on the list. Without `checksums`, and in format 1,
+    sizes alone are compared.
     """
-    return manifest.damage(Path(folder), group)
+    return manifest.damage(Path(folder), group, checksums)
 
 
 def refuse_damaged(folder: Path | str, group: Ranks = None, checksums: bool = True) -> None:
@@ -194,7 +193,7 @@ def refuse_damaged(folder: Path | str, group: Ranks = None, checksums: bool = Tr
 
     Without `checksums` sizes alone are compared.
     """
-    if problems := manifest.damage(Path(folder), group, checksums):
+    if problems := verify(folder, group, checksums):
         raise ValueError(f"{folder} is damaged: {some(problems)}. Use an older one, or fetch it again")
 
 

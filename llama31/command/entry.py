@@ -43,10 +43,7 @@ def load[T](
     """
     options, overrides = _parsed(schema, config_name, argv)
     leader = os.environ.get("RANK", "0") == "0"  # the same config, so the same verdict, on every rank
-
-    def composed() -> tuple[T, list[str]]:
-        return read(schema, config_name, argv, world_size)
-
+    composed = functools.partial(read, schema, config_name, argv, world_size)
     try:
         folders = _folders(options.config_dir)
         if options.help:

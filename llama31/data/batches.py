@@ -25,11 +25,11 @@ from llama31.data.stream import Scattered, Stream
 from llama31.data.whole import Whole
 from llama31.plan.schedule import total_steps
 from llama31.tokens import packed
-from llama31.tokens.indexed import IndexedReader
+from llama31.tokens.indexed import BLOCK, IndexedReader
 from llama31.tokens.packed import Packed
 
 # How epochs of a stream are ordered: block by block, or, in runs that began before there were blocks, as one whole.
-ORDER, WHOLE_ORDER = "blocks of 2048", "documents"
+ORDER, WHOLE_ORDER = f"blocks of {BLOCK}", "documents"
 _MANY_EPOCHS = 4  # up to which repetition costs little (Muennighoff et al. 2023, arXiv:2305.16264)
 
 

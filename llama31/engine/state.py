@@ -18,7 +18,6 @@ from torch import Tensor
 
 from llama31 import config
 from llama31.checkpoint import index, manifest, publish, shards
-from llama31.checkpoint.checksum import Entry
 from llama31.checkpoint.index import Shape
 from llama31.checkpoint.shards import Block, Shard
 from llama31.engine import partition
@@ -73,11 +72,10 @@ def fill(
     """
     parts = [part for part in llama.shards(chunks, shape, grid) if part.name not in without]
     ranks, sizes = dist.get_process_group_ranks(grid.dp_cp_group), [part.parameter.data.nbytes for part in parts]
-    shares = manifest.shared_out({str(number): Entry(size) for number, size in enumerate(sizes)}, len(ranks))
-    mine = sorted(int(number) for number in shares[ranks.index(grid.rank)])
-    done = read([_live(parts[number]) for number in mine])
+    shares = manifest.shared_out(dict(enumerate(sizes)), len(ranks))
+    done = read([_live(parts[number]) for number in sorted(shares[ranks.index(grid.rank)])])
     if len(ranks) > 1:
-        owners = {int(number): ranks[place] for place, share in enumerate(shares) for number in share}
+        owners = {number: ranks[place] for place, share in enumerate(shares) for number in share}
         for number, part in enumerate(parts):
             whole = part.parameter.data.view(-1).view(torch.uint8)  # whatever the format, as it is
             dist.broadcast(whole, owners[number], group=grid.dp_cp_group)
@@ -137,8 +135,10 @@ def _load_scales(folder: Path, engine: Engine) -> None:
     state, known = engine.forward.fp8, shards.names(folder / "optimizer")
     held = {name.removeprefix(delayed.PREFIX) for name in known if name.startswith(delayed.PREFIX)}
     of_ranks = gathered(None, lambda: (bool(state.named), state.named.keys() - held))
-    missing = on_first_rank(lambda: sorted({name for _, part in of_ranks for name in part}))
-    if not on_first_rank(lambda: any(keeps for keeps, _ in of_ranks)):
+    keeps, missing = on_first_rank(
+        lambda: (any(keeps for keeps, _ in of_ranks), sorted({name for _, part in of_ranks for name in part}))
+    )
+    if not keeps:
         if held and engine.grid.rank == 0:
             log.warning("%s holds scales of FP8's delayed scaling, for which precision.fp8 has no use", folder)
         return

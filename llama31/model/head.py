@@ -18,7 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**28}  # logits that exist at once; the CPU's is measured, the GPU's not yet
+from llama31.plan import memory
+
+CHUNK_ELEMENTS = dict(memory.LOGITS)  # logits that exist at once
 
 
 def _chunks(tokens: int, weight: Tensor) -> list[tuple[int, int]]:

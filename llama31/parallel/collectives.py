@@ -9,8 +9,8 @@ from __future__ import annotations
 import datetime
 import itertools
 import pickle
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, cast
 
 import torch
 import torch.distributed as dist
@@ -27,14 +27,11 @@ class Tree:
 
     def __init__(self, timeout_s: float, width: int = WIDTH) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        store, timeout = dist.distributed_c10d._get_default_store(), datetime.timedelta(seconds=timeout_s)
         number = next(_numbers)  # all ranks make the same trees in the same order
-        self._groups: list[_Group] = []  # from this rank upwards
-        for ranks in groups_of(self.rank, self.size, width):
-            # Not by new_group: its members alone cannot call it (use_local_synchronization) where ranks belong to
-            # different numbers of groups, for each names the group by a count of its own.
-            prefix = dist.PrefixStore(f"tree/{number}/{ranks[0]}-{ranks[1]}", store)
-            self._groups.append(_Group(prefix, ranks.index(self.rank), len(ranks), timeout))
+        self._groups = [  # from this rank upwards
+            _Group(gloo_group(f"tree/{number}", ranks, timeout_s), ranks.index(self.rank), len(ranks))
+            for ranks in groups_of(self.rank, self.size, width)
+        ]
 
     def close(self) -> None:
         """End the groups, whose threads otherwise live as long as this."""
@@ -53,7 +50,7 @@ class Tree:
             error = next((part for part in group.gather(error) if part is not None), None)
         return cast("Exception | None", self.broadcast(error))
 
-    def broadcast(self, value: object) -> object:
+    def broadcast(self, value: object) -> Any:
         """The first rank's value, on all ranks."""
         for group in reversed(self._groups):
             value = group.broadcast(value)
@@ -63,27 +60,21 @@ class Tree:
 class _Group:
     """Objects between the first rank of a few and the others, by gloo."""
 
-    def __init__(self, store: dist.Store, rank: int, size: int, timeout: datetime.timedelta) -> None:
-        self._rank, self._size = rank, size
-        self._gloo: Any = dist.ProcessGroupGloo(store, rank, size, timeout)
+    def __init__(self, gloo: Any, rank: int, size: int) -> None:
+        self._gloo, self._rank, self._size = gloo, rank, size
 
     def gather(self, value: object) -> list[Any]:
         if self._rank > 0:
-            self._send(_packed(value), 0)
+            packed = as_bytes(pickle.dumps(value))
+            self._gloo.send([torch.tensor([packed.numel()])], 0, 0).wait()
+            self._gloo.send([packed], 0, 0).wait()
             return []
         return [value, *(self._received(rank) for rank in range(1, self._size))]
 
     def broadcast(self, value: object) -> object:
-        if self._rank > 0:
-            return self._received(0)
-        packed = _packed(value)
-        for rank in range(1, self._size):
-            self._send(packed, rank)
-        return value
-
-    def _send(self, packed: torch.Tensor, rank: int) -> None:
-        self._gloo.send([torch.tensor([packed.numel()])], rank, 0).wait()
-        self._gloo.send([packed], rank, 0).wait()
+        packed = None if self._rank > 0 else as_bytes(pickle.dumps(value))
+        passed = passed_on(self._gloo, packed)
+        return value if self._rank == 0 else pickle.loads(passed.numpy().data)
 
     def _received(self, rank: int) -> Any:
         size = torch.zeros(1, dtype=torch.int64)
@@ -96,8 +87,29 @@ class _Group:
 _numbers = itertools.count()
 
 
-def _packed(value: object) -> torch.Tensor:
-    return torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+def gloo_group(name: str, ranks: Sequence[int], timeout_s: float) -> Any:
+    """A gloo group of these ranks of the world, at least two, which its members alone make, all under one `name`.
+
+    Not by new_group: its members alone cannot call it (use_local_synchronization) where ranks belong to different
+    numbers of groups, for each names the group by a count of its own.
+    """
+    store = dist.PrefixStore(f"{name}/{ranks[0]}-{ranks[1]}", dist.distributed_c10d._get_default_store())
+    timeout = datetime.timedelta(seconds=timeout_s)
+    return dist.ProcessGroupGloo(store, ranks.index(dist.get_rank()), len(ranks), timeout)
+
+
+def as_bytes(content: bytes) -> torch.Tensor:
+    """uint8 [bytes], as messages are sent."""
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+
+def passed_on(gloo: Any, content: torch.Tensor | None) -> torch.Tensor:
+    """What the first rank of a gloo group gives as `content`, uint8 [any size], on all of them; None on the others."""
+    size = torch.tensor([0 if content is None else content.numel()])
+    gloo.broadcast(size, 0).wait()
+    content = torch.empty(int(size), dtype=torch.uint8) if content is None else content
+    gloo.broadcast(content, 0).wait()
+    return content
 
 
 Ranks = dist.ProcessGroup | Tree | None  # None: all ranks, by the process group that torchrun began
@@ -145,23 +157,27 @@ def on_all_ranks[Result](ranks: Ranks, action: Callable[[], Result]) -> Result:
         failure = error
     failed = sendable(failure)
     agreed = ranks.first_error(failed) if isinstance(ranks, Tree) else _first_error(ranks, failed)
-    if agreed is None:
-        return cast(Result, value)
-    if failure is not None and failed is failure and (type(failure), str(failure)) == (type(agreed), str(agreed)):
-        raise failure  # with the place where it happened
-    raise agreed from failure
+    if agreed is not None:
+        _raise(agreed, failure)
+    return cast(Result, value)
 
 
 def on_first_rank[Result](action: Callable[[], Result], ranks: Ranks = None) -> Result:
     """Run `action` on the first rank alone; its result on all ranks, and what it raises, too."""
     if not dist.is_initialized():
         return action()
-    value = on_all_ranks(ranks, lambda: action() if rank_of(ranks) == 0 else None)
-    if isinstance(ranks, Tree):
-        return cast(Result, ranks.broadcast(value))
-    shared = [value]
-    dist.broadcast_object_list(shared, group=ranks, group_src=0, device=_device(ranks))
-    return cast(Result, shared[0])
+    value: Result | None = None
+    failure: Exception | None = None
+    if rank_of(ranks) == 0:
+        try:
+            value = action()
+        except Exception as error:  # noqa: BLE001 - raised below, when the others know
+            failure = error
+    outcome = value, sendable(failure)
+    value, agreed = ranks.broadcast(outcome) if isinstance(ranks, Tree) else _broadcast(outcome, ranks, 0)
+    if agreed is not None:
+        _raise(agreed, failure)
+    return cast(Result, value)
 
 
 def gathered[Result](ranks: Ranks, action: Callable[[], Result]) -> list[Result]:
@@ -198,8 +214,20 @@ def _first_error(group: dist.ProcessGroup | None, failure: Exception | None) -> 
     number = int(first)
     if number == size:
         return None
-    shared = [failure]
-    dist.broadcast_object_list(shared, group=group, group_src=number, device=_device(group))
+    return cast(Exception, _broadcast(failure, group, number))
+
+
+def _raise(agreed: Exception, own: Exception | None) -> NoReturn:
+    """What all raise: this rank's own error, with the place where it happened, if it is that one."""
+    if own is not None and (type(own), str(own)) == (type(agreed), str(agreed)):
+        raise own
+    raise agreed from own
+
+
+def _broadcast(value: object, group: dist.ProcessGroup | None, first: int) -> Any:
+    """The value of rank `first` of the group, on all of them."""
+    shared = [value]
+    dist.broadcast_object_list(shared, group=group, group_src=first, device=_device(group))
     return shared[0]
 
 

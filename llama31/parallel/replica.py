@@ -7,7 +7,6 @@ group of a whole replica of 2,048 ranks would open as many sockets in each proce
 from __future__ import annotations
 
 import contextlib
-import datetime
 import itertools
 import pickle
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 
-from llama31.parallel.collectives import sendable
+from llama31.parallel.collectives import as_bytes, gloo_group, passed_on, sendable
 from llama31.parallel.mesh import Grid, Group
 
 _numbers = itertools.count()  # all ranks make the same ones in the same order
@@ -42,7 +41,8 @@ class Replica:
         ranks = [dist.get_rank(group) for group in groups]
         number = next(_numbers)
         if own or (own is None and grid.device.type == "cuda"):
-            groups = [_twin(group, f"replica/{number}/{axis}", timeout_s) for axis, group in enumerate(groups)]
+            members = [dist.get_process_group_ranks(group) for group in groups]
+            groups = [gloo_group(f"replica/{number}/{axis}", one, timeout_s) for axis, one in enumerate(members)]
         return cls(list(zip(groups, ranks)))
 
     def close(self) -> None:
@@ -71,7 +71,7 @@ class Replica:
     def send(self, content: bytes) -> None:
         """On the reader: what `packed` made, to all others."""
         if self._hops:
-            self._passed(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+            self._passed(as_bytes(content))
 
     def received(self) -> Any:
         """On the others: what the reader sent. Raises what it told of."""
@@ -84,10 +84,7 @@ class Replica:
         """The content, got where it is None, and passed on along the axes at whose beginning this rank stands."""
         for group, rank in self._hops:
             assert (content is None) == (rank > 0), "the first rank of a hop has got it"
-            size = torch.tensor([0 if content is None else content.numel()])
-            group.broadcast(size, 0).wait()
-            content = torch.empty(int(size), dtype=torch.uint8) if content is None else content
-            group.broadcast(content, 0).wait()
+            content = passed_on(group, content)
         assert content is not None
         return content
 
@@ -98,10 +95,3 @@ ALONE = Replica()
 def packed(value: object) -> bytes:
     """A value as it is sent; may be called by another thread, ahead of `send`."""
     return pickle.dumps((value, None), protocol=5)
-
-
-def _twin(group: Group, name: str, timeout_s: float) -> Group:
-    """A gloo group of the same ranks, which its members make alone."""
-    rank, size, first = dist.get_rank(group), dist.get_world_size(group), dist.get_process_group_ranks(group)[0]
-    store = dist.PrefixStore(f"{name}/{first}", dist.distributed_c10d._get_default_store())
-    return dist.ProcessGroupGloo(store, rank, size, datetime.timedelta(seconds=timeout_s))

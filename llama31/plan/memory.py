@@ -18,7 +18,7 @@ from llama31.plan.shapes import BYTES
 
 SUM_BYTES = 4  # of an FP32 number per token, or per token and head
 BATCH_BYTES = 24  # of a place of a row: token and label int64, weight FP32 as it came and scaled
-LOGITS = {True: 2**28, False: 2**21}  # that exist at once, on a GPU and on a CPU (`model/head.py`)
+LOGITS = {"cpu": 2**21, "cuda": 2**28}  # that exist at once; the CPU's is measured, the GPU's not yet
 EARLIER_COPIES = 5  # of K and V of whole rows under context parallelism: gathered, taken, and their gradients thrice
 # ZeRO-2 and 3 reduce in a buffer of DeepSpeed's default size (`reduce_bucket_size`), ZeRO-3 keeps gathered weights up
 # to `max_live_parameters` and gathers the next ahead (`prefetch_bucket_size`).
@@ -300,6 +300,6 @@ def _head(model: Model, parallel: Parallel, numbers: Precision, work: Workload, 
         return tokens * (of_token + 4 * model.hidden_size)
     of_token += states * (1 + (parallel.micro_batch > 1) + work.responses)
     rows = shapes.padded(model.vocab_size, tp) // tp
-    count = min(tokens, max(64, LOGITS[work.on_gpu] // rows))
+    count = min(tokens, max(64, LOGITS["cuda" if work.on_gpu else "cpu"] // rows))
     plain = 4 * (3 if tp > 1 else 2) + (size if size < 4 else 0)  # FP32, shifted, and their exponentials
     return tokens * of_token + count * rows * (size if work.on_gpu else plain)

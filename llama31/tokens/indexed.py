@@ -71,16 +71,15 @@ class IndexedWriter:
         with self._bin:
             _sync(self._bin)
         lengths = np.concatenate([np.zeros(0, np.int32), *self._lengths])
-        ends = np.cumsum(lengths, dtype=np.int64) * self._dtype.itemsize
+        begins = np.cumsum(lengths, dtype=np.int64) - lengths  # in tokens
         with open(self._prefix + ".idx", "wb") as index:
             index.write(_HEADER.pack(_MAGIC, 1, _CODE_OF[self._dtype], lengths.size, lengths.size + 1))
             index.write(lengths.tobytes())
-            index.write((ends - lengths.astype(np.int64) * self._dtype.itemsize).tobytes())
+            index.write((begins * self._dtype.itemsize).tobytes())
             index.write(np.arange(lengths.size + 1, dtype=np.int64).tobytes())
             _sync(index)
         with open(self._prefix + ".blocks", "wb") as blocks:
-            begins = (ends - lengths * np.int64(self._dtype.itemsize))[::BLOCK] // self._dtype.itemsize
-            blocks.write(np.append(begins, self.tokens).astype("<i8").tobytes())
+            blocks.write(np.append(begins[::BLOCK], self.tokens).astype("<i8").tobytes())
             _sync(blocks)
         self._digest.update(lengths.tobytes())
         return self._digest.hexdigest()

@@ -118,11 +118,15 @@ def test_a_file_that_is_not_whole_or_not_its_own_is_made_again(damage: str, tmp_
     assert len(list(tmp_path.iterdir())) == 2, "no draft is left"
 
 
-def test_files_that_no_step_needs_any_more_are_removed(
-    tmp_path: Path, packed_source: Packer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def kept_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any source has plans, which are removed five steps after they were held last."""
     monkeypatch.setattr(whole, "PLANNED_FROM", 0)
     monkeypatch.setattr(plans, "KEPT_STEPS", 5)
+
+
+@pytest.mark.usefixtures("kept_briefly")
+def test_files_that_no_step_needs_any_more_are_removed(tmp_path: Path, packed_source: Packer) -> None:
     packed_source("a", [9] * 300)
     folder = tmp_path / "rows"
     folder.mkdir()
@@ -138,12 +142,9 @@ def test_files_that_no_step_needs_any_more_are_removed(
     assert _equal(asked_first(given, 3), asked_first(expected, 3)), "of which a rollback finds what it needs made anew"
 
 
-def test_files_of_a_source_that_is_seldom_drawn_stay(
-    tmp_path: Path, packed_source: Packer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("kept_briefly")
+def test_files_of_a_source_that_is_seldom_drawn_stay(tmp_path: Path, packed_source: Packer) -> None:
     """Another process may read it for the first time at any step."""
-    monkeypatch.setattr(whole, "PLANNED_FROM", 0)
-    monkeypatch.setattr(plans, "KEPT_STEPS", 5)
     packed_source("a", [9] * 300)
     packed_source("b", [7] * 300)
     sources = {"a": config.Source(weight=0.997), "b": config.Source(weight=0.003)}

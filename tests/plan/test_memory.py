@@ -53,6 +53,6 @@ def test_a_measured_h100(fp8: str, measured_gb: float) -> None:
     work = memory.Workload(4096, micro_batches=8, replicas=1)
     now = memory.of_stage(SLICE, config.Parallel(), config.Precision(fp8=fp8), work, 0)
     of_head = SLICE.vocab_size * SLICE.hidden_size
-    changed = (4 + 2) * of_head + (4 + 2) * 2**27 - 2 * memory.LOGITS[True]
+    changed = (4 + 2) * of_head + (4 + 2) * 2**27 - 2 * memory.LOGITS["cuda"]
     assert (now.allocated + changed) / 1e9 == pytest.approx(measured_gb, rel=0.005)
     assert now.weights + now.gradients + now.states == pytest.approx(18 * 2.7956e9, rel=1e-4)
