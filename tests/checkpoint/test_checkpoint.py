@@ -120,6 +120,30 @@ def test_other_tools_of_torch_read_the_files(name: str, tmp_path: Path, monkeypa
     assert torch.equal(state["w"], tensor)
 
 
+def test_each_file_is_brought_to_the_disk_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+
+    def noted(number: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{number}"))
+        real(number)
+
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", noted)
+    path = save_step(tmp_path, 1, torch.ones(2))
+    files = sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    drawn = [Path(name) for name in synced if not name.endswith(path.name) and not name.endswith(tmp_path.name)]
+    hidden = {part.parts[len(tmp_path.parts)] for part in drawn}
+    assert len(hidden) == 1, "all is written beside the place that it takes at the end"
+    within = [file.relative_to(tmp_path / next(iter(hidden))) for file in drawn]
+    counts = {file: sum(_is(one, file) for one in within) for file in files}
+    assert set(counts.values()) == {1}, counts
+
+
+def _is(synced: Path, file: Path) -> bool:
+    """Whether it is the file, or what had taken its name by the end: `.NAME.draft`, `.metadata.tmp`."""
+    return synced.parent == file.parent and synced.name.strip(".").startswith(file.name.strip("."))
+
+
 def test_of_very_many_blocks_the_table_for_other_tools_is_made_when_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

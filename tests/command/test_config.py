@@ -35,6 +35,22 @@ def composed(*groups: str) -> config.Pretrain:
     return pretrain(*groups)
 
 
+def test_one_process_of_a_node_composes_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "attempt_0"
+    folder.mkdir()
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(folder / "0" / "error.json"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    first = entry.load(config.Pretrain, "pretrain", RUN, lambda run: 1)
+    with pytest.raises(SystemExit):
+        entry.load(config.Pretrain, "pretrain", [*RUN, "model.hedas=3"], lambda run: 1)
+    monkeypatch.setattr(entry, "_gather", None)  # who composes once more fails
+    monkeypatch.setenv("LOCAL_RANK", "5")
+    assert entry.load(config.Pretrain, "pretrain", RUN, lambda run: 1) == first
+    with pytest.raises(SystemExit, match="2"):
+        entry.load(config.Pretrain, "pretrain", [*RUN, "model.hedas=3"], lambda run: 1)
+
+
 def varied(*overrides: str) -> config.Pretrain:
     """As `pretrain`, past Hydra where only keys are given: many cases, few compositions."""
     run = copy.deepcopy(composed(*[text for text in overrides if "." not in text.split("=")[0]]))

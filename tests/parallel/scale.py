@@ -45,8 +45,15 @@ def ranks_of(world: int) -> tuple[int, int, int]:
 def play(world: int, rank: int, parallel: config.Parallel) -> dict[str, Any]:
     """The groups of one rank, the calls that made them, and what Python did meanwhile."""
     dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
-    made = dist.new_group
-    with mock.patch.object(dist, "new_group", side_effect=made) as calls:
+    made, device, bound = dist.new_group, torch.device("cuda", 0), set[str]()
+    default: Any = dist.group.WORLD
+    default.bound_device_id = device  # as NCCL's is
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        bound.add(str(default.bound_device_id))
+        return made(*args, **kwargs)
+
+    with mock.patch.object(dist, "new_group", side_effect=noted) as calls:
         tracemalloc.start()
         began_s = time.process_time()
         grid = mesh.create(parallel)
@@ -58,6 +65,7 @@ def play(world: int, rank: int, parallel: config.Parallel) -> dict[str, Any]:
         "mine": all(rank in ranks for ranks in members),
         "twice": len(members) - len(set(map(tuple, members))),
         "calls": calls.call_count,
+        "bound": [*bound, str(default.bound_device_id)],
         "seconds": round(seconds, 2),
         "kept_bytes": kept,
         "peak_bytes": peak,

@@ -36,6 +36,12 @@ def test_a_rank_is_in_few_groups(world: str, played: dict[str, Any]) -> None:
         assert len(one["members"]) <= 13 and one["members"].count(1) == 1, (world, rank, one["members"])
 
 
+def test_groups_are_made_without_splitting_the_communicator_of_all(played: dict[str, Any]) -> None:
+    """Torch splits it for each group while the default one has its device, which all ranks would have to join."""
+    for world in ("8", "16384"):
+        assert all(one["bound"] == ["None", "cuda:0"] for one in played[world].values())
+
+
 def test_what_a_start_costs_hardly_depends_on_the_ranks(played: dict[str, Any]) -> None:
     """Calls: one for each group of the world along each axis, as torch names groups by their number."""
     assert max(one["calls"] for one in played["16384"].values()) < 5_000  # 77,601 by Megatron alone

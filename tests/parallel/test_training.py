@@ -188,6 +188,13 @@ def test_moments_move_to_another_layout_bit_by_bit(name: str, runs: tuple[Path, 
     assert any(shards.Reader(half / "optimizer").read(n).abs().max() > 0 for n in ["exp_avg.output_layer.weight"])
 
 
+def test_a_run_that_goes_on_reads_no_weights(runs: tuple[Path, dict[str, Any]]) -> None:
+    """Its masters bring them; a new run from the weights of another has nothing else."""
+    _, results = runs
+    assert {results[name]["weights_read"] for name in ("continued", "continued-bf16", *RESUMED)} == {0}
+    assert results["again"]["weights_read"] == 1
+
+
 def test_weights_alone_start_a_new_run(runs: tuple[Path, dict[str, Any]]) -> None:
     root, results = runs
     assert "error" not in results["again"], results["again"]["error"]

@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from llama31 import config
 from llama31.data import whole
+from llama31.engine import state
 from llama31.engine.objectives import MicroBatch, Objective, next_token
 from llama31.engine.reading import Reading
 from llama31.evaluate import perplexity
@@ -149,13 +150,18 @@ def main(plan: str, output: str) -> None:
     watched = Watched()
     for step in json.loads(Path(plan).read_text()):
         run = changed(tiny_run(Path(step["folder"]), Path(step["data"])), step["overrides"])
+        weights = mock.patch.object(state, "load_weights", side_effect=state.load_weights)
         try:
-            with _broken_validation(step.get("broken", False)), _planned_by_one(step.get("planned", False)):
+            with (
+                _broken_validation(step.get("broken", False)),
+                _planned_by_one(step.get("planned", False)),
+                weights as read,
+            ):
                 path = _load_and_save(run) if step.get("moved") else fit(run)
             results[step["name"]] = {"checkpoint": str(path)}
         except (ValueError, config.RunError) as error:
             results[step["name"]] = {"error": str(error)}
-        results[step["name"]] |= watched.summary()
+        results[step["name"]] |= watched.summary() | {"weights_read": read.call_count}
     results["twins"] = _by_groups_of_its_own()
     if dist.get_rank() == 0:
         Path(output).write_text(json.dumps(results))
