@@ -20,6 +20,7 @@ SOURCES = sorted([*ROOT.glob("llama31/**/*.py"), *ROOT.glob("recipes/**/*.py"), 
 TORCH_FREE = (
     "config",
     "plan",
+    "planner",
     "runs",
     "tokens",
     "data",

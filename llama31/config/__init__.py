@@ -12,6 +12,7 @@ from __future__ import annotations
 from llama31.config.exams import Gates, Needle, Task
 from llama31.config.jobs import Chain, ChainStage, Common, Job, Submit
 from llama31.config.keys import MISSING, MOST_TOKENS, ConfigError, Issue, RunError, key
+from llama31.config.planning import Device, Hardware, Plan, Prior, Stack
 from llama31.config.recipes import (
     Average,
     Benchmark,
@@ -82,12 +83,14 @@ __all__ = [
     "ConfigError",
     "Convert",
     "Data",
+    "Device",
     "Dialogs",
     "Dpo",
     "Evaluate",
     "Filters",
     "Gates",
     "Guard",
+    "Hardware",
     "Issue",
     "Job",
     "Judge",
@@ -99,11 +102,13 @@ __all__ = [
     "Pack",
     "Pairs",
     "Parallel",
+    "Plan",
     "PostTrain",
     "Precision",
     "Preferences",
     "Preflight",
     "Pretrain",
+    "Prior",
     "Probe",
     "Profile",
     "Ramp",
@@ -122,6 +127,7 @@ __all__ = [
     "Sft",
     "Simulate",
     "Source",
+    "Stack",
     "Submit",
     "Task",
     "Tokenizer",

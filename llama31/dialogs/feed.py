@@ -186,7 +186,7 @@ class DialogFeed:
         lengths = {name: collator.lengths(store) for name, store in zip(self.names, self.stores)}
         kept = {name: np.where(stores[name].heldout, 0, sizes) for name, sizes in lengths.items()}
         held = {name: np.where(stores[name].heldout, sizes, 0) for name, sizes in lengths.items()}
-        self.plan = passes.Plan(kept, epochs, wanted.sequence_length, seed)
+        self.plan = passes.PassPlan(kept, epochs, wanted.sequence_length, seed)
         self._held = held
         self.reference: NDArray[np.float32] | None = None  # [examples, 2], by number
         self.reference_key = ""  # of what those are the log-probabilities

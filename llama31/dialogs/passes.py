@@ -45,7 +45,7 @@ def best_fit(lengths: NDArray[Any], capacity: int) -> Rows:
     return [np.array(row, np.int64) for row in rows]
 
 
-class Plan:
+class PassPlan:
     """Rows of `capacity` places out of sources' examples, which are numbered through in the order of the names.
 
     `lengths`: places of each example by source, 0 for one that is left out; `epochs` by source. Raises ValueError (key

@@ -34,6 +34,7 @@ RECIPES = {
     "probe": config.Probe,
     "benchmark": config.Benchmark,
     "simulate": config.Simulate,
+    "plan": config.Plan,
     "submit": config.Submit,
     "report": config.Report,
 }

@@ -104,6 +104,7 @@ SCHEMAS = {
     "average": (config.Average, ["run=x", "target=y"]),
     "benchmark": (config.Benchmark, []),
     "simulate": (config.Simulate, []),
+    "plan": (config.Plan, []),
     "submit": (config.Submit, []),
 }
 
@@ -149,6 +150,7 @@ def test_every_choice_composes_and_is_valid(root: str, choice: str) -> None:
         ("average", 1),
         ("benchmark", 1),
         ("simulate", 1),
+        ("plan", 1),
         ("submit", 1),
     ],
 )

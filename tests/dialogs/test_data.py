@@ -322,7 +322,7 @@ def test_only_wanted_strengths_are_learned(form: chat.Format, write: Written) ->
 @pytest.mark.parametrize("epochs", [1.0, 2.0, 0.25, 1.5])
 def test_a_pass_visits_a_source_as_often_as_its_epochs_say(epochs: float) -> None:
     lengths = np.random.default_rng(0).integers(3, 60, 200)
-    made = passes.Plan({"a": lengths}, {"a": epochs}, 64, seed=1)
+    made = passes.PassPlan({"a": lengths}, {"a": epochs}, 64, seed=1)
     visits: list[np.ndarray] = [np.zeros(200, int), np.zeros(200, int)]
     number = 0
     while (result := made.row(number))[0] < 2:

@@ -1,0 +1,80 @@
+"""Keys of the planner: devices, what a software stack makes of them, and what is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from llama31.config.keys import MISSING, key
+from llama31.config.sections import Model
+
+
+@dataclass
+class Device:
+    """One kind of GPU and the network that it stands in: data sheets and measured ceilings."""
+
+    bf16_tflops: float = key(MISSING, "dense BF16 TFLOP/s of the data sheet", above=0)
+    fp8_tflops: float = key(0.0, "dense FP8 TFLOP/s of the data sheet; 0: it has no FP8", low=0)
+    power: float = key(1.0, "share of the products' rate that the power limit leaves, of a 700 W part's", above=0)
+    copy_tb_s: float = key(MISSING, "TB/s that a copy reaches, reading and writing", above=0)
+    memory_gib: float = key(MISSING, "GiB of memory", above=0)
+    nvlink_gb_s: float = key(MISSING, "GB/s per direction that collectives reach inside a node", above=0)
+    network_gb_s: float = key(MISSING, "GB/s per direction and GPU that collectives reach between nodes", above=0)
+    per_node: int = key(8, "GPUs that NVLink connects", low=1)
+    multiprocessors: int = key(132, "streaming multiprocessors: tiles of a product that run at once", low=1)
+
+
+@dataclass
+class Stack:
+    """What a software stack makes of a device. One number for all models, sizes and layouts."""
+
+    products_bf16: float = key(MISSING, "share of the peak that large BF16 products reach in a step", above=0)
+    products_fp8: float = key(MISSING, "share of the peak that large FP8 products reach in a step", above=0)
+    lead_bf16: float = key(MISSING, "terms of a BF16 product's sum that its start and end cost", low=0)
+    lead_fp8: float = key(MISSING, "terms of an FP8 product's sum that its start and end cost", low=0)
+    attention_forward: float = key(MISSING, "TFLOP/s of causal attention forward, of long rows", above=0)
+    attention_backward: float = key(MISSING, "TFLOP/s of causal attention backward, of long rows", above=0)
+    attention_half_forward: float = key(MISSING, "length at which it reaches half of that, forward", low=0)
+    attention_half_backward: float = key(MISSING, "length at which it reaches half of that, backward", low=0)
+    attention: float = key(1.0, "share of those rates that it keeps in a step", above=0)
+    copy: float = key(MISSING, "share of the copy bandwidth that elementwise kernels reach", above=0)
+    copy_eager: float = key(MISSING, "the same where nothing is fused", above=0)
+    accumulate: float = key(1.0, "reads and writes of the gradient by the product that adds to it, of two", low=0)
+    gradient_bytes: float = key(2.0, "bytes of a gradient as it is accumulated and sent", above=0)
+    quantise: float = key(1.0, "reads and writes of quantising, of one read and two FP8 copies", low=0)
+    tp_exposed: float = key(MISSING, "share of tensor-parallel messages that products do not cover", low=0)
+    tp_exposed_async: float = key(MISSING, "the same where the run asked for overlap on top", low=0)
+    cp_exposed: float = key(MISSING, "share of context-parallel messages that attention does not cover", low=0)
+    p2p_exposed: float = key(MISSING, "share of interleaved stages' messages that nothing covers", low=0)
+    dp_exposed: float = key(MISSING, "share of gradients and weights sent that nothing covers", low=0)
+    host_us: float = key(MISSING, "microseconds in which the host launches one kernel", low=0)
+    jitter: float = key(MISSING, "share of the step that ranks wait for the slowest, per doubling of nodes", low=0)
+    fixed_s: float = key(0.05, "seconds of a step that nothing scales: data, norms of gradients, logging", low=0)
+
+
+@dataclass
+class Prior:
+    """What is known of a number before runs are looked at: fits start there and pay for leaving it."""
+
+    stack: str = key(MISSING, "stack that it belongs to, or device (its power)")
+    value: float = key(MISSING, "expected", above=0)
+    spread: float = key(MISSING, "standard deviation of its logarithm", above=0)
+
+
+@dataclass
+class Hardware:
+    """Physical constants: devices, stacks, and the priors of what was fitted."""
+
+    devices: dict[str, Device] = field(default_factory=dict, metadata={"help": "by name"})
+    stacks: dict[str, Stack] = field(default_factory=dict, metadata={"help": "by name"})
+    priors: dict[str, Prior] = field(default_factory=dict, metadata={"help": "by STACK_KEY"})
+
+
+@dataclass
+class Plan:
+    """Keys of `recipes.plan`: what a layout will cost, from its config alone, and how far that holds."""
+
+    validate: str | None = key(None, "CSV file of published runs to predict, row by row")
+    output: str | None = key(None, "JSON file for the rows, their errors and the averages; null: only printed")
+    leave_out: bool = key(True, "fit again without each family of models and say how far off that one is then")
+    models: dict[str, Model] = field(default_factory=dict, metadata={"help": "shapes that rows may name, by name"})
+    hardware: Hardware = field(default_factory=Hardware)

@@ -1,0 +1,234 @@
+"""Published training runs from a CSV: judged line by line, and made the jobs that are predicted. No torch.
+
+An empty field was not published. `?` stands for what its source leaves open, and counts as filled.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama31.config import ConfigError, Hardware, Issue, Model
+from llama31.planner.workloads import StepJob
+
+LAYOUT = ("gpus", "precision", "seq", "gbs", "mbs", "tp", "pp", "cp", "dp")  # what a row needs to be averaged
+COLUMNS = ("id", "model", "gpu", *LAYOUT, "vp", "shard", "recompute", "tok_s_gpu", "step_s", "mem_gib", "note")
+COUNTS = ("gpus", "seq", "mbs", "tp", "pp", "cp", "dp", "vp")
+FORMATS = {"bf16": False, "fp16": False, "fp8": True, "mxfp8": True}  # by how the column begins
+AVERAGED = "H100"  # how the devices are called whose rows are averaged
+MOST_CHUNKS, FEWEST_LAYERS = 8, 2  # of a stage and of a chunk, where a source does not state the interleaving
+BATCH_TOKENS = 4_000_000  # of a step, where a source states tokens per second without its batch
+RECOMPUTED = {"core_attn": "attention", "attention": "attention", "mlp": "mlp", "selective": "half", "full": "full"}
+SLICE = re.compile(r"(?P<model>.+)-(?P<layers>\d+)L", re.IGNORECASE)
+PREFIX = re.compile(r"^(meta-)?(llama|l)[- _]?3(\.\d)?[- _]*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class PublishedRun:
+    """A row: what was published, and the job that it makes; without one, `reason` says what is missing."""
+
+    id: str
+    line: int
+    model: str  # as the row calls it
+    family: str
+    device: str
+    job: StepJob | None
+    averaged: bool
+    reason: str  # why it is not averaged; empty where it is
+    step_s: float | None
+    tokens_per_s: float | None  # and GPU
+    memory_gib: float | None
+
+
+def read(path: Path, models: Mapping[str, Model], hardware: Hardware) -> list[PublishedRun]:
+    """All rows of a file. ConfigError names every wrong field by line and column, and a remedy."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"cannot be read ({error})"
+        raise ConfigError([Issue("validate", path, problem, "give a CSV file in UTF-8")]) from error
+    reader = csv.reader(text.splitlines(keepends=True))
+    header = [name.strip() for name in next(reader, [])]
+    missing = [name for name in COLUMNS if name not in header]
+    if missing:
+        remedy = f"its first line names the columns {','.join(COLUMNS)}, in any order"
+        raise ConfigError([Issue("validate", path, f"line 1 has no column {', '.join(missing)}", remedy)])
+    issues: list[Issue] = []
+    rows = []
+    for fields in reader:
+        if not any(field.strip() for field in fields):
+            continue
+        line = _Line(path, reader.line_num, dict(zip(header, map(str.strip, fields))), issues)
+        if len(fields) != len(header):
+            line.refuse("id", f"it has {len(fields)} fields, and the first line {len(header)}", "give one per column")
+            continue
+        rows.append(_row(line, {model.name.lower(): model for model in models.values()}, hardware))
+    if issues:
+        raise ConfigError(issues)
+    if not rows:
+        raise ConfigError([Issue("validate", path, "it holds no rows", "give one published run per line")])
+    return rows
+
+
+class _Line:
+    """Fields of one line, with what is wrong about them."""
+
+    def __init__(self, path: Path, number: int, fields: Mapping[str, str], issues: list[Issue]) -> None:
+        self.path, self.number, self.fields, self.issues = path, number, fields, issues
+
+    def refuse(self, column: str, problem: str, remedy: str) -> None:
+        value = self.fields.get(column, "")
+        where = f"line {self.number}, column {column}"
+        self.issues.append(Issue("validate", self.path, f"{where}: {value!r}: {problem}", remedy))
+
+    def filled(self, column: str) -> bool:
+        return self.fields[column] != "" and not (column == "gbs" and self.fields[column] == "0")
+
+    def count(self, column: str) -> int | None:
+        """A whole number from 1; None where it is not published or left open."""
+        text = self.fields[column]
+        if text in ("", "?"):
+            return None
+        if not re.fullmatch(r"[0-9]{1,12}", text) or (int(text) < 1 and column != "gbs"):
+            self.refuse(column, "no whole number above 0", "give one, ? where the source leaves it open, or nothing")
+            return None
+        return int(text) or None
+
+    def measured(self, column: str) -> float | None:
+        """A number above 0; None where it is not published."""
+        text = self.fields[column]
+        if text in ("", "?"):
+            return None
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0.0
+        if not 0 < value < 1e12:
+            self.refuse(column, "no number above 0", "give one, or nothing where it was not published")
+            return None
+        return value
+
+
+def _row(line: _Line, models: Mapping[str, Model], hardware: Hardware) -> PublishedRun:
+    fields = line.fields
+    known = {name: line.count(name) for name in COUNTS} | {"gbs": line.count("gbs")}
+    model = _model(line, models)
+    fp8 = _fp8(line)
+    device = _device(fields["gpu"], hardware)
+    _judge(line, known)
+    unpublished = [name for name in LAYOUT if not line.filled(name)]
+    if (known["pp"] or 1) > 1 and not line.filled("vp"):
+        unpublished.append("vp")
+    job = None if model is None or device is None else _job(fields, known, model, device, bool(fp8))
+    if device is None:
+        reason = f"line {line.number}, column gpu: no such device in hardware.devices ({', '.join(hardware.devices)})"
+    elif job is None:
+        reason = f"not published: {', '.join(unpublished) or 'a layout that the others give'}"
+    elif unpublished:
+        reason = f"not published: {', '.join(unpublished)}"
+    else:
+        reason = "" if device.startswith(AVERAGED) else f"{device} is predicted, not averaged"
+    numbers = [line.measured(name) for name in ("step_s", "tok_s_gpu", "mem_gib")]
+    family = model.name.upper().split("-")[0] if model else ""
+    family = "Llama 2" if family == "L2" else family
+    return PublishedRun(
+        fields["id"], line.number, fields["model"], family, device or fields["gpu"], job, not reason, reason, *numbers
+    )
+
+
+def _model(line: _Line, models: Mapping[str, Model]) -> Model | None:
+    """The shape that a row means: a name of the table, also with Llama 3 before it, or of some layers of it alone."""
+    name = line.fields["model"]
+    part = SLICE.fullmatch(name)
+    base = PREFIX.sub("", part["model"] if part else name).lower()
+    if base not in models:
+        line.refuse("model", "no such model", f"give one of {', '.join(sorted(models))}, or add it to models")
+        return None
+    model = models[base]
+    if part is None:
+        return model
+    if not 0 < int(part["layers"]) <= model.layers:
+        line.refuse("model", f"{base} has {model.layers} layers", "give no more than that")
+        return None
+    changed: dict[str, Any] = {**vars(model), "layers": int(part["layers"])}
+    return Model(**changed)
+
+
+def _fp8(line: _Line) -> bool | None:
+    text = line.fields["precision"].lower()
+    if text in ("", "?"):
+        return None
+    known = [fp8 for name, fp8 in FORMATS.items() if text.startswith(name)]
+    if not known:
+        line.refuse("precision", "no format that is predicted", f"give one of {', '.join(FORMATS)}")
+        return None
+    return known[0]
+
+
+def _device(name: str, hardware: Hardware) -> str | None:
+    """The device that a row names, or of which its name begins with the name: the longest."""
+    fitting = [known for known in hardware.devices if name == known or name.startswith(f"{known}-")]
+    return max(fitting, key=len, default=None)
+
+
+def _judge(line: _Line, known: Mapping[str, int | None]) -> None:
+    """What the numbers of a row must satisfy together."""
+    sizes = [known[name] for name in ("tp", "pp", "cp", "dp")]
+    if known["gpus"] and all(sizes):
+        product = 1
+        for size in sizes:
+            product *= size or 1
+        if product != known["gpus"]:
+            line.refuse("dp", f"tp x pp x cp x dp = {product}, and gpus = {known['gpus']}", "give what multiplies out")
+    gbs, mbs, dp = known["gbs"], known["mbs"], known["dp"]
+    if gbs and mbs and dp and gbs % (mbs * dp):
+        line.refuse("gbs", f"no multiple of mbs x dp = {mbs * dp}", "give one")
+    if (known["vp"] or 1) > 1 and known["pp"] == 1:
+        line.refuse("vp", "chunks are interleaved over stages, and pp is 1", "give 1 or nothing")
+
+
+def _job(
+    fields: Mapping[str, str], known: Mapping[str, int | None], model: Model, device: str, fp8: bool
+) -> StepJob | None:
+    gpus, length, tp, pp = (known[name] for name in ("gpus", "seq", "tp", "pp"))
+    if not (gpus and length and tp and pp):
+        return None
+    cp, mbs = known["cp"] or 1, known["mbs"] or 1
+    dp = known["dp"] or max(1, gpus // (tp * pp * cp))
+    rows = known["gbs"] or max(1, BATCH_TOKENS // length)
+    micro_batches = rows / (dp * mbs)
+    torchtitan = fields["shard"].upper().startswith("FSDP2")
+    if torchtitan and pp > 1:  # its pipeline cuts a replica's rows into as many micro-batches as there are stages
+        mbs, micro_batches = max(1, round(rows / dp / pp)), min(float(pp), rows / dp)
+    return StepJob(
+        model=model,
+        device=device,
+        stack="torchtitan" if torchtitan else "megatron",
+        gpus=gpus,
+        fp8=fp8,
+        sequence_length=length,
+        micro_batch=mbs,
+        micro_batches=micro_batches,
+        tp=tp,
+        pp=pp,
+        cp=cp,
+        vpp=known["vp"] or (1 if torchtitan and not fields["vp"] else _chunks(model, pp)),
+        dp=dp,
+        fsdp=fields["shard"].upper().startswith("FSDP"),
+        recompute=frozenset(part for name, part in RECOMPUTED.items() if name in fields["recompute"].lower()),
+        eager="eager" in fields["note"].lower(),
+        tp_async="asynctp" in fields["note"].lower(),
+    )
+
+
+def _chunks(model: Model, pp: int) -> int:
+    """Interleaving where it is not stated: as fine as layers divide, with at least two layers in a chunk."""
+    if pp == 1:
+        return 1
+    layers = model.layers if model.layers % pp == 0 else model.layers + 2
+    each = -(-layers // pp)
+    return max(n for n in range(1, MOST_CHUNKS + 1) if n == 1 or (each % n == 0 and each // n >= FEWEST_LAYERS))

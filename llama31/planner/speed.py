@@ -1,0 +1,211 @@
+"""Seconds of a step by cause, from the layout and physical constants alone. Arithmetic, no torch.
+
+A layer's products go by their shapes, attention by its length, everything else by the bytes that it moves; of messages
+the share counts that nothing covers. Stages, micro-batches and ranks then make a step of layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from llama31.config import Device, Stack
+from llama31.planner import products
+from llama31.planner.workloads import StepJob, layer_parameters, split, widths
+
+OPTIMIZER_BYTES = 30  # per parameter of a shard: gradient, master and moments read, all but the first written, weights
+COLLECTIVE_S = 10e-6  # to start one inside a node, of NCCL's model 8.4 us and a hop
+KERNELS = 60  # of a layer, forward and backward, in BF16: 4,256 for 8 layers and 8 micro-batches, measured
+FP8_KERNELS = 2.0  # times as many calls: scales, casts and transposes
+FORWARD = 1 / 3  # of the host's work
+LOSS_BYTES = 16  # per logit: written, read for its softmax, gradient written and read
+UNSHARDED_P2P = 0.5  # of messages between stages that are not interleaved: one way of two is waited for
+GIGA, TERA = 1e9, 1e12
+
+
+def step(job: StepJob, device: Device, stack: Stack) -> dict[str, float]:
+    """Seconds by cause. Their sum is the step."""
+    layer = _Layer(job, device, stack)
+    forward, backward = layer.forward(), layer.backward()
+    one = _sum(forward, backward)
+    middle, last = split(job.model, job.pp, job.vpp)
+    head = layer.head()
+    full, end = _times(one, middle), _sum(_times(one, last), head)
+    stage = end if job.pp == 1 or total(end) > total(full) else full
+    busy = full if job.pp > 1 else stage
+    result = _times(stage, job.micro_batches)
+    result["bubble"] = (job.pp - 1) * total(busy) / job.vpp
+    result["p2p"] = layer.between_stages()
+    result.update(_replicas(job, device, stack, middle, total(result)))
+    result["fixed"] = stack.fixed_s
+    nodes = max(job.gpus / device.per_node, 1.0)
+    result["jitter"] = stack.jitter * math.log2(nodes) * total(result)
+    return {cause: value for cause, value in result.items() if value > 0}
+
+
+def total(seconds: Mapping[str, float]) -> float:
+    """Of all causes together."""
+    return sum(seconds.values())
+
+
+def products_rate(job: StepJob, device: Device, stack: Stack, fp8: bool) -> products.Rate:
+    """Of large products in FP8, or in BF16 where `fp8` is false."""
+    if fp8 and device.fp8_tflops:
+        flops = stack.products_fp8 * device.fp8_tflops
+        return products.Rate(flops * device.power * TERA, stack.lead_fp8, device.multiprocessors)
+    flops = stack.products_bf16 * device.bf16_tflops
+    return products.Rate(flops * device.power * TERA, stack.lead_bf16, device.multiprocessors)
+
+
+def _times(seconds: Mapping[str, float], factor: float) -> dict[str, float]:
+    return {cause: factor * value for cause, value in seconds.items()}
+
+
+def _sum(*parts: Mapping[str, float]) -> dict[str, float]:
+    result: dict[str, float] = {}
+    for part in parts:
+        for cause, value in part.items():
+            result[cause] = result.get(cause, 0.0) + value
+    return result
+
+
+class _Layer:
+    """Seconds of one layer, or of the head, for a micro-batch on a rank, by cause."""
+
+    def __init__(self, job: StepJob, device: Device, stack: Stack) -> None:
+        self.job, self.device, self.stack = job, device, stack
+        self.hidden = job.model.hidden_size
+        self.queries, self.keys, self.ffn = widths(job.model, job.tp)
+        self.rate = products_rate(job, device, stack, job.fp8)
+        self.linears = (
+            (self.queries + self.keys, self.hidden),
+            (self.hidden, self.queries),
+            (2 * self.ffn, self.hidden),
+            (self.hidden, self.ffn),
+        )
+        self.bytes_per_s = (stack.copy_eager if job.eager else stack.copy) * device.copy_tb_s * TERA
+        self.nvlink = device.nvlink_gb_s * GIGA
+        inside = job.tp * job.cp <= device.per_node
+        self.cp_bytes_per_s = self.nvlink if inside else device.network_gb_s * GIGA
+        message = 2 * job.tokens * self.hidden * (job.tp - 1) / job.tp
+        self.gathered = message * (0.5 if job.fp8 else 1.0) / self.nvlink  # what products read in one byte
+        self.scattered = message / self.nvlink
+
+    def forward(self) -> dict[str, float]:
+        """Of the forward pass."""
+        tp = 2 * (self.gathered + self.scattered) + 4 * COLLECTIVE_S * (self.job.tp > 1)
+        return self._with_host(
+            {
+                "products": sum(products.forward(self.job.tokens, linear, self.rate) for linear in self.linears),
+                "attention": self._attention(),
+                "elementwise": self._moved(12 * self.hidden + 4 * self.job.model.ffn_hidden_size) + self._merged(1),
+                "quantise": self._quantised(2 * self.hidden / self.job.tp + self.queries + self.ffn),
+                "tp": self._tp_exposed() * tp,
+                "cp": self.stack.cp_exposed * self._keys_sent(),
+            },
+            FORWARD,
+        )
+
+    def backward(self) -> dict[str, float]:
+        """Of the backward pass, with what it computes again."""
+        tp = 4 * self.gathered + 2 * self.scattered + 6 * COLLECTIVE_S * (self.job.tp > 1)
+        gradient = self.stack.accumulate * layer_parameters(self.job.model, self.job.tp)
+        outputs = 2 * self.hidden / self.job.tp + self.queries + self.keys + 2 * self.ffn
+        causes = {
+            "products": sum(products.backward(self.job.tokens, linear, self.rate) for linear in self.linears),
+            "attention": self._attention(backward=True),
+            "elementwise": self._moved(25 * self.hidden + 6 * self.job.model.ffn_hidden_size) + self._merged(2),
+            "accumulate": gradient * 2 * self.stack.gradient_bytes / self.bytes_per_s,
+            "quantise": self._quantised(outputs),
+            "tp": self._tp_exposed() * tp,
+            "cp": 2 * self.stack.cp_exposed * self._keys_sent(),
+        }
+        return _sum(self._with_host(causes, 1 - FORWARD), {"recompute": self._again()})
+
+    def head(self) -> dict[str, float]:
+        """Of the output layer, which stays in BF16, and the loss, forward and backward."""
+        rows = self.job.model.vocab_size / self.job.tp
+        rate = products_rate(self.job, self.device, self.stack, fp8=False)
+        linear = (rows, float(self.hidden))
+        seconds = products.forward(self.job.tokens, linear, rate) + products.backward(self.job.tokens, linear, rate)
+        return {
+            "head": seconds + LOSS_BYTES * self.job.tokens * rows / self.bytes_per_s,
+            "tp": 2 * self._tp_exposed() * self.scattered,
+        }
+
+    def between_stages(self) -> float:
+        """Of messages between pipeline stages that a step waits for, all micro-batches together."""
+        if self.job.pp == 1:
+            return 0.0
+        inside = self.job.tp * self.job.cp * self.job.pp <= self.device.per_node
+        rate = self.nvlink if inside else self.device.network_gb_s * GIGA
+        one = 2 * self.job.tokens * self.hidden / self.job.tp / rate
+        exposed = self.stack.p2p_exposed if self.job.vpp > 1 else UNSHARDED_P2P
+        return 2 * one * (exposed * self.job.vpp * self.job.micro_batches + self.job.pp - 1)
+
+    def _attention(self, backward: bool = False) -> float:
+        """2 s h FLOPs per token forward, half of the square, and 2.5 times that backward."""
+        flops = 2.0 * self.job.sequence_length * self.job.tokens * self.queries
+        rate, half = self.stack.attention_forward, self.stack.attention_half_forward
+        if backward:
+            flops, rate, half = 2.5 * flops, self.stack.attention_backward, self.stack.attention_half_backward
+        reached = rate * self.stack.attention / (1 + half / self.job.sequence_length)
+        peak = self.device.power * self.device.bf16_tflops / 989  # rates are those of an H100
+        return flops / (reached * peak * TERA)
+
+    def _moved(self, columns: float) -> float:
+        """Reads and writes of BF16 numbers, `columns` per token of the whole layer."""
+        return 2 * columns * self.job.tokens / self.job.tp / self.bytes_per_s
+
+    def _merged(self, passes: int) -> float:
+        """Under context parallelism each step of the ring merges its outputs into FP32 sums: read twice, written."""
+        return passes * 12 * (self.job.cp - 1) * self.job.tokens * self.queries / self.bytes_per_s
+
+    def _quantised(self, columns: float) -> float:
+        """BF16 read, FP8 written twice: as it is, and transposed for the other product."""
+        return self.stack.quantise * 4 * columns * self.job.tokens / self.bytes_per_s if self.job.fp8 else 0.0
+
+    def _keys_sent(self) -> float:
+        """K and V of the other ranks of CP, in BF16."""
+        return 2 * self.keys * self.job.tokens * (self.job.cp - 1) / self.cp_bytes_per_s
+
+    def _tp_exposed(self) -> float:
+        return self.stack.tp_exposed_async if self.job.tp_async else self.stack.tp_exposed
+
+    def _again(self) -> float:
+        """What the backward pass computes a second time."""
+        if not self.job.recompute:
+            return 0.0
+        forward, parts = self.forward(), self.job.recompute
+        if "full" in parts:
+            return total(forward)
+        seconds = forward["attention"] * ("attention" in parts)
+        if "mlp" in parts:
+            seconds += sum(products.forward(self.job.tokens, linear, self.rate) for linear in self.linears[2:])
+            seconds += self._moved(4 * self.job.model.ffn_hidden_size) + forward["tp"] / 2 + 0.6 * forward["quantise"]
+        if "half" in parts:
+            seconds += 0.5 * (forward["products"] + forward["quantise"]) + forward["elementwise"]
+        return seconds
+
+    def _with_host(self, causes: dict[str, float], share: float) -> dict[str, float]:
+        """A pass is never over before the host has launched its kernels."""
+        kernels = KERNELS * (FP8_KERNELS if self.job.fp8 else 1.0)
+        kernels *= 1 + 0.15 * (self.job.tp > 1) + 0.15 * (self.job.cp > 1)
+        host = share * kernels * self.stack.host_us * 1e-6
+        return {**causes, "host": max(0.0, host - total(causes))}
+
+
+def _replicas(job: StepJob, device: Device, stack: Stack, layers: float, computing: float) -> dict[str, float]:
+    """Gradients and weights between replicas as far as nothing covers them, and the optimizer."""
+    model = job.model
+    ends = model.vocab_size * model.hidden_size / job.tp * (2 if job.pp == 1 else 1)
+    own = layers * (layer_parameters(model, job.tp) + 2 * model.hidden_size) + ends
+    inside = job.gpus <= device.per_node
+    rate = (device.nvlink_gb_s if inside else device.network_gb_s) * GIGA
+    sent = own * (job.shards - 1) / job.shards / rate
+    gradients, weights = stack.gradient_bytes * sent, 2 * sent
+    messages = gradients + weights * (2 if job.fsdp else 1)
+    waited = stack.dp_exposed * messages
+    if job.fsdp and job.pp == 1:
+        waited += max(0.0, messages - computing)
+    return {"dp": waited, "optimizer": OPTIMIZER_BYTES * own / job.shards / (device.copy_tb_s * TERA)}
