@@ -36,7 +36,7 @@ def families_left_out(rows: Sequence[PublishedRun], hardware: Hardware) -> list[
     """For each stack and family of models, where others remain to fit to."""
     result = []
     for stack in REFERENCE:
-        known = [row for row in rows if _fitted(row, stack)]
+        known = [row for row in rows if fitted(row, stack)]
         families = list(dict.fromkeys(row.family for row in known))
         for family in families if len(families) > 1 else []:
             own = [row for row in known if row.family == family]
@@ -80,7 +80,7 @@ def _changed(hardware: Hardware, stack: str, priors: Mapping[str, Prior], place:
     return dataclasses.replace(hardware, devices=devices, stacks=stacks)
 
 
-def _fitted(row: PublishedRun, stack: str) -> bool:
+def fitted(row: PublishedRun, stack: str) -> bool:
     """Whether a row may be fitted to: its step time, batch and layout are published, on the stack's own devices."""
     whole = row.averaged and row.job is not None and row.step_s is not None
     return whole and row.job is not None and row.job.stack == stack and row.device == REFERENCE[stack]

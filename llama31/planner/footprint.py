@@ -23,11 +23,6 @@ def causes(job: StepJob) -> dict[str, float]:
     return max((_stage(job, first) for first in {True, job.pp > 1}), key=lambda one: sum(one.values()))
 
 
-def gib(job: StepJob) -> float:
-    """GiB of a rank of the stage that needs most."""
-    return sum(causes(job).values()) / GIB
-
-
 def _stage(job: StepJob, first: bool) -> dict[str, float]:
     model = job.model
     middle, last = split(model, job.pp, job.vpp)

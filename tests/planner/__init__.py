@@ -1,0 +1,1 @@
+"""What the planner predicts, and how it is held against what was published."""
