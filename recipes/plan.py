@@ -1,21 +1,36 @@
-"""What a layout will cost, and how far that holds: `python -m recipes.plan validate=runs.csv output=errors.json`."""
+"""What a layout will cost, and which is the fastest that fits: `python -m recipes.plan model=8b gpus=64`."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from llama31 import config
 from recipes import start
 
 
 def main(run: config.Plan) -> None:
-    """Predict the runs of `validate`, print them beside what was published, and write them where `output` says."""
-    from pathlib import Path
+    """Print the fastest layouts, or with `validate` published runs beside what is predicted of them."""
+    from llama31.planner import proposals
+    from llama31.runs import files
 
+    if run.validate is not None:
+        validate(run, Path(run.validate))
+        return
+    asked = proposals.request(run)
+    found = proposals.proposals(asked, run.best)
+    print(proposals.tables(run, asked, found))
+    if run.write:
+        path = Path(run.write)
+        files.write_whole(path, proposals.to_yaml(asked, found[0], path.stem))
+        print(f"\nwritten: {path}")
+
+
+def validate(run: config.Plan, path: Path) -> None:
+    """Predict the runs of a file, row by row, and say how far off that is."""
     from llama31.planner import accuracy, fitting, published
     from llama31.runs import files
 
-    if run.validate is None:
-        raise config.ConfigError([config.Issue("validate", None, "nothing is asked", "give validate=FILE.csv")])
-    rows = published.read(Path(run.validate), run.models, run.hardware)
+    rows = published.read(path, run.models, run.hardware)
     results = accuracy.results(rows, run.hardware)
     left_out = fitting.families_left_out(rows, run.hardware) if run.leave_out else []
     print(accuracy.tables(results, left_out))

@@ -174,6 +174,7 @@ COMPOSERS = {
     "llama31/convert/checkpoints.py": {"Convert"},
     "llama31/convert/average.py": {"Average"},
     "llama31/plan/simulate.py": {"Simulate"},
+    "llama31/planner/proposals.py": {"Plan"},
     "llama31/post_train/": {"PostTrain"},
 }
 

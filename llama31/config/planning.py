@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llama31.config.keys import MISSING, key
-from llama31.config.sections import Model
+from llama31.config.keys import MISSING, MOST_TOKENS, key
+from llama31.config.sections import Model, Precision
 
 
 @dataclass
@@ -20,6 +20,8 @@ class Device:
     nvlink_gb_s: float = key(MISSING, "GB/s per direction that collectives reach inside a node", above=0)
     network_gb_s: float = key(MISSING, "GB/s per direction and GPU that collectives reach between nodes", above=0)
     per_node: int = key(8, "GPUs that NVLink connects", low=1)
+    watts: float = key(0.0, "of a GPU with its share of the server under load; 0: energy is not told", low=0)
+    dollars_per_hour: float = key(0.0, "price of a GPU and hour; 0: money is not told", low=0)
     multiprocessors: int = key(132, "streaming multiprocessors: tiles of a product that run at once", low=1)
 
 
@@ -73,8 +75,21 @@ class Hardware:
 class Plan:
     """Keys of `recipes.plan`: what a layout will cost, from its config alone, and how far that holds."""
 
-    validate: str | None = key(None, "CSV file of published runs to predict, row by row")
-    output: str | None = key(None, "JSON file for the rows, their errors and the averages; null: only printed")
+    model: Model = field(default_factory=Model)
+    precision: Precision = field(default_factory=Precision)
+    device: str = key("H100", "GPU of hardware.devices")
+    stack: str = key("megatron", "software of hardware.stacks whose speed is expected")
+    gpus: int = key(8, "GPUs to lay the model out on", low=1)
+    sequence_length: int = key(8192, "tokens per row", low=1)
+    batch_tokens: int = key(4_194_304, "tokens per optimizer step", low=1, high=MOST_TOKENS)
+    total_tokens: int = key(15_600_000_000_000, "tokens of the whole run", low=1, high=MOST_TOKENS)
+    memory_gb: float | None = key(
+        None, "10^9 bytes for tensors; null: what the device has, less 4.9 for what lives outside", above=0
+    )
+    best: int = key(10, "layouts to print, the fastest first", low=1)
+    write: str | None = key(None, "YAML file for the fastest layout, as in conf/parallel; null: only printed")
+    validate: str | None = key(None, "instead: CSV file of published runs to predict, row by row")
+    output: str | None = key(None, "JSON file for those rows, their errors and the averages; null: only printed")
     leave_out: bool = key(True, "fit again without each family of models and say how far off that one is then")
     models: dict[str, Model] = field(default_factory=dict, metadata={"help": "shapes that rows may name, by name"})
     hardware: Hardware = field(default_factory=Hardware)

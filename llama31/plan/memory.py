@@ -113,7 +113,7 @@ def of_stage(model: Model, parallel: Parallel, numbers: Precision, work: Workloa
         moments.append((flying.loss * kept, _head(model, parallel, numbers, work, tokens), 0.0))
     if parallel.pp > 1:
         always["buffers"] += tokens * _messages(model, parallel, numbers, work, stage)
-    activations, head, buffers = max(moments, key=sum)
+    activations, head, buffers = max(moments, key=sum, default=(0.0, 0.0, 0.0))  # a stage may hold the embedding alone
     always["buffers"] += buffers
     step = StageMemory(stage, activations=activations, head=head, **always)
     return max(step, _begin(model, parallel, numbers, stage, step), key=lambda one: one.total)

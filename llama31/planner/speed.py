@@ -183,6 +183,8 @@ class _Layer:
         if "mlp" in parts:
             seconds += sum(products.forward(self.job.tokens, linear, self.rate) for linear in self.linears[2:])
             seconds += self._moved(4 * self.job.model.ffn_hidden_size) + forward["tp"] / 2 + 0.6 * forward["quantise"]
+        seconds += self._moved(3 * self.job.model.ffn_hidden_size) * ("swiglu" in parts)
+        seconds += self._moved(4 * self.hidden) * ("norms" in parts)
         if "half" in parts:
             seconds += 0.5 * (forward["products"] + forward["quantise"]) + forward["elementwise"]
         return seconds
@@ -207,5 +209,5 @@ def _replicas(job: StepJob, device: Device, stack: Stack, layers: float, computi
     messages = gradients + weights * (2 if job.fsdp else 1)
     waited = stack.dp_exposed * messages
     if job.fsdp and job.pp == 1:
-        waited += max(0.0, messages - computing)
+        waited += max(0.0, job.micro_batches * messages - computing)  # each micro-batch gathers and reduces
     return {"dp": waited, "optimizer": OPTIMIZER_BYTES * own / job.shards / (device.copy_tb_s * TERA)}

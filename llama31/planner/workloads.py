@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from llama31.config import Model
 
-RECOMPUTED = ("attention", "mlp", "half", "full")  # half: every second product and what lies between, torchtitan's
+RECOMPUTED = (
+    "attention",
+    "norms",
+    "swiglu",
+    "mlp",
+    "half",
+    "full",
+)  # half: every second product and what lies between, torchtitan's
 
 
 @dataclass(frozen=True)
