@@ -46,6 +46,7 @@ class Stack:
     tp_exposed: float = key(MISSING, "share of tensor-parallel messages that products do not cover", low=0)
     tp_exposed_async: float = key(MISSING, "the same where the run asked for overlap on top", low=0)
     cp_exposed: float = key(MISSING, "share of context-parallel messages that attention does not cover", low=0)
+    merge_bytes: float = key(12.0, "moved per number of attention's output by each further step of CP's ring", low=0)
     p2p_exposed: float = key(MISSING, "share of interleaved stages' messages that nothing covers", low=0)
     dp_exposed: float = key(MISSING, "share of gradients and weights sent that nothing covers", low=0)
     host_us: float = key(MISSING, "microseconds in which the host launches one kernel", low=0)

@@ -6,6 +6,7 @@ An empty field was not published. `?` stands for what its source leaves open, an
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -171,7 +172,9 @@ def _fp8(line: _Line) -> bool | None:
 
 def _device(name: str, hardware: Hardware) -> str | None:
     """The device that a row names, or of which its name begins with the name: the longest."""
-    fitting = [known for known in hardware.devices if name == known or name.startswith(f"{known}-")]
+    fitting = [
+        known for known in hardware.devices if re.match(rf"{re.escape(known)}(?![A-Za-z0-9])", name, re.IGNORECASE)
+    ]
     return max(fitting, key=len, default=None)
 
 
@@ -194,12 +197,12 @@ def _judge(line: _Line, known: Mapping[str, int | None]) -> None:
 def _job(
     fields: Mapping[str, str], known: Mapping[str, int | None], model: Model, device: str, fp8: bool
 ) -> StepJob | None:
-    gpus, length, tp, pp = (known[name] for name in ("gpus", "seq", "tp", "pp"))
-    if not (gpus and length and tp and pp):
+    gpus, length, sizes = known["gpus"], known["seq"], _sizes(known)
+    if not (gpus and length and sizes):
         return None
-    cp, mbs = known["cp"] or 1, known["mbs"] or 1
-    dp = known["dp"] or max(1, gpus // (tp * pp * cp))
-    rows = known["gbs"] or max(1, BATCH_TOKENS // length)
+    tp, pp, cp, dp = sizes
+    mbs = known["mbs"] or 1
+    rows = known["gbs"] or max(dp * mbs, round(_published_tokens(fields, gpus) / length))
     micro_batches = rows / (dp * mbs)
     torchtitan = fields["shard"].upper().startswith("FSDP2")
     if torchtitan and pp > 1:  # its pipeline cuts a replica's rows into as many micro-batches as there are stages
@@ -223,6 +226,26 @@ def _job(
         eager="eager" in fields["note"].lower(),
         tp_async="asynctp" in fields["note"].lower(),
     )
+
+
+def _sizes(known: Mapping[str, int | None]) -> tuple[int, int, int, int] | None:
+    """TP, PP, CP and DP; one that is not stated follows from the others, CP is 1 where two are not."""
+    given = [known[name] for name in ("tp", "pp", "cp", "dp")]
+    if given[2] is None and given.count(None) > 1:
+        given[2] = 1
+    product = math.prod(size for size in given if size is not None)
+    if given.count(None) > 1 or (None in given and (known["gpus"] or 0) % product):
+        return None
+    tp, pp, cp, dp = ((known["gpus"] or 0) // product if size is None else size for size in given)
+    return tp, pp, cp, dp
+
+
+def _published_tokens(fields: Mapping[str, str], gpus: int) -> float:
+    """Tokens of a step whose batch is not stated: of the published speed and time, or else a common number."""
+    try:
+        return float(fields["tok_s_gpu"]) * gpus * float(fields["step_s"])
+    except ValueError:
+        return BATCH_TOKENS
 
 
 def _chunks(model: Model, pp: int) -> int:

@@ -19,6 +19,7 @@ KERNELS = 60  # of a layer, forward and backward, in BF16: 4,256 for 8 layers an
 FP8_KERNELS = 2.0  # times as many calls: scales, casts and transposes
 FORWARD = 1 / 3  # of the host's work
 LOSS_BYTES = 16  # per logit: written, read for its softmax, gradient written and read
+MERGED_GRADIENTS = 24  # bytes per number of Q's gradient and of K's and V's: cast, read, added, written
 UNSHARDED_P2P = 0.5  # of messages between stages that are not interleaved: one way of two is waited for
 GIGA, TERA = 1e9, 1e12
 
@@ -98,7 +99,8 @@ class _Layer:
             {
                 "products": sum(products.forward(self.job.tokens, linear, self.rate) for linear in self.linears),
                 "attention": self._attention(),
-                "elementwise": self._moved(12 * self.hidden + 4 * self.job.model.ffn_hidden_size) + self._merged(1),
+                "elementwise": self._moved(12 * self.hidden + 4 * self.job.model.ffn_hidden_size)
+                + self._merged(self.stack.merge_bytes),
                 "quantise": self._quantised(2 * self.hidden / self.job.tp + self.queries + self.ffn),
                 "tp": self._tp_exposed() * tp,
                 "cp": self.stack.cp_exposed * self._keys_sent(),
@@ -114,7 +116,8 @@ class _Layer:
         causes = {
             "products": sum(products.backward(self.job.tokens, linear, self.rate) for linear in self.linears),
             "attention": self._attention(backward=True),
-            "elementwise": self._moved(25 * self.hidden + 6 * self.job.model.ffn_hidden_size) + self._merged(2),
+            "elementwise": self._moved(25 * self.hidden + 6 * self.job.model.ffn_hidden_size)
+            + self._merged(MERGED_GRADIENTS),
             "accumulate": gradient * 2 * self.stack.gradient_bytes / self.bytes_per_s,
             "quantise": self._quantised(outputs),
             "tp": self._tp_exposed() * tp,
@@ -157,9 +160,9 @@ class _Layer:
         """Reads and writes of BF16 numbers, `columns` per token of the whole layer."""
         return 2 * columns * self.job.tokens / self.job.tp / self.bytes_per_s
 
-    def _merged(self, passes: int) -> float:
-        """Under context parallelism each step of the ring merges its outputs into FP32 sums: read twice, written."""
-        return passes * 12 * (self.job.cp - 1) * self.job.tokens * self.queries / self.bytes_per_s
+    def _merged(self, each: float) -> float:
+        """Under context parallelism every further step of the ring merges what it gives into FP32 sums."""
+        return each * (self.job.cp - 1) * self.job.tokens * self.queries / self.bytes_per_s
 
     def _quantised(self, columns: float) -> float:
         """BF16 read, FP8 written twice: as it is, and transposed for the other product."""

@@ -65,6 +65,16 @@ def test_what_a_source_leaves_open_counts_as_filled(tmp_path: Path, asked: confi
     assert row.job.vpp == 4  # 126 layers, embedding and loss: 8 to a stage, two to a chunk
 
 
+def test_what_is_left_open_follows_from_the_rest(tmp_path: Path, asked: config.Plan) -> None:
+    """Batch of 128 rows on TP 4, PP 4, CP 2, DP 2."""
+    for fields in ({"gbs": "?"}, {"dp": "?"}, {"cp": "?"}, {"tp": "?"}, {"dp": "?", "cp": "2", "gbs": "?"}):
+        job = read_one(changed(tmp_path, "DGXC2412-70B-bf16-64", **fields), asked).job
+        assert job is not None and (job.tp, job.pp, job.cp, job.dp) == (4, 4, 2, 2)
+        assert job.micro_batches == pytest.approx(64, abs=1)
+    row = read_one(changed(tmp_path, "DGXC2412-70B-bf16-64", dp="", tp="?"), asked)
+    assert (row.job, row.reason) == (None, "not published: dp")
+
+
 def test_a_device_that_nobody_described_is_listed(tmp_path: Path, asked: config.Plan) -> None:
     row = read_one(changed(tmp_path, "MB2511-8B-B200-fp8", gpu="MI300X"), asked)
     assert row.job is None and row.reason.startswith("line 2, column gpu: no such device")
