@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def _matplotlib() -> tuple[Any, Any]:
 
 def _saved(figure: Any, path: str | Path) -> Path:
     with files.whole(Path(path)) as draft:
-        figure.savefig(draft, dpi=150, format="png")
+        figure.savefig(draft, dpi=150, format=Path(path).suffix[1:] or "png")
     _matplotlib()[0].close(figure)
     return Path(path)
 
@@ -239,3 +240,77 @@ def draw_heat_map(
     axes.set_title(title, loc="left", fontweight="bold")
     figure.colorbar(image, ax=axes, format=ticker.PercentFormatter(1.0))
     return _saved(figure, path)
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of a panel. `high` and `low` are the other end of a band or bar at y, or ends of intervals of points."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    label: str
+    kind: str  # line, points, stars, band (between y and high), bars (the same, upright)
+    colour: int = 0
+    high: Sequence[float] | None = None
+    low: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One diagram of a picture; `names` stand at x = 0, 1, ... instead of numbers."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    log_x: bool = False
+    log_y: bool = False
+    names: Sequence[str] | None = None
+
+
+def draw_panels(path: str | Path, title: str, panels: Sequence[Panel]) -> Path:
+    """Draw panels beside each other to a PNG or SVG file, by its suffix, and return it."""
+    pyplot, _ = _matplotlib()
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(6.2 * len(panels), 4.8), layout="constrained", squeeze=False
+    )
+    figure.suptitle(title, fontweight="bold")
+    for place, panel in zip(axes[0], panels, strict=True):
+        if panel.log_x:
+            place.set_xscale("log")
+        if panel.log_y:
+            place.set_yscale("log")
+        for series in panel.series:
+            _draw_series(place, series)
+        if panel.names is not None:
+            place.set_xticks(range(len(panel.names)), panel.names)
+        place.set_title(panel.title, loc="left", fontsize="medium")
+        place.set_xlabel(panel.x_label)
+        place.set_ylabel(panel.y_label)
+        place.grid(alpha=0.25)
+        place.spines[["top", "right"]].set_visible(False)
+        place.legend(frameon=False, fontsize="small")
+    return _saved(figure, path)
+
+
+def _draw_series(axes: Any, series: Series) -> None:
+    colour = f"C{series.colour}" if series.kind != "stars" else "black"
+    label = series.label or None
+    if series.kind == "line":
+        axes.plot(series.x, series.y, color=colour, label=label)
+    elif series.kind == "band":
+        axes.fill_between(series.x, series.y, series.high, color=colour, alpha=0.2, linewidth=0, label=label)
+    elif series.kind == "bars":
+        heights = [high - low for low, high in zip(series.y, series.high or [], strict=True)]
+        axes.bar(series.x, heights, bottom=series.y, color=colour, alpha=0.3, width=0.5, label=label)
+    else:
+        errors = None
+        if series.high is not None and series.low is not None:
+            errors = [
+                [y - low for y, low in zip(series.y, series.low, strict=True)],
+                [high - y for y, high in zip(series.y, series.high, strict=True)],
+            ]
+        marker, size = ("*", 10) if series.kind == "stars" else ("o", 5)
+        axes.errorbar(
+            series.x, series.y, errors, fmt=marker, markersize=size, capsize=3, color=colour, label=label, zorder=3
+        )

@@ -1,0 +1,82 @@
+"""Models of a ladder: from a number of parameters to a shape of Llama, and to its learning rate. Ours throughout.
+
+The report says 40M to 16B and neither shapes nor what is counted. Here layers are counted without embedding and head,
+which at 128,256 rows outweigh a model of 40M. Heads are 64 wide below a width of 3,072 and 128 from there on, as in
+Llama 3.2 1B and 3B; a layer's SwiGLU is 3.5 times as wide as the residual stream, as in 8B. A layer more comes with
+64 of width up to 1,024, and with twice as many at 4,096, where 8B stands; between, by the root of the width.
+"""
+
+from __future__ import annotations
+
+import math
+
+from llama31 import config
+from llama31.plan import shapes
+
+HEAD_DIM, WIDE_HEAD_DIM, WIDE = 64, 128, 3072
+KV_HEADS = 8
+FFN = 3.5
+FFN_MULTIPLE = 128
+WIDTHS = (*range(128, 1024, 64), *range(1024, 3072, 128), *range(3072, 8192 + 1, 512))
+
+
+def named(parameters: float) -> str:
+    """40m, 1.3b: a size as names of runs say it, in two digits."""
+    unit, letter = (1e9, "b") if parameters >= 0.9995e9 else (1e6, "m")
+    digits = f"{parameters / unit:.2g}" if parameters < 99.5 * unit else f"{parameters / unit:.3g}"
+    return f"{digits}{letter}"
+
+
+def sizes(smallest: float, largest: float, count: int) -> list[float]:
+    """`count` numbers of parameters at equal ratios, both ends among them."""
+    return [smallest * (largest / smallest) ** (i / (count - 1)) for i in range(count)]
+
+
+def aspect(width: int) -> float:
+    """Width for each layer that a model of this width should have."""
+    return min(128.0, 64.0 * max(1.0, math.sqrt(width / 1024)))
+
+
+def model(parameters: float, vocab_size: int, sequence_length: int) -> config.Model:
+    """The Llama whose layers have about so many parameters: within 6 %, its depth as `aspect` asks for.
+
+    Raises ValueError where no width can have so few or so many.
+    """
+    candidates = []
+    for width in WIDTHS:
+        one = _shaped(width, 1, vocab_size, sequence_length)
+        layers = max(2, round((parameters - width) / shapes.parameters_per_layer(one)))
+        shape = _shaped(width, layers, vocab_size, sequence_length)
+        error = math.log(shapes.non_embedding(shape) / parameters)
+        depth = math.log(width / layers / aspect(width))
+        if abs(error) <= math.log(1.06):
+            candidates.append((depth**2 + (4 * error) ** 2, shape))
+    if not candidates:
+        least, most = (
+            shapes.non_embedding(_shaped(width, layers, 1, 1))
+            for width, layers in ((WIDTHS[0], 2), (WIDTHS[-1], round(WIDTHS[-1] / 32)))
+        )
+        raise ValueError(
+            f"ladder: no shape has {parameters:,.0f} parameters in its layers; give sizes between {least:,} and "
+            f"{most:,} as ladder.smallest and ladder.largest"
+        )
+    chosen = min(candidates, key=lambda candidate: candidate[0])[1]
+    chosen.name = f"ladder-{named(parameters)}"
+    return chosen
+
+
+def _shaped(width: int, layers: int, vocab_size: int, sequence_length: int) -> config.Model:
+    head_dim = HEAD_DIM if width < WIDE else WIDE_HEAD_DIM
+    heads = width // head_dim
+    kv_heads = max(n for n in (1, 2, 4, KV_HEADS) if heads % n == 0 and n <= max(1, heads // 2))
+    ffn = round(FFN * width / FFN_MULTIPLE) * FFN_MULTIPLE
+    return config.Model(
+        "ladder", layers, width, ffn, heads, kv_heads, vocab_size, max_positions=sequence_length, rope_factor=0.0
+    )
+
+
+def learning_rate(parameters: float, ladder: config.Ladder) -> float:
+    """Peak learning rate of a model, by the logarithm of its size between both ends (report: 2e-4 to 4e-4)."""
+    share = math.log(parameters / ladder.smallest) / math.log(ladder.largest / ladder.smallest)
+    rate = ladder.smallest_model_lr * (ladder.largest_model_lr / ladder.smallest_model_lr) ** share
+    return float(f"{rate:.3g}")
