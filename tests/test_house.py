@@ -29,6 +29,7 @@ TORCH_FREE = (
     "slurm",
     "report",
     "sampling",
+    "scaling",
     "post_train",
 )
 TORCH_FREE += ("evaluate.confidence", "evaluate.tasks", "evaluate.haystack", "evaluate.scorecard", "evaluate.probe")
@@ -50,6 +51,7 @@ OWNERS = {
     "wandb": ("llama31/runs/views.py",),
     "matplotlib": ("llama31/runs/plots.py",),
     "safetensors": ("llama31/convert/hf.py",),
+    "scipy": ("llama31/scaling/",),
     "httpx2": ("llama31/sampling/servers.py",),
 }
 # Whole configs: what a recipe's `main` is given, and what all that train have in common.

@@ -40,7 +40,7 @@ from llama31.config.sampling import (
     Server,
     Variant,
 )
-from llama31.config.scaling import Fit, Forecast, Ladder, Mixing, Scaling
+from llama31.config.scaling import Fit, Forecasting, Ladder, Mixing, Scaling
 from llama31.config.sections import (
     STRENGTHS,
     Bucket,
@@ -90,7 +90,7 @@ __all__ = [
     "Evaluate",
     "Filters",
     "Fit",
-    "Forecast",
+    "Forecasting",
     "Gates",
     "Guard",
     "Hardware",

@@ -71,7 +71,7 @@ class Fit:
 
 
 @dataclass
-class Forecast:
+class Forecasting:
     """From FLOPs to the likelihood of right answers, and from there to accuracy."""
 
     input: str | None = key(
@@ -117,5 +117,5 @@ class Scaling:
     picture: str | None = key(None, "PNG or SVG file for the picture of fit, forecast or mix; null: none")
     ladder: Ladder = field(default_factory=Ladder)
     fit: Fit = field(default_factory=Fit)
-    forecast: Forecast = field(default_factory=Forecast)
+    forecast: Forecasting = field(default_factory=Forecasting)
     mix: Mixing = field(default_factory=Mixing)

@@ -243,7 +243,7 @@ def draw_heat_map(
 
 
 @dataclass(frozen=True)
-class Series:
+class Trace:
     """Points of a panel. `high` and `low` are the other end of a band or bar at y, or ends of intervals of points."""
 
     x: Sequence[float]
@@ -262,7 +262,7 @@ class Panel:
     title: str
     x_label: str
     y_label: str
-    series: Sequence[Series]
+    traces: Sequence[Trace]
     log_x: bool = False
     log_y: bool = False
     names: Sequence[str] | None = None
@@ -280,8 +280,8 @@ def draw_panels(path: str | Path, title: str, panels: Sequence[Panel]) -> Path:
             place.set_xscale("log")
         if panel.log_y:
             place.set_yscale("log")
-        for series in panel.series:
-            _draw_series(place, series)
+        for trace in panel.traces:
+            _draw_trace(place, trace)
         if panel.names is not None:
             place.set_xticks(range(len(panel.names)), panel.names)
         place.set_title(panel.title, loc="left", fontsize="medium")
@@ -293,24 +293,24 @@ def draw_panels(path: str | Path, title: str, panels: Sequence[Panel]) -> Path:
     return _saved(figure, path)
 
 
-def _draw_series(axes: Any, series: Series) -> None:
-    colour = f"C{series.colour}" if series.kind != "stars" else "black"
-    label = series.label or None
-    if series.kind == "line":
-        axes.plot(series.x, series.y, color=colour, label=label)
-    elif series.kind == "band":
-        axes.fill_between(series.x, series.y, series.high, color=colour, alpha=0.2, linewidth=0, label=label)
-    elif series.kind == "bars":
-        heights = [high - low for low, high in zip(series.y, series.high or [], strict=True)]
-        axes.bar(series.x, heights, bottom=series.y, color=colour, alpha=0.3, width=0.5, label=label)
+def _draw_trace(axes: Any, trace: Trace) -> None:
+    colour = f"C{trace.colour}" if trace.kind != "stars" else "black"
+    label = trace.label or None
+    if trace.kind == "line":
+        axes.plot(trace.x, trace.y, color=colour, label=label)
+    elif trace.kind == "band":
+        axes.fill_between(trace.x, trace.y, trace.high, color=colour, alpha=0.2, linewidth=0, label=label)
+    elif trace.kind == "bars":
+        heights = [high - low for low, high in zip(trace.y, trace.high or [], strict=True)]
+        axes.bar(trace.x, heights, bottom=trace.y, color=colour, alpha=0.3, width=0.5, label=label)
     else:
         errors = None
-        if series.high is not None and series.low is not None:
+        if trace.high is not None and trace.low is not None:
             errors = [
-                [y - low for y, low in zip(series.y, series.low, strict=True)],
-                [high - y for y, high in zip(series.y, series.high, strict=True)],
+                [y - low for y, low in zip(trace.y, trace.low, strict=True)],
+                [high - y for y, high in zip(trace.y, trace.high, strict=True)],
             ]
-        marker, size = ("*", 10) if series.kind == "stars" else ("o", 5)
+        marker, size = ("*", 10) if trace.kind == "stars" else ("o", 5)
         axes.errorbar(
-            series.x, series.y, errors, fmt=marker, markersize=size, capsize=3, color=colour, label=label, zorder=3
+            trace.x, trace.y, errors, fmt=marker, markersize=size, capsize=3, color=colour, label=label, zorder=3
         )

@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 
 from llama31 import config
-from llama31.runs.plots import Panel, Series
+from llama31.runs.plots import Panel, Trace
 from llama31.scaling import observations, resampling
-from llama31.scaling.resampling import Floats, Interval, Line, interval
+from llama31.scaling.resampling import Estimate, Floats, Line, estimate
 
 MODELS = 4  # of either step: two coefficients, and what contradicts them
 STEEPEST = 200.0  # of a sigmoid, per nat: beyond it is a step between two models
 
 
 @dataclass(frozen=True)
-class Answered:
+class Examined:
     """A model: FLOPs (None: trained otherwise), nats per character of right answers, accuracy."""
 
     where: str
@@ -60,13 +60,13 @@ class Sigmoid:
 class Forecast:
     """Both steps, what they say of `target` FLOPs, and of models that were held out."""
 
-    models: Sequence[Answered]
-    held_out: Sequence[tuple[Answered, Interval, Interval]]  # with forecast nll and accuracy
+    models: Sequence[Examined]
+    held_out: Sequence[tuple[Examined, Estimate, Estimate]]  # with forecast nll and accuracy
     line: Line
     sigmoid: Sigmoid
     target: float
-    nll: Interval
-    accuracy: Interval
+    nll: Estimate
+    accuracy: Estimate
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
@@ -85,7 +85,7 @@ class Forecast:
         }
 
 
-def read(given: config.Forecast) -> list[Answered]:
+def read(given: config.Forecasting) -> list[Examined]:
     """Models of the CSV file. Raises ValueError with all that is wrong in it."""
     if given.input is None:
         raise ValueError("forecast.input=null: there is nothing to fit; give a CSV file with flops, nll, accuracy")
@@ -97,10 +97,10 @@ def read(given: config.Forecast) -> list[Answered]:
     ]
     if wrong:
         raise ValueError("\n".join([f"forecast.input={given.input}: {len(wrong)} cells are wrong", *wrong]))
-    return [Answered(row.where, row.values.get("flops"), row.number("nll"), row.number("accuracy")) for row in rows]
+    return [Examined(row.where, row.values.get("flops"), row.number("nll"), row.number("accuracy")) for row in rows]
 
 
-def fit(models: Sequence[Answered], given: config.Forecast, replications: int, rng: np.random.Generator) -> Forecast:
+def fit(models: Sequence[Examined], given: config.Forecasting, replications: int, rng: np.random.Generator) -> Forecast:
     """Both steps. Raises ValueError for too few models, and where more FLOPs or likelihood do not help."""
     scaling = [model for model in models if model.flops is not None and model.flops <= given.most_flops]
     held_out = [model for model in models if model.flops is not None and model.flops > given.most_flops]
@@ -123,13 +123,13 @@ def fit(models: Sequence[Answered], given: config.Forecast, replications: int, r
     return Forecast(models, compared, line, sigmoid, given.target_flops, nll, accuracy)
 
 
-def _at(flops: float, line: Line, sigmoid: Sigmoid, rng: np.random.Generator) -> tuple[Interval, Interval]:
+def _at(flops: float, line: Line, sigmoid: Sigmoid, rng: np.random.Generator) -> tuple[Estimate, Estimate]:
     """nll and accuracy of a new model."""
     x, count = math.log10(flops), len(line.slopes)
     nlls = line.all_at(x) + resampling.noise(line.pool, line.freedom, (count,), rng)
     accuracies = sigmoid.all_at(nlls) + resampling.noise(sigmoid.pool, sigmoid.freedom, (count,), rng)
     accuracies = np.clip(accuracies, 0, sigmoid.ceiling)
-    return interval(line.at(x), nlls), interval(float(sigmoid.at(line.at(x))), accuracies)
+    return estimate(line.at(x), nlls), estimate(float(sigmoid.at(line.at(x))), accuracies)
 
 
 def _sigmoid(nll: Any, middle: Any, width: Any, chance: float, ceiling: float) -> Floats:
@@ -138,7 +138,7 @@ def _sigmoid(nll: Any, middle: Any, width: Any, chance: float, ceiling: float) -
 
 
 def _fit_sigmoid(
-    models: Sequence[Answered], given: config.Forecast, replications: int, rng: np.random.Generator
+    models: Sequence[Examined], given: config.Forecasting, replications: int, rng: np.random.Generator
 ) -> Sigmoid:
     nll, accuracy = np.array([one.nll for one in models]), np.array([one.accuracy for one in models])
     if given.ceiling <= given.chance:
@@ -160,18 +160,18 @@ def _fit_sigmoid(
     return Sigmoid(given.chance, given.ceiling, middle, 1 / steepness, again[0], 1 / again[1], pool, freedom)
 
 
-def _residuals(given: Floats, nll: Floats, accuracy: Floats, keys: config.Forecast) -> Floats:
+def _residuals(given: Floats, nll: Floats, accuracy: Floats, keys: config.Forecasting) -> Floats:
     return _sigmoid(nll, given[0], 1 / given[1], keys.chance, keys.ceiling) - accuracy
 
 
-def _slopes(given: Floats, nll: Floats, accuracy: Floats, keys: config.Forecast) -> Floats:
+def _slopes(given: Floats, nll: Floats, accuracy: Floats, keys: config.Forecasting) -> Floats:
     middle, steepness = given
     share = _sigmoid(nll, middle, 1 / steepness, 0.0, 1.0)
     slope = (keys.ceiling - keys.chance) * share * (1 - share)
     return np.stack([slope * steepness, -slope * (nll - middle)], axis=1)
 
 
-def _search(start: Floats, nll: Floats, accuracy: Floats, keys: config.Forecast) -> tuple[float, float]:
+def _search(start: Floats, nll: Floats, accuracy: Floats, keys: config.Forecasting) -> tuple[float, float]:
     """Middle and steepness of the best sigmoid."""
     from scipy import optimize
 
@@ -211,7 +211,8 @@ def summary(forecast: Forecast) -> str:
 
 def panels(forecast: Forecast) -> list[Panel]:
     """Likelihood over FLOPs, and accuracy over likelihood (the report's Figure 4)."""
-    known = [one for one in forecast.models if one.flops is not None]
+    unseen = [one for one, _, _ in forecast.held_out]
+    known = [one for one in forecast.models if one.flops is not None and one not in unseen]
     x = np.linspace(math.log10(min(one.flops or 0 for one in known)), math.log10(forecast.target), 60)
     spread = forecast.line.intercepts[:, None] + forecast.line.slopes[:, None] * x
     low, high = np.quantile(spread, [0.025, 0.975], axis=0)
@@ -221,25 +222,25 @@ def panels(forecast: Forecast) -> list[Panel]:
     nll = np.linspace(min(ends) - 0.05 * np.ptp(ends), max(ends) + 0.05 * np.ptp(ends), 80)
     least, most = np.quantile(forecast.sigmoid.all_at(nll[:, None]), [0.025, 0.975], axis=1)
     first = [
-        Series(flops, list(low), "95 %", "band", 0, list(high)),
-        Series(flops, [forecast.line.at(one) for one in x], "line", "line", 0),
-        Series([one.flops or 0 for one in known], [one.nll for one in known], "models", "points", 1),
-        Series(
-            [forecast.target], [forecast.nll.value], "forecast", "stars", 2, [forecast.nll.high], [forecast.nll.low]
-        ),
+        Trace(flops, list(low), "95 %", "band", 0, list(high)),
+        Trace(flops, [forecast.line.at(one) for one in x], "line", "line", 0),
+        Trace([one.flops or 0 for one in known], [one.nll for one in known], "models", "points", 1),
+        Trace([one.flops or 0 for one in unseen], [one.nll for one in unseen], "held out", "points", 2),
+        Trace([forecast.target], [forecast.nll.value], "forecast", "stars", 2, [forecast.nll.high], [forecast.nll.low]),
     ]
     second = [
-        Series(list(nll), list(least), "95 %", "band", 0, list(most)),
-        Series(list(nll), list(forecast.sigmoid.at(nll)), "sigmoid", "line", 0),
-        Series([one.nll for one in known], [one.accuracy for one in known], "models", "points", 1),
-        Series([one.nll for one in others], [one.accuracy for one in others], "trained otherwise", "points", 3),
-        Series(
+        Trace(list(nll), list(least), "95 %", "band", 0, list(most)),
+        Trace(list(nll), list(forecast.sigmoid.at(nll)), "sigmoid", "line", 0),
+        Trace([one.nll for one in known], [one.accuracy for one in known], "models", "points", 1),
+        Trace([one.nll for one in unseen], [one.accuracy for one in unseen], "held out", "points", 2),
+        Trace([one.nll for one in others], [one.accuracy for one in others], "trained otherwise", "points", 3),
+        Trace(
             [forecast.nll.value], [forecast.accuracy.value], "forecast", "stars", 2,
             [forecast.accuracy.high], [forecast.accuracy.low],
         ),
     ]  # fmt: skip
     label = "nats per character of right answers"
     return [
-        Panel("Likelihood of right answers", "training FLOPs", label, first, log_x=True),
+        Panel("Likelihood of right answers", "training FLOPs", label, [one for one in first if one.x], log_x=True),
         Panel("Accuracy", label, "accuracy", [one for one in second if one.x]),
     ]

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from llama31 import config
-from llama31.runs.plots import Panel, Series
+from llama31.runs.plots import Panel, Trace
 from llama31.scaling import observations, resampling
 from llama31.scaling.observations import Trained
-from llama31.scaling.resampling import Floats, Interval, interval
+from llama31.scaling.resampling import Estimate, Floats, estimate
 
 POINTS = 4  # of a budget: a parabola takes three, and what it misses is seen from the fourth on
 BUDGETS = 3  # of a power law: two always lie on one
@@ -75,14 +75,14 @@ class Law:
     """
 
     curves: Sequence[Curve]
-    alpha: Interval
-    factor: Interval
+    alpha: Estimate
+    factor: Estimate
     target: float
-    tokens: Interval
-    parameters: Interval
+    tokens: Estimate
+    parameters: Estimate
     flops_per_parameter_token: float
     tolerance: float
-    departure: Interval  # factor in tokens, either way, that costs `tolerance` nats at the target
+    departure: Estimate  # factor in tokens, either way, that costs `tolerance` nats at the target
     scatter: float  # root mean square of ln(minimum / law) over the budgets
     expected_scatter: float  # what the bootstrap expects of it
 
@@ -110,7 +110,7 @@ class Law:
             {
                 "flops": curve.flops,
                 "runs": len(curve.runs),
-                "tokens": interval(curve.tokens, curve.all_tokens).record(),
+                "tokens": estimate(curve.tokens, curve.all_tokens).record(),
                 "loss": curve.loss,
                 "curvature": float(curve.coefficients[2]),
                 "inside": curve.inside,
@@ -233,17 +233,17 @@ def _law(curves: list[Curve], given: config.Fit) -> Law:
     minima, again = np.log([c.tokens for c in curves]), np.log(np.stack([c.all_tokens for c in curves], axis=1))
     (intercept, slope), lines = solve @ minima, again @ solve.T  # [replications, 2], NaN where a curve has no minimum
     x = math.log(given.target_flops)
-    tokens = interval(math.exp(intercept + slope * x), np.exp(lines[:, 0] + lines[:, 1] * x))
+    tokens = estimate(math.exp(intercept + slope * x), np.exp(lines[:, 0] + lines[:, 1] * x))
     factor = given.flops_per_parameter_token or _factor(curves[-1])
     per_token = given.target_flops / factor
     residuals, others = minima - design @ (intercept, slope), again - lines @ design.T
     return Law(
         curves=curves,
-        alpha=interval(float(slope), lines[:, 1]),
-        factor=interval(math.exp(intercept), np.exp(lines[:, 0])),
+        alpha=estimate(float(slope), lines[:, 1]),
+        factor=estimate(math.exp(intercept), np.exp(lines[:, 0])),
         target=given.target_flops,
         tokens=tokens,
-        parameters=Interval(per_token / tokens.value, per_token / tokens.high, per_token / tokens.low),
+        parameters=Estimate(per_token / tokens.value, per_token / tokens.high, per_token / tokens.low),
         flops_per_parameter_token=factor,
         tolerance=given.tolerance,
         departure=_departure(curves, x, given.tolerance),
@@ -258,14 +258,14 @@ def _factor(curve: Curve) -> float:
     return near.flops / near.parameters / near.tokens
 
 
-def _departure(curves: Sequence[Curve], x: float, tolerance: float) -> Interval:
+def _departure(curves: Sequence[Curve], x: float, tolerance: float) -> Estimate:
     """The factor in tokens that costs `tolerance` nats at ln(FLOPs) = x: curvatures follow a power law of their own."""
     solve, at = np.linalg.pinv(_design(curves)), np.array([1.0, x])
     curvatures = np.array([curve.coefficients[2] for curve in curves])
     with np.errstate(divide="ignore", invalid="ignore"):
         again = np.log(np.stack([curve.replications[:, 2] for curve in curves], axis=1)) @ solve.T @ at
     wide = np.exp(np.sqrt(tolerance / np.exp(again)))
-    return interval(math.exp(math.sqrt(tolerance / math.exp(at @ solve @ np.log(curvatures)))), wide)
+    return estimate(math.exp(math.sqrt(tolerance / math.exp(at @ solve @ np.log(curvatures)))), wide)
 
 
 def summary(law: Law) -> str:
@@ -275,7 +275,7 @@ def summary(law: Law) -> str:
         "|---|---|---|---|---|",
     ]
     for curve in law.curves:
-        tokens = interval(curve.tokens, curve.all_tokens).shown()
+        tokens = estimate(curve.tokens, curve.all_tokens).shown()
         cost = curve.coefficients[2] * math.log(2) ** 2
         lines.append(f"| {curve.flops:.3g} | {len(curve.runs)} | {tokens} | {curve.loss:.4f} | {cost:.4f} |")
     lines += [
@@ -296,35 +296,35 @@ def panels(law: Law) -> list[Panel]:
         x = np.linspace(tried[0], tried[-1], 60)
         y = np.polynomial.polynomial.polyval(x - math.log(curve.centre), curve.coefficients)
         drawn += [
-            Series(
+            Trace(
                 [r.tokens for r in curve.runs],
                 [r.loss for r in curve.runs],
                 f"{curve.flops:.2g} FLOPs",
                 "points",
                 number,
             ),
-            Series(list(np.exp(x)), list(y), "", "line", number),
+            Trace(list(np.exp(x)), list(y), "", "line", number),
         ]
-    minima = Series([c.tokens for c in law.curves], [c.loss for c in law.curves], "minima", "stars")
+    minima = Trace([c.tokens for c in law.curves], [c.loss for c in law.curves], "minima", "stars")
     return [
         Panel("IsoFLOP curves", "training tokens", "held-out loss (nats)", [*drawn, minima], log_x=True),
         Panel("Compute-optimal tokens", "training FLOPs", "training tokens", _line(law), log_x=True, log_y=True),
     ]
 
 
-def _line(law: Law) -> list[Series]:
+def _line(law: Law) -> list[Trace]:
     ends = np.log([law.curves[0].flops, law.target])
     x = np.linspace(ends.min(), ends.max(), 60)
     again = np.log(np.stack([curve.all_tokens for curve in law.curves], axis=1)) @ np.linalg.pinv(_design(law.curves)).T
     low, high = np.nanquantile(np.exp(again[:, :1] + again[:, 1:] * x), [0.025, 0.975], axis=0)
-    flops, spread = list(np.exp(x)), [interval(c.tokens, c.all_tokens) for c in law.curves]
+    flops, spread = list(np.exp(x)), [estimate(c.tokens, c.all_tokens) for c in law.curves]
     label, tokens = f"{law.factor.value:.3g} C^{law.alpha.value:.3f}", law.tokens
     return [
-        Series(flops, list(low), "95 %", "band", 0, list(high)),
-        Series(flops, [law.factor.value * c**law.alpha.value for c in flops], label, "line", 0),
-        Series(
+        Trace(flops, list(low), "95 %", "band", 0, list(high)),
+        Trace(flops, [law.factor.value * c**law.alpha.value for c in flops], label, "line", 0),
+        Trace(
             [c.flops for c in law.curves], [s.value for s in spread], "minima", "points", 1,
             [s.high for s in spread], [s.low for s in spread],
         ),
-        Series([law.target], [tokens.value], f"target: {tokens.value:.3g}", "stars", 2, [tokens.high], [tokens.low]),
+        Trace([law.target], [tokens.value], f"target: {tokens.value:.3g}", "stars", 2, [tokens.high], [tokens.low]),
     ]  # fmt: skip

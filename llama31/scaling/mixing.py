@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from llama31 import config
-from llama31.runs.plots import Panel, Series
+from llama31.runs.plots import Panel, Trace
 from llama31.scaling import observations, resampling
-from llama31.scaling.resampling import Floats, Interval, interval
+from llama31.scaling.resampling import Estimate, Floats, estimate
 
 RESAMPLED = 200  # replications at most: each fits every text anew and looks for its minimum
 FREE = 2  # runs beyond the coefficients of a text
@@ -42,11 +42,11 @@ class Proposal:
 
     tried: Tried
     flops: float | None
-    shares: dict[str, Interval]
-    loss: Interval
-    losses: dict[str, Interval]
+    shares: dict[str, Estimate]
+    loss: Estimate
+    losses: dict[str, Estimate]
     best_tried: int  # row whose mixture has the lowest loss by the law
-    gain: Interval  # loss of that mixture less that of the proposed one, by the law
+    gain: Estimate  # loss of that mixture less that of the proposed one, by the law
     at_bounds: list[str]
     errors: dict[str, float]  # by text, root mean square of residuals in nats
 
@@ -164,11 +164,11 @@ def propose(tried: Tried, given: config.Mixing, replications: int, rng: np.rando
     return Proposal(
         tried,
         flops,
-        {name: interval(value, of) for name, value, of in zip(tried.sources, found, mixtures.T, strict=True)},
-        interval(float(at @ weights), there @ weights),
-        {name: interval(value, of) for name, value, of in zip(tried.texts, at, there.T, strict=True)},
+        {name: estimate(value, of) for name, value, of in zip(tried.sources, found, mixtures.T, strict=True)},
+        estimate(float(at @ weights), there @ weights),
+        {name: estimate(value, of) for name, value, of in zip(tried.texts, at, there.T, strict=True)},
         best,
-        interval(_total(laws, weights, scaled, tried.shares[best]) - float(at @ weights), np.array(gains)),
+        estimate(_total(laws, weights, scaled, tried.shares[best]) - float(at @ weights), np.array(gains)),
         edge,
         {
             name: float(np.sqrt(np.mean((losses - _value(law, design)) ** 2)))
@@ -292,8 +292,8 @@ def panels(proposal: Proposal) -> list[Panel]:
     values = [proposal.shares[name] for name in names]
     tried, places = proposal.tried, list(map(float, range(len(names))))
     shares = [
-        Series(places, list(tried.shares.min(axis=0)), "tried", "bars", 3, list(tried.shares.max(axis=0))),
-        Series(
+        Trace(places, list(tried.shares.min(axis=0)), "tried", "bars", 7, list(tried.shares.max(axis=0))),
+        Trace(
             places,
             [v.value for v in values],
             "proposed",
@@ -305,9 +305,9 @@ def panels(proposal: Proposal) -> list[Panel]:
     ]
     design, fitted = _design(tried), []
     for number, (name, losses) in enumerate(zip(tried.texts, tried.losses.T, strict=True)):
-        fitted.append(Series(list(_value(_law(design, losses), design)), list(losses), name, "points", number))
+        fitted.append(Trace(list(_value(_law(design, losses), design)), list(losses), name, "points", number))
     ends = [float(tried.losses.min()), float(tried.losses.max())]
-    fitted.append(Series(ends, ends, "", "line", 9))
+    fitted.append(Trace(ends, ends, "", "line", 7))
     return [
         Panel("Proposed mixture", "", "share", shares, names=names),
         Panel("The law", "loss by the law (nats)", "loss measured (nats)", fitted),

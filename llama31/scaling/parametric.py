@@ -18,7 +18,7 @@ import numpy as np
 
 from llama31.scaling import resampling
 from llama31.scaling.observations import Trained
-from llama31.scaling.resampling import Floats, Interval, interval
+from llama31.scaling.resampling import Estimate, Floats, estimate
 
 RUNS = 8  # five coefficients, and a few runs to contradict them
 STARTS = 6  # of the grid, the best ones
@@ -31,11 +31,11 @@ NAMES = ("E", "A", "a", "B", "b")
 class Formula:
     """The coefficients, and what they say of `target` FLOPs."""
 
-    coefficients: dict[str, Interval]
-    exponent: Interval  # a / (a + b), of tokens over FLOPs: the law's alpha
+    coefficients: dict[str, Estimate]
+    exponent: Estimate  # a / (a + b), of tokens over FLOPs: the law's alpha
     target: float
-    tokens: Interval
-    loss: Interval  # at those tokens
+    tokens: Estimate
+    loss: Estimate  # at those tokens
     error: float  # root mean square of ln(loss / formula)
     stuck: list[str]  # exponents at the end of what is searched
 
@@ -65,14 +65,14 @@ def fit(
     samples = np.array(again).T
     at = _at(best, centres, target, factor)
     others = np.array([_at(one, centres, target, factor) for one in again]).T
-    tokens, loss = (interval(value, values) for value, values in zip(at, others, strict=True))
+    tokens, loss = (estimate(value, values) for value, values in zip(at, others, strict=True))
     e, u, a, v, b = samples
     spread = (np.exp(e), np.exp(u + a * centres[0]), a, np.exp(v + b * centres[1]), b)
     logs = (best[0], best[1] + best[2] * centres[0], best[2], best[3] + best[4] * centres[1], best[4])
     values = [math.exp(value) if name in "EAB" else float(value) for name, value in zip(NAMES, logs, strict=True)]
     return Formula(
-        {name: interval(value, of) for name, value, of in zip(NAMES, values, spread, strict=True)},
-        interval(best[2] / (best[2] + best[4]), a / (a + b)),
+        {name: estimate(value, of) for name, value, of in zip(NAMES, values, spread, strict=True)},
+        estimate(best[2] / (best[2] + best[4]), a / (a + b)),
         target,
         tokens,
         loss,
@@ -137,7 +137,7 @@ def _at(given: Floats, centres: tuple[float, float], target: float, factor: floa
     return math.exp(tokens + centres[1]), math.exp(float(np.logaddexp.reduce(terms)))
 
 
-def summary(formula: Formula, alpha: Interval) -> str:
+def summary(formula: Formula, alpha: Estimate) -> str:
     """The formula, what it says of the target, and whether it agrees with `alpha` of the IsoFLOP curves."""
     shown = ", ".join(f"{name} {one.shown('{:.4g}'.format)}" for name, one in formula.coefficients.items())
     apart = formula.exponent.low > alpha.high or alpha.low > formula.exponent.high

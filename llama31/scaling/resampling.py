@@ -20,7 +20,7 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Interval:
+class Estimate:
     """A value and the ends of its 95 % interval."""
 
     value: float
@@ -40,11 +40,11 @@ class Interval:
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
-def interval(value: float, samples: Floats) -> Interval:
+def estimate(value: float, samples: Floats) -> Estimate:
     """The middle 95 % of `samples`, those that are no number left aside."""
     kept = samples[np.isfinite(samples)]
     low, high = np.quantile(kept, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(float(value), float(low), float(high))
+    return Estimate(float(value), float(low), float(high))
 
 
 def leverage(design: Floats) -> Floats:
@@ -96,6 +96,6 @@ def line(x: Floats, y: Floats, replications: int, rng: np.random.Generator) -> L
     return Line(float(fitted[0]), float(fitted[1]), again[:, 0], again[:, 1], pool, freedom)
 
 
-def records(intervals: Mapping[str, Interval]) -> dict[str, Any]:
+def records(intervals: Mapping[str, Estimate]) -> dict[str, Any]:
     """Several of them for JSON."""
     return {name: one.record() for name, one in intervals.items()}
