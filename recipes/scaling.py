@@ -1,6 +1,6 @@
 """Scaling laws, from the small runs to what they say of a large one.
 
-Example: python -m recipes.scaling task=ladder 'ladder.arguments=[data=own,tokenizer=llama3]'
+Example: python -m recipes.scaling task=ladder 'ladder.arguments=data=mine tokenizer=llama3'
 Example: python -m recipes.scaling task=fit fit.input=runs.csv picture=fit.png
 """
 

@@ -40,7 +40,7 @@ from llama31.config.sampling import (
     Server,
     Variant,
 )
-from llama31.config.scaling import Fit, Forecasting, Ladder, Mixing, Scaling
+from llama31.config.scaling import REPORT_BUDGETS, Fit, Forecasting, Ladder, Mixing, Scaling
 from llama31.config.sections import (
     STRENGTHS,
     Bucket,
@@ -72,6 +72,7 @@ from llama31.config.sections import (
 __all__ = [
     "MISSING",
     "MOST_TOKENS",
+    "REPORT_BUDGETS",
     "STRENGTHS",
     "Average",
     "Benchmark",

@@ -45,8 +45,8 @@ class Ladder:
     mfu: float = key(0.4, "share of that peak which the bill assumes", above=0, high=1)
     hours: float = key(24.0, "hours that a run may take: gives the nodes of its budget's array", above=0)
     dollars_per_gpu_hour: float | None = key(None, "price of a GPU-hour for the bill; null: GPU-hours alone", low=0)
-    arguments: list[str] = key(
-        [], "arguments of recipes.pretrain that every run is given: 'ladder.arguments=[data=own,tokenizer=llama3]'"
+    arguments: str = key(
+        "", "arguments of recipes.pretrain that every run is given: 'ladder.arguments=data=mine tokenizer=llama3'"
     )
     dry_run: bool = key(False, "print the bill and write nothing")
 

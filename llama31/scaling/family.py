@@ -2,8 +2,9 @@
 
 The report says 40M to 16B and neither shapes nor what is counted. Here layers are counted without embedding and head,
 which at 128,256 rows outweigh a model of 40M. Heads are 64 wide below a width of 3,072 and 128 from there on, as in
-Llama 3.2 1B and 3B; a layer's SwiGLU is 3.5 times as wide as the residual stream, as in 8B. A layer more comes with
-64 of width up to 1,024, and with twice as many at 4,096, where 8B stands; between, by the root of the width.
+Llama 3.2 1B and 3B, and never fewer than four; key/value heads are eight, or fewer where that does not divide them; a
+layer's SwiGLU is 3.5 times as wide as the residual stream, as in 8B. Width for each layer grows with the root of the
+width, from 64 at 1,024 to 128 at 4,096, where 8B stands, and no further.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from llama31 import config
 from llama31.plan import shapes
 
 HEAD_DIM, WIDE_HEAD_DIM, WIDE = 64, 128, 3072
+FEWEST_HEADS = 4
 KV_HEADS = 8
 FFN = 3.5
-FFN_MULTIPLE = 128
-WIDTHS = (*range(128, 1024, 64), *range(1024, 3072, 128), *range(3072, 8192 + 1, 512))
+FFN_MULTIPLE = 32
+WIDTHS = (*range(32, 256, 16), 256, 384, *range(512, 3072, 256), *range(3072, 8192 + 1, 1024))  # whole groups of heads
 
 
 def named(parameters: float) -> str:
-    """40m, 1.3b: a size as names of runs say it, in two digits."""
-    unit, letter = (1e9, "b") if parameters >= 0.9995e9 else (1e6, "m")
-    digits = f"{parameters / unit:.2g}" if parameters < 99.5 * unit else f"{parameters / unit:.3g}"
-    return f"{digits}{letter}"
+    """40m, 133m, 1.5b: a size as names of runs say it."""
+    unit, letter = next((u, x) for u, x in ((1e9, "b"), (1e6, "m"), (1e3, "k"), (1, "")) if parameters >= 0.9995 * u)
+    return f"{parameters / unit:.{2 if parameters < 99.5 * unit else 3}g}{letter}"
 
 
 def sizes(smallest: float, largest: float, count: int) -> list[float]:
@@ -34,11 +35,11 @@ def sizes(smallest: float, largest: float, count: int) -> list[float]:
 
 def aspect(width: int) -> float:
     """Width for each layer that a model of this width should have."""
-    return min(128.0, 64.0 * max(1.0, math.sqrt(width / 1024)))
+    return min(128.0, 64.0 * math.sqrt(width / 1024))
 
 
 def model(parameters: float, vocab_size: int, sequence_length: int) -> config.Model:
-    """The Llama whose layers have about so many parameters: within 6 %, its depth as `aspect` asks for.
+    """The Llama whose layers have about so many parameters, at most 12 % off, its depth as `aspect` asks for.
 
     Raises ValueError where no width can have so few or so many.
     """
@@ -49,8 +50,8 @@ def model(parameters: float, vocab_size: int, sequence_length: int) -> config.Mo
         shape = _shaped(width, layers, vocab_size, sequence_length)
         error = math.log(shapes.non_embedding(shape) / parameters)
         depth = math.log(width / layers / aspect(width))
-        if abs(error) <= math.log(1.06):
-            candidates.append((depth**2 + (4 * error) ** 2, shape))
+        if abs(error) <= math.log(1.12):
+            candidates.append((depth**2 + (8 * error) ** 2, shape))
     if not candidates:
         least, most = (
             shapes.non_embedding(_shaped(width, layers, 1, 1))
@@ -66,8 +67,7 @@ def model(parameters: float, vocab_size: int, sequence_length: int) -> config.Mo
 
 
 def _shaped(width: int, layers: int, vocab_size: int, sequence_length: int) -> config.Model:
-    head_dim = HEAD_DIM if width < WIDE else WIDE_HEAD_DIM
-    heads = width // head_dim
+    heads = max(FEWEST_HEADS, width // (HEAD_DIM if width < WIDE else WIDE_HEAD_DIM))
     kv_heads = max(n for n in (1, 2, 4, KV_HEADS) if heads % n == 0 and n <= max(1, heads // 2))
     ffn = round(FFN * width / FFN_MULTIPLE) * FFN_MULTIPLE
     return config.Model(

@@ -13,6 +13,7 @@ import yaml
 from llama31 import config
 from llama31.command import written
 from llama31.runs import files
+from llama31.scaling import family
 from llama31.scaling.ladder import Rung
 from llama31.slurm import bills, sbatch
 
@@ -57,12 +58,12 @@ def table(rungs: Sequence[Rung], ladder: config.Ladder) -> str:
         first, last, cost = group[0], group[-1], [bill(rung, ladder) for rung in group]
         gpu_hours = sum(one.gpu_hours for one in cost)
         total += gpu_hours
-        tokens = f"{_short(last.schedule.total_tokens)} to {_short(first.schedule.total_tokens)}"
+        fewest, most = (family.named(rung.schedule.total_tokens).upper() for rung in (last, first))
         rates = f"{first.schedule.peak_lr:.3g} to {last.schedule.peak_lr:.3g}"
         models = f"{_size(first)} to {_size(last)}"
         lines.append(
-            f"| {budget:g} | {len(group)} | {models} | {tokens} | {first.schedule.batch_tokens:,} | {rates} | "
-            f"{first.gpus:,} | {bills.digits(max(one.hours for one in cost))} | {bills.digits(gpu_hours)} |"
+            f"| {budget:g} | {len(group)} | {models} | {fewest} to {most} | {first.schedule.batch_tokens:,} | "
+            f"{rates} | {first.gpus:,} | {bills.digits(max(one.hours for one in cost))} | {bills.digits(gpu_hours)} |"
         )
     price = ladder.dollars_per_gpu_hour
     money = "" if price is None else f", {price * total:,.0f} dollars at {price:g} each"
@@ -117,7 +118,7 @@ def script(group: Sequence[Rung], path: Path, ladder: config.Ladder) -> str:
     """The Slurm array of a budget, a task for each run."""
     cost, first = [bill(rung, ladder) for rung in group], group[0]
     minutes = max(60, round(90 * max(one.hours for one in cost)))  # half as long again as the bill
-    words = " ".join(map(shlex.quote, ladder.arguments))
+    words = shlex.join(shlex.split(ladder.arguments))
     return SCRIPT.format(
         path=path,
         count=len(group),
@@ -140,7 +141,3 @@ def script(group: Sequence[Rung], path: Path, ladder: config.Ladder) -> str:
 
 def _size(rung: Rung) -> str:
     return rung.name.split("_")[1]
-
-
-def _short(tokens: float) -> str:
-    return f"{tokens / 1e9:.3g}B"
