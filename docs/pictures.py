@@ -158,8 +158,8 @@ def post_training(top: float, down: float) -> list[str]:
     foot = top + 194
     parts.append(way((judge + 20, row + height), (judge + 20, foot)))
     parts += box(598, foot, 230, 66, "Hugging Face format", ("for transformers and vLLM",), ("convert",), "result")
-    beside = ("jobs of Slurm with a bill, runs as a page, what failures and layouts cost",)
-    return parts + box(16, foot, 566, 66, "Beside the steps", beside, ("submit · report · simulate · plan",))
+    beside = ("jobs of Slurm with a bill, runs as a page, what failures and layouts cost, what small runs say",)
+    return parts + box(16, foot, 566, 66, "Beside the steps", beside, ("submit · report · simulate · plan · scaling",))
 
 
 def packages() -> tuple[list[list[str]], set[str]]:

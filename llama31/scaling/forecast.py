@@ -21,6 +21,7 @@ from llama31.scaling import observations, resampling
 from llama31.scaling.resampling import Estimate, Floats, Line, estimate
 
 MODELS = 4  # of either step: two coefficients, and what contradicts them
+STEPS = 30  # of a search that begins beside its end
 STEEPEST = 200.0  # of a sigmoid, per nat: beyond it is a step between two models
 
 
@@ -156,7 +157,7 @@ def _fit_sigmoid(
     pool, freedom = resampling.levelled(residuals, resampling.leverage(slopes)), len(models) - 2
     noise = resampling.noise(pool, freedom, (replications, len(models)), rng)
     start, fitted = np.array([middle, steepness]), accuracy - residuals
-    again = np.array([_search(start, nll, fitted + one, given) for one in noise]).T
+    again = _search_all(start, nll, fitted + noise, given)
     return Sigmoid(given.chance, given.ceiling, middle, 1 / steepness, again[0], 1 / again[1], pool, freedom)
 
 
@@ -179,6 +180,43 @@ def _search(start: Floats, nll: Floats, accuracy: Floats, keys: config.Forecasti
     start = np.clip(start, [-np.inf, 2e-3], [np.inf, STEEPEST * 0.99])
     found = optimize.least_squares(_residuals, start, _slopes, bounds, args=(nll, accuracy, keys), x_scale="jac")
     return float(found.x[0]), float(found.x[1])
+
+
+def _search_all(start: Floats, nll: Floats, accuracies: Floats, keys: config.Forecasting) -> Floats:
+    """Middles and steepnesses [2, replications] for accuracies [replications, models], all at once.
+
+    Levenberg and Marquardt's steps from the best sigmoid: its neighbours are near, and two coefficients solve by hand.
+    """
+    found = np.repeat(start[:, None], len(accuracies), axis=1)
+    damping = np.full(len(accuracies), 1e-3)
+    cost, slopes, wrong = _around(found, nll, accuracies, keys)
+    for _ in range(STEPS):
+        (aa, ab, bb), (a, b) = _products(slopes), ((slopes * wrong).sum(axis=2))
+        aa, bb = aa * (1 + damping), bb * (1 + damping)
+        step = np.stack([bb * a - ab * b, aa * b - ab * a]) / np.maximum(aa * bb - ab**2, 1e-300)
+        tried = found - step
+        tried[1] = np.clip(tried[1], found[1] / 2, np.minimum(found[1] * 2, STEEPEST))
+        new_cost, new_slopes, new_wrong = _around(tried, nll, accuracies, keys)
+        better = new_cost < cost
+        found, cost = np.where(better, tried, found), np.where(better, new_cost, cost)
+        slopes = np.where(better[:, None], new_slopes, slopes)
+        wrong = np.where(better[:, None], new_wrong, wrong)
+        damping = np.clip(np.where(better, damping / 5, damping * 5), 1e-9, 1e9)
+    return found
+
+
+def _around(found: Floats, nll: Floats, accuracies: Floats, keys: config.Forecasting) -> tuple[Floats, Floats, Floats]:
+    """Of every replication: squares, slopes [2, replications, models] and residuals [replications, models]."""
+    middles, steepnesses = found[0][:, None], found[1][:, None]
+    share = _sigmoid(nll, middles, 1 / steepnesses, 0.0, 1.0)
+    slope = (keys.ceiling - keys.chance) * share * (1 - share)
+    wrong = keys.chance + (keys.ceiling - keys.chance) * share - accuracies
+    return (wrong**2).sum(axis=1), np.stack([slope * steepnesses, -slope * (nll - middles)]), wrong
+
+
+def _products(slopes: Floats) -> tuple[Floats, Floats, Floats]:
+    a, b = slopes
+    return (a * a).sum(axis=1), (a * b).sum(axis=1), (b * b).sum(axis=1)
 
 
 def summary(forecast: Forecast) -> str:

@@ -74,7 +74,7 @@ def rungs(ladder: config.Ladder) -> list[Rung]:
         issues += _few(budget, len(around), expected, ladder)
         issues += _short(budget, around, ladder)
         if not issues:
-            made += [_rung(budget, size, model, tokens, ladder) for size, model, tokens in around]
+            made += [rung_of(budget, size, model, tokens, ladder) for size, model, tokens in around]
     if issues:
         raise config.ConfigError(issues)
     return made
@@ -123,7 +123,8 @@ def _short(budget: float, around: list[tuple[float, config.Model, float]], ladde
     return [Issue("ladder.budgets", f"{budget:g}", reason, remedy)]
 
 
-def _rung(budget: float, size: float, model: config.Model, tokens: float, ladder: config.Ladder) -> Rung:
+def rung_of(budget: float, size: float, model: config.Model, tokens: float, ladder: config.Ladder) -> Rung:
+    """The run of a `model` of about `size` parameters on about so many tokens: whole steps of its budget's batch."""
     batch, rate = batch_tokens(budget, ladder), family.learning_rate(size, ladder)
     schedule = config.Schedule(
         total_tokens=max(1, round(tokens / batch)) * batch,

@@ -234,7 +234,10 @@ def _refit(start: Floats, design: Floats, losses: Floats) -> Floats:
         lambda law: _slopes(law, design),
         bounds,
         x_scale="jac",
-        max_nfev=100,
+        ftol=1e-12,
+        xtol=1e-12,
+        gtol=1e-12,
+        max_nfev=1000,
     )
     return np.asarray(found.x)
 

@@ -206,7 +206,7 @@ def test_the_recipe_prints_writes_and_draws(tmp_path: Path, capsys: pytest.Captu
     runs = planted.of_report(0.002, np.random.default_rng(0), planted.FEW, 5)
     given = Fit(input=str(planted.write_runs(tmp_path / "runs.csv", runs)), target_flops=1e22)
     output, picture = tmp_path / "fit.json", tmp_path / "fit.svg"
-    run = config.Scaling("fit", replications=200, output=str(output), picture=str(picture), fit=given)
+    run = config.Scaling("fit", replications=100, output=str(output), picture=str(picture), fit=given)
     scaling.main(run)
     said = capsys.readouterr().out
     assert said.count("\n| 1e+") == 3 and "tokens(C) = A C^alpha: alpha 0.5" in said and "a / (a + b)" in said

@@ -46,7 +46,7 @@ def best(flops: float) -> Floats:
 @pytest.mark.parametrize(("sizes", "target"), [((1e19,), None), ((1e19, 1e20, 1e21), 1e23)])
 def test_the_best_mixture_of_a_planted_law_is_proposed(sizes: tuple[float, ...], target: float | None) -> None:
     rng = np.random.default_rng(0)
-    found = mixing.propose(tried(0.0, rng, sizes), Mixing(target_flops=target), 100, rng)
+    found = mixing.propose(tried(0.0, rng, sizes), Mixing(target_flops=target, beyond=0.2), 20, rng)
     assert [found.shares[name].value for name in NAMES] == pytest.approx(best(target or 1e19), abs=0.006)
     shares = np.array([[found.shares[name].value for name in NAMES]])
     assert found.loss.value == pytest.approx(losses(shares, np.array([target or 1e19])).mean(), abs=1e-3)
@@ -57,7 +57,7 @@ def test_intervals_hold_the_best_mixture() -> None:
     held, law = [], best(1e19)
     for seed in range(8):
         rng = np.random.default_rng(seed)
-        found = mixing.propose(tried(0.004, rng), Mixing(), 100, rng)
+        found = mixing.propose(tried(0.004, rng), Mixing(), 40, rng)
         held += [found.shares[name].holds(share) for name, share in zip(NAMES, law, strict=True)]
     assert np.mean(held) >= 0.8
 
@@ -65,12 +65,12 @@ def test_intervals_hold_the_best_mixture() -> None:
 def test_weights_draw_the_mixture_to_their_text_and_ends_are_named() -> None:
     rng = np.random.default_rng(0)
     given = tried(0.0, rng)
-    found = mixing.propose(given, Mixing(weights={"code": 1.0}), 100, rng)
+    found = mixing.propose(given, Mixing(weights={"code": 1.0}), 20, rng)
     most = float(given.shares[:, 0].max())
     assert found.shares["code"].value == pytest.approx(most, abs=1e-3)
     assert any(text.startswith("code at") for text in found.at_bounds)
     assert "at an end of what was tried: code" in mixing.summary(found)
-    beyond = mixing.propose(given, Mixing(weights={"code": 1.0}, beyond=1.0), 100, rng)
+    beyond = mixing.propose(given, Mixing(weights={"code": 1.0}, beyond=1.0), 20, rng)
     assert beyond.shares["code"].value == pytest.approx(1, abs=1e-3)
     with pytest.raises(ValueError, match="mix.weights=.*: give weights, one above 0, of code, math, web"):
         mixing.propose(given, Mixing(weights={"book": 1.0}), 100, rng)
