@@ -1,9 +1,9 @@
 """A real ladder on this machine: three budgets, real text, the law through their minima, and larger runs held out.
 
 `python -m benchmarks.small_ladder FOLDER [try]`: about 20 minutes on two cores; `try` shows in a few that it works,
-with models that are too small to say anything. Everything is done by the commands that a user types, two runs at a time,
-each on a core of its own; what is there already is not done again. The text is what every machine has (`data=demo`), in
-bytes and a few merges, so that the head does not outweigh models of 30,000 parameters.
+with models that are too small to say anything. Everything is done by the commands that a user types, two runs at a
+time, each on a core of its own; what is there already is not done again. The text is what every machine has
+(`data=demo`), in bytes and a few merges, so that the head does not outweigh models of 30,000 parameters.
 
 At the held-out budget three models are trained: near the tokens that the law says, and on both sides of it. The first
 has to be the best of them, and the formula has to say the losses of all three.
@@ -47,7 +47,7 @@ class LadderScale:
 
 
 WHOLE = LadderScale((3e11, 1e12, 3e12), 6e12, 32e3, 1.2e6, 10, 1.2, 65_536)
-TRIAL = LadderScale((3e10, 6e10, 1.2e11), 2e11, 32e3, 5e5, 10, 0.25, 8_192)
+TRIAL = LadderScale((3e10, 6e10, 1.2e11), 2e11, 32e3, 3e5, 6, 0.25, 8_192)
 
 
 def planned(top: Path, scale: LadderScale) -> config.Ladder:
@@ -134,7 +134,6 @@ def held_out(top: Path, scale: LadderScale, tokens: float) -> list[str]:
     for factor in (1 / APART, 1.0, APART):
         model, there = reached(size * factor, scale.held_out, given)
         rungs.append(ladder.rung_of(scale.held_out, size * factor, model, there, given))
-    given.folder = str(top / "ladder")
     scripts.write(rungs, given)
     return [rung.name for rung in rungs]
 
@@ -172,7 +171,10 @@ def main(top: Path, scale: LadderScale) -> None:
     scripts.write(rungs, given)
     folders = train(top, [rung.name for rung in rungs], scale)
     keys = [f"fit.runs=[{','.join(json.dumps(folder) for folder in folders)}]", f"fit.target_flops={scale.held_out}"]
-    print(command("recipes.scaling", "task=fit", *keys, f"output={top}/fit.json", f"picture={top}/fit.png"), flush=True)
+    try:
+        print(command("recipes.scaling", "task=fit", *keys, f"output={top}/fit.json", f"picture={top}/fit.png"))
+    except RuntimeError as error:  # a minimum at an end, as `try` has it: what was trained is kept
+        sys.exit(str(error))
     record = json.loads((top / "fit.json").read_text(encoding="utf-8"))
     names = held_out(top, scale, record["tokens"]["value"])
     runs = observations.trained(config.Fit(runs=train(top, names, scale)))

@@ -17,6 +17,7 @@ ORDER = (
     "docs/post_training.md",
     "docs/conversion.md",
     "docs/slurm.md",
+    "docs/scaling.md",
 )
 ALL = (
     "README.md",

@@ -259,7 +259,7 @@ def _forced(key: str, value: str, hint: Any) -> str | Issue:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    text = str in (hint, *typing.get_args(hint)) and typing.get_origin(hint) is not list
+    text = str in (hint, *typing.get_args(hint)) and typing.get_origin(hint) not in (list, dict)
     if text and value[:1] not in ("'", '"') and value != "null":
         return f"++{key}={_quoted(value)}"
     given = value

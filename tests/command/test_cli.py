@@ -35,6 +35,7 @@ RECIPES = {
     "benchmark": config.Benchmark,
     "simulate": config.Simulate,
     "plan": config.Plan,
+    "scaling": config.Scaling,
     "submit": config.Submit,
     "report": config.Report,
 }

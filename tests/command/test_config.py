@@ -105,6 +105,7 @@ SCHEMAS = {
     "benchmark": (config.Benchmark, []),
     "simulate": (config.Simulate, []),
     "plan": (config.Plan, []),
+    "scaling": (config.Scaling, ["task=fit"]),
     "submit": (config.Submit, []),
 }
 
@@ -151,6 +152,7 @@ def test_every_choice_composes_and_is_valid(root: str, choice: str) -> None:
         ("benchmark", 1),
         ("simulate", 1),
         ("plan", 1),
+        ("scaling", 1),
         ("submit", 1),
     ],
 )
@@ -224,6 +226,11 @@ def test_types_survive_composition() -> None:
     assert isinstance(run.data.sources["docs"], config.Source) and run.data.sources["docs"].weight == 2.0
     assert run.schedule.ramp == [Ramp(8192, 16384, 512)]
     assert (run.name, run.folder) == ("007", "runs/007")
+
+
+def test_a_dictionary_on_the_command_line_keeps_its_numbers() -> None:
+    run = entry.compose(config.Scaling, "scaling", ["task=mix", "mix.weights={code: 2, web: 0.5}"])
+    assert run.mix.weights == {"code": 2.0, "web": 0.5}
 
 
 def test_new_source_on_the_command_line_reads_commas_as_they_stand() -> None:
