@@ -180,7 +180,7 @@ def _chosen(groups: list[tuple[float, list[Trained]]], given: config.Fit) -> lis
                 f"differ by {given.same_budget:.0%}: fit.same_budget)"
             )
     if len(kept) < BUDGETS and not problems:
-        problems.append(f"fit: {len(kept)} budgets, and a power law takes {BUDGETS}; add runs of other FLOPs")
+        problems.append(f"fit: a power law takes {BUDGETS} budgets, and there are {len(kept)}; add runs of other FLOPs")
     if problems:
         raise ValueError("\n".join(problems))
     return kept

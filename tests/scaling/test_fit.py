@@ -98,7 +98,7 @@ def test_too_few_points_are_named() -> None:
     runs = planted.of_report(0.0, np.random.default_rng(0), planted.FEW, 5)
     with pytest.raises(ValueError, match="1e\\+21 FLOPs: runs with 3 different numbers of tokens .* a minimum takes 4"):
         fitted(runs[:-2])
-    with pytest.raises(ValueError, match="fit: 2 budgets, and a power law takes 3; add runs of other FLOPs"):
+    with pytest.raises(ValueError, match="fit: a power law takes 3 budgets, and there are 2; add runs of other FLOPs"):
         fitted(runs, without=[1e20])
     with pytest.raises(
         ValueError, match="fit.without=\\[2e\\+20\\]: no such budget; give some of 1e\\+19, 1e\\+20, 1e\\+21"
