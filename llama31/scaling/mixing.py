@@ -37,7 +37,7 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Proposal:
+class MixtureProposal:
     """The mixture that costs least at `flops`, by source, and the losses it promises, beside the best one tried."""
 
     tried: Tried
@@ -134,7 +134,7 @@ def _tried(
     return Tried(sources, texts, shares, losses, flops)
 
 
-def propose(tried: Tried, given: config.Mixing, replications: int, rng: np.random.Generator) -> Proposal:
+def propose(tried: Tried, given: config.Mixing, replications: int, rng: np.random.Generator) -> MixtureProposal:
     """The mixture with the lowest weighted loss, its shares within the ranges tried (and `beyond` them)."""
     weights = _weights(tried, given)
     flops = None if tried.flops is None else given.target_flops or float(tried.flops.max())
@@ -161,7 +161,7 @@ def propose(tried: Tried, given: config.Mixing, replications: int, rng: np.rando
         for name, value, least, most in zip(tried.sources, found, low, high, strict=True)
         if value - least < 1e-3 or most - value < 1e-3
     ]
-    return Proposal(
+    return MixtureProposal(
         tried,
         flops,
         {name: estimate(value, of) for name, value, of in zip(tried.sources, found, mixtures.T, strict=True)},
@@ -267,7 +267,7 @@ def _lowest(laws: Sequence[Floats], weights: Floats, scaled: float, low: Floats,
     return np.asarray(found.x)
 
 
-def summary(proposal: Proposal) -> str:
+def summary(proposal: MixtureProposal) -> str:
     """A row for each source, the losses, and what is gained over the best mixture that was tried."""
     best = proposal.tried.shares[proposal.best_tried]
     lines = ["| source | proposed (95 %) | tried | in the best one tried |", "|---|---|---|---|"]
@@ -289,7 +289,7 @@ def summary(proposal: Proposal) -> str:
     return "\n".join(lines)
 
 
-def panels(proposal: Proposal) -> list[Panel]:
+def panels(proposal: MixtureProposal) -> list[Panel]:
     """The proposed shares with their intervals, and for each text what the law says beside what was measured."""
     names = list(proposal.shares)
     values = [proposal.shares[name] for name in names]
