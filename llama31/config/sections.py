@@ -296,6 +296,9 @@ class Cluster:
         "refused. null: not checked",
         above=0,
     )
+    device: str | None = key(
+        None, "what the planner calls its GPU (conf/hardware), for the bill of a job; null: speed is not predicted"
+    )
     timeout_s: int = key(1800, "seconds after which a collective that does not end fails", low=1)
 
 
