@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from llama31 import config
+from llama31.command import entry
 from llama31.plan import shapes
 from llama31.scaling import family, ladder, observations, scripts
 
@@ -70,6 +71,12 @@ def planned(top: Path, scale: LadderScale) -> config.Ladder:
         warmup_steps=2 if scale is TRIAL else 40,
         gpus_per_node=1,
     )
+
+
+def any_site() -> ladder.Site:
+    """What layouts are made for: on one process there is one, and its bill is of no interest here."""
+    run = entry.read(config.Scaling, "scaling", ["task=ladder"])[0]
+    return ladder.site_of(run.ladder, run.hardware, run.precision)
 
 
 def command(module: str, *arguments: str) -> str:
@@ -126,15 +133,15 @@ def is_finished(folder: str) -> bool:
 
 def held_out(top: Path, scale: LadderScale, tokens: float) -> list[str]:
     """Configs of three runs: `tokens` at the held-out budget, and those of a model APART times as large and small."""
-    given = planned(top, scale)
+    given, site = planned(top, scale), any_site()
     size = scale.smallest
     for _ in range(40):  # tokens fall with the size, since the budget is fixed
         size *= reached(size, scale.held_out, given)[1] / tokens
     rungs = []
     for factor in (1 / APART, 1.0, APART):
         model, there = reached(size * factor, scale.held_out, given)
-        rungs.append(ladder.rung_of(scale.held_out, size * factor, model, there, given))
-    scripts.write(rungs, given)
+        rungs.append(ladder.rung_of(scale.held_out, size * factor, model, there, 1, given, site))
+    scripts.write(rungs, given, site.numbers)
     return [rung.name for rung in rungs]
 
 
@@ -165,10 +172,10 @@ def main(top: Path, scale: LadderScale) -> None:
     top.mkdir(parents=True, exist_ok=True)
     if not (top / "packed/docs/packed.json").is_file():
         command("recipes.pack", *text_of(top))
-    given = planned(top, scale)
-    rungs = ladder.rungs(given)
-    print(scripts.table(rungs, given), flush=True)
-    scripts.write(rungs, given)
+    given, site = planned(top, scale), any_site()
+    rungs = ladder.rungs(given, site)
+    scripts.write(rungs, given, site.numbers)
+    print(f"{len(rungs)} runs: {', '.join(rung.name for rung in rungs)}", flush=True)
     folders = train(top, [rung.name for rung in rungs], scale)
     keys = [f"fit.runs=[{','.join(json.dumps(folder) for folder in folders)}]", f"fit.target_flops={scale.held_out}"]
     try:

@@ -30,7 +30,7 @@ def main(run: config.Scaling) -> None:
             f"picture={run.picture}: give a file in a folder that is there, with a name in {' or '.join(FORMATS)}"
         )
     if run.task == "ladder":
-        ladder(run.ladder)
+        ladder(run)
     elif run.task == "fit":
         fit(run)
     elif run.task == "forecast":
@@ -39,15 +39,16 @@ def main(run: config.Scaling) -> None:
         mix(run)
 
 
-def ladder(given: config.Ladder) -> None:
+def ladder(run: config.Scaling) -> None:
     """The cost of all runs first; then their configs and a Slurm array per budget."""
     from llama31.scaling import ladder, scripts
 
-    rungs = ladder.rungs(given)
-    print(scripts.table(rungs, given), flush=True)
+    given, site = run.ladder, ladder.site_of(run.ladder, run.hardware, run.precision)
+    rungs = ladder.rungs(given, site)
+    print(scripts.table(rungs, given, site), flush=True)
     if not given.dry_run:
         print("\nconfigs and scripts are there; submit:")
-        print("\n".join(f"sbatch {shlex.quote(str(path))}" for path in scripts.write(rungs, given)))
+        print("\n".join(f"sbatch {shlex.quote(str(path))}" for path in scripts.write(rungs, given, run.precision)))
 
 
 def fit(run: config.Scaling) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llama31.config.keys import MISSING, key
+from llama31.config.planning import Hardware
+from llama31.config.sections import Precision
 
 REPORT_BUDGETS = [6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21, 1e22]
 
@@ -40,11 +42,10 @@ class Ladder:
     warmup_steps: int = key(2000, "steps of linear warm-up", low=0)
     final_share: float = key(0.1, "learning rate at the end of the cosine, as a share of the peak", low=0, high=1)
     gpus_per_node: int = key(8, "GPUs of a node", low=1)
-    gpu_gb: float = key(80.0, "memory of a GPU in GB", above=0)
-    peak_tflops: float = key(989.0, "dense BF16 TFLOPs of a GPU", above=0)
-    mfu: float = key(0.4, "share of that peak which the bill assumes", above=0, high=1)
+    device: str = key("H100", "GPU of hardware.devices, for which the planner lays out and bills")
+    stack: str = key("megatron", "software of hardware.stacks whose speed is expected")
     hours: float = key(24.0, "hours that a run may take: gives the nodes of its budget's array", above=0)
-    dollars_per_gpu_hour: float | None = key(None, "price of a GPU-hour for the bill; null: GPU-hours alone", low=0)
+    dollars_per_gpu_hour: float | None = key(None, "price of a GPU-hour for the bill; null: the device's", low=0)
     arguments: str = key(
         "", "arguments of recipes.pretrain that every run is given: 'ladder.arguments=data=mine tokenizer=llama3'"
     )
@@ -119,3 +120,5 @@ class Scaling:
     fit: Fit = field(default_factory=Fit)
     forecast: Forecasting = field(default_factory=Forecasting)
     mix: Mixing = field(default_factory=Mixing)
+    precision: Precision = field(default_factory=Precision)
+    hardware: Hardware = field(default_factory=Hardware)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from llama31.config import ConfigError, Issue, Parallel, Plan, Simulate
+from llama31.config import ConfigError, Device, Hardware, Issue, Parallel, Plan, Simulate
 from llama31.plan import memory, shapes, simulate
 from llama31.planner import search
 from llama31.planner.search import Demand, Proposal
@@ -20,22 +20,30 @@ HOUR_S, DAY_S = 3600, 86_400
 
 def request(run: Plan) -> Demand:
     """What `run` asks for. ConfigError where the device or the stack is unknown, or the batch is no whole rows."""
-    hardware = run.hardware
-    issues = [
-        Issue(key, value, "there is no such entry", f"give one of {', '.join(known)}")
-        for key, value, known in (("device", run.device, hardware.devices), ("stack", run.stack, hardware.stacks))
-        if value not in known
-    ]
+    issues = unknown(run.hardware, device=run.device, stack=run.stack)
     if run.batch_tokens % run.sequence_length:
         near = max(1, round(run.batch_tokens / run.sequence_length)) * run.sequence_length
         reason = f"no multiple of sequence_length={run.sequence_length}"
         issues.append(Issue("batch_tokens", run.batch_tokens, reason, f"give {near}"))
     if issues:
         raise ConfigError(issues)
-    device = hardware.devices[run.device]
-    room = run.memory_gb or device.memory_gib * 2**30 / 1e9 - OUTSIDE_GB
-    stack = hardware.stacks[run.stack]
+    device, stack = run.hardware.devices[run.device], run.hardware.stacks[run.stack]
+    room = run.memory_gb or room_gb(device)
     return Demand(run.model, run.precision, device, stack, run.gpus, run.sequence_length, run.batch_tokens, room)
+
+
+def unknown(hardware: Hardware, device: str, stack: str, section: str = "") -> list[Issue]:
+    """What `hardware` has no entry for, by the keys of a section."""
+    return [
+        Issue(f"{section}{key}", value, "there is no such entry", f"give one of {', '.join(known)}")
+        for key, value, known in (("device", device, hardware.devices), ("stack", stack, hardware.stacks))
+        if value not in known
+    ]
+
+
+def room_gb(device: Device) -> float:
+    """10^9 bytes of a device that tensors may take."""
+    return device.memory_gib * 2**30 / 1e9 - OUTSIDE_GB
 
 
 def proposals(asked: Demand, count: int) -> list[Proposal]:

@@ -7,23 +7,33 @@ those whose tokens stand around the optimum that is expected, so that its minimu
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llama31 import config
 from llama31.config import Issue
-from llama31.plan import layout, memory, shapes
-from llama31.plan.schedule import Stage
+from llama31.plan import shapes
+from llama31.planner import proposals, search
+from llama31.planner.search import Demand, Proposal
 from llama31.scaling import family
 
 FEWEST = 4  # models of a budget: a parabola takes three
-FILLED = 0.8  # share of a GPU's memory that is planned with
-STATE_BYTES, SHARDED_BYTES = 6, 12  # per parameter: BF16 weights and FP32 gradients; masters and moments over dp
-LOGIT_BYTES = 6  # per token and row of the vocabulary: BF16, and FP32 in the loss
+FIRST_MFU = 0.4  # where the search for a budget's nodes begins
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the ladder is laid out for."""
+
+    device: config.Device
+    stack: config.Stack
+    numbers: config.Precision
+    memory_gb: float
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One run: a model, and what it is trained on by which processes."""
+    """One run: a model, what it is trained on by which processes, and the seconds of a step that are expected."""
 
     name: str
     budget: float
@@ -32,11 +42,26 @@ class Rung:
     parallel: config.Parallel
     nodes: int
     gpus: int
+    step_s: float
+
+    @property
+    def hours(self) -> float:
+        """Of the whole schedule, without failures."""
+        return self.schedule.total_tokens / self.schedule.batch_tokens * self.step_s / 3600
 
     @property
     def flops(self) -> float:
         """FLOPs of the whole schedule: the budget, but for the rounding to whole steps."""
         return self.schedule.total_tokens * shapes.flops_per_token(self.model, self.schedule.sequence_length)
+
+
+def site_of(ladder: config.Ladder, hardware: config.Hardware, numbers: config.Precision) -> Site:
+    """What a ladder is laid out for. ConfigError where device or stack is not there."""
+    issues = proposals.unknown(hardware, ladder.device, ladder.stack, "ladder.")
+    if issues:
+        raise config.ConfigError(issues)
+    device = hardware.devices[ladder.device]
+    return Site(device, hardware.stacks[ladder.stack], numbers, proposals.room_gb(device))
 
 
 def expected_tokens(budget: float, ladder: config.Ladder) -> float:
@@ -51,7 +76,7 @@ def batch_tokens(budget: float, ladder: config.Ladder) -> int:
     return ladder.smallest_batch * 2 ** round(share * math.log2(ladder.largest_batch / ladder.smallest_batch))
 
 
-def rungs(ladder: config.Ladder) -> list[Rung]:
+def rungs(ladder: config.Ladder, site: Site) -> list[Rung]:
     """All runs, budget by budget, smaller models first.
 
     Raises ConfigError for what no run can be made of, and for budgets that too few models fit.
@@ -74,7 +99,7 @@ def rungs(ladder: config.Ladder) -> list[Rung]:
         issues += _few(budget, len(around), expected, ladder)
         issues += _short(budget, around, ladder)
         if not issues:
-            made += [rung_of(budget, size, model, tokens, ladder) for size, model, tokens in around]
+            made += on_nodes(budget, around, ladder, site)
     if issues:
         raise config.ConfigError(issues)
     return made
@@ -123,7 +148,22 @@ def _short(budget: float, around: list[tuple[float, config.Model, float]], ladde
     return [Issue("ladder.budgets", f"{budget:g}", reason, remedy)]
 
 
-def rung_of(budget: float, size: float, model: config.Model, tokens: float, ladder: config.Ladder) -> Rung:
+def on_nodes(
+    budget: float, around: Sequence[tuple[float, config.Model, float]], ladder: config.Ladder, site: Site
+) -> list[Rung]:
+    """The runs of a budget on so many nodes that the slowest ends within `hours`, or that each row has a GPU."""
+    rows = batch_tokens(budget, ladder) // ladder.sequence_length
+    nodes = nodes_of(budget, rows, ladder, site)
+    while True:
+        made = [rung_of(budget, size, model, tokens, nodes, ladder, site) for size, model, tokens in around]
+        if max(rung.hours for rung in made) <= ladder.hours or nodes == most_nodes(rows, ladder):
+            return made
+        nodes *= 2
+
+
+def rung_of(
+    budget: float, size: float, model: config.Model, tokens: float, nodes: int, ladder: config.Ladder, site: Site
+) -> Rung:
     """The run of a `model` of about `size` parameters on about so many tokens: whole steps of its budget's batch."""
     batch, rate = batch_tokens(budget, ladder), family.learning_rate(size, ladder)
     schedule = config.Schedule(
@@ -134,54 +174,32 @@ def rung_of(budget: float, size: float, model: config.Model, tokens: float, ladd
         final_lr=float(f"{rate * ladder.final_share:.6g}"),
         warmup_tokens=ladder.warmup_steps * batch,
     )
-    nodes = nodes_of(budget, batch // ladder.sequence_length, ladder)
-    gpus = nodes * ladder.gpus_per_node
-    parallel = layout_of(model, schedule, gpus, ladder.gpu_gb)
-    return Rung(
-        f"{budget:g}".replace("+", "") + f"_{family.named(size)}", budget, model, schedule, parallel, nodes, gpus
-    )
+    best = laid_out(model, schedule, nodes * ladder.gpus_per_node, site)
+    name = f"{budget:g}".replace("+", "") + f"_{family.named(size)}"
+    return Rung(name, budget, model, schedule, best.parallel, nodes, nodes * ladder.gpus_per_node, best.step_s)
 
 
-def nodes_of(budget: float, rows: int, ladder: config.Ladder) -> int:
-    """Nodes of a budget's array: as `hours` ask for, in powers of two, at most a GPU for each of a step's `rows`."""
-    gpus = budget / (ladder.peak_tflops * 1e12 * ladder.mfu * 3600 * ladder.hours)
+def nodes_of(budget: float, rows: int, ladder: config.Ladder, site: Site) -> int:
+    """Nodes to begin with: `hours` at a share of the peak, in powers of two, at most a GPU for each of `rows`."""
+    gpus = budget / (site.device.bf16_tflops * 1e12 * FIRST_MFU * 3600 * ladder.hours)
     nodes = 2 ** max(0, math.ceil(math.log2(max(1.0, gpus / ladder.gpus_per_node))))
-    most = max(1, rows // ladder.gpus_per_node)
-    return min(nodes, 2 ** int(math.log2(most)))
+    return min(nodes, most_nodes(rows, ladder))
 
 
-def layout_of(model: config.Model, schedule: config.Schedule, gpus: int, gpu_gb: float) -> config.Parallel:
-    """A layout of `gpus` processes that should fit: the least tensor parallelism and the largest micro-batch that do.
-
-    A rule of thumb over `plan/memory.py`: of that, whatever the model does not split into is replaced by the nearest
-    layout that is possible. Raises ValueError where none is.
-    """
-    stage = Stage(0, None, 0, schedule.batch_tokens, schedule.sequence_length)
-    wanted = config.Parallel(tp=gpus)
-    for tp in (2**n for n in range(int(math.log2(gpus)) + 1)):
-        fits = [
-            parallel
-            for parallel in (config.Parallel(tp=tp, micro_batch=size) for size in (4, 2, 1))
-            if stage.rows % (parallel.micro_batch * gpus // tp) == 0
-            and bytes_of(model, parallel, stage.sequence_length, gpus) <= FILLED * gpu_gb * 1e9
-        ]
-        if fits:
-            wanted = fits[0]
-            break
-    if not layout.problems(model, wanted, [stage], gpus):
-        return wanted
-    possible = layout.nearest(model, wanted, [stage], gpus)
-    if possible is None:
-        raise ValueError(
-            f"ladder: no layout of {gpus} processes works for {model.name} at {schedule.batch_tokens:,} tokens a step; "
-            "give other ladder.gpus_per_node, or batches with more sequences"
-        )
-    return possible
+def most_nodes(rows: int, ladder: config.Ladder) -> int:
+    """A power of two of nodes with a GPU for each of a step's `rows` at most."""
+    return 2 ** int(math.log2(max(1, rows // ladder.gpus_per_node)))
 
 
-def bytes_of(model: config.Model, parallel: config.Parallel, sequence_length: int, gpus: int) -> float:
-    """Bytes on a GPU of a model without pipeline: state, what the backward pass needs, and logits."""
-    tokens = parallel.micro_batch * sequence_length / parallel.cp
-    state = shapes.parameters(model) * (STATE_BYTES / parallel.tp + SHARDED_BYTES / gpus)
-    kept = tokens * model.layers * sum(memory.layer_bytes(model, parallel).values())
-    return state + kept + tokens * model.vocab_size * LOGIT_BYTES / parallel.tp
+def laid_out(model: config.Model, schedule: config.Schedule, gpus: int, site: Site) -> Proposal:
+    """The planner's fastest layout on `gpus`. ConfigError says what would make one possible where there is none."""
+    asked = Demand(
+        model, site.numbers, site.device, site.stack, gpus, schedule.sequence_length, schedule.batch_tokens,
+        site.memory_gb,
+    )  # fmt: skip
+    found = search.fastest(asked, 1)
+    if not found:
+        reason = f"no layout of {model.name} on {gpus} GPUs is accepted and fits {site.memory_gb:.1f} GB"
+        remedy = "give fewer or more, another ladder.device, or batches of more rows (ladder.smallest_batch)"
+        raise config.ConfigError([Issue("ladder.gpus_per_node", gpus, reason, remedy)])
+    return found[0]

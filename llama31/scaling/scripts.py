@@ -14,7 +14,7 @@ from llama31 import config
 from llama31.command import written
 from llama31.runs import files
 from llama31.scaling import family
-from llama31.scaling.ladder import Rung
+from llama31.scaling.ladder import Rung, Site
 from llama31.slurm import bills, sbatch
 
 SCRIPT = """#!/bin/bash
@@ -42,47 +42,57 @@ def by_budget(rungs: Sequence[Rung]) -> list[tuple[float, list[Rung]]]:
     return [(budget, list(group)) for budget, group in itertools.groupby(rungs, lambda rung: rung.budget)]
 
 
-def bill(rung: Rung, ladder: config.Ladder) -> bills.Bill:
-    """What one run costs at the share of the peak that `ladder` assumes."""
-    return bills.computing(rung.gpus, rung.schedule.total_tokens, rung.flops, ladder.mfu, ladder.peak_tflops)
+def bill(rung: Rung) -> bills.Bill:
+    """What one run costs by the planner."""
+    gpu_hours = rung.hours * rung.gpus
+    words = f"{rung.schedule.total_tokens:,} tokens, {bills.digits(rung.hours)} h, {bills.digits(gpu_hours)} GPU-h"
+    return bills.Bill(rung.gpus, rung.hours, words)
 
 
-def table(rungs: Sequence[Rung], ladder: config.Ladder) -> str:
+def table(rungs: Sequence[Rung], ladder: config.Ladder, site: Site) -> str:
     """A row for each budget with what its runs cost together, and the total."""
     lines = [
-        "| FLOPs | runs | models | tokens | batch | peak rate | GPUs each | hours each | GPU-hours |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| FLOPs | runs | models | tokens | batch | peak rate | GPUs each | MFU | hours each | GPU-hours |",
+        "|" + "---|" * 10,
     ]
     total = 0.0
     for budget, group in by_budget(rungs):
-        first, last, cost = group[0], group[-1], [bill(rung, ladder) for rung in group]
+        first, last, cost = group[0], group[-1], [bill(rung) for rung in group]
         gpu_hours = sum(one.gpu_hours for one in cost)
         total += gpu_hours
         fewest, most = (family.named(rung.schedule.total_tokens).upper() for rung in (last, first))
-        rates = f"{first.schedule.peak_lr:.3g} to {last.schedule.peak_lr:.3g}"
-        models = f"{_size(first)} to {_size(last)}"
-        lines.append(
-            f"| {budget:g} | {len(group)} | {models} | {fewest} to {most} | {first.schedule.batch_tokens:,} | "
-            f"{rates} | {first.gpus:,} | {bills.digits(max(one.hours for one in cost))} | {bills.digits(gpu_hours)} |"
+        cells = (
+            f"{budget:g}",
+            len(group),
+            f"{_size(first)} to {_size(last)}",
+            f"{fewest} to {most}",
+            f"{first.schedule.batch_tokens:,}",
+            f"{first.schedule.peak_lr:.3g} to {last.schedule.peak_lr:.3g}",
+            f"{first.gpus:,}",
+            f"{_mfu(first, site)} to {_mfu(last, site)}",
+            bills.digits(max(one.hours for one in cost)),
+            bills.digits(gpu_hours),
         )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     price = ladder.dollars_per_gpu_hour
-    money = "" if price is None else f", {price * total:,.0f} dollars at {price:g} each"
+    price = site.device.dollars_per_hour if price is None else price
+    money = f", {price * total:,.0f} dollars at {price:g} each" if price else ""
     lines += [
         "",
-        f"{len(rungs)} runs: {bills.digits(total)} GPU-hours at {ladder.mfu:.0%} of {ladder.peak_tflops:g} TFLOPS"
-        + money,
+        f"{len(rungs)} runs: {bills.digits(total)} GPU-hours of {ladder.device} at {ladder.stack}'s speed, "
+        f"as the planner expects it{money}",
     ]
     return "\n".join(lines)
 
 
-def write(rungs: Sequence[Rung], ladder: config.Ladder) -> list[Path]:
+def write(rungs: Sequence[Rung], ladder: config.Ladder, numbers: config.Precision) -> list[Path]:
     """Write configs and scripts to `ladder.folder`, and return the scripts."""
     folder = Path(ladder.folder).resolve()
     for name in ("conf", "logs", "runs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for rung in rungs:
         text = f"# python -m recipes.pretrain --config-dir {folder / 'conf'} --config-name {rung.name} ...\n"
-        text += yaml.safe_dump(root(rung, folder, ladder), sort_keys=False)
+        text += yaml.safe_dump(root(rung, folder, ladder, numbers), sort_keys=False)
         files.write_whole(folder / "conf" / f"{rung.name}.yaml", text)
     paths = []
     for _, group in by_budget(rungs):
@@ -93,7 +103,7 @@ def write(rungs: Sequence[Rung], ladder: config.Ladder) -> list[Path]:
     return paths
 
 
-def root(rung: Rung, folder: Path, ladder: config.Ladder) -> dict[str, Any]:
+def root(rung: Rung, folder: Path, ladder: config.Ladder, numbers: config.Precision) -> dict[str, Any]:
     """The root config of a run, over `conf/base.yaml`: what it does not state is the schema's."""
     run = str(folder / "runs" / rung.name)
     return {
@@ -102,6 +112,7 @@ def root(rung: Rung, folder: Path, ladder: config.Ladder) -> dict[str, Any]:
         "folder": written.escaped(run),
         "cluster": {"processes_per_node": ladder.gpus_per_node},
         "model": _stated(rung.model, config.Model),
+        "precision": _stated(numbers, config.Precision),
         "parallel": _stated(rung.parallel, config.Parallel),
         "schedule": _stated(rung.schedule, config.Schedule),
     }
@@ -116,7 +127,7 @@ def _stated(section: Any, schema: type) -> dict[str, Any]:
 
 def script(group: Sequence[Rung], path: Path, ladder: config.Ladder) -> str:
     """The Slurm array of a budget, a task for each run."""
-    cost, first = [bill(rung, ladder) for rung in group], group[0]
+    cost, first = [bill(rung) for rung in group], group[0]
     minutes = max(60, round(90 * max(one.hours for one in cost)))  # half as long again as the bill
     words = shlex.join(shlex.split(ladder.arguments))
     return SCRIPT.format(
@@ -141,3 +152,8 @@ def script(group: Sequence[Rung], path: Path, ladder: config.Ladder) -> str:
 
 def _size(rung: Rung) -> str:
     return rung.name.split("_")[1]
+
+
+def _mfu(rung: Rung, site: Site) -> str:
+    """Of the BF16 peak, as `plan/shapes.py` counts FLOPs."""
+    return f"{rung.flops / (rung.hours * 3600 * rung.gpus * site.device.bf16_tflops * 1e12):.0%}"

@@ -16,7 +16,7 @@ from tests.scaling import planted
 
 @pytest.mark.parametrize("scale", [small_ladder.WHOLE, small_ladder.TRIAL])
 def test_three_budgets_have_five_sizes_at_least(scale: small_ladder.LadderScale, tmp_path: Path) -> None:
-    made = ladder.rungs(small_ladder.planned(tmp_path, scale))
+    made = ladder.rungs(small_ladder.planned(tmp_path, scale), small_ladder.any_site())
     sizes = [sum(rung.budget == budget for rung in made) for budget in scale.budgets]
     assert len(sizes) == 3 and min(sizes) >= 5
 

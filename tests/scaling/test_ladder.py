@@ -12,18 +12,22 @@ import pytest
 from llama31 import config
 from llama31.command import entry
 from llama31.config import Ladder
-from llama31.plan import layout, schedule, shapes
+from llama31.plan import layout, memory, schedule, shapes
+from llama31.planner import proposals, search
 from llama31.scaling import family, ladder, scripts
 from llama31.slurm import jobs
 from recipes import scaling
 from tests.processes import LIMIT_S
+
+RUN = entry.read(config.Scaling, "scaling", ["task=ladder"])[0]
+SITE = ladder.site_of(RUN.ladder, RUN.hardware, RUN.precision)
 
 
 def test_runs_are_those_of_the_report() -> None:
     """Section 3.2.1: 6e18 to 1e22 FLOPs, 40M to 16B, warm-up of 2,000 steps, 2e-4 to 4e-4, cosine to 0.1 of the peak,
     250K to 4M tokens a step, one batch for each budget."""
     given = Ladder()
-    made = ladder.rungs(given)
+    made = ladder.rungs(given, SITE)
     groups = scripts.by_budget(made)
     assert [budget for budget, _ in groups] == config.REPORT_BUDGETS
     assert {made[0].name, made[-1].name} == {"6e18_40m", "1e22_16b"} and len({rung.name for rung in made}) == len(made)
@@ -40,16 +44,28 @@ def test_runs_are_those_of_the_report() -> None:
             assert schedule.learning_rate(plan, plan.total_tokens) == pytest.approx(0.1 * plan.peak_lr)
 
 
-def test_every_layout_is_possible_and_fits_its_gpus() -> None:
-    for rung in ladder.rungs(Ladder()):
-        assert not layout.problems(rung.model, rung.parallel, schedule.stages(rung.schedule), rung.gpus)
-        assert ladder.bytes_of(rung.model, rung.parallel, 8192, rung.gpus) <= 0.8 * 80e9
-    small = config.Model("m", 2, 48, 160, 4, 2, 512)
-    plan = config.Schedule(total_tokens=9, batch_tokens=3 * 1024, sequence_length=1024, peak_lr=1.0)
-    assert ladder.layout_of(small, plan, 3, 80.0).micro_batch == 1  # of 4, 2, 1 none but the last goes into three rows
+def test_every_layout_is_the_planners_and_ends_in_time() -> None:
+    made = ladder.rungs(Ladder(), SITE)
+    for rung in made:
+        plan = schedule.stages(rung.schedule)
+        assert not layout.problems(rung.model, rung.parallel, plan, rung.gpus, SITE.numbers)
+        room = memory.Capacity(SITE.memory_gb)
+        need, _ = layout.worst(rung.model, rung.parallel, plan, rung.parallel.dp or 1, SITE.numbers, room)
+        assert need.total <= SITE.memory_gb * 1e9 and 0 < rung.hours <= 24
+    asked = proposals.request(config.Plan(made[-1].model, gpus=made[-1].gpus, hardware=RUN.hardware))
+    assert search.fastest(asked, 1)[0].parallel == made[-1].parallel  # recipes.plan says the same
+    nodes, faster = ({one.name: one.nodes for one in of} for of in (made, ladder.rungs(Ladder(hours=12), SITE)))
+    assert faster["1e21_439m"] == 4 * nodes["1e21_439m"]  # by the hours that are asked for
+    assert faster["1e22_16b"] == nodes["1e22_16b"] == 64  # a step has 512 rows
+
+
+def test_what_the_planner_cannot_lay_out_is_refused() -> None:
     one_head = config.Model("m", 1, 16, 32, 1, 1, 512)
-    with pytest.raises(ValueError, match="no layout of 2 processes works for m at 1 tokens a step; give other"):
-        ladder.layout_of(one_head, replace(plan, batch_tokens=1, sequence_length=1), 2, 80.0)
+    plan = config.Schedule(total_tokens=9, batch_tokens=1, sequence_length=1, peak_lr=1.0)
+    with pytest.raises(config.ConfigError, match="gpus_per_node=2: no layout of m on 2 GPUs is accepted .* give fewer"):
+        ladder.laid_out(one_head, plan, 2, SITE)
+    with pytest.raises(config.ConfigError, match="ladder.device=H101: there is no such entry; give one of H100, "):
+        ladder.site_of(Ladder(device="H101"), RUN.hardware, RUN.precision)
 
 
 @pytest.mark.parametrize("parameters", [5e4, 1e6, *family.sizes(40e6, 16e9, 16)])
@@ -82,19 +98,21 @@ def test_sizes_are_named_in_short_and_impossible_ones_refused() -> None:
 )
 def test_what_makes_no_ladder_is_named_with_a_remedy(keys: dict[str, object], said: str) -> None:
     with pytest.raises(config.ConfigError, match=said):
-        ladder.rungs(replace(Ladder(), **keys))  # type: ignore[arg-type]
+        ladder.rungs(replace(Ladder(), **keys), SITE)  # type: ignore[arg-type]
 
 
 def test_files_are_what_the_trainer_and_slurm_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = "data=own data.sources.web.input=x tokenizer=llama3 tokenizer.path=t"
     given = Ladder(folder=str(tmp_path / "a b"), arguments=words, dollars_per_gpu_hour=2)
-    scaling.main(config.Scaling("ladder", ladder=replace(given, dry_run=True)))
+    scaling.main(replace(RUN, ladder=replace(given, dry_run=True)))
     bill = capsys.readouterr().out
-    assert not any(tmp_path.iterdir()) and re.search(r"\d+ runs: [\d,]+ GPU-hours .*, [\d,]+ dollars at 2 each", bill)
-    scaling.main(config.Scaling("ladder", ladder=given))
+    assert not any(tmp_path.iterdir()) and re.search(
+        r"\d+ runs: [\d,]+ GPU-hours of H100 .*, [\d,]+ dollars at 2 each", bill
+    )
+    scaling.main(replace(RUN, ladder=given))
     said = capsys.readouterr().out
     assert said.startswith(bill.rstrip()) and said.count("\nsbatch '") == 10  # the cost first, then what to submit
-    made, home = ladder.rungs(given), tmp_path / "a b"
+    made, home = ladder.rungs(given, SITE), tmp_path / "a b"
     assert {path.stem for path in (home / "conf").iterdir()} == {rung.name for rung in made}
     for rung in (made[0], made[-1]):
         arguments = ["--config-dir", str(home / "conf"), "--config-name", rung.name, *words.split()]
