@@ -8,24 +8,24 @@ from recipes import start
 
 def main(run: config.Simulate) -> None:
     """Simulate `run`, print the tables, and draw them where `output` says."""
-    from llama31.plan import simulate
+    from llama31.failures import causes, results, simulation, tables
     from llama31.runs import plots
 
-    simulate.check(run)
-    histories = simulate.simulate(run)
-    gains = simulate.sensitivities(run, histories)
-    print(simulate.summary(run, histories))
-    print(f"\n{simulate.lost_table(run, histories)}\n\n{simulate.cause_table(histories)}")
-    print(f"\n{simulate.sensitivity_table(run, gains)}")
+    causes.check(run)
+    histories = simulation.simulate(run)
+    gains = results.sensitivities(run, histories)
+    print(tables.summary(run, histories))
+    print(f"\n{tables.lost_table(run, histories)}\n\n{tables.cause_table(histories)}")
+    print(f"\n{tables.sensitivity_table(run, gains)}")
     if run.table:
-        print(f"\neffective training time; bold: at least {run.goal:.0%}\n\n{simulate.goal_table(run)}")
+        print(f"\neffective training time; bold: at least {run.goal:.0%}\n\n{tables.goal_table(run)}")
     if run.output:
-        lost = simulate.lost_shares(histories, run)
+        lost = results.lost_shares(histories, run)
         panels = {
-            "lost time by reason": {name: 100 * share.value for name, share in simulate.ranked(lost)},
+            "lost time by reason": {name: 100 * share.value for name, share in results.ranked(lost)},
             "gained by halving one knob": {name: 100 * gain.value for name, gain in gains.items()},
         }
-        title = f"{run.gpus:,} GPUs, {run.days:g} days: {simulate.effective(histories).percent()} effective"
+        title = f"{run.gpus:,} GPUs, {run.days:g} days: {results.effective(histories).percent()} effective"
         print(f"drawn to {plots.draw_bars(run.output, title, panels, '% of the run')}")
 
 

@@ -20,6 +20,7 @@ SOURCES = sorted([*ROOT.glob("llama31/**/*.py"), *ROOT.glob("recipes/**/*.py"), 
 TORCH_FREE = (
     "config",
     "plan",
+    "failures",
     "planner",
     "runs",
     "tokens",
@@ -175,7 +176,7 @@ COMPOSERS = {
     "llama31/sampling/drawing.py": {"Sample"},
     "llama31/convert/checkpoints.py": {"Convert"},
     "llama31/convert/average.py": {"Average"},
-    "llama31/plan/simulate.py": {"Simulate"},
+    "llama31/failures/": {"Simulate"},
     "llama31/planner/proposals.py": {"Plan"},
     "llama31/post_train/": {"PostTrain"},
 }

@@ -73,6 +73,35 @@ class Hardware:
 
 
 @dataclass
+class Failures:
+    """How often a run stops and what a stop costs. The report counts stops and states no time: the times are ours."""
+
+    failure_factor: float = key(1.0, "failures per GPU and day, relative to the report's", above=0)
+    planned_factor: float = key(1.0, "planned interruptions per day, relative to the report's", low=0)
+    checkpoint_every_s: float | None = key(None, "training between checkpoints; null: Young/Daly's optimum", above=0)
+    checkpoint_stall_s: float = key(5.0, "time that one checkpoint stops training", above=0)
+    checkpoint_write_s: float = key(60.0, "time from the stall's end until that checkpoint is safe", low=0)
+    detect_s: float = key(30.0, "until all have stopped, where a process dies or reports an error", low=0)
+    hang_detect_s: float = key(600.0, "the same where a rank hangs: PyTorch's time-out of a collective", low=0)
+    silent_detect_s: float = key(3600.0, "the same where results are wrong in silence", low=0)
+    restart_s: float = key(300.0, "from all stopped to the next step: queue, start, load", low=0)
+    planned_s: float = key(600.0, "planned interruption, from its checkpoint to the restart", low=0)
+    spare_nodes: int | None = key(None, "nodes that stand by; null: always one more", low=0)
+    repair_hours: float = key(24.0, "hours until a failed node stands by again", low=0)
+    slow_per_1000_node_days: float = key(0.0, "nodes that turn slow; nobody has published a rate", low=0)
+    slow_factor: float = key(1.5, "how much slower a step is with such a node (guard.slow_factor)", above=1)
+    slow_detect_s: float = key(1200.0, "until it is taken out, after a checkpoint", low=0)
+    repeat_share: float = key(
+        0.0, "share of failures that follow from an earlier one: a bad node comes back", low=0, high=0.9
+    )
+    repeat_s: float = key(1800.0, "mean time until such a one", above=0)
+    shared_share: float = key(
+        0.0, "share of failures of a node that take shared_nodes at once: a switch, power", low=0, high=1
+    )
+    shared_nodes: int = key(2, "nodes that share it; the report's racks hold two under one switch", low=2)
+
+
+@dataclass
 class Plan:
     """Keys of `recipes.plan`: what a layout will cost, from its config alone, and how far that holds."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from llama31.config.exams import Gates, Needle, Task
 from llama31.config.keys import MISSING, key
+from llama31.config.planning import Failures
 from llama31.config.sections import (
     Checkpoint,
     Cluster,
@@ -268,23 +269,12 @@ class Benchmark:
 
 
 @dataclass
-class Simulate:
+class Simulate(Failures):
     """Keys of `recipes.simulate`: what failures cost a long run. The report states none of the times; they are ours."""
 
     gpus: int = key(16384, "GPUs of the run", low=1)
+    node_gpus: int = key(8, "GPUs of a node", low=1)
     days: float = key(54.0, "days that it lasts", above=0)
-    failure_factor: float = key(1.0, "failures per GPU and day, relative to the report's", above=0)
-    planned_factor: float = key(1.0, "planned interruptions per day, relative to the report's", low=0)
-    checkpoint_every_s: float | None = key(None, "training between checkpoints; null: Young/Daly's optimum", above=0)
-    checkpoint_stall_s: float = key(5.0, "time that one checkpoint stops training", above=0)
-    checkpoint_write_s: float = key(60.0, "time from the stall's end until that checkpoint is safe", low=0)
-    detect_s: float = key(30.0, "until all have stopped, where a process dies or reports an error", low=0)
-    hang_detect_s: float = key(600.0, "the same where a rank hangs: PyTorch's time-out of a collective", low=0)
-    silent_detect_s: float = key(3600.0, "the same where results are wrong in silence", low=0)
-    restart_s: float = key(300.0, "from all stopped to the next step: queue, start, load", low=0)
-    planned_s: float = key(600.0, "planned interruption, from its checkpoint to the restart", low=0)
-    spare_nodes: int | None = key(None, "nodes that stand by; null: always one more", low=0)
-    repair_hours: float = key(24.0, "hours until a failed node stands by again", low=0)
     replications: int = key(100, "simulated runs", low=5)
     seed: int = key(1234, "seed of the failures", low=0)
     goal: float = key(0.97, "effective training time that `table` asks for", above=0, high=1)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
 from llama31 import config
-from llama31.plan.simulate import young_daly_s
 
 FIRST_STALL_S = 10.0  # assumed until the first save has been measured
 CHANGE = 0.1  # share by which the interval has to move before it is told again
+
+
+def young_daly_s(stall_s: float, between_failures_s: float) -> float:
+    """Training between checkpoints that costs least, to first order (Young 1974; Daly 2006): sqrt(2 stall MTBF)."""
+    return math.sqrt(2 * stall_s * between_failures_s)
 
 
 class Interval:

@@ -1,6 +1,6 @@
 """What is told of layouts: the fastest beside each other, the winner by cause and stage, its bill, and its YAML.
 
-Hours are those of training alone; effective ones come from `plan.simulate`'s closed form, with the report's failures.
+Hours are those of training alone; effective days come from `failures`, with the report's rates.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from llama31.config import ConfigError, Device, Hardware, Issue, Parallel, Plan, Simulate
-from llama31.plan import memory, shapes, simulate
+from llama31.failures import causes
+from llama31.plan import memory, shapes
 from llama31.planner import search
 from llama31.planner.search import Demand, Proposal
 
@@ -156,7 +157,7 @@ def _bill(run: Plan, asked: Demand, one: Proposal) -> list[str]:
     full = causal + 6 * asked.model.layers * asked.model.heads * asked.model.head_dim * asked.sequence_length
     per_gpu = asked.batch_tokens / asked.gpus / one.step_s / 1e12
     peak = device.bf16_tflops
-    share = simulate.first_order(Simulate(gpus=asked.gpus, days=max(hours / 24, 0.1)))
+    share = causes.first_order(Simulate(gpus=asked.gpus, days=max(hours / 24, 0.1)))
     days = f"{hours / 24:.1f} days without a failure"
     days += f", {hours / 24 / share:.1f} with the report's ({share:.1%} effective)" if share > 0 else ""
     lines = [

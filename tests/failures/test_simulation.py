@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from llama31.config import Simulate
-from llama31.plan import simulate
-from llama31.plan.simulate import CAUSES, DAY_S, PLANNED
+from llama31.failures import causes, results, simulation, tables
+from llama31.failures.causes import CAUSES, DAY_S, PLANNED
+from llama31.plan.interval import young_daly_s
 from llama31.runs import plots
 from tests.conftest import Command
 
@@ -28,9 +29,9 @@ ROUND = Simulate(
 )  # fmt: skip
 
 
-def lost(run: Simulate, *stops: simulate.Stop) -> dict[str, float]:
+def lost(run: Simulate, *stops: simulation.Stop) -> dict[str, float]:
     """What `stops` cost, the stall of checkpoints aside, after seeing that every second is booked once."""
-    history = simulate.replay(run, stops)
+    history = simulation.replay(run, stops)
     assert history.useful_s + sum(history.lost_s.values()) == pytest.approx(run.days * DAY_S)
     assert sum(history.cost_s.values()) == pytest.approx(
         sum(history.lost_s.values()) - history.lost_s["checkpoint stall"]
@@ -43,11 +44,11 @@ def renewal(run: Simulate) -> float:
 
     A restart of r seconds succeeds with p = exp(-rate r); one that fails costs what it took, a detection, another try.
     """
-    rate, every = simulate.failures_per_s(run), simulate.interval_s(run)
+    rate, every = causes.failures_per_s(run), causes.interval_s(run)
     survives = math.exp(-rate * (every + run.checkpoint_stall_s))
     kept = every * math.exp(-rate * run.checkpoint_write_s) * survives / (1 - survives)
     p = math.exp(-rate * run.restart_s)
-    detection = sum(cause.stops * simulate.detection_s(run, cause) for cause in CAUSES) / 419
+    detection = sum(cause.stops * causes.detection_s(run, cause) for cause in CAUSES) / 419
     return kept / (1 / rate + detection / p + (1 - p) / (rate * p))
 
 
@@ -57,16 +58,16 @@ def renewal(run: Simulate) -> float:
 def test_counts_are_those_of_table_5() -> None:
     assert [cause.stops for cause in CAUSES] == [148, 72, 54, 35, 32, 19, 17, 7, 7, 6, 6, 3, 3, 2, 2, 2, 2, 2]
     run = Simulate()
-    assert run.days * DAY_S * simulate.failures_per_s(run) == pytest.approx(419)
-    assert run.days * DAY_S * (simulate.failures_per_s(run) + simulate.planned_per_s(run)) == pytest.approx(466)
-    assert 1 / simulate.failures_per_s(run) / 3600 == pytest.approx(3.09, abs=0.005)
+    assert run.days * DAY_S * causes.failures_per_s(run) == pytest.approx(419)
+    assert run.days * DAY_S * (causes.failures_per_s(run) + causes.planned_per_s(run)) == pytest.approx(466)
+    assert 1 / causes.failures_per_s(run) / 3600 == pytest.approx(3.09, abs=0.005)
     half = replace(run, gpus=8192)
-    assert simulate.failures_per_s(half) == simulate.failures_per_s(run) / 2
-    assert simulate.planned_per_s(half) == simulate.planned_per_s(run)
+    assert causes.failures_per_s(half) == causes.failures_per_s(run) / 2
+    assert causes.planned_per_s(half) == causes.planned_per_s(run)
 
 
 def test_drawn_stops_have_the_reports_rate_and_shares() -> None:
-    runs = [simulate.draw_stops(Simulate(), number) for number in range(300)]
+    runs = [simulation.draw_stops(Simulate(), number) for number in range(300)]
     assert all(stops == sorted(stops) and stops[0][0] >= 0 and stops[-1][0] < 54 * DAY_S for stops in runs)
     assert {sum(cause is PLANNED for _, cause in stops) for stops in runs} <= {46, 47, 48}
     counts = [sum(cause is not PLANNED for _, cause in stops) for stops in runs]
@@ -81,17 +82,17 @@ def test_drawn_stops_have_the_reports_rate_and_shares() -> None:
 
 
 def test_the_reports_effective_time_is_reachable_and_not_free() -> None:
-    result = simulate.effective(simulate.simulate(Simulate(replications=20)))
+    result = results.effective(simulation.simulate(Simulate(replications=20)))
     assert result.value - result.half > 0.9
     hourly = Simulate(checkpoint_every_s=3600, restart_s=1200, replications=20)
-    assert simulate.effective(simulate.simulate(hourly)).value < 0.75
+    assert results.effective(simulation.simulate(hourly)).value < 0.75
 
 
 # --- every second is booked ---
 
 
 def test_no_stop_costs_checkpoints_alone() -> None:
-    history = simulate.replay(ROUND, [])
+    history = simulation.replay(ROUND, [])
     assert history.lost_s["checkpoint stall"] == 10 * (86400 // 1010) and lost(ROUND) == {}
 
 
@@ -152,7 +153,7 @@ def test_nodes_are_waited_for_when_no_spare_stands_by() -> None:
 
 
 def test_cost_and_count_belong_to_their_cause() -> None:
-    history = simulate.replay(ROUND, [(1111, GPU), (1341, CABLE), (9000, PLANNED)])
+    history = simulation.replay(ROUND, [(1111, GPU), (1341, CABLE), (9000, PLANNED)])
     assert history.stops == {GPU.name: 1, CABLE.name: 1, "planned": 1}
     assert history.cost_s == pytest.approx({GPU.name: 101 + 30 + 200, CABLE.name: 600 + 300, "planned": 1000})
 
@@ -171,7 +172,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("run", SETTINGS)
 def test_simulation_agrees_with_renewal_theory(run: Simulate) -> None:
-    result = simulate.effective(simulate.simulate(run))
+    result = results.effective(simulation.simulate(run))
     assert result.half < 0.005
     assert result.value == pytest.approx(
         renewal(run), abs=2 * result.half
@@ -181,38 +182,38 @@ def test_simulation_agrees_with_renewal_theory(run: Simulate) -> None:
 @pytest.mark.parametrize(("gpus", "days"), [(1024, 54), (2048, 20), (512, 200)])
 def test_first_order_holds_within_the_interval_where_losses_are_few(gpus: int, days: float) -> None:
     run = Simulate(gpus=gpus, days=days, checkpoint_stall_s=1, planned_factor=0.1, checkpoint_write_s=10)
-    result = simulate.effective(simulate.simulate(run))
+    result = results.effective(simulation.simulate(run))
     assert result.half < 0.0005
-    assert abs(result.value - simulate.first_order(run)) < result.half
+    assert abs(result.value - causes.first_order(run)) < result.half
 
 
 def test_first_order_is_a_floor_at_the_reports_scale() -> None:
-    result = simulate.effective(simulate.simulate(Simulate(replications=30)))
-    assert 0 < result.value - simulate.first_order(Simulate()) < 0.007  # overlaps, of the order of the loss squared
+    result = results.effective(simulation.simulate(Simulate(replications=30)))
+    assert 0 < result.value - causes.first_order(Simulate()) < 0.007  # overlaps, of the order of the loss squared
 
 
 def test_young_daly_costs_least() -> None:
-    assert simulate.young_daly_s(2, 10_000) == 200
+    assert young_daly_s(2, 10_000) == 200
     run = Simulate(checkpoint_stall_s=20)
-    every = simulate.interval_s(run)
+    every = causes.interval_s(run)
     assert every == pytest.approx(math.sqrt(2 * 20 * 54 * DAY_S / 419))
     at = {factor: renewal(replace(run, checkpoint_every_s=every * factor)) for factor in (0.5, 0.9, 1.0, 1.1, 2.0)}
     best = max(renewal(replace(run, checkpoint_every_s=every * factor / 100)) for factor in range(50, 201))
     assert best - at[1.0] < 1e-4
     assert at[0.5] < at[0.9] < at[1.0] + 1e-4 and at[2.0] < at[1.1] < at[1.0] + 1e-4
-    assert simulate.interval_s(replace(run, checkpoint_write_s=5000)) == 5000
+    assert causes.interval_s(replace(run, checkpoint_write_s=5000)) == 5000
 
 
 def test_students_t() -> None:
     for freedom, quantile in ((4, 2.776), (9, 2.262), (29, 2.045), (99, 1.984), (10**6, 1.960)):
-        assert simulate.student_t(freedom) == pytest.approx(quantile, rel=0.003)
-    assert simulate.mean([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx((3.0, 2.776 * math.sqrt(2.5 / 5)), rel=0.003)
+        assert results.student_t(freedom) == pytest.approx(quantile, rel=0.003)
+    assert results.mean([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx((3.0, 2.776 * math.sqrt(2.5 / 5)), rel=0.003)
 
 
 def test_interval_covers_the_truth_in_95_of_100() -> None:
     run = Simulate(**QUIET | {"replications": 10}, days=20)
     truth = renewal(run)
-    result = [simulate.effective(simulate.simulate(replace(run, seed=seed))) for seed in range(100)]
+    result = [results.effective(simulation.simulate(replace(run, seed=seed))) for seed in range(100)]
     assert 88 <= sum(abs(mean.value - truth) <= mean.half for mean in result) <= 100
     assert 40 <= sum(abs(mean.value - truth) <= mean.half * 0.677 / 2.262 * 1.04 for mean in result) <= 62
 
@@ -222,20 +223,20 @@ def test_interval_covers_the_truth_in_95_of_100() -> None:
 
 def test_sensitivities_rank_what_each_half_buys() -> None:
     run = Simulate(replications=10)
-    gains = simulate.sensitivities(run, simulate.simulate(run))
+    gains = results.sensitivities(run, simulation.simulate(run))
     assert list(gains)[:2] == ["failure_factor", "restart_s"] and list(gains)[-1] == "detect_s"
     assert not {"repair_hours", "spare_nodes", "checkpoint_every_s"} & set(gains)
-    saved = (simulate.failures_per_s(run) + simulate.planned_per_s(run)) * run.restart_s / 2
+    saved = (causes.failures_per_s(run) + causes.planned_per_s(run)) * run.restart_s / 2
     assert gains["restart_s"].value == pytest.approx(saved, rel=0.1)
     assert all(earlier.value >= later.value > later.half for earlier, later in itertools.pairwise(gains.values()))
 
 
 def test_sensitivities_of_a_fixed_interval_and_of_few_nodes() -> None:
     run = Simulate(replications=5, days=10, checkpoint_every_s=3600, spare_nodes=12)
-    gains = simulate.sensitivities(run, simulate.simulate(run))
+    gains = results.sensitivities(run, simulation.simulate(run))
     assert gains["checkpoint_every_s"].value > 0.05 and gains["spare_nodes"].value > 0
     tight = replace(run, checkpoint_every_s=100)
-    assert "checkpoint_every_s" not in simulate.sensitivities(tight, simulate.simulate(tight))
+    assert "checkpoint_every_s" not in results.sensitivities(tight, simulation.simulate(tight))
 
 
 def test_goal_table_marks_what_reaches_the_goal() -> None:
@@ -243,9 +244,9 @@ def test_goal_table_marks_what_reaches_the_goal() -> None:
         replications=5, table_stalls_s=[1.0], table_detects_s=[10.0], table_restarts_s=[30.0, 900.0], planned_s=60.0,
         hang_detect_s=60.0, silent_detect_s=60.0, checkpoint_write_s=10.0,
     )  # fmt: skip
-    cells = simulate.goal_table(run).splitlines()[-1].split(" | ")
+    cells = tables.goal_table(run).splitlines()[-1].split(" | ")
     assert cells[2].startswith("**98.") and cells[3].startswith("8")
-    assert "**" not in simulate.goal_table(replace(run, goal=0.99))
+    assert "**" not in tables.goal_table(replace(run, goal=0.99))
 
 
 def test_picture(tmp_path: Path) -> None:
