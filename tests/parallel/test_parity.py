@@ -9,7 +9,7 @@ import pytest
 
 from llama31 import config
 from llama31.plan import memory, passes, shapes
-from tests.parallel import live
+from tests.parallel import live, proposed
 from tests.parallel.cases import CASES, LEARNING_RATES, LENGTH, OPTIMIZER, ROWS, Case, batches, model
 from tests.parallel.launch import forked
 from tests.parallel.live import LIVE
@@ -73,6 +73,15 @@ def test_predicted_bytes_are_those_that_live(name: str, results: dict[str, Resul
     for rank, peak in enumerate(results[name]["peaks"]):
         stage = predicted[rank * layout.pp // 2]
         assert stage.allocated - bucket == pytest.approx(peak - bucket, rel=0.03), (rank, stage)
+
+
+def test_every_layout_that_the_planner_proposes_runs_and_computes_the_same(results: dict[str, Result]) -> None:
+    layouts = proposed.layouts()
+    assert len(layouts) > 15 and all(len({vars(one)[key] for one in layouts.values()}) > 1 for key in ("cp", "zero"))
+    one = results[proposed.REFERENCE]
+    for name in layouts:
+        assert "error" not in results[name], results[name]["error"]
+        assert results[name] == pytest.approx(one, rel=1e-5), name
 
 
 def test_clipping_took_part(results: dict[str, Result]) -> None:

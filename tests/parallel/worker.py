@@ -24,7 +24,7 @@ from llama31.engine.objectives import MicroBatch
 from llama31.engine.pipeline import Engine
 from llama31.model import llama
 from llama31.parallel import mesh
-from tests.parallel import live, overlap
+from tests.parallel import live, overlap, proposed
 from tests.parallel.cases import CASES, LEARNING_RATES, OPTIMIZER, ROWS, Case, Rows, batches
 from tests.processes import LIMIT_S
 
@@ -118,6 +118,8 @@ def main(folder: str, *names: str) -> None:
             print(f"{case.name}: {time.perf_counter() - begin:.1f} s", flush=True)
     if dist.get_world_size() == 4 and not names:
         results |= overlap.traces()
+    if dist.get_world_size() in (1, proposed.PROCESSES) and (not names or "proposed" in names):
+        results |= proposed.results()
     if dist.get_world_size() == 2 and (not names or "live" in names):
         results |= live.peaks()
     if dist.get_rank() == 0:
