@@ -11,8 +11,9 @@ from recipes import start
 def main(run: config.Plan) -> None:
     """Print the fastest layouts, or with `validate` published runs beside what is predicted of them."""
     from llama31.planner import proposals
-    from llama31.runs import files
+    from llama31.runs import files, planned, plots
 
+    plots.check(run.picture)
     if run.validate is not None:
         validate(run, Path(run.validate))
         return
@@ -23,6 +24,10 @@ def main(run: config.Plan) -> None:
         path = Path(run.write)
         files.write_whole(path, proposals.to_yaml(asked, found[0], path.stem))
         print(f"\nwritten: {path}")
+    if run.picture:
+        reached = planned.reaches(asked, found[0])
+        path = planned.draw(run.picture, run.device, asked, reached)
+        print("\n" + "\n".join([*planned.said(reached), f"drawn to {path}"]))
 
 
 def validate(run: config.Plan, path: Path) -> None:

@@ -18,17 +18,12 @@ from recipes import start
 if TYPE_CHECKING:
     from llama31.runs.plots import Panel
 
-FORMATS = (".png", ".svg")
-
 
 def main(run: config.Scaling) -> None:
     """Do what `run.task` says: plan small runs, or fit what they measured."""
-    if run.picture is not None and not (
-        Path(run.picture).suffix in FORMATS and Path(run.picture).absolute().parent.is_dir()
-    ):
-        raise ValueError(
-            f"picture={run.picture}: give a file in a folder that is there, with a name in {' or '.join(FORMATS)}"
-        )
+    from llama31.runs import plots
+
+    plots.check(run.picture)
     if run.task == "ladder":
         ladder(run)
     elif run.task == "fit":

@@ -118,6 +118,9 @@ class Plan:
     )
     best: int = key(10, "layouts to print, the fastest first", low=1)
     write: str | None = key(None, "YAML file for the fastest layout, as in conf/parallel; null: only printed")
+    picture: str | None = key(
+        None, "PNG or SVG file: a step of the fastest layout, its memory, and more and fewer GPUs; null: none"
+    )
     validate: str | None = key(None, "instead: CSV file of published runs to predict, row by row")
     output: str | None = key(None, "JSON file for those rows, their errors and the averages; null: only printed")
     leave_out: bool = key(True, "fit again without each family of models and say how far off that one is then")

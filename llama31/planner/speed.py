@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from llama31.config import Device, Stack
 from llama31.planner import products
@@ -42,6 +43,24 @@ def step(job: StepJob, device: Device, stack: Stack) -> dict[str, float]:
     nodes = max(job.gpus / device.per_node, 1.0)
     result["jitter"] = stack.jitter * math.log2(nodes) * total(result)
     return {cause: value for cause, value in result.items() if value > 0}
+
+
+class LayerSeconds(NamedTuple):
+    """Seconds of a micro-batch on a rank."""
+
+    forward: float  # of a layer
+    backward: float  # of a layer, with what is computed again
+    head: float  # both ways
+    message: float  # between two stages, one way
+    waited: float  # of that, what the passes of a stage wait for while they have others to compute
+
+
+def layer(job: StepJob, device: Device, stack: Stack) -> LayerSeconds:
+    """What the passes of a step consist of."""
+    one = _Layer(job, device, stack)
+    message = one.message()
+    passes = (total(one.forward()), total(one.backward()), total(one.head()))
+    return LayerSeconds(*passes, message, one.exposed_p2p() * message)
 
 
 def total(seconds: Mapping[str, float]) -> float:
@@ -138,13 +157,20 @@ class _Layer:
 
     def between_stages(self) -> float:
         """Of messages between pipeline stages that a step waits for, all micro-batches together."""
+        waited = self.exposed_p2p() * self.job.vpp * self.job.micro_batches
+        return 2 * self.message() * (waited + self.job.pp - 1)
+
+    def message(self) -> float:
+        """Of a micro-batch's states from a stage to the next."""
         if self.job.pp == 1:
             return 0.0
         inside = self.job.tp * self.job.cp * self.job.pp <= self.device.per_node
         rate = self.nvlink if inside else self.device.network_gb_s * GIGA
-        one = 2 * self.job.tokens * self.hidden / self.job.tp / rate
-        exposed = self.stack.p2p_exposed if self.job.vpp > 1 else UNSHARDED_P2P
-        return 2 * one * (exposed * self.job.vpp * self.job.micro_batches + self.job.pp - 1)
+        return 2 * self.job.tokens * self.hidden / self.job.tp / rate
+
+    def exposed_p2p(self) -> float:
+        """Share of such messages that a stage waits for between its passes."""
+        return self.stack.p2p_exposed if self.job.vpp > 1 else UNSHARDED_P2P
 
     def _attention(self, backward: bool = False) -> float:
         """2 s h FLOPs per token forward, half of the square, and 2.5 times that backward."""

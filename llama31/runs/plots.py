@@ -13,6 +13,17 @@ from llama31.runs import files, metrics
 from llama31.runs.views import Line
 
 CURVE = "loss.png"
+FORMATS = (".png", ".svg")
+
+
+def check(picture: str | None) -> None:
+    """Whether a picture asked for can be written there, before work begins. ValueError says what to give."""
+    if picture is None:
+        return
+    path = Path(picture)
+    if path.suffix not in FORMATS or not path.absolute().parent.is_dir() or path.is_dir():
+        reason = f"give a file in a folder that is there, with a name in {' or '.join(FORMATS)}"
+        raise ValueError(f"picture={picture}: {reason}")
 
 
 def show_loss_curve(run_folder: str | Path, vocab_size: int | None) -> None:
@@ -249,7 +260,9 @@ class Trace:
     x: Sequence[float]
     y: Sequence[float]
     label: str
-    kind: str  # line, points, stars, band (between y and high), bars (the same, upright)
+    kind: (
+        str  # line, dashed, points, stars, band (between y and high), bars (the same, upright), stack (the same, solid)
+    )
     colour: int = 0
     high: Sequence[float] | None = None
     low: Sequence[float] | None = None
@@ -266,6 +279,7 @@ class Panel:
     log_x: bool = False
     log_y: bool = False
     names: Sequence[str] | None = None
+    columns: int = 1  # of the legend, which has room of its own on top where there are more
 
 
 def draw_panels(path: str | Path, title: str, panels: Sequence[Panel]) -> Path:
@@ -276,33 +290,139 @@ def draw_panels(path: str | Path, title: str, panels: Sequence[Panel]) -> Path:
     )
     figure.suptitle(title, fontweight="bold")
     for place, panel in zip(axes[0], panels, strict=True):
-        if panel.log_x:
-            place.set_xscale("log")
-        if panel.log_y:
-            place.set_yscale("log")
-        for trace in panel.traces:
-            _draw_trace(place, trace)
-        if panel.names is not None:
-            place.set_xticks(range(len(panel.names)), panel.names)
-        place.set_title(panel.title, loc="left", fontsize="medium")
-        place.set_xlabel(panel.x_label)
-        place.set_ylabel(panel.y_label)
-        place.grid(alpha=0.25)
-        place.spines[["top", "right"]].set_visible(False)
-        place.legend(frameon=False, fontsize="small")
+        _draw_panel(place, panel)
     return _saved(figure, path)
+
+
+@dataclass(frozen=True)
+class Box:
+    """What a row of a chart is busy with from `begin` to `end`."""
+
+    row: int
+    begin: float
+    end: float
+    kind: str  # of Occupancy.kinds
+    shade: float = 0.0  # 0 is the kind's colour, towards 1 it pales
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """Boxes on rows over time, the first row on top; below, the `windows` of it larger, beside each other."""
+
+    title: str
+    x_label: str
+    y_label: str
+    rows: Sequence[str]
+    boxes: Sequence[Box]
+    kinds: Mapping[str, int]  # colours by name, in the order of the legend
+    spans: Mapping[str, tuple[float, float]]  # named stretches of the first row, marked above it
+    windows: Sequence[tuple[float, float]]
+
+
+def draw_chart(path: str | Path, title: str, chart: Occupancy, panels: Sequence[Panel]) -> Path:
+    """Draw a chart of boxes over panels beside each other to a PNG or SVG file, by its suffix, and return it."""
+    pyplot, _ = _matplotlib()
+    height, down = 1.5 + min(0.2 * len(chart.rows), 3.2), 2 if chart.windows else 1
+    figure = pyplot.figure(figsize=(6.2 * len(panels), down * height + 5.4), layout="constrained")
+    figure.suptitle(title, fontweight="bold")
+    above, *_, below = parts = figure.subfigures(down + 1, 1, height_ratios=[height] * down + [4.8])
+    above.suptitle(chart.title, x=0.01, ha="left", fontsize="medium")
+    end = max(box.end for box in chart.boxes)
+    for part, windows in zip(parts, ([(0.0, end)], chart.windows)):
+        places = part.subplots(1, max(1, len(windows)), sharey=True, squeeze=False)[0] if windows else []
+        for place, window in zip(places, windows):
+            _draw_boxes(place, chart, window, 18 * (3 * len(panels)) / len(windows))
+            place.set_xlabel(chart.x_label)
+            place.set_ylabel(chart.y_label)
+    patches = [pyplot.Rectangle((0, 0), 1, 1, color=f"C{colour}") for colour in chart.kinds.values()]
+    patches.append(pyplot.Rectangle((0, 0), 1, 1, facecolor=IDLE, edgecolor="lightgray"))
+    parts[down - 1].legend(
+        patches, [*chart.kinds, "idle"], loc="outside lower center", ncols=len(patches), frameon=False
+    )
+    for place, panel in zip(below.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _draw_panel(place, panel)
+    return _saved(figure, path)
+
+
+IDLE = "0.93"  # grey
+
+
+def _draw_boxes(axes: Any, chart: Occupancy, window: tuple[float, float], digits: float) -> None:
+    """What of a chart lies in a window that is as wide as so many digits; a text where its box has room for it."""
+    from matplotlib.collections import PolyCollection
+
+    shown = [box for box in chart.boxes if box.end > window[0] and box.begin < window[1]]
+    ends = [(box.begin, box.end, box.row - 0.46, box.row + 0.46) for box in shown]
+    corners = [[(begin, low), (end, low), (end, high), (begin, high)] for begin, end, low, high in ends]
+    colours = [_paled(f"C{chart.kinds[box.kind]}", box.shade) for box in shown]
+    room = (window[1] - window[0]) / digits
+    seen = len(shown) < 2 * digits * len(chart.rows)
+    lines = {"edgecolors": "white", "linewidths": 0.4} if seen else {"linewidths": 0, "rasterized": True}
+    axes.add_collection(PolyCollection(corners, facecolors=colours, **lines))
+    for box in shown:
+        middle = (max(box.begin, window[0]) + min(box.end, window[1])) / 2
+        if box.text and min(box.end, window[1]) - max(box.begin, window[0]) > room * len(box.text):
+            axes.text(middle, box.row, box.text, ha="center", va="center", fontsize=6.5, color="black")
+    for name, (begin, end) in chart.spans.items():
+        begin, end = max(begin, window[0]), min(end, window[1])
+        if end - begin > room * len(name):
+            axes.annotate("", (begin, -0.8), (end, -0.8), arrowprops={"arrowstyle": "<->", "color": "tab:gray"})
+            axes.text((begin + end) / 2, -1.0, name, ha="center", va="bottom", fontsize="small", color="dimgray")
+    axes.set_xlim(window)
+    axes.set_ylim(len(chart.rows) - 0.4, -2.2 if chart.spans else -0.6)
+    axes.set_yticks(*_thinned(chart.rows))
+    axes.axhspan(-0.5, len(chart.rows) - 0.5, color=IDLE, zorder=0)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _paled(colour: str, shade: float) -> tuple[float, ...]:
+    from matplotlib import colors
+
+    return tuple(part + (1 - part) * shade for part in colors.to_rgb(colour))
+
+
+def _thinned(names: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Places and names of an axis, every second or so where they are many."""
+    every = -(-len(names) // 17)
+    return list(range(0, len(names), every)), list(names[::every])
+
+
+def _draw_panel(axes: Any, panel: Panel) -> None:
+    if panel.log_x:
+        axes.set_xscale("log")
+    if panel.log_y:
+        axes.set_yscale("log")
+    for trace in panel.traces:
+        _draw_trace(axes, trace)
+    if panel.names is not None:
+        axes.set_xticks(*_thinned(panel.names), fontsize="small" if "\n" in panel.names[0] else None)
+    axes.set_title(panel.title, loc="left", fontsize="medium")
+    axes.set_xlabel(panel.x_label)
+    axes.set_ylabel(panel.y_label)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if panel.columns > 1:
+        axes.set_ylim(0, 1.3 * axes.get_ylim()[1])
+        axes.legend(frameon=False, fontsize="small", loc="upper center", ncols=panel.columns)
+    else:
+        axes.legend(frameon=False, fontsize="small")
 
 
 def _draw_trace(axes: Any, trace: Trace) -> None:
     colour = f"C{trace.colour}" if trace.kind != "stars" else "black"
     label = trace.label or None
-    if trace.kind == "line":
-        axes.plot(trace.x, trace.y, color=colour, label=label)
+    if trace.kind in ("line", "dashed"):
+        dashed = trace.kind == "dashed"
+        axes.plot(trace.x, trace.y, "--" if dashed else "-", color="0.3" if dashed else colour, label=label)
     elif trace.kind == "band":
         axes.fill_between(trace.x, trace.y, trace.high, color=colour, alpha=0.2, linewidth=0, label=label)
     elif trace.kind == "bars":
         heights = [high - low for low, high in zip(trace.y, trace.high or [], strict=True)]
         axes.bar(trace.x, heights, bottom=trace.y, color=colour, alpha=0.3, width=0.5, label=label)
+    elif trace.kind == "stack":
+        heights = [high - low for low, high in zip(trace.y, trace.high or [], strict=True)]
+        axes.bar(trace.x, heights, bottom=trace.y, color=colour, width=0.8, label=label)
     else:
         errors = None
         if trace.high is not None and trace.low is not None:
