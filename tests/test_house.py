@@ -177,7 +177,7 @@ COMPOSERS = {
     "llama31/convert/checkpoints.py": {"Convert"},
     "llama31/convert/average.py": {"Average"},
     "llama31/failures/": {"Simulate"},
-    "llama31/planner/proposals.py": {"Plan"},
+    "llama31/planner/proposals.py": {"Plan", "Simulate"},
     "llama31/post_train/": {"PostTrain"},
 }
 

@@ -22,6 +22,9 @@ class Device:
     per_node: int = key(8, "GPUs that NVLink connects", low=1)
     watts: float = key(0.0, "of a GPU with its share of the server under load; 0: energy is not told", low=0)
     dollars_per_hour: float = key(0.0, "price of a GPU and hour; 0: money is not told", low=0)
+    stops_per_1000_node_days: float | None = key(
+        None, "unexpected stops of nodes of per_node GPUs; null: the report's 3.79 with eight, as many per GPU", above=0
+    )
     multiprocessors: int = key(132, "streaming multiprocessors: tiles of a product that run at once", low=1)
 
 
@@ -124,5 +127,6 @@ class Plan:
     validate: str | None = key(None, "instead: CSV file of published runs to predict, row by row")
     output: str | None = key(None, "JSON file for those rows, their errors and the averages; null: only printed")
     leave_out: bool = key(True, "fit again without each family of models and say how far off that one is then")
+    failures: Failures = field(default_factory=Failures)
     models: dict[str, Model] = field(default_factory=dict, metadata={"help": "shapes that rows may name, by name"})
     hardware: Hardware = field(default_factory=Hardware)

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from llama31.config import Simulate
+from llama31.config import Issue, Simulate
 from llama31.plan.interval import young_daly_s
 
 DAY_S = 86400.0
@@ -79,17 +79,9 @@ def failure_factor(stops_per_1000_node_days: float, node_gpus: int) -> float:
 
 
 def interval_s(run: Simulate) -> float:
-    """Training between checkpoints: as given, or Young/Daly's, which one write at a time bounds from below.
-
-    Raises ValueError where the given one leaves no time to write.
-    """
+    """Training between checkpoints: as given, or Young/Daly's, which one write at a time bounds from below."""
     if run.checkpoint_every_s is None:
         return max(young_daly_s(run.checkpoint_stall_s, 1 / failures_per_s(run)), run.checkpoint_write_s)
-    if run.checkpoint_every_s < run.checkpoint_write_s:
-        raise ValueError(
-            f"checkpoint_every_s={run.checkpoint_every_s}: the next checkpoint would begin while one is being written; "
-            f"give at least checkpoint_write_s={run.checkpoint_write_s}"
-        )
     return run.checkpoint_every_s
 
 
@@ -132,17 +124,23 @@ def again_s(run: Simulate) -> float:
     return total / UNEXPECTED
 
 
-def check(run: Simulate) -> None:
-    """Raise ValueError with all that is wrong with the keys of `run` beyond the bounds of each."""
-    problems = []
-    try:
-        interval_s(run)
-    except ValueError as error:
-        problems.append(str(error))
+def issues(run: Simulate) -> list[Issue]:
+    """What is wrong with the times and rates of `run` together."""
+    result = []
+    if run.checkpoint_every_s is not None and run.checkpoint_every_s < run.checkpoint_write_s:
+        reason = "the next checkpoint would begin while one is being written"
+        remedy = f"give at least checkpoint_write_s={run.checkpoint_write_s}"
+        result.append(Issue("checkpoint_every_s", run.checkpoint_every_s, reason, remedy))
     if run.shared_share and run.shared_nodes * run.node_gpus > run.gpus:
         most = run.gpus // run.node_gpus
         remedy = f"give at most {most}" if most > 1 else "give shared_share=0"
-        problems.append(f"shared_nodes={run.shared_nodes}: more nodes than {run.gpus} GPUs fill; {remedy}")
+        result.append(Issue("shared_nodes", run.shared_nodes, f"more nodes than {run.gpus} GPUs fill", remedy))
+    return result
+
+
+def check(run: Simulate) -> None:
+    """Raise ValueError with all that is wrong with the keys of `run` beyond the bounds of each."""
+    problems = [str(issue) for issue in issues(run)]
     for name in ("table_stalls_s", "table_detects_s", "table_restarts_s"):
         values = getattr(run, name)
         least = "numbers above 0" if name == "table_stalls_s" else "numbers from 0 on"

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from llama31.config import Simulate
-from llama31.failures import simulation
+from llama31.failures import causes, simulation
 from llama31.failures.causes import DAY_S
 from llama31.failures.simulation import History
 
@@ -34,6 +34,8 @@ KNOBS = (
 )
 # Without which a knob has no effect.
 NEEDS = {"repair_hours": "spare_nodes", "shared_share": "spare_nodes", "slow_detect_s": "slow_per_1000_node_days"}
+
+ENOUGH = 400  # stops of a run after which its share has settled
 
 
 class Mean(NamedTuple):
@@ -68,6 +70,26 @@ def student_t(freedom: int) -> float:
 def effective(histories: Sequence[History]) -> Mean:
     """Effective training time over all replications."""
     return mean([history.effective for history in histories])
+
+
+def share_of(run: Simulate, useful_days: float) -> Mean:
+    """Effective share of a run that trains for `useful_days` in all, which failures make longer.
+
+    The share settles, so of a long run a part is simulated: `ENOUGH` stops, and where nodes are waited for as much as
+    ten repairs take, with ten times as many stops at most. The value is 0 where nothing is trained between stops.
+    """
+    stops_per_s = causes.failures_per_s(run) + causes.planned_per_s(run) + causes.slow_per_s(run)
+    settled = ENOUGH / stops_per_s / DAY_S
+    if run.spare_nodes is not None:
+        settled = max(settled, min(10 * run.repair_hours / 24, 10 * settled))
+    share, days = Mean(1.0, 0.0), 0.0
+    for _ in range(2):  # the first says how much longer the run is
+        before, days = days, min(useful_days / share.value, settled)
+        if days != before:
+            share = effective(simulation.simulate(replace(run, days=days)))
+        if share.value <= 0:
+            break
+    return share
 
 
 def lost_shares(histories: Sequence[History], run: Simulate) -> dict[str, Mean]:

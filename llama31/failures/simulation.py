@@ -28,7 +28,7 @@ Stop = tuple[float, FailureCause]  # seconds since the start of the run, and why
 
 
 def simulate(run: Simulate) -> list[History]:
-    """All replications of `run`. Raises ValueError for an interval that leaves no time to write."""
+    """All replications of `run`, whose keys have passed `causes.issues`."""
     return [replay(run, draw_stops(run, number)) for number in range(run.replications)]
 
 

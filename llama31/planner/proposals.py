@@ -1,6 +1,6 @@
 """What is told of layouts: the fastest beside each other, the winner by cause and stage, its bill, and its YAML.
 
-Hours are those of training alone; effective days come from `failures`, with the report's rates.
+Step times are those of training alone; days and money with failures come from their simulation.
 """
 
 from __future__ import annotations
@@ -8,14 +8,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from llama31.config import ConfigError, Device, Hardware, Issue, Parallel, Plan, Simulate
-from llama31.failures import causes
+from llama31.config import ConfigError, Device, Failures, Hardware, Issue, Parallel, Plan, Simulate
+from llama31.failures import causes, results
 from llama31.plan import memory, shapes
 from llama31.planner import search
 from llama31.planner.search import Demand, Proposal
 
 OUTSIDE_GB = 4.9  # of a device's memory that lives outside of torch's allocator (conf/cluster/h100.yaml)
 MORE = 7  # doublings of GPUs that are tried where nothing fits
+REPLICATIONS = 20  # of a simulation: a tenth of a percent of the run either way, in a tenth of a second
 HOUR_S, DAY_S = 3600, 86_400
 
 
@@ -26,6 +27,9 @@ def request(run: Plan) -> Demand:
         near = max(1, round(run.batch_tokens / run.sequence_length)) * run.sequence_length
         reason = f"no multiple of sequence_length={run.sequence_length}"
         issues.append(Issue("batch_tokens", run.batch_tokens, reason, f"give {near}"))
+    if not issues:
+        failing = causes.issues(simulated(run.failures, run.hardware.devices[run.device], run.gpus))
+        issues = [issue._replace(key=f"failures.{issue.key}") for issue in failing]
     if issues:
         raise ConfigError(issues)
     device, stack = run.hardware.devices[run.device], run.hardware.stacks[run.stack]
@@ -149,6 +153,14 @@ def _stages(asked: Demand, one: Proposal) -> list[str]:
     return lines
 
 
+def simulated(given: Failures, device: Device, gpus: int) -> Simulate:
+    """The simulation of a run on so many GPUs of a kind."""
+    stops, keys = device.stops_per_1000_node_days, dataclasses.asdict(given)
+    if stops is not None:
+        keys["failure_factor"] *= causes.failure_factor(stops, device.per_node)
+    return Simulate(**keys, gpus=gpus, node_gpus=device.per_node, replications=REPLICATIONS)
+
+
 def _bill(run: Plan, asked: Demand, one: Proposal) -> list[str]:
     steps = -(-run.total_tokens // asked.batch_tokens)
     hours = steps * one.step_s / HOUR_S
@@ -157,20 +169,30 @@ def _bill(run: Plan, asked: Demand, one: Proposal) -> list[str]:
     full = causal + 6 * asked.model.layers * asked.model.heads * asked.model.head_dim * asked.sequence_length
     per_gpu = asked.batch_tokens / asked.gpus / one.step_s / 1e12
     peak = device.bf16_tflops
-    share = causes.first_order(Simulate(gpus=asked.gpus, days=max(hours / 24, 0.1)))
-    days = f"{hours / 24:.1f} days without a failure"
-    days += f", {hours / 24 / share:.1f} with the report's ({share:.1%} effective)" if share > 0 else ""
+    failing = simulated(run.failures, device, asked.gpus)
+    share = results.share_of(failing, hours / 24)
+    paid = gpu_hours / share.value if share.value > 0 else gpu_hours
     lines = [
         f"TFLOP/s per GPU and MFU of the BF16 peak: causal attention {causal * per_gpu:.0f}, "
         f"{causal * per_gpu / peak:.1%}; all of the square {full * per_gpu:.0f}, {full * per_gpu / peak:.1%}",
-        f"{run.total_tokens:,} tokens in {steps:,} steps: {days}; {gpu_hours:,.0f} GPU-hours",
+        f"{run.total_tokens:,} tokens in {steps:,} steps: {hours / 24:.1f} days and {gpu_hours:,.0f} GPU-hours without "
+        f"a failure, {_with_failures(failing, share, hours / 24, paid)}",
     ]
     if device.watts:
         lines.append(
-            f"energy: {gpu_hours * device.watts / 1e6:,.0f} MWh at {device.watts:g} W a GPU, its server's share in it"
+            f"energy: {gpu_hours * device.watts / 1e6:,.0f} MWh at {device.watts:g} W a GPU, its server's share in it, "
+            "of training alone"
         )
     if device.dollars_per_hour:
         lines.append(
-            f"money: {gpu_hours * device.dollars_per_hour:,.0f} dollars at {device.dollars_per_hour:g} a GPU-hour"
+            f"money: {paid * device.dollars_per_hour:,.0f} dollars at {device.dollars_per_hour:g} a GPU-hour, failures "
+            "and all"
         )
     return lines
+
+
+def _with_failures(failing: Simulate, share: results.Mean, days: float, gpu_hours: float) -> str:
+    every = f"one stop per {1 / causes.failures_per_s(failing) / HOUR_S:,.3g} h"
+    if share.value <= 0:
+        return f"never done with them ({every}: nothing is trained between two)"
+    return f"{days / share.value:.1f} and {gpu_hours:,.0f} with them ({every}, {share.percent()} effective)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 
 from llama31 import config
 from llama31.command import entry
+from llama31.failures import causes, results, simulation
 from llama31.plan import layout, memory
 from llama31.plan.memory import Capacity
 from llama31.planner import proposals, search
@@ -64,6 +66,10 @@ def test_less_memory_computes_more_again(report: search.Demand) -> None:
         (["model=405b", "gpus=64"], "gpus=64: no layout of 405b is accepted and fits 80.0 GB; give gpus=128"),
         (["gpus=7", "batch_tokens=8192"], "gpus=7: no layout of 8b is accepted"),
         (["device=H1000"], "device=H1000: there is no such entry; give one of H100,"),
+        (
+            ["failures.checkpoint_every_s=10"],
+            "failures.checkpoint_every_s=10.0: the next checkpoint would begin while one is being written; give at",
+        ),
         (["batch_tokens=10000"], "batch_tokens=10000: no multiple of sequence_length=8192; give 8192"),
     ],
 )
@@ -85,6 +91,38 @@ def test_recipe_prints_the_bill_and_writes_the_layout(tmp_path: Path, capsys: py
     assert config.Parallel(**written) == best.parallel
     hours = 238_419 * best.step_s / 3600 * 64
     assert f"{hours:,.0f} GPU-hours" in shown
+
+
+def days_of(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
+    plan.main(asked("gpus=64", "best=1", "total_tokens=1000000000000", *overrides)[0])
+    return next(line for line in capsys.readouterr().out.splitlines() if "tokens in" in line)
+
+
+def test_days_with_failures_are_simulated(capsys: pytest.CaptureFixture[str]) -> None:
+    """Against the closed form, which counts no waits; rates and times are those of the device and of `failures`."""
+
+    def share(line: str) -> float:
+        return float(re.findall(r"([\d.]+)% ± [\d.]+% effective", line)[0])
+
+    plain = days_of(capsys)
+    days, longer = (float(text) for text in re.findall(r"([\d.]+)(?: days and| and [\d,]+ with them)", plain))
+    assert days / longer == pytest.approx(share(plain) / 100, abs=0.002) and "one stop per 792 h" in plain
+    assert share(plain) == pytest.approx(100 * causes.first_order(config.Simulate(gpus=64, days=days)), abs=0.2)
+    assert "one stop per 396 h" in days_of(capsys, "failures.failure_factor=2")
+    device = "hardware.devices.H100.stops_per_1000_node_days"
+    assert f"one stop per {1000 / 8 / 30 * 24:.0f} h" in days_of(capsys, f"{device}=30")
+    assert share(days_of(capsys, "failures.planned_s=7200")) < share(plain) - 5
+    none = days_of(capsys, "failures.spare_nodes=0", "failures.repair_hours=2400", f"{device}=300")
+    assert share(none) < 20
+    assert "never done with them" in days_of(capsys, "failures.restart_s=1e9", f"{device}=1e7")
+
+
+def test_a_long_run_is_judged_by_a_part_of_it() -> None:
+    long = config.Simulate(gpus=131072, replications=5)
+    assert results.share_of(long, 1e4) == results.share_of(long, 1e5)
+    whole = results.effective(simulation.simulate(dataclasses.replace(long, gpus=16384, days=200)))
+    part = results.share_of(dataclasses.replace(long, gpus=16384, replications=20), 200 * whole.value)
+    assert part.value == pytest.approx(whole.value, abs=whole.half + part.half)
 
 
 def test_a_stage_of_the_embedding_alone_has_memory() -> None:
