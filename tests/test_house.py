@@ -170,6 +170,7 @@ COMPOSERS = {
     "llama31/train/outset.py": {"Training"},  # what a start says of keys that have no effect
     "llama31/resilience/resume.py": {"Training"},  # seven keys of the root say where a run begins
     "llama31/slurm/bills.py": {"Training"},
+    "llama31/slurm/predicted.py": {"Training"},
     "llama31/evaluate/probe.py": {"Probe"},  # makes a run out of a run
     "llama31/judging/judge.py": {"Judge"},
     "llama31/judging/rejection.py": {"Sample"},

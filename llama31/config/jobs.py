@@ -25,7 +25,13 @@ class Job:
     account: str | None = key(None, "account that pays; null: Slurm's default")
     time: str | None = key(None, "time limit as sbatch reads it, such as 2-00:00:00; null: the script's")
     options: str = key("", "further options of sbatch: 'submit.options=--exclude=n3 --qos=high'")
-    mfu: float = key(0.4, "share of the peak that the printed bill assumes", above=0, high=1)
+    mfu: float | None = key(
+        None,
+        "share of the peak that the printed bill assumes; null: what the planner expects of cluster.device, and 0.4 "
+        "where it does not know",
+        above=0,
+        high=1,
+    )
     dry_run: bool = key(False, "print every job with its bill, the total and the commands, and submit none")
     configs: bool | None = key(None, "print the config of every job too; null: of a single recipe in a dry run")
     facts: bool = key(False, "print what slurm/launch.sh has to know, and submit none")

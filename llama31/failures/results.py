@@ -75,13 +75,13 @@ def effective(histories: Sequence[History]) -> Mean:
 def share_of(run: Simulate, useful_days: float) -> Mean:
     """Effective share of a run that trains for `useful_days` in all, which failures make longer.
 
-    The share settles, so of a long run a part is simulated: `ENOUGH` stops, and where nodes are waited for as much as
-    ten repairs take, with ten times as many stops at most. The value is 0 where nothing is trained between stops.
+    The share settles, so of a long run a part is simulated: `ENOUGH` stops, or ten times as many where ten checkpoints
+    take longer, or ten repairs where nodes are waited for. The value is 0 where nothing is trained between stops.
     """
     stops_per_s = causes.failures_per_s(run) + causes.planned_per_s(run) + causes.slow_per_s(run)
-    settled = ENOUGH / stops_per_s / DAY_S
-    if run.spare_nodes is not None:
-        settled = max(settled, min(10 * run.repair_hours / 24, 10 * settled))
+    slowest = max(causes.interval_s(run), run.repair_hours * 3600 if run.spare_nodes is not None else 0.0)
+    enough_s = ENOUGH / stops_per_s
+    settled = max(enough_s, min(10 * slowest, 10 * enough_s)) / DAY_S
     share, days = Mean(1.0, 0.0), 0.0
     for _ in range(2):  # the first says how much longer the run is
         before, days = days, min(useful_days / share.value, settled)

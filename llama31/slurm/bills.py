@@ -1,4 +1,6 @@
-"""What jobs cost: GPUs, hours and GPU-hours, from FLOPs and a share of the peak, or from bytes and a disk."""
+"""What jobs cost: GPUs, hours and GPU-hours, from what the planner expects of a step, or where it does not know (or the
+user knows better) from FLOPs and a share of the peak; of conversions from bytes and a disk.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,12 @@ from dataclasses import dataclass
 
 from llama31 import config
 from llama31.evaluate import probe
-from llama31.plan import schedule, shapes, utilisation
-from llama31.slurm import jobs, sbatch
+from llama31.plan import shapes, utilisation
+from llama31.slurm import jobs, predicted, sbatch
 from llama31.slurm.jobs import Step
 
 H100_TFLOPS = dict(utilisation.PEAK_TFLOPS)["H100"]  # a bill needs a price where the cluster states none
+MFU = 0.4  # share of the peak where the planner does not know
 DISK_MB_PER_S = 200  # for reading and writing
 LENGTH = 8192  # tokens of a row that is evaluated, where the config leaves it to the checkpoint
 
@@ -28,6 +31,7 @@ class Bill:
     hours: float
     words: str
     jobs: int = 1
+    effective: float = 1.0  # share of the time that is training once failures come, where that is known
 
     def __str__(self) -> str:
         arms = f"{self.jobs} arms, each " if self.jobs != 1 else ""
@@ -39,22 +43,34 @@ class Bill:
         return self.jobs * self.gpus * self.hours
 
 
-def training(run: config.Training, processes: int, mfu: float) -> Bill:
-    """What the rest of a schedule costs on `processes` GPUs, from where the layout of `run` takes over."""
-    tokens, flops = work(run)
-    bill = computing(processes, tokens, flops, mfu, run.cluster.peak_tflops or H100_TFLOPS)
+def training(run: config.Training, processes: int, mfu: float | None = None) -> Bill:
+    """What the rest of a schedule costs on `processes` GPUs, from where the layout of `run` takes over.
+
+    By the planner; a given `mfu` wins, and stands in where the planner does not know the run.
+    """
+    if mfu is None and predicted.unknown(run) is None:
+        bill = of_planner(predicted.of(run, processes), run.cluster.device or "")
+    else:
+        tokens, flops = work(run)
+        bill = computing(processes, tokens, flops, mfu or MFU, run.cluster.peak_tflops or H100_TFLOPS)
+        if mfu is None and run.cluster.device is not None:
+            bill = dataclasses.replace(bill, words=f"{bill.words} ({predicted.unknown(run)})")
     return dataclasses.replace(bill, jobs=len(probe.remaining(run))) if isinstance(run, config.Probe) else bill
+
+
+def of_planner(run: predicted.PredictedRun, device: str) -> Bill:
+    """What the planner expects, with failures."""
+    hours = run.seconds / 3600
+    words = f"{_short(run.tokens)} tokens, {digits(hours)} h, {digits(hours * run.gpus)} GPU-h"
+    rate = f"{run.tokens_per_s:,.0f} tokens/s and {run.tflops:.0f} TFLOPS" if run.tokens else "no steps"
+    longer = f"{digits(hours / run.effective)} h with failures" if run.effective > 0 else "never done with failures"
+    return Bill(run.gpus, hours, f"{words} at {rate} per {device} (planner); {longer}", effective=run.effective)
 
 
 def work(run: config.Training) -> tuple[int, float]:
     """Tokens and FLOPs of the steps from `parallel.from_tokens` to the end, or to `stop_after_steps`."""
-    first, end = schedule.step_at(run.schedule, run.parallel.from_tokens), schedule.total_steps(run.schedule)
-    if run.stop_after_steps is not None:
-        end = min(end, first + run.stop_after_steps)
     tokens, flops = 0, 0.0
-    for stage in schedule.stages(run.schedule):
-        begin = max(first, stage.first_step)
-        steps = max(0, min(end, stage.first_step + (stage.steps or 0)) - begin)
+    for steps, stage in predicted.stages(run):
         tokens += steps * stage.batch_tokens
         flops += steps * stage.batch_tokens * shapes.flops_per_token(run.model, stage.sequence_length)
     return tokens, flops
@@ -107,7 +123,7 @@ def of(step: Step, job: config.Job, others: Sequence[Step] = ()) -> Bill | None:
     if isinstance(run, config.Evaluate) and run.data.sources:
         tokens = run.tokens * len(run.data.sources)
         flops = tokens * shapes.flops_per_token(model, run.sequence_length or LENGTH) / 3  # forward passes alone
-        return computing(processes, tokens, flops, job.mfu, run.cluster.peak_tflops or H100_TFLOPS)
+        return computing(processes, tokens, flops, job.mfu or MFU, run.cluster.peak_tflops or H100_TFLOPS)
     return None
 
 
@@ -133,7 +149,12 @@ def _total(steps: Sequence[Step], bills: Sequence[Bill | None], job: config.Job)
     node_hours = sum(bill.jobs * bill.hours * jobs.nodes(step.run, job) for step, bill in known)
     which = f"{len(steps)} jobs" if len(known) == len(steps) else f"{len(known)} of {len(steps)} jobs"
     hours = digits(sum(bill.hours for _, bill in known))
-    return f"total of {which}: {digits(gpu_hours)} GPU-h, {digits(node_hours)} node-h, {hours} h one after the other"
+    text = f"total of {which}: {digits(gpu_hours)} GPU-h, {digits(node_hours)} node-h, {hours} h one after the other"
+    if all(bill.effective == 1 for _, bill in known):
+        return text
+    if any(bill.effective <= 0 for _, bill in known):
+        return f"{text}; with failures one is never done"
+    return f"{text}, {digits(sum(bill.hours / bill.effective for _, bill in known))} h with failures"
 
 
 def checkpoints(run: config.Training) -> int | None:
