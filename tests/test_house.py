@@ -33,6 +33,7 @@ TORCH_FREE = (
     "scaling",
     "post_train",
 )
+TORCH_FREE += ("curate",)
 TORCH_FREE += ("evaluate.confidence", "evaluate.tasks", "evaluate.haystack", "evaluate.scorecard", "evaluate.probe")
 TORCH_FREE += ("judging.calibration", "judging.embedded", "judging.judge", "judging.ranking", "judging.rejection")
 TORCH_FREE += ("judging.scored", "judging.distribution")
@@ -47,8 +48,13 @@ OWNERS = {
     "transformer_engine": tuple(f"llama31/model/{name}.py" for name in ("parts", "precision", "kernels", "fused")),
     "tiktoken": ("llama31/tokens/tokenizers.py",),
     "tokenizers": ("llama31/tokens/tokenizers.py",),
-    "datasets": ("llama31/tokens/",),
-    "pyarrow": ("llama31/tokens/",),
+    "datasets": ("llama31/tokens/", "llama31/curate/"),
+    "pyarrow": ("llama31/tokens/", "llama31/curate/"),
+    "datatrove": ("llama31/curate/",),
+    "resiliparse": ("llama31/curate/extraction/", "llama31/curate/reading/"),
+    "fastwarc": ("llama31/curate/reading/",),
+    "fasttext": ("llama31/curate/",),
+    "tldextract": ("llama31/curate/",),
     "wandb": ("llama31/runs/views.py",),
     "matplotlib": ("llama31/runs/plots.py",),
     "safetensors": ("llama31/convert/hf.py",),
@@ -124,8 +130,9 @@ for name in sys.argv[1:]:
 def test_torch_free_modules_stay_free(command: Command) -> None:
     names: list[str] = []
     for module in TORCH_FREE:
-        files = sorted((ROOT / "llama31" / module).glob("*.py"))
-        names += [f"llama31.{module}", *(f"llama31.{module}.{path.stem}" for path in files if path.stem != "__init__")]
+        files = sorted((ROOT / "llama31" / module).rglob("*.py"))
+        inside = (path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in files)
+        names += [f"llama31.{module}", *(name.removesuffix(".__init__") for name in inside)]
     command("-c", IMPORTS, *names, check=True)
 
 
@@ -153,7 +160,7 @@ def test_layers_hold_and_a_planted_import_is_found(tmp_path: Path) -> None:
 
 def test_packages_are_small_and_say_what_they_are() -> None:
     result = []
-    for folder in sorted({path.parent for path in (ROOT / "llama31").glob("*/*.py")}):
+    for folder in sorted({path.parent for path in (ROOT / "llama31").rglob("*/*.py")}):
         modules = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
         if len(modules) > 10:
             result.append(f"llama31/{folder.name} holds {len(modules)} modules; ten are enough for one purpose")
