@@ -1,0 +1,159 @@
+"""What resiliparse 2.0.1 loses or blurs in code, lists, tables and powers, mended in the page before it reads it.
+
+| page | resiliparse | here |
+|---|---|---|
+| `ul` within three levels below body | dropped from main content | kept, unless it is a list of short links |
+| `<ol start>`, `<li value>`, `<ol reversed>` | counted from 1 | the numbers of the page |
+| `10<sup>6</sup>`, `x<sub>ij</sub>` | 106, xij | 10^6, x_{ij}; ordinals, footnotes and trademarks as they stand |
+| line numbers beside code | before or in the code | dropped |
+| lines of code as rows of a table | white space collapsed | a block with its indentation |
+| `<td><p>` | a paragraph for each cell | a cell |
+| display:none outside of main content | kept | dropped |
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+# A noncharacter of Unicode, which no page may use; resiliparse drops a text node that is one such character alone.
+OPEN, CLOSE = "\ufdd0A", "\ufdd0E"
+CODE = ("pre", "code", "tt", "kbd", "samp")
+HIDDEN = '[hidden], [style*="display:none" i], [style*="display: none" i]'
+NUMBERS = (
+    "td.linenos, td.gutter, td.rouge-gutter, td.blob-num, td.hljs-ln-numbers, td.lineno, td.line-numbers, pre.lineno, "
+    "span.linenos, span.lineno, span.linenumber, .line-numbers-rows, .react-syntax-highlighter-line-number"
+)
+NUMBER_MARKS = ("lineno", "gutter", "blob-num", "hljs-ln", "line-number", "linenumber")
+SHALLOW = "body > ul, body > * > ul, body > * > * > ul"
+ORDINAL = re.compile(r"(st|nd|rd|th|er|re|e|ème|os|as|o|a|ª|º|tm|sm|™|®|©|[*†‡§¶]+)\.?", re.IGNORECASE)
+SIMPLE = re.compile(r"[\w+\-\u2212±*/().,=<>∞\u2032 ]{1,40}")
+LINK_CHARACTERS = 30  # longer ones are titles that somebody wrote down, as in a list of references
+
+
+def all_of(element: Any, selector: str) -> list[Any]:
+    """The elements below one; iterating over what resiliparse returns asks for all of them again at each step."""
+    return list(element.query_selector_all(selector).values())
+
+
+def marked(html: str, upper: bool) -> str:
+    """The source with code between OPEN and CLOSE, so that what follows leaves it alone; `upper` where tags may be."""
+    for tag in CODE:
+        for name in (tag, tag.upper()) if upper else (tag,):
+            if (end := f"</{name}>") in html:
+                html = _opened(html, f"<{name}", tag == "pre").replace(end, CLOSE + end)
+    return html
+
+
+def _opened(html: str, start: str, block: bool) -> str:
+    parts = html.split(start)
+    for i in range(1, len(parts)):
+        part = parts[i]
+        if part[:1] in "> \n\t" and (at := part.find(">") + 1):
+            # The parser drops a line's end after <pre>, which no longer stands there.
+            at_text = at + 1 if block and part[at : at + 1] == "\n" else at
+            parts[i] = part[:at] + OPEN + part[at_text:]
+    return start.join(parts)
+
+
+def code(tree: Any, lower: str) -> None:
+    """Code without line numbers."""
+    if any(mark in lower for mark in NUMBER_MARKS):
+        for element in all_of(tree.body, NUMBERS):
+            element.remove()
+        for element in all_of(tree.body, "table.highlighttable, table.rouge-table, figure.highlight table"):
+            if len(blocks := all_of(element, "pre")) == 1:
+                element.replace_with(blocks[0])
+        _tables_of_lines(tree)
+
+
+def _tables_of_lines(tree: Any) -> None:
+    tables: dict[Any, list[str]] = {}
+    for cell in all_of(tree.body, "td.blob-code, td.hljs-ln-code"):
+        if (table := cell.closest("table")) is not None:
+            tables.setdefault(table, []).append(cell.text.strip("\n"))
+    for table, lines in tables.items():
+        text = tree.create_text_node(f"{OPEN}{chr(10).join(lines)}{CLOSE}")
+        if table.closest("pre") is None:
+            block = tree.create_element("pre")
+            block.append(text)
+            table.replace_with(block)
+        else:
+            table.replace_with(text)
+
+
+def lists(tree: Any, lower: str, main_content: bool) -> None:
+    """Lists that the choice of main content would drop, and the numbers of lists."""
+    if main_content and "<ul" in lower:
+        for element in all_of(tree.body, SHALLOW):
+            if not _navigates(element):
+                _lower(tree, element)
+    if "<ol" in lower and ("start=" in lower or "value=" in lower or "reversed" in lower):
+        for element in all_of(tree.body, "ol"):
+            _numbered(tree, element)
+
+
+def _navigates(element: Any) -> bool:
+    """Whether a list is made of short links."""
+    links = [text for link in all_of(element, "a") if (text := link.text.strip())]
+    length, linked = len(re.sub(r"\s+", "", element.text)), sum(len(re.sub(r"\s+", "", text)) for text in links)
+    return bool(links) and linked >= 0.8 * length and linked <= LINK_CHARACTERS * len(links)
+
+
+def _lower(tree: Any, element: Any) -> None:
+    top = tree.create_element("div")
+    element.replace_with(top)
+    for _ in range(2):
+        below = tree.create_element("div")
+        top.append(below)
+        top = below
+    top.append(element)
+
+
+def _numbered(tree: Any, element: Any) -> None:
+    """A list whose numbers are not 1, 2, 3, as lines that begin with theirs."""
+    items = [child for child in element.children.values() if child.tag == "li"]
+    back = element.has_attribute("reversed")
+    number = _integer(element.getattr("start"), len(items) if back else 1)
+    numbers = []
+    for item in items:
+        number = _integer(item.getattr("value"), number)
+        numbers.append(number)
+        number += -1 if back else 1
+    if numbers == list(range(1, len(items) + 1)):
+        return
+    block = tree.create_element("div")
+    for number, item in zip(numbers, items):
+        line = tree.create_element("div")
+        line.append(tree.create_text_node(f"{number}. "))
+        for child in item.child_nodes.values():
+            line.append(child)
+        block.append(line)
+    element.replace_with(block)
+
+
+def _integer(text: str | None, otherwise: int) -> int:
+    return int(text) if text and re.fullmatch(r"\s*-?\d{1,9}\s*", text, re.ASCII) else otherwise
+
+
+def raised(tree: Any, lower: str) -> None:
+    """Powers and indices."""
+    if "<sup" not in lower and "<sub" not in lower:
+        return
+    for element in all_of(tree.body, "sup, sub"):
+        text = element.text.strip()
+        if not SIMPLE.fullmatch(text) or element.query_selector("a") is not None or element.closest("a") is not None:
+            continue
+        if element.tag == "sup" and ORDINAL.fullmatch(text):
+            continue
+        sign = "^" if element.tag == "sup" else "_"
+        element.prepend(tree.create_text_node(sign if len(text) == 1 else sign + "{"))
+        if len(text) > 1:
+            element.append(tree.create_text_node("}"))
+
+
+def cells(tree: Any, lower: str) -> None:
+    """Cells of tables whose only element is a paragraph, without it."""
+    if "<td" in lower or "<th" in lower:
+        for element in all_of(tree.body, "td > p:only-child, th > p:only-child"):
+            element.replace_with(*element.child_nodes.values())

@@ -1,0 +1,205 @@
+"""Bodies of HTTP: from the bytes that a server sent to text, within a limit, or the reason why not."""
+
+from __future__ import annotations
+
+import codecs
+import re
+import zlib
+
+import brotli
+import cchardet
+import zstandard
+
+PIECE = 1 << 20
+META = re.compile(
+    rb"<meta[^>]{0,300}?charset\s*=\s*[\"']?\s*([\w:.-]{2,40})|<\?xml[^>]{0,100}encoding=[\"']([\w.-]{2,40})", re.I
+)
+# What browsers read under these names (WHATWG's encoding standard).
+READ_AS = {"iso-8859-1": "cp1252", "latin-1": "cp1252", "us-ascii": "cp1252", "ascii": "cp1252", "gb2312": "gb18030"}
+READ_AS |= {"gbk": "gb18030", "shift_jis": "cp932", "shift-jis": "cp932", "euc-kr": "cp949", "iso-8859-9": "cp1254"}
+READ_AS |= {"tis-620": "cp874", "iso-8859-11": "cp874", "big5": "big5hkscs", "windows-31j": "cp932"}
+LATIN = ("cp1252", "iso8859-15", "cp1254", "latin-1")
+OTHER_SCRIPTS = re.compile(r"1251|koi8|866|8859-5|1253|8859-7|1255|8859-8|1256|8859-6|874|tis|gb|big5|jis|euc|949")
+SAMPLE = 1 << 16
+
+
+class Unreadable(Exception):
+    """Why something cannot be read, as a kind to count under, and details of this one."""
+
+    def __init__(self, kind: str, details: str = "") -> None:
+        super().__init__(f"{kind}: {details}" if details else kind)
+        self.kind, self.details = kind, details
+
+
+def decoded(body: bytes, encodings: str, limit: int) -> bytes:
+    """A body without its Content-Encodings, `gzip, br` the last of them first; at most `limit` bytes, else Unreadable.
+
+    Crawlers store bodies decoded and leave the header: one that does not begin as its encoding does comes as it is.
+    """
+    for name in reversed([name.strip().lower() for name in encodings.split(",") if name.strip()]):
+        if name in ("identity", "none", "utf-8", "8bit", "binary"):
+            continue
+        if name not in DECODERS:
+            raise Unreadable("content encoding", name)
+        body = DECODERS[name](body, limit)
+    return body
+
+
+def _bounded(length: int, limit: int) -> None:
+    if length > limit:
+        raise Unreadable("too long", f"more than {limit} bytes")
+
+
+def _gzip(body: bytes, limit: int) -> bytes:
+    return _zlib(body, limit, 31) if body[:2] == b"\x1f\x8b" else body
+
+
+def _zlib(body: bytes, limit: int, bits: int) -> bytes:
+    result = b""
+    while body:
+        stream = zlib.decompressobj(bits)
+        try:
+            result += stream.decompress(body, limit + 1 - len(result))
+        except zlib.error as error:
+            if result:
+                return result  # bytes behind the last member
+            raise Unreadable("broken body", str(error)) from error
+        _bounded(len(result), limit)
+        if not stream.eof:
+            raise Unreadable("cut body", "its compressed end is missing")
+        body = stream.unused_data
+    return result
+
+
+def _deflate(body: bytes, limit: int) -> bytes:
+    if _looks_like_text(body):
+        return body
+    # With the header of zlib, as the standard has it, or without, as some servers do.
+    headed = len(body) > 1 and body[0] & 15 == 8 and (body[0] << 8 | body[1]) % 31 == 0
+    return _zlib(body, limit, 15 if headed else -15)
+
+
+def _brotli(body: bytes, limit: int) -> bytes:
+    stream, result = brotli.Decompressor(), b""
+    try:
+        result = stream.process(body, output_buffer_limit=PIECE)
+        while not stream.is_finished() and len(result) <= limit:
+            more = stream.process(b"", output_buffer_limit=PIECE)
+            if not more and stream.can_accept_more_data():
+                break
+            result += more
+    except brotli.error as error:
+        if _looks_like_text(body):
+            return body
+        raise Unreadable("broken body", str(error)) from error
+    _bounded(len(result), limit)
+    if not stream.is_finished():
+        if _looks_like_text(body):
+            return body
+        raise Unreadable("cut body", "its compressed end is missing")
+    return result
+
+
+def _zstd(body: bytes, limit: int) -> bytes:
+    if body[:4] != b"\x28\xb5\x2f\xfd":
+        return body
+    try:
+        reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(body, read_across_frames=True)
+        _bounded(len(reader.read(limit + 1)), limit)
+        result = b""
+        while body:  # once more, within the limit now: only this way does it say whether its end is there
+            frame = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
+            result += frame.decompress(body)
+            if not frame.eof:
+                raise Unreadable("cut body", "its compressed end is missing")
+            body = frame.unused_data
+    except zstandard.ZstdError as error:
+        raise Unreadable("broken body", str(error)) from error
+    return result
+
+
+DECODERS = {"gzip": _gzip, "x-gzip": _gzip, "deflate": _deflate, "br": _brotli, "brotli": _brotli, "zstd": _zstd}
+
+
+def _looks_like_text(body: bytes) -> bool:
+    return body.lstrip()[:1] == b"<" and b"\0" not in body[:SAMPLE]
+
+
+def joined(body: bytes) -> bytes:
+    """The chunks of `Transfer-Encoding: chunked` without their sizes; a body that has none comes as it is."""
+    parts: list[bytes] = []
+    at = 0
+    while True:
+        end = body.find(b"\r\n", at, at + 1000)
+        size = body[at:end].split(b";")[0].strip() if end >= 0 else b""
+        if not re.fullmatch(rb"[0-9a-fA-F]{1,8}", size):
+            if at == 0:
+                return body
+            raise Unreadable("cut body", "its last chunk is missing")
+        length = int(size, 16)
+        if length == 0:
+            return b"".join(parts)
+        parts.append(body[end + 2 : end + 2 + length])
+        if len(parts[-1]) < length:
+            raise Unreadable("cut body", "a chunk is shorter than it says")
+        at = end + 2 + length + 2
+
+
+def text(body: bytes, declared: str | None = None) -> tuple[str, str]:
+    """A body's text, and how its charset was known: utf-8, declared, meta, detected, or replaced.
+
+    Bytes that are valid UTF-8 are read so, whatever is declared. Then what HTTP declares, what the page does; where the
+    two differ the detector decides between them, and where Latin letters are declared, as servers do for everything,
+    and the detector is sure of another script, it is heard. `replaced`: some characters could not be read.
+    """
+    for mark, name in (
+        (codecs.BOM_UTF8, "utf-8-sig"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+    ):
+        if body.startswith(mark):
+            return body.decode(name, "replace"), "declared"
+    names = [name for name in (_codec(declared), _codec(_meta(body))) if name]
+    if (said := next((name for name in names if name.startswith(("iso2022", "hz", "utf-16"))), None)) and (
+        b"\x1b" in body or b"~{" in body or b"\0" in body[:SAMPLE]
+    ):
+        return body.decode(said, "replace"), "declared"
+    if b"\0" in body[:SAMPLE]:
+        name = "utf-16-be" if body[:SAMPLE:2].count(0) > body[1:SAMPLE:2].count(0) else "utf-16-le"
+        return body.decode(name, "replace"), "detected"
+    try:
+        return body.decode("utf-8"), "utf-8"
+    except UnicodeDecodeError:
+        return _of_other(body, names, bool(_codec(declared)))
+
+
+def _of_other(body: bytes, names: list[str], by_http: bool) -> tuple[str, str]:
+    found = cchardet.detect(body[:SAMPLE])
+    detected, sure = _codec(found["encoding"]), (found["confidence"] or 0) >= 0.9
+    how = {name: "declared" if by_http and i == 0 else "meta" for i, name in reversed([*enumerate(names)])}
+    order = [*names]
+    if detected and (
+        detected in names[1:] or (sure and names and names[0] in LATIN and OTHER_SCRIPTS.search(detected))
+    ):
+        order.insert(0, detected)
+    for name in [*order, *([detected] if detected else [])]:
+        try:
+            return body.decode(name), how.get(name, "detected")
+        except UnicodeDecodeError:
+            continue
+    names = [name for name in order if name != "utf-8"]
+    return body.decode(names[0] if names else detected or "utf-8", "replace"), "replaced"
+
+
+def _meta(body: bytes) -> str | None:
+    match = META.search(body[:4096])
+    return (match[1] or match[2]).decode("ascii") if match else None
+
+
+def _codec(name: str | None) -> str | None:
+    """Python's name of a charset, or None where it has none."""
+    label = (name or "").strip().strip("\"'").lower()
+    try:
+        return codecs.lookup(READ_AS.get(label, label)).name if label else None
+    except (LookupError, ValueError):
+        return None

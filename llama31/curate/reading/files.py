@@ -1,0 +1,203 @@
+"""Folders of HTML, and records with text: JSON lines, Parquet, and datasets that `save_to_disk` has written."""
+
+from __future__ import annotations
+
+import io
+import json
+import urllib.parse
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+import pyarrow
+from datatrove.data import Document
+from datatrove.io import DataFolderLike
+from pyarrow import parquet
+
+from llama31.curate.reading import bodies
+from llama31.curate.reading.bodies import Unreadable
+from llama31.curate.reading.documents import LIMIT_BYTES, CountingReader, declared_language
+
+ROWS = 64  # of a Parquet file at a time
+
+
+class FolderReader(CountingReader):
+    """Files of HTML: `date` is when a file was last changed, `url` its path below the folder, behind `base_url`.
+
+    Other arguments as those of CountingReader. Links are not followed out of the folder by anything but the system.
+    """
+
+    name = "HTML files"
+    glob = "**/*.htm*"
+
+    def __init__(self, data_folder: DataFolderLike, source: str, base_url: str = "", **others: Any) -> None:
+        super().__init__(data_folder, source, **others)
+        self.base_url = base_url
+
+    def documents(self, filepath: str) -> Iterator[Document]:
+        """The page of a file, if it has one."""
+        with self.track_time():
+            with self.data_folder.open(filepath, "rb", compression=None) as file:
+                body = file.read(self.limit_bytes + 1)
+            if len(body) > self.limit_bytes:
+                raise Unreadable("too long", f"more than {self.limit_bytes} bytes")
+            text, charset = bodies.text(body)
+            if charset == "replaced":
+                self.stat_update("pages with characters that could not be read")
+            url = self.base_url.rstrip("/") + "/" + urllib.parse.quote(filepath) if self.base_url else filepath
+            others = {"language": declared_language(text), "charset": charset, "format": "html"}
+            page = self.document(text, f"{self.source}/{filepath}", url, self._changed(filepath), filepath, **others)
+        if page is not None:
+            yield page
+
+    def _changed(self, filepath: str) -> Any:
+        try:
+            return self.data_folder.modified(filepath)
+        except NotImplementedError:  # of file systems that keep no times
+            return None
+
+
+class RecordsReader(CountingReader):
+    """What readers of records share: which of their columns mean what. All others are kept in metadata, as JSON can.
+
+    Args:
+        text_key, id_key, url_key, date_key, language_key: columns; those but `text_key` may be missing.
+        format: "text", or "html" where the texts are pages that have yet to be extracted.
+    Others as those of CountingReader.
+    """
+
+    def __init__(
+        self,
+        data_folder: DataFolderLike,
+        source: str,
+        text_key: str = "text",
+        id_key: str = "id",
+        url_key: str = "url",
+        date_key: str = "date",
+        language_key: str = "language",
+        format: str = "text",
+        **others: Any,
+    ) -> None:
+        super().__init__(data_folder, source, **others)
+        self.columns = {"text": text_key, "id_": id_key, "url": url_key, "date": date_key, "language": language_key}
+        self.format = format
+
+    def record(self, row: Any, where: str) -> Document | None:
+        """A row as a document; None, counted, where it has no text."""
+        if not isinstance(row, dict):
+            self.left_out(Unreadable("no record", f"a {type(row).__name__}"), where)
+            return None
+        taken: dict[str, Any] = {key: row.pop(column, None) for key, column in self.columns.items()}
+        nested = row.pop("metadata", None)
+        row = (nested if isinstance(nested, dict) else {} if nested is None else {"metadata": nested}) | row
+        for key in ("url", "date", "language"):  # as datatrove writes them
+            taken[key] = row.pop(self.columns[key], None) if taken[key] is None else taken[key]
+        if not isinstance(taken["text"], str):
+            kind = "without text" if taken["text"] is None else "text that is none"
+            self.left_out(Unreadable(kind, f"columns {sorted(map(str, row))}; text_key={self.columns['text']}"), where)
+            return None
+        if len(taken["text"]) > self.limit_bytes:
+            self.left_out(Unreadable("too long", f"more than {self.limit_bytes} characters"), where)
+            return None
+        id_, url = (str(taken[key]) if taken[key] is not None else "" for key in ("id_", "url"))
+        language = taken["language"] if isinstance(taken["language"], str) else ""
+        others = {key: value for key, value in row.items() if key not in ("source", "text", "id_", "where", "self")}
+        others |= {"format": row.get("format") or self.format, "language": language}
+        return self.document(taken["text"], id_ or f"{self.source}/{where}", url, taken["date"], where, **others)
+
+
+class LinesReader(RecordsReader):
+    """JSON lines, compressed or not. Lines with NaN are read, those that are no JSON or too long counted."""
+
+    name = "JSON lines, counted"
+    glob = "**/*.jsonl*"
+
+    def documents(self, filepath: str) -> Iterator[Document]:
+        """The documents of a file."""
+        with self.data_folder.open(filepath, "rb", compression="infer") as file:
+            for number, line in enumerate(_lines(file, 2 * self.limit_bytes + LIMIT_BYTES)):
+                where = f"{filepath}:{number + 1}"
+                with self.track_time():
+                    document = self._line(line, where)
+                if document is not None:
+                    yield document
+
+    def _line(self, line: bytes | None, where: str) -> Document | None:
+        if line is None:
+            self.left_out(Unreadable("too long", "a line"), where)
+            return None
+        if not line.strip():
+            return None
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            try:  # NaN, which orjson refuses, and bytes that are not UTF-8
+                row = json.loads(line.decode("utf-8", "replace"))
+                self.stat_update("lines that are not strict JSON")
+            except (ValueError, RecursionError) as error:
+                self.left_out(Unreadable("no JSON", str(error)), where)
+                return None
+        return self.record(row, where)
+
+
+def _lines(file: Any, limit: int) -> Iterator[bytes | None]:
+    """Lines of a file, None for one that is longer than the limit, of which no more than that is held."""
+    buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)
+    while line := buffered.readline(limit):
+        if len(line) < limit or line.endswith(b"\n"):
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = buffered.readline(limit)
+        yield None
+
+
+class ParquetReader(RecordsReader):
+    """Parquet files, some rows at a time. datatrove's skips rows without text with one warning, and counts none."""
+
+    name = "Parquet, counted"
+    glob = "**/*.parquet"
+
+    def documents(self, filepath: str) -> Iterator[Document]:
+        """The documents of a file."""
+        with self.data_folder.open(filepath, "rb") as file, parquet.ParquetFile(file, pre_buffer=False) as rows:
+            _has(rows.schema_arrow, self.columns["text"])
+            for number, batch in enumerate(rows.iter_batches(batch_size=ROWS)):
+                yield from _documents(self, batch, f"{filepath}, rows {number * ROWS} on")
+
+
+class DatasetReader(RecordsReader):
+    """Datasets on disk, as Hugging Face's `save_to_disk` writes them: their Arrow files, without importing datasets."""
+
+    name = "Datasets on disk"
+    glob = "**/*.arrow"
+
+    def documents(self, filepath: str) -> Iterator[Document]:
+        """The documents of an Arrow file that the dataset's state names; others beside it are caches of it."""
+        folder, _, name = filepath.rpartition("/")
+        state_path = f"{folder}/state.json" if folder else "state.json"
+        if self.data_folder.exists(state_path):
+            with self.data_folder.open(state_path, "rb") as file:
+                state = orjson.loads(file.read())
+            if name not in {one.get("filename") for one in state.get("_data_files", [])}:
+                raise Unreadable("no part of the dataset", f"state.json beside it does not name {name}")
+            if state.get("_indices_files"):
+                raise Unreadable("dataset by indices", "save it after flatten_indices()")
+        with self.data_folder.open(filepath, "rb") as file, pyarrow.ipc.open_stream(file) as batches:
+            _has(batches.schema, self.columns["text"])
+            for number, batch in enumerate(batches):
+                yield from _documents(self, batch, f"{filepath}, batch {number}")
+
+
+def _has(schema: Any, column: str) -> None:
+    if column not in schema.names:
+        raise Unreadable("no such column", f"text_key={column}; there are {', '.join(schema.names)}")
+
+
+def _documents(reader: RecordsReader, batch: Any, where: str) -> Iterator[Document]:
+    for i in range(batch.num_rows):  # one at a time: a batch of lists would stand in memory twice
+        with reader.track_time():
+            row = {name: batch.column(j)[i].as_py() for j, name in enumerate(batch.schema.names)}
+            document = reader.record(row, f"{where}, {i}")
+        if document is not None:
+            yield document

@@ -1,0 +1,196 @@
+"""Pages to text: what resiliparse loses, mended, on planted pages and on Debian's documentation."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from datatrove.data import Document
+from resiliparse.extract.html2text import extract_plain_text
+
+from benchmarks import curate_extract
+from llama31.curate.extraction import markdown
+from llama31.curate.extraction.page import PageExtractor, extract
+from tests.curate import debian
+
+
+def text(body: str, **keys: bool | int) -> str:
+    return extract(f"<html><body>{body}</body></html>", **keys).text  # type: ignore[arg-type]
+
+
+def plain(body: str) -> str:
+    return extract_plain_text(f"<html><body>{body}</body></html>", main_content=True)
+
+
+@pytest.mark.parametrize(("package", "share"), [("python-sympy-doc", 0.99), ("python-statsmodels-doc", 0.99)])
+def test_formulas_of_real_pages_are_kept(package: str, share: float) -> None:
+    pages = [page for path in debian.files(package) if 'class="math' in (page := path.read_text(encoding="utf-8"))]
+    found = curate_extract.measure(pages[:: 1 + len(pages) // 150])
+    assert found["wanted"] > 50 and found["ours_kept"] >= share * found["wanted"]
+
+
+def test_code_of_real_pages_keeps_lines_and_indentation() -> None:
+    blocks = 0
+    for path in debian.files("python3.11-doc", limit=25):
+        source = path.read_text(encoding="utf-8")
+        kept = extract(source).text
+        for block in re.findall(r"<div class=\"highlight\"><pre>(.*?)</pre>", source, re.DOTALL):
+            bare = re.sub(r"<[^>]*>", "", block)
+            if "&" not in bare and "\n  " in bare.strip("\n"):
+                blocks += 1
+                assert bare.strip("\n").rstrip() in kept
+    assert blocks > 5
+
+
+def test_lists_of_real_pages_that_resiliparse_drops() -> None:
+    """A help page's body laid bare, as a plain static page has it."""
+    every = lost = 0
+    for path in debian.files("libreoffice-help-en-us", limit=150):
+        for items in re.findall(r"<ul[^>]*>(.*?)</ul>", path.read_text(encoding="utf-8"), re.DOTALL):
+            words = re.sub(r"<[^>]*>", "", items).split()
+            if not words or "<a " in items or "<ul" in items or "&" in words[0]:
+                continue
+            body = f"<p>Some words before.</p><ul>{items}</ul><p>Some words behind.</p>"
+            every += 1
+            lost += words[0] not in plain(body).split()
+            assert words[0] in text(body).split()
+    assert every == lost > 10
+
+
+LIST = "<ul><li>one thing</li><li>another thing</li></ul>"
+MATHML = "<math><msup><mi>x</mi><mn>2</mn></msup><mo>+</mo><mfrac><mn>1</mn><mi>n</mi></mfrac></math>"
+NOTED = (
+    r'<math><semantics><mi>x</mi><annotation encoding="application/x-tex">\alpha*x*y</annotation></semantics></math>'
+)
+DRAWN = '<span class="katex-html" aria-hidden="true">drawn</span>'
+KATEX = f'<span class="katex"><span class="katex-mathml">{NOTED}</span>{DRAWN}</span>'
+MATHJAX3 = f"<mjx-container><mjx-math>drawn</mjx-math><mjx-assistive-mml>{NOTED}</mjx-assistive-mml></mjx-container>"
+MATHJAX2 = '<span class="MathJax_Preview">drawn</span><span class="MathJax">drawn</span>'
+MATHJAX2 += r'<script type="math/tex">\alpha*x*y</script>'
+WIKIPEDIA = (
+    '<span class="mwe-math-element"><span style="display: none;"><math alttext="{\\displaystyle \\alpha*x*y}">'
+    '<mi>x</mi></math></span><img alt="{\\displaystyle \\alpha*x*y}"></span>'
+)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+def test_bullets_at_every_depth(depth: int) -> None:
+    body = "<div>" * depth + f"<p>Text.</p>{LIST}" + "</div>" * depth
+    assert "• one thing\n  • another thing" in text(body)
+    assert ("one thing" in plain(body)) == (depth == 3), "resiliparse has changed: structure.lists may be dead"
+
+
+def test_lists_of_short_links_stay_out() -> None:
+    body = '<ul><li><a href="/">Home</a></li><li><a href="/x">Products</a></li></ul><p>Words.</p>'
+    assert text(body) == "Words."
+
+
+def test_numbers_of_lists() -> None:
+    assert text('<div><ol start="3"><li>a<li value="9">b<li>c</ol></div>').split("\n") == ["3. a", "9. b", "10. c"]
+    assert text("<div><ol reversed><li>a<li>b</ol></div>").split("\n") == ["2. a", "1. b"]
+    assert text("<div><ol start=1><li>a<li>b</ol></div>") == "  1. a\n  2. b"
+
+
+def test_powers_and_indices() -> None:
+    body = "10<sup>6</sup> x<sup>n+1</sup> a<sub>i</sub> b<sub>ij</sub> the 1<sup>st</sup>"
+    body += " note<sup><a href='#1'>[1]</a></sup>"
+    assert text(f"<p>{body}</p>") == "10^6 x^{n+1} a_i b_{ij} the 1st note[1]"
+
+
+@pytest.mark.parametrize("path", [1, 1000])
+@pytest.mark.parametrize("formula", [NOTED, KATEX, MATHJAX3, MATHJAX2, WIKIPEDIA])
+def test_a_formula_comes_once_as_its_author_wrote_it(formula: str, path: int) -> None:
+    assert text(f"<p>Let {formula} be.</p>", technical_marks=path) == r"Let \alpha*x*y be."
+
+
+def test_mathml_without_tex_and_formulas_that_stand_alone() -> None:
+    assert text(f"<p>So {MATHML} it is.</p>") == r"So x^2+\frac{1}{n} it is."
+    displayed = text('<p>So</p><script type="math/tex; mode=display">a &lt; b</script><p>is.</p>')
+    assert displayed.split() == ["So", "a", "&lt;", "b", "is."]  # a script's text knows no entities
+    deep = "<math>" + "<mrow>" * 5000 + "<mi>x</mi>" + "</mrow>" * 5000 + "</math>"
+    assert text(f"<p>a {deep} b</p>") == "a x b"
+    assert text('<p>a <img alt="x^2"> b</p>') == "a x^2 b"
+
+
+def test_code_without_its_line_numbers() -> None:
+    code = "def f():\n\n\tif x:  # **not** bold\t\t_\n        return 1"
+    gutter = '<table class="highlighttable"><tr><td class="linenos"><pre>1\n2\n3\n4</pre></td>'
+    for block in (
+        f"<pre>\n{code}</pre>",
+        f"<PRE>\n{code}</PRE>",
+        f'{gutter}<td class="code"><div class="highlight"><pre>{code}</pre></div></td></tr></table>',
+    ):
+        for path in (1, 1000):
+            assert (
+                text(f"<p>See:</p><div>{block}</div><p>So.</p>", technical_marks=path)
+                .strip()
+                .split("\n\n", 1)[1]
+                .startswith(code)
+            )
+    rows = "".join(
+        f'<tr><td class="blob-num">{i}</td><td class="blob-code">{line}</td></tr>'
+        for i, line in enumerate(["if x:", "    y()"])
+    )
+    assert "if x:\n    y()" in text(f"<p>See:</p><table>{rows}</table>")
+    assert text("<p>Use <code>**kwargs</code>, <code>*a*</code> and **this**.</p>") == "Use **kwargs, *a* and this."
+
+
+def test_tables_have_a_tab_between_cells() -> None:
+    assert (
+        text("<table><tr><th>a<th>b<th>c</tr><tr><td><p>1</p></td><td></td><td>3</td></tr></table>")
+        == "a\tb\tc\n1\t\t3"
+    )
+
+
+def test_what_is_hidden_stays_out_on_both_paths() -> None:
+    body = '<div style="DISPLAY: none">secret</div><p hidden>secret</p><p>seen</p>'
+    assert text(body, technical_marks=1000) == text(body + "<pre></pre>", technical_marks=1).strip() == "seen"
+
+
+def test_pages_of_code_keep_what_main_content_drops() -> None:
+    body = "<nav>Menu</nav><main><ul><li>$$x$$</li></ul><pre>a</pre><pre>b</pre></main><footer>Imprint</footer>"
+    found = extract(f"<html><body>{body}</body></html>")
+    assert found.technical and found.text.split() == ["•", "$$x$$", "a", "b"]
+
+
+def test_markdown_is_removed_by_its_key_and_text_is_not() -> None:
+    marked = "# Title #\n\nA **bold** and *soft* [link](http://a.b/c) and `x*y*z`.\n\n> said\n\n"
+    marked += "| a | b |\n|---|---|\n| 1 | 2 |\n\n* item\n\n```py\n# code\n```"
+    assert (
+        markdown.remove(marked)
+        == "Title\n\nA bold and soft link and x*y*z.\n\nsaid\n\na\tb\n1\t2\n\n• item\n\n# code\n"
+    )
+    for kept in (
+        "2 * 3 * 4",
+        "x**2 + y**2",
+        "__init__ and snake_case_",
+        "- Bonjour",
+        "a[i](x y)",
+        r"\(a*b*c\)",
+        "C# and #1",
+        "5 > 3",
+    ):
+        assert markdown.remove(kept) == kept
+    assert text("<p>**x**</p>") == "x" and text("<p>**x**</p>", remove_markdown=False) == "**x**"
+
+
+def test_nothing_crashes_and_everything_is_counted() -> None:
+    block = PageExtractor()
+    pages = [
+        "",
+        "<html>",
+        "\0",
+        "\ud800",
+        "<div>" * 20_000 + "x",
+        "<p>\ufdd0A\ufdd00\ufdd0</p>",
+        "<b><i>" * 2000 + "y",
+        "<p>z</p>" * 200_000,
+    ]
+    documents = list(block.run(Document(text=page, id=str(i)) for i, page in enumerate(pages)))
+    stats = {name: stat.total for name, stat in block.stats.stats.items()}
+    assert (
+        stats["total"] == len(pages) == stats["forwarded"] + stats["dropped"] and len(documents) == stats["forwarded"]
+    )
+    assert stats["dropped"] == stats["empty"] + stats.get("unreadable", 0)
+    assert len(documents[-1].text) >= 400_000, "nothing is cut"
+    assert documents[-1].metadata == {"extraction": "general"}
