@@ -174,6 +174,11 @@ def test_markdown_is_removed_by_its_key_and_text_is_not() -> None:
     assert text("<p>**x**</p>") == "x" and text("<p>**x**</p>", remove_markdown=False) == "**x**"
 
 
+def test_documents_that_are_text_already_are_not_parsed() -> None:
+    document = Document(text="if a <b> and c > d: **x**", id="1", metadata={"format": "text"})
+    assert next(PageExtractor().run([document])).text == "if a <b> and c > d: x"
+
+
 def test_nothing_crashes_and_everything_is_counted() -> None:
     block = PageExtractor()
     pages = [

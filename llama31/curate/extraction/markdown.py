@@ -13,17 +13,17 @@ FENCED = re.compile(r"^ {0,3}(```+|~~~+)[^\n`]*\n(.*?)(?:^ {0,3}\1[`~]*[ \t]*(?:
 INLINE = re.compile(r"`(?<!``)(`{0,2})(?!`)([^`\n]+?)`\1(?!`)")
 FORMULA = re.compile(r"\\\([^\n]{1,4000}?\\\)|\\\[.{1,9999}?\\\]|\$\$.{1,9999}?\$\$", re.DOTALL)
 KEPT = re.compile("\ufdd1(\\d+)\ufdd1")
-# What a text must hold for a rule to apply, the rule, what comes instead. A pattern that begins with a character, and
-# looks behind after it, is searched for many times faster than one that looks behind first.
+# What a text must hold for a rule to apply, the rule, what comes instead. A pattern that begins with a character is
+# searched for faster than one that begins by looking behind or with ^, so a text is given a line's end before it.
 RULES = (
     ("![", re.compile(r"!\[([^\]\n]{0,500})\]\([^)\s]{1,2000}(?: \"[^\"\n]*\")?\)"), r"\1"),
     ("](", re.compile(r"\[([^\]\n]{1,500})\]\([^)\s]{1,2000}(?: \"[^\"\n]*\")?\)"), r"\1"),
-    ("# ", re.compile(r"^ {0,3}#{1,6}[ \t]+(\S[^\n]*?)[ \t]*#*[ \t]*$", re.MULTILINE), r"\1"),
-    (">", re.compile(r"^(?: {0,3}>[ \t]?)+", re.MULTILINE), ""),
+    ("# ", re.compile(r"\n {0,3}#{1,6}[ \t]+(\S[^\n]*?)[ \t]*#*[ \t]*(?=\n|\Z)"), r"\n\1"),
+    (">", re.compile(r"\n(?: {0,3}>[ \t]?)+"), "\n"),
     ("===", re.compile(r"\n(?<=\S\n) {0,3}={3,}[ \t]*(?=\n|\Z)"), ""),
     ("---", re.compile(r"\n(?<=\S\n) {0,3}-{3,}[ \t]*(?=\n|\Z)"), ""),
-    ("*", re.compile(r"^ {0,3}(?:\*[ \t]*){3,}$\n?", re.MULTILINE), ""),
-    ("* ", re.compile(r"^( *)\*[ \t]+(?=\S)", re.MULTILINE), r"\1• "),
+    ("*", re.compile(r"\n {0,3}(?:\*[ \t]*){3,}(?=\n|\Z)"), ""),
+    ("* ", re.compile(r"\n( *)\*[ \t]+(?=\S)"), r"\n\1• "),
     ("**", re.compile(r"\*\*(?<![\w*]\*\*)(\*?)(?=[^\s*])([^\n]{0,999}?[^\s*])\*\*\1(?![\w*])"), r"\2"),
     ("__", re.compile(r"__(?<!\w__)(?=[^\s_])(?!\w+__(?!\w))([^\n]{0,999}?[^\s_])__(?!\w)"), r"\1"),
     ("*", re.compile(r"\*(?<![\w*]\*)(?=[^\s*])([^*\n]{0,999}?[^\s*])\*(?![\w*])"), r"\1"),
@@ -49,9 +49,11 @@ def remove(text: str) -> str:
         text = INLINE.sub(lambda match: keep(match[2]), text)
     if "|" in text and "--" in text and SEPARATOR.search(text):
         text = _tables(text)
+    text = "\n" + text
     for needed, pattern, instead in RULES:
         if needed in text:
             text = pattern.sub(instead, text)
+    text = text[1:]
     while kept and KEPT.search(text):  # a fence may hold a mark
         text = KEPT.sub(lambda match: kept[int(match[1])], text)
     return text

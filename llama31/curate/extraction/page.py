@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from datatrove.data import DocumentsPipeline
+from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.extractors.base import BaseExtractor
 from datatrove.utils.logging import logger
 from datatrove.utils.typeshelper import StatHints
@@ -42,7 +42,7 @@ MAIN_LENGTH, MAIN_SHARE = 5000, 0.25
 # Choosing main content takes time by the square of the depth (seconds at 10,000 levels); browsers stop at 512.
 DEEPEST = 512
 TOO_DEEP = " > ".join(["*"] * DEEPEST)
-UPPER = ("</P", "</H", "</B", "</T", "</A", "<P")  # one of them in every page that writes its tags so
+UPPER = ("</H", "</B", "<P")  # one of them in every page that writes its tags so
 MARKS = re.compile(f"({structure.OPEN}|{structure.CLOSE})")
 KEPT = re.compile("\ufdd0(\\d+)\ufdd0")
 
@@ -60,9 +60,10 @@ def is_technical(lower: str, marks: int) -> bool:
     """Whether a page, in lower case, holds as many blocks of code and formulas."""
     count = 0
     for mark in TECHNICAL:
-        count += lower.count(mark)
-        if count >= marks:
-            return True
+        if mark in lower:
+            count += lower.count(mark)
+            if count >= marks:
+                return True
     return False
 
 
@@ -82,20 +83,20 @@ def extract(html: str, *, remove_markdown: bool = True, technical_marks: int = 3
         html = html.encode("utf-8", "replace").decode()  # half of a surrogate pair is no text
     upper = any(tag in html for tag in UPPER)
     lower = html.lower() if upper else html
-    tree = HTMLTree.parse(structure.marked(html, upper))
+    tree = HTMLTree.parse(structure.cells(structure.marked(html, upper)))
     if tree.body is None:
         return Extracted("", False, 0)
     technical = is_technical(lower, technical_marks)
     main_content = not technical and not (lower.count("<") > DEEPEST and tree.body.query_selector(TOO_DEEP) is not None)
     formulas = mathematics.rewrite(tree, lower)
-    skipped = [PERMALINKS] if main_content else [PERMALINKS, structure.HIDDEN, BOILERPLATE]
+    skipped = [PERMALINKS] if "headerlink" in lower or "anchor" in lower else []
     if not main_content:
+        skipped += [structure.HIDDEN, BOILERPLATE]
         _narrow(tree, lower)
     structure.code(tree, lower)
     structure.lists(tree, lower, main_content)
     structure.raised(tree, lower)
-    structure.cells(tree, lower)
-    text = extract_plain_text(tree, main_content=main_content, alt_texts=True, skip_elements=skipped)
+    text = extract_plain_text(tree, main_content=main_content, alt_texts=True, skip_elements=skipped or None)
     return Extracted(_finished(text, remove_markdown), technical, formulas)
 
 
@@ -135,8 +136,10 @@ class PageExtractor(BaseExtractor):
     """Documents whose text is HTML become documents of plain text; see `extract`.
 
     datatrove's own extractors hand each page to a second process, which can be ended; this one works in the pipeline's,
-    for its time is linear in a page's length. Adds metadata: extraction, "technical" or "general". Counts: `technical`,
-    `formulas`, and, of what is dropped, `empty` (no text) and `unreadable` (the parser refused it; one is logged).
+    for what takes long, the choice of main content of a deep page, is left out. Documents whose metadata say `format`
+    "text" are text already (WET files, most JSON lines); Markdown's markers alone go. Adds metadata: extraction,
+    "technical" or "general". Counts: `technical`, `formulas`, and, of what is dropped, `empty` (no text) and
+    `unreadable` (the parser refused it; one is logged).
     """
 
     name = "Pages"
@@ -149,15 +152,18 @@ class PageExtractor(BaseExtractor):
     def extract(self, text: str) -> str:
         return extract(text, remove_markdown=self.remove_markdown, technical_marks=self.technical_marks).text
 
+    def _page(self, document: Document) -> Extracted:
+        if document.metadata.get("format") != "text":
+            return extract(document.text, remove_markdown=self.remove_markdown, technical_marks=self.technical_marks)
+        return Extracted(markdown.remove(document.text) if self.remove_markdown else document.text, False, 0)
+
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         """The documents whose pages have text."""
         for document in data:
             self.stat_update(StatHints.total)
             with self.track_time():
                 try:
-                    page = extract(
-                        document.text, remove_markdown=self.remove_markdown, technical_marks=self.technical_marks
-                    )
+                    page = self._page(document)
                 except (HTMLParserException, ValueError) as error:
                     self.stat_update("unreadable", StatHints.dropped)
                     if not self._warned:

@@ -18,6 +18,8 @@ from typing import Any
 
 # A noncharacter of Unicode, which no page may use; resiliparse drops a text node that is one such character alone.
 OPEN, CLOSE = "\ufdd0A", "\ufdd0E"
+AMBIGUOUS = re.compile(r"[*`|]|__|~~|\]\(|# |&gt;")
+PARAGRAPH = re.compile(r"((?:\s[^>]*)?>)\s*<p(?:\s[^>]*)?>")  # behind `<td`
 CODE = ("pre", "code", "tt", "kbd", "samp")
 HIDDEN = '[hidden], [style*="display:none" i], [style*="display: none" i]'
 NUMBERS = (
@@ -37,28 +39,34 @@ def all_of(element: Any, selector: str) -> list[Any]:
 
 
 def marked(html: str, upper: bool) -> str:
-    """The source with code between OPEN and CLOSE, so that what follows leaves it alone; `upper` where tags may be."""
+    """The source with code between OPEN and CLOSE, so that what follows leaves it alone; `upper` where tags may be.
+
+    All blocks, and what stands in a line where it could be taken for Markdown.
+    """
     for tag in CODE:
         for name in (tag, tag.upper()) if upper else (tag,):
             if (end := f"</{name}>") in html:
-                html = _opened(html, f"<{name}", tag == "pre").replace(end, CLOSE + end)
+                html = _marked(html, f"<{name}", end, tag == "pre")
     return html
 
 
-def _opened(html: str, start: str, block: bool) -> str:
+def _marked(html: str, start: str, end: str, block: bool) -> str:
     parts = html.split(start)
     for i in range(1, len(parts)):
         part = parts[i]
-        if part[:1] in "> \n\t" and (at := part.find(">") + 1):
-            # The parser drops a line's end after <pre>, which no longer stands there.
-            at_text = at + 1 if block and part[at : at + 1] == "\n" else at
-            parts[i] = part[:at] + OPEN + part[at_text:]
+        if part[:1] not in "> \n\t" or not (at := part.find(">") + 1) or (to := part.find(end, at)) < 0:
+            continue
+        if block:  # the parser drops a line's end after <pre>, which no longer stands there
+            at_text = at + 1 if part[at : at + 1] == "\n" else at
+            parts[i] = f"{part[:at]}{OPEN}{part[at_text:to]}{CLOSE}{part[to:]}"
+        elif AMBIGUOUS.search(part, at, to):
+            parts[i] = f"{part[:at]}{OPEN}{part[at:to]}{CLOSE}{part[to:]}"
     return start.join(parts)
 
 
 def code(tree: Any, lower: str) -> None:
     """Code without line numbers."""
-    if any(mark in lower for mark in NUMBER_MARKS):
+    if ("<pre" in lower or "blob-" in lower) and any(mark in lower for mark in NUMBER_MARKS):
         for element in all_of(tree.body, NUMBERS):
             element.remove()
         for element in all_of(tree.body, "table.highlighttable, table.rouge-table, figure.highlight table"):
@@ -152,8 +160,15 @@ def raised(tree: Any, lower: str) -> None:
             element.append(tree.create_text_node("}"))
 
 
-def cells(tree: Any, lower: str) -> None:
-    """Cells of tables whose only element is a paragraph, without it."""
-    if "<td" in lower or "<th" in lower:
-        for element in all_of(tree.body, "td > p:only-child, th > p:only-child"):
-            element.replace_with(*element.child_nodes.values())
+def cells(html: str) -> str:
+    """The source with cells of tables whose only content is a paragraph without its tags."""
+    for start, end in (("<td", "</td"), ("<th", "</th")):
+        parts = html.split(start)
+        for i in range(1, len(parts)):
+            part = parts[i]
+            if (opened := PARAGRAPH.match(part)) and (to := part.find("</p>", opened.end())) >= 0:
+                inner = part.find("<p", opened.end(), to)
+                if (inner < 0 or part[inner + 2 : inner + 3] not in "> ") and part[to + 4 :].lstrip().startswith(end):
+                    parts[i] = f"{opened[1]}{part[opened.end() : to]}{part[to + 4 :]}"
+        html = start.join(parts) if len(parts) > 1 else html
+    return html
