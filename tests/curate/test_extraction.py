@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+from pathlib import Path
 
 import pytest
 from datatrove.data import Document
@@ -11,6 +13,8 @@ from resiliparse.extract.html2text import extract_plain_text
 from benchmarks import curate_extract
 from llama31.curate.extraction import markdown
 from llama31.curate.extraction.page import PageExtractor, extract
+from llama31.curate.reading.files import LinesReader
+from llama31.curate.reading.warc import ArchiveReader
 from tests.curate import debian
 
 
@@ -169,9 +173,21 @@ def test_markdown_is_removed_by_its_key_and_text_is_not() -> None:
         r"\(a*b*c\)",
         "C# and #1",
         "5 > 3",
+        "PyObject *PyWrapper_New(PyObject*, PyObject*)",
+        "PyObject *(*)(PyObject *path, void *data)",
+        "# of channels\tThe number of channels",
+        ">\tRight-align",
+        r"0 < b^{*} \wedge 0 < c^{*}",
+        "[M]*[q, u]^T = [A]*[q_ind]",
+        "f(*args, **kwargs) and g(*args, **kwargs)",
     ):
         assert markdown.remove(kept) == kept
     assert text("<p>**x**</p>") == "x" and text("<p>**x**</p>", remove_markdown=False) == "**x**"
+
+
+def test_blocks_can_be_pickled_for_executors(tmp_path: Path) -> None:
+    for block in (PageExtractor(technical_marks=5), ArchiveReader(str(tmp_path), "a"), LinesReader(str(tmp_path), "a")):
+        assert vars(pickle.loads(pickle.dumps(block))).keys() == vars(block).keys()
 
 
 def test_documents_that_are_text_already_are_not_parsed() -> None:
