@@ -104,8 +104,12 @@ def lists(tree: Any, lower: str, main_content: bool) -> None:
 def _navigates(element: Any) -> bool:
     """Whether a list is made of short links."""
     links = [text for link in all_of(element, "a") if (text := link.text.strip())]
-    length, linked = len(re.sub(r"\s+", "", element.text)), sum(len(re.sub(r"\s+", "", text)) for text in links)
+    length, linked = _length(element.text), sum(map(_length, links))
     return bool(links) and linked >= 0.8 * length and linked <= LINK_CHARACTERS * len(links)
+
+
+def _length(text: str) -> int:
+    return len("".join(text.split()))
 
 
 def _lower(tree: Any, element: Any) -> None:

@@ -1,8 +1,9 @@
 """Archives of the web: WARC in gzip members, one gzip member, zstd, lz4 or plain, by fastwarc.
 
-datatrove's reader stands on warcio 1.8.1: a body in brotli raises AttributeError there, one in x-gzip comes raw, and an
-archive that is one gzip member fails after its first record. Records come from fastwarc as they are, and
-bodies are decoded here, within the limit: a page that would expand beyond it never stands in memory.
+datatrove 0.10.1 reads with warcio 1.8.1: a body in brotli raises AttributeError, which ends the task, one in x-gzip or
+zstd is left out without a word, the last page of an archive cut short comes as if it were whole, and a file that is no
+archive ends the task. Here records come from fastwarc as they are, and bodies are decoded within the limit: a page that
+would expand beyond it never stands in memory.
 """
 
 from __future__ import annotations
