@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import checkpoints, extension, long_rows, post_training, small_rounds, timing
 from benchmarks.gpu import conductor, plan, tables
+from benchmarks.machine import calibration
 from benchmarks.peers import Case, Work
 from llama31 import config
 from llama31.runs import files
 from recipes import start
 
-PARTS = ("train", "pack", "convert", "start", "checkpoint", "length", "align", "extend", "rounds", "gpu")
+MACHINE = ("calibrate", "predict")
+PARTS = ("train", "pack", "convert", "start", "checkpoint", "length", "align", "extend", "rounds", "gpu", *MACHINE)
 
 
 def expanded(argv: Sequence[str]) -> list[str]:
-    """`gpu part=first` is `--config-name gpu part=first`: the part with the shapes that go with it."""
+    """`gpu part=first` is `--config-name gpu part=first`: the part with the shapes that go with it.
+
+    `calibrate` and `predict` are parts alone: `parts=[calibrate]`.
+    """
+    if argv[:1] and argv[0] in MACHINE:
+        return [f"parts=[{argv[0]}]", *argv[1:]]
     return ["--config-name", "gpu", *argv[1:]] if argv[:1] == ["gpu"] else list(argv)
 
 
@@ -28,6 +36,10 @@ def check(run: config.Benchmark) -> list[str]:
     problems = [f"parts={part}: unknown; choose out of {', '.join(PARTS)}" for part in run.parts if part not in PARTS]
     if run.rows % run.micro_batch:
         problems.append(f"rows={run.rows}: not a multiple of micro_batch={run.micro_batch}; give {run.micro_batch}")
+    if "predict" in run.parts and run.processes is not None:
+        problems.append(f"processes={run.processes}: predict measures with two and with one; leave it out")
+    if run.write is not None:
+        problems += _file_problems(run)
     for name in run.cases:
         try:
             Case.parse(name)
@@ -36,6 +48,19 @@ def check(run: config.Benchmark) -> list[str]:
     problems += [
         f"only={name}: no case; choose out of {', '.join(plan.NAMES)}" for name in run.only if name not in plan.NAMES
     ]
+    return problems
+
+
+def _file_problems(run: config.Benchmark) -> list[str]:
+    """A file is of a name that a command line can carry, in a folder that is a group of a config."""
+    path = Path(run.write or "")
+    problems = []
+    if not set(MACHINE) & set(run.parts):
+        problems.append(f"write={path}: no part measures it; give parts=[calibrate]")
+    if path.suffix != ".yaml" or path.parent.name != "hardware" or not re.fullmatch(r"[A-Za-z]\w*", path.stem):
+        problems.append(f"write={path}: recipes.plan finds no such file; give conf/hardware/NAME.yaml")
+    elif path.stem == "published":
+        problems.append(f"write={path}: it holds the constants of published runs; give another name")
     return problems
 
 
@@ -113,6 +138,8 @@ def main(run: config.Benchmark) -> None:
     printed += long_rows.tables(run, params) if "length" in run.parts else []
     printed += post_training.tables(run) if "align" in run.parts else []
     printed += extension.tables(run) if "extend" in run.parts else []
+    machine = "predict" if "predict" in run.parts else "calibrate" if "calibrate" in run.parts else None
+    printed += [getattr(calibration, machine)(run, params)] if machine else []
     printed += [gpu(run)] if "gpu" in run.parts else []
     text = "\n\n".join(printed) + "\n"
     print(text, end="")

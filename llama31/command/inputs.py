@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llama31.command import hardware
 from llama31.config import (
     Average,
+    Cluster,
     ConfigError,
     Convert,
     Data,
@@ -44,7 +46,7 @@ def check(run: Any) -> None:
         issues += _tokenizer(run.tokenizer) + (_data(data) if isinstance(data, Data) else _records(data))
         given = {"resume": run.resume if run.resume not in ("auto", "none") else None, "init_from": run.init_from}
         issues += [issue for key, folder in given.items() if folder is not None for issue in _checkpoint(key, folder)]
-        issues += _gates(run)
+        issues += _gates(run) + _constants(run.cluster)
         issues += _tasks(run.tasks) if isinstance(run, Probe) else []
     elif isinstance(run, Evaluate):
         issues += _weights("checkpoint", run.checkpoint) + _data(run.data)
@@ -150,6 +152,15 @@ def _gates(run: Training) -> list[Issue]:
         remedy = "evaluate the model before (recipes.evaluate output=FILE), or give gates.json of the stage before"
         issues.append(Issue("gates.baseline", gates.baseline, "there is no such file", remedy))
     return issues
+
+
+def _constants(cluster: Cluster) -> list[Issue]:
+    """The planner's constants, and the entries that are named of them."""
+    try:
+        hardware.chosen(cluster)
+    except ConfigError as error:
+        return list(error.issues)
+    return []
 
 
 def _tasks(asked: Mapping[str, Task], section: str = "") -> list[Issue]:

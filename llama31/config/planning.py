@@ -14,18 +14,28 @@ class Device:
 
     bf16_tflops: float = key(MISSING, "dense BF16 TFLOP/s of the data sheet", above=0)
     fp8_tflops: float = key(0.0, "dense FP8 TFLOP/s of the data sheet; 0: it has no FP8", low=0)
+    fp32_tflops: float = key(0.0, "TFLOP/s of FP32 products; 0: not known, and no run in FP32 is predicted", low=0)
     power: float = key(1.0, "share of the products' rate that the power limit leaves, of a 700 W part's", above=0)
     copy_tb_s: float = key(MISSING, "TB/s that a copy reaches, reading and writing", above=0)
     memory_gib: float = key(MISSING, "GiB of memory", above=0)
     nvlink_gb_s: float = key(MISSING, "GB/s per direction that collectives reach inside a node", above=0)
     network_gb_s: float = key(MISSING, "GB/s per direction and GPU that collectives reach between nodes", above=0)
     per_node: int = key(8, "GPUs that NVLink connects", low=1)
+    message_us: float = key(
+        10.0, "microseconds to start a collective inside a node; NCCL's model has 8.4 and a hop", low=0
+    )
+    p2p_gb_s: float = key(0.0, "GB/s of a message from one rank to another; 0: as collectives reach", low=0)
+    launches_ahead: bool = key(
+        True, "kernels and messages run behind the host that launches them; false: a CPU, which does all of it in turn"
+    )
     watts: float = key(0.0, "of a GPU with its share of the server under load; 0: energy is not told", low=0)
     dollars_per_hour: float = key(0.0, "price of a GPU and hour; 0: money is not told", low=0)
     stops_per_1000_node_days: float | None = key(
         None, "unexpected stops of nodes of per_node GPUs; null: the report's 3.79 with eight, as many per GPU", above=0
     )
-    multiprocessors: int = key(132, "streaming multiprocessors: tiles of a product that run at once", low=1)
+    multiprocessors: int = key(
+        132, "streaming multiprocessors: tiles of a product that run at once; 0: a CPU, which fills no waves", low=0
+    )
 
 
 @dataclass
@@ -34,25 +44,37 @@ class Stack:
 
     products_bf16: float = key(MISSING, "share of the peak that large BF16 products reach in a step", above=0)
     products_fp8: float = key(MISSING, "share of the peak that large FP8 products reach in a step", above=0)
+    products_fp32: float = key(1.0, "share of the FP32 rate that large FP32 products reach in a step", above=0)
     lead_bf16: float = key(MISSING, "terms of a BF16 product's sum that its start and end cost", low=0)
     lead_fp8: float = key(MISSING, "terms of an FP8 product's sum that its start and end cost", low=0)
+    lead_fp32: float = key(0.0, "terms of an FP32 product's sum that its start and end cost", low=0)
     attention_forward: float = key(MISSING, "TFLOP/s of causal attention forward, of long rows", above=0)
     attention_backward: float = key(MISSING, "TFLOP/s of causal attention backward, of long rows", above=0)
     attention_half_forward: float = key(MISSING, "length at which it reaches half of that, forward", low=0)
     attention_half_backward: float = key(MISSING, "length at which it reaches half of that, backward", low=0)
+    attention_peak: float = key(989.0, "BF16 TFLOP/s of the device that those rates were measured on", above=0)
     attention: float = key(1.0, "share of those rates that it keeps in a step", above=0)
     copy: float = key(MISSING, "share of the copy bandwidth that elementwise kernels reach", above=0)
     copy_eager: float = key(MISSING, "the same where nothing is fused", above=0)
     accumulate: float = key(1.0, "reads and writes of the gradient by the product that adds to it, of two", low=0)
     gradient_bytes: float = key(2.0, "bytes of a gradient as it is accumulated and sent", above=0)
+    loss_bytes: float = key(16.0, "moved per logit: written, read for its softmax, gradient written and read", low=0)
+    optimizer_bytes: float = key(
+        30.0, "moved per parameter of a shard: gradient, master and moments read, all but the first written", above=0
+    )
     quantise: float = key(1.0, "reads and writes of quantising, of one read and two FP8 copies", low=0)
+    scatter: float = key(1.0, "seconds of a reduce-scatter, of those of an all-gather of as many bytes", above=0)
     tp_exposed: float = key(MISSING, "share of tensor-parallel messages that products do not cover", low=0)
     tp_exposed_async: float = key(MISSING, "the same where the run asked for overlap on top", low=0)
     cp_exposed: float = key(MISSING, "share of context-parallel messages that attention does not cover", low=0)
     merge_bytes: float = key(12.0, "moved per number of attention's output by each further step of CP's ring", low=0)
     p2p_exposed: float = key(MISSING, "share of interleaved stages' messages that nothing covers", low=0)
+    p2p_exposed_whole: float = key(0.5, "the same where stages are whole: one way of two is waited for", low=0)
     dp_exposed: float = key(MISSING, "share of gradients and weights sent that nothing covers", low=0)
     host_us: float = key(MISSING, "microseconds in which the host launches one kernel", low=0)
+    micro_batch_us: float = key(0.0, "microseconds of the host per micro-batch beside its layers", low=0)
+    reduce_us: float = key(0.0, "the same to reduce gradients after each micro-batch (ZeRO-2)", low=0)
+    gather_us: float = key(0.0, "the same per layer whose weights are gathered and let go of (ZeRO-3, FSDP)", low=0)
     jitter: float = key(MISSING, "share of the step that ranks wait for the slowest, per doubling of nodes", low=0)
     fixed_s: float = key(0.05, "seconds of a step that nothing scales: data, norms of gradients, logging", low=0)
 

@@ -214,7 +214,8 @@ class Benchmark:
         ["train", "pack", "convert", "start", "checkpoint", "length", "align"],
         "what to measure: train, pack, convert, start, checkpoint, length, align; minutes each: extend (is long "
         "context learned?), rounds (does every stage of post-training improve what it is meant to?), gpu (one step on "
-        "a GPU; --config-name gpu, or the word gpu, has its shapes)",
+        "a GPU; --config-name gpu, or the word gpu, has its shapes), calibrate (constants of this machine for "
+        "recipes.plan), predict (those, and steps of small models beside what is predicted of them)",
     )
     part: str = key(
         "first",
@@ -228,6 +229,10 @@ class Benchmark:
     )
     record: str | None = key(None, "JSON file for all that the part `gpu` measured; null: none")
     commit: str | None = key(None, "commit to name beside the figures of the part `gpu`; null: as git says")
+    write: str | None = key(
+        None, "of calibrate and predict: YAML file for the constants, as conf/hardware/NAME.yaml; null: only printed"
+    )
+    processes: int | None = key(None, "that calibrate measures with at once; null: one per GPU, or per core", low=1)
     cases: list[str] = key(
         [
             "ours-own-fp32",

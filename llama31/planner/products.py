@@ -15,14 +15,14 @@ class Rate(NamedTuple):
 
     flops: float  # per second, of large ones
     lead: float  # terms of the sum that starting and ending it cost
-    multiprocessors: int
+    multiprocessors: int  # 0: no waves are filled
 
 
 @functools.lru_cache(maxsize=100_000)
 def filled(rows: float, columns: float, multiprocessors: int) -> float:
     """Share of the device that the best tiles keep busy: the last wave is seldom full, nor the last tile."""
-    best = 0.0
-    for height, width, rate in TILES:
+    best = 0.0 if multiprocessors else 1.0
+    for height, width, rate in TILES if multiprocessors else ():
         tiles = math.ceil(rows / height) * math.ceil(columns / width)
         waves = math.ceil(tiles / multiprocessors)
         best = max(best, rate * rows * columns / (height * width * multiprocessors * waves))

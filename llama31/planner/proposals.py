@@ -23,6 +23,11 @@ HOUR_S, DAY_S = 3600, 86_400
 def request(run: Plan) -> Demand:
     """What `run` asks for. ConfigError where the device or the stack is unknown, or the batch is no whole rows."""
     issues = unknown(run.hardware, device=run.device, stack=run.stack)
+    known = [device.fp32_tflops for name, device in run.hardware.devices.items() if name == run.device]
+    if run.precision.params == "fp32" and known == [0]:
+        reason = f"the rate of FP32 products of {run.device} is not known"
+        remedy = f"give precision=bf16, or hardware.devices.{run.device}.fp32_tflops=..."
+        issues.append(Issue("precision.params", "fp32", reason, remedy))
     if run.batch_tokens % run.sequence_length:
         near = max(1, round(run.batch_tokens / run.sequence_length)) * run.sequence_length
         reason = f"no multiple of sequence_length={run.sequence_length}"

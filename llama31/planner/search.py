@@ -16,6 +16,7 @@ from llama31.config import Device, Model, Parallel, Precision, Stack
 from llama31.plan import layout, memory
 from llama31.plan.memory import Capacity, StageMemory
 from llama31.plan.schedule import Stage
+from llama31.plan.shapes import BYTES
 from llama31.planner import speed
 from llama31.planner.workloads import StepJob
 
@@ -123,7 +124,9 @@ def step_job(request: Demand, parallel: Parallel) -> StepJob:
         cp=parallel.cp,
         vpp=parallel.vpp,
         dp=dp,
+        number_bytes=BYTES[request.numbers.params],
         fsdp=parallel.zero == 3,
+        reduce_each=parallel.zero == 2,
         recompute=frozenset(parallel.recompute),
     )
 

@@ -14,14 +14,11 @@ from llama31.config import Device, Stack
 from llama31.planner import products
 from llama31.planner.workloads import StepJob, layer_parameters, split, widths
 
-OPTIMIZER_BYTES = 30  # per parameter of a shard: gradient, master and moments read, all but the first written, weights
-COLLECTIVE_S = 10e-6  # to start one inside a node, of NCCL's model 8.4 us and a hop
 KERNELS = 60  # of a layer, forward and backward, in BF16: 4,256 for 8 layers and 8 micro-batches, measured
 FP8_KERNELS = 2.0  # times as many calls: scales, casts and transposes
 FORWARD = 1 / 3  # of the host's work
-LOSS_BYTES = 16  # per logit: written, read for its softmax, gradient written and read
 MERGED_GRADIENTS = 24  # bytes per number of Q's gradient and of K's and V's: cast, read, added, written
-UNSHARDED_P2P = 0.5  # of messages between stages that are not interleaved: one way of two is waited for
+TP_ENDS = 6  # messages of embedding and head per micro-batch: its states gathered and scattered, two of the loss
 GIGA, TERA = 1e9, 1e12
 
 
@@ -32,7 +29,8 @@ def step(job: StepJob, device: Device, stack: Stack) -> dict[str, float]:
     one = _sum(forward, backward)
     middle, last = split(job.model, job.pp, job.vpp)
     head = layer.head()
-    full, end = _times(one, middle), _sum(_times(one, last), head)
+    each = {"host": stack.micro_batch_us * 1e-6}
+    full, end = _sum(_times(one, middle), each), _sum(_times(one, last), head, each)
     stage = end if job.pp == 1 or total(end) > total(full) else full
     busy = full if job.pp > 1 else stage
     result = _times(stage, job.micro_batches)
@@ -69,7 +67,10 @@ def total(seconds: Mapping[str, float]) -> float:
 
 
 def products_rate(job: StepJob, device: Device, stack: Stack, fp8: bool) -> products.Rate:
-    """Of large products in FP8, or in BF16 where `fp8` is false."""
+    """Of large products in FP8, or where `fp8` is false in BF16, or FP32 where the job computes in that."""
+    if job.number_bytes == 4:
+        flops = stack.products_fp32 * device.fp32_tflops
+        return products.Rate(flops * device.power * TERA, stack.lead_fp32, device.multiprocessors)
     if fp8 and device.fp8_tflops:
         flops = stack.products_fp8 * device.fp8_tflops
         return products.Rate(flops * device.power * TERA, stack.lead_fp8, device.multiprocessors)
@@ -107,13 +108,15 @@ class _Layer:
         self.nvlink = device.nvlink_gb_s * GIGA
         inside = job.tp * job.cp <= device.per_node
         self.cp_bytes_per_s = self.nvlink if inside else device.network_gb_s * GIGA
-        message = 2 * job.tokens * self.hidden * (job.tp - 1) / job.tp
+        self.start = device.message_us * 1e-6
+        self.waited = 0.0 if device.launches_ahead else self.start  # where a message is launched ahead, nobody waits
+        message = job.number_bytes * job.tokens * self.hidden * (job.tp - 1) / job.tp
         self.gathered = message * (0.5 if job.fp8 else 1.0) / self.nvlink  # what products read in one byte
-        self.scattered = message / self.nvlink
+        self.scattered = stack.scatter * message / self.nvlink
 
     def forward(self) -> dict[str, float]:
         """Of the forward pass."""
-        tp = 2 * (self.gathered + self.scattered) + 4 * COLLECTIVE_S * (self.job.tp > 1)
+        tp = 2 * (self.gathered + self.scattered) + 4 * self.start * (self.job.tp > 1)
         return self._with_host(
             {
                 "products": sum(products.forward(self.job.tokens, linear, self.rate) for linear in self.linears),
@@ -122,14 +125,14 @@ class _Layer:
                 + self._merged(self.stack.merge_bytes),
                 "quantise": self._quantised(2 * self.hidden / self.job.tp + self.queries + self.ffn),
                 "tp": self._tp_exposed() * tp,
-                "cp": self.stack.cp_exposed * self._keys_sent(),
+                "cp": self.stack.cp_exposed * self._keys_sent() + self.waited * (self.job.cp > 1),
             },
             FORWARD,
         )
 
     def backward(self) -> dict[str, float]:
         """Of the backward pass, with what it computes again."""
-        tp = 4 * self.gathered + 2 * self.scattered + 6 * COLLECTIVE_S * (self.job.tp > 1)
+        tp = 4 * self.gathered + 2 * self.scattered + 6 * self.start * (self.job.tp > 1)
         gradient = self.stack.accumulate * layer_parameters(self.job.model, self.job.tp)
         outputs = 2 * self.hidden / self.job.tp + self.queries + self.keys + 2 * self.ffn
         causes = {
@@ -140,7 +143,7 @@ class _Layer:
             "accumulate": gradient * 2 * self.stack.gradient_bytes / self.bytes_per_s,
             "quantise": self._quantised(outputs),
             "tp": self._tp_exposed() * tp,
-            "cp": 2 * self.stack.cp_exposed * self._keys_sent(),
+            "cp": 2 * (self.stack.cp_exposed * self._keys_sent() + self.waited * (self.job.cp > 1)),
         }
         return _sum(self._with_host(causes, 1 - FORWARD), {"recompute": self._again()})
 
@@ -151,8 +154,8 @@ class _Layer:
         linear = (rows, float(self.hidden))
         seconds = products.forward(self.job.tokens, linear, rate) + products.backward(self.job.tokens, linear, rate)
         return {
-            "head": seconds + LOSS_BYTES * self.job.tokens * rows / self.bytes_per_s,
-            "tp": 2 * self._tp_exposed() * self.scattered,
+            "head": seconds + self.stack.loss_bytes * self.job.tokens * rows / self.bytes_per_s,
+            "tp": 2 * self._tp_exposed() * self.scattered + TP_ENDS * self.waited * (self.job.tp > 1),
         }
 
     def between_stages(self) -> float:
@@ -165,12 +168,12 @@ class _Layer:
         if self.job.pp == 1:
             return 0.0
         inside = self.job.tp * self.job.cp * self.job.pp <= self.device.per_node
-        rate = self.nvlink if inside else self.device.network_gb_s * GIGA
-        return 2 * self.job.tokens * self.hidden / self.job.tp / rate
+        rate = self.device.p2p_gb_s * GIGA or (self.nvlink if inside else self.device.network_gb_s * GIGA)
+        return self.waited + self.job.number_bytes * self.job.tokens * self.hidden / self.job.tp / rate
 
     def exposed_p2p(self) -> float:
         """Share of such messages that a stage waits for between its passes."""
-        return self.stack.p2p_exposed if self.job.vpp > 1 else UNSHARDED_P2P
+        return self.stack.p2p_exposed if self.job.vpp > 1 else self.stack.p2p_exposed_whole
 
     def _attention(self, backward: bool = False) -> float:
         """2 s h FLOPs per token forward, half of the square, and 2.5 times that backward."""
@@ -179,12 +182,12 @@ class _Layer:
         if backward:
             flops, rate, half = 2.5 * flops, self.stack.attention_backward, self.stack.attention_half_backward
         reached = rate * self.stack.attention / (1 + half / self.job.sequence_length)
-        peak = self.device.power * self.device.bf16_tflops / 989  # rates are those of an H100
+        peak = self.device.power * self.device.bf16_tflops / self.stack.attention_peak
         return flops / (reached * peak * TERA)
 
     def _moved(self, columns: float) -> float:
-        """Reads and writes of BF16 numbers, `columns` per token of the whole layer."""
-        return 2 * columns * self.job.tokens / self.job.tp / self.bytes_per_s
+        """Reads and writes of numbers, `columns` per token of the whole layer."""
+        return self.job.number_bytes * columns * self.job.tokens / self.job.tp / self.bytes_per_s
 
     def _merged(self, each: float) -> float:
         """Under context parallelism every further step of the ring merges what it gives into FP32 sums."""
@@ -195,8 +198,8 @@ class _Layer:
         return self.stack.quantise * 4 * columns * self.job.tokens / self.bytes_per_s if self.job.fp8 else 0.0
 
     def _keys_sent(self) -> float:
-        """K and V of the other ranks of CP, in BF16."""
-        return 2 * self.keys * self.job.tokens * (self.job.cp - 1) / self.cp_bytes_per_s
+        """K and V of the other ranks of CP."""
+        return self.job.number_bytes * self.keys * self.job.tokens * (self.job.cp - 1) / self.cp_bytes_per_s
 
     def _tp_exposed(self) -> float:
         return self.stack.tp_exposed_async if self.job.tp_async else self.stack.tp_exposed
@@ -219,11 +222,13 @@ class _Layer:
         return seconds
 
     def _with_host(self, causes: dict[str, float], share: float) -> dict[str, float]:
-        """A pass is never over before the host has launched its kernels."""
+        """A pass is never over before the host has launched its kernels; who computes himself, does it on top."""
         kernels = KERNELS * (FP8_KERNELS if self.job.fp8 else 1.0)
         kernels *= 1 + 0.15 * (self.job.tp > 1) + 0.15 * (self.job.cp > 1)
         host = share * kernels * self.stack.host_us * 1e-6
-        return {**causes, "host": max(0.0, host - total(causes))}
+        gathering = share * self.stack.gather_us * 1e-6 * self.job.fsdp
+        waits = host if not self.device.launches_ahead else max(0.0, host - total(causes))
+        return {**causes, "host": waits + gathering}
 
 
 def _replicas(job: StepJob, device: Device, stack: Stack, layers: float, computing: float) -> dict[str, float]:
@@ -234,9 +239,12 @@ def _replicas(job: StepJob, device: Device, stack: Stack, layers: float, computi
     inside = job.gpus <= device.per_node
     rate = (device.nvlink_gb_s if inside else device.network_gb_s) * GIGA
     sent = own * (job.shards - 1) / job.shards / rate
-    gradients, weights = stack.gradient_bytes * sent, 2 * sent
+    gradients, weights = stack.gradient_bytes * stack.scatter * sent, job.number_bytes * sent
     messages = gradients + weights * (2 if job.fsdp else 1)
     waited = stack.dp_exposed * messages
-    if job.fsdp and job.pp == 1:
-        waited += max(0.0, job.micro_batches * messages - computing)  # each micro-batch gathers and reduces
-    return {"dp": waited, "optimizer": OPTIMIZER_BYTES * own / job.shards / (device.copy_tb_s * TERA)}
+    if job.fsdp and job.pp == 1:  # each micro-batch gathers and reduces
+        waited += max(0.0, job.micro_batches * messages - (computing if device.launches_ahead else waited))
+    if job.reduce_each:  # reduced whole, which sends twice as much
+        each = stack.gradient_bytes * (1 + stack.scatter) * sent
+        waited = stack.dp_exposed * (job.micro_batches * each + weights) + job.micro_batches * stack.reduce_us * 1e-6
+    return {"dp": waited, "optimizer": stack.optimizer_bytes * own / job.shards / (device.copy_tb_s * TERA)}

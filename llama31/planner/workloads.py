@@ -34,7 +34,9 @@ class StepJob:
     cp: int
     vpp: int
     dp: int
+    number_bytes: int = 2  # of weights and activations: BF16, or 4 of FP32
     fsdp: bool = False  # weights are sharded over dp x cp, and gathered layer by layer
+    reduce_each: bool = False  # gradients are reduced after every micro-batch (ZeRO-2), not once
     recompute: frozenset[str] = frozenset()  # of RECOMPUTED
     eager: bool = False  # elementwise operations are kernels of their own
     tp_async: bool = False  # overlap of tensor-parallel messages asked for on top of what the stack does

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from llama31.engine.reading import Heldout
 from llama31.evaluate import perplexity
 from llama31.parallel.collectives import on_first_rank
 from llama31.plan import schedule, utilisation
+from llama31.resilience.expectation import Taken
 from llama31.runs import measured, plots
 from llama31.train import checkpoints
 from llama31.train.training_state import State
@@ -52,7 +53,26 @@ def write_step(state: State, result: StepResult, lr: float, profiled: Callable[[
         **{name: round(value, 6) for name, value in seconds.items()},
         record_s=round(state.record_s, 6),
     )
+    _compare(state, seconds, batch_tokens, length)
     state.record_s = time.perf_counter() - begin  # stands in the line of the next step
+
+
+def _compare(state: State, seconds: Mapping[str, float], batch_tokens: int, length: int) -> None:
+    """Hold a step against what was expected of it; what is off is an event of the record."""
+    if state.expectation is None:
+        return
+    device, saving = state.grid.device, seconds.get("checkpoint_s", 0.0)
+    cuda = device.type == "cuda"
+    taken = Taken(
+        seconds["step_s"] - saving,
+        seconds["data_s"],
+        state.engine.own_s,
+        float(torch.cuda.max_memory_allocated(device)) if cuda else None,
+        float(torch.cuda.max_memory_reserved(device)) if cuda else None,
+    )
+    for departure in state.expectation.compare(taken, batch_tokens, length):
+        told = {"event": departure.event, "reason": departure.reason}
+        state.record.write("event", step=state.step, tokens=state.tokens, **told)
 
 
 def validate(state: State, objective: Objective) -> None:

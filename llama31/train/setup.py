@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llama31 import config
 from llama31.checkpoint import listing, publish, retention
 from llama31.checkpoint.saver import Saver, background_group
-from llama31.command import written
+from llama31.command import hardware, written
 from llama31.data.mixture import Decision
 from llama31.data.plans import Plans
 from llama31.engine import reading
@@ -27,8 +29,9 @@ from llama31.parallel.collectives import on_first_rank
 from llama31.parallel.mesh import Grid
 from llama31.parallel.replica import Replica
 from llama31.plan import schedule
-from llama31.resilience import resume
+from llama31.resilience import expectation, resume
 from llama31.resilience.attempt import Attempt
+from llama31.resilience.expectation import Expectation
 from llama31.resilience.resume import Start
 from llama31.resilience.watch import Watch
 from llama31.tokens import tokenizers
@@ -83,12 +86,14 @@ def setup(run: config.Training, place: Place, data: Feed) -> State:
     engine = open_engine(run, place.grid, start)
     ema = open_average(run.optimizer.ema_decay, place.grid, start, engine)
     gates = open_gates(run, text.tokenizer, text.length)
+    expected = open_expectation(run, place, text)
     place.watch.follow(engine, start)
     open_folder(run, place, text)
     saver = open_saver(run.checkpoint, place, engine, ema)
     return State(
         run, place.grid, place.replica, place.attempt, place.watch, start, data, text.decisions, text.record, engine,
-        ema, gates, saver, text.last_step, start.step, start.tokens, saver.loaded, {text.length: text.heldout},
+        ema, gates, saver, text.last_step, start.step, start.tokens, saver.loaded, expected,
+        {text.length: text.heldout},
     )  # fmt: skip
 
 
@@ -155,6 +160,25 @@ def open_gates(run: config.Training, tokenizer: tokenizers.Tokenizer, length: in
         return GateState(config.Gates(), run.folder, None)
     examiner = Examiner(run.gates, run.data, tokenizer, length, run.parallel.micro_batch)
     return GateState(run.gates, run.folder, examiner)
+
+
+def open_expectation(run: config.Training, place: Place, text: Opened) -> Expectation | None:
+    """What `cluster.hardware` lets expect, on the rank that speaks; None, and a note, where that cannot be said."""
+    grid, chosen = place.grid, hardware.chosen(run.cluster) if place.grid.rank == 0 else None
+    if chosen is None:
+        return None
+    other = None if isinstance(run, config.Pretrain | config.Sft) else "its objective is not the next token alone"
+    unknown = other or expectation.unknown(chosen[0], run.precision)
+    if unknown:
+        text.notes.append(f"{run.name}: cluster.hardware={run.cluster.hardware} lets nothing be expected: {unknown}")
+        return None
+    parallel = dataclasses.replace(run.parallel, dp=grid.dp)
+    average = run.optimizer.ema_decay is not None
+    planned = expectation.Planned(run.model, parallel, run.precision, *chosen, grid.world, grid.pp_rank, average)
+    live = float(torch.cuda.memory_allocated(grid.device)) if grid.device.type == "cuda" else None
+    made, batch = Expectation(planned, live), schedule.batch_at(run.schedule, place.start.tokens)
+    text.notes.append(f"{run.name}: {made.line(batch.batch_tokens, batch.sequence_length)}")
+    return made
 
 
 def open_saver(settings: config.Checkpoint, place: Place, engine: Engine, ema: Ema | None) -> Saver:

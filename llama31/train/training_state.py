@@ -18,6 +18,7 @@ from llama31.evaluate.gates import GateState
 from llama31.parallel.mesh import Grid
 from llama31.parallel.replica import Replica
 from llama31.resilience.attempt import Attempt
+from llama31.resilience.expectation import Expectation
 from llama31.resilience.resume import Start
 from llama31.resilience.watch import Watch
 from llama31.runs.measured import Phases
@@ -46,6 +47,7 @@ class State:
     step: int  # optimizer steps done
     tokens: int  # seen by then
     saved: Path | None  # the newest checkpoint
+    expectation: Expectation | None = None  # of step time and memory, where constants were given
     heldout: dict[int, Heldout | None] = field(default_factory=dict)  # by sequence length
     validation_loss: float | None = None
     phases: Phases = field(default_factory=Phases)

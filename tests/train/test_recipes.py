@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from llama31 import config
 from llama31.checkpoint import listing, publish, shards
+from llama31.command import hardware
 from llama31.judging import scored
 from llama31.judging.score import RewardScorer
 from llama31.model import llama
 from llama31.parallel import mesh
+from llama31.resilience import expectation
 from llama31.runs import metrics
 from llama31.tokens import chat
 from llama31.train import reference
@@ -96,8 +99,24 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def test_sft_learns_what_assistants_say(room: Path, bpe: config.Tokenizer) -> None:  # noqa: F811
-    sft.main(run_of(config.Sft, room, bpe, "sft"))
+def test_sft_learns_what_assistants_say(
+    room: Path, bpe: config.Tokenizer, monkeypatch: pytest.MonkeyPatch, capsys: Any  # noqa: F811
+) -> None:  # fmt: skip
+    """On a machine that is said to be a million times slower than any: what it takes is no longer what was expected."""
+    own = room / "hardware" / "slow.yaml"
+    own.parent.mkdir()
+    device, stack = hardware.chosen(config.Cluster(hardware="published")) or pytest.fail("there are none")
+    slow = {
+        "devices": {"H100": dataclasses.asdict(dataclasses.replace(device, fp32_tflops=1e-6))},
+        "stacks": {"megatron": dataclasses.asdict(stack)},
+    }
+    own.write_text(yaml.safe_dump(slow))
+    monkeypatch.setattr(expectation, "WARM_UP_STEPS", 2)
+    monkeypatch.setattr(expectation, "WINDOW_STEPS", 3)
+    sft.main(run_of(config.Sft, room, bpe, "sft", cluster=config.Cluster(hardware=str(own))))
+    assert "sft: expected: " in capsys.readouterr().out
+    (event,) = [line for line in metrics.read(room / "sft") if line["kind"] == "event"]
+    assert event["event"] == "step_time" and expectation.PASSES in event["reason"] and "(-100%)" in event["reason"]
     lines = curve(room / "sft")
     assert len(lines) == 10 and lines[-1]["loss"] < lines[0]["loss"] - 1
     assert lines[0]["loss"] == pytest.approx(math.log(560), abs=0.2)
