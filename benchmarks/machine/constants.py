@@ -122,11 +122,20 @@ def least(terms: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[fl
     return [0.0] * rows.shape[1]
 
 
+def sized(terms: Sequence[tuple[float, float]], seconds: Sequence[float], size: int = 0) -> tuple[float, float]:
+    """The same of two terms. The one at `size` is the work itself, which is never nothing, whatever noise says."""
+    factors = least(terms, seconds)
+    if not factors[size]:
+        factors = [0.0, 0.0]
+        factors[size] = least([(row[size],) for row in terms], seconds)[0]
+    return factors[0], factors[1]
+
+
 def _products(readings: Readings, device: Device, stack: Stack) -> Stack:
     def share(rows: Sequence[Sequence[float]], peak: float) -> tuple[float, float]:
         filled = [products.filled(m, n, device.multiprocessors) for m, n, *_ in rows]
         terms = [(2 * m * n * k / f, 2 * m * n / f) for (m, n, k, _), f in zip(rows, filled)]
-        each, lead = least(terms, [row[-1] for row in rows])
+        each, lead = sized(terms, [row[-1] for row in rows])
         return 1 / each / 1e12 / peak, lead / each
 
     rate, lead = share(readings.products, device.fp32_tflops or device.bf16_tflops)
@@ -142,7 +151,7 @@ def _attention(readings: Readings, device: Device, stack: Stack) -> Stack:
     for name, column, factor in (("forward", 3, 1.0), ("backward", 4, 2.5)):
         flops = [2.0 * factor * length * tokens * width for length, tokens, width, *_ in readings.attention]
         terms = [(count, count / row[0]) for count, row in zip(flops, readings.attention)]
-        each, short = least(terms, [row[column] for row in readings.attention])
+        each, short = sized(terms, [row[column] for row in readings.attention])
         values |= {f"attention_{name}": 1 / each / 1e12, f"attention_half_{name}": short / each}
     return replace(stack, **values)
 
@@ -151,7 +160,7 @@ def _bytes(readings: Readings, device: Device, stack: Stack) -> Stack:
     """What moves numbers: elementwise operations, sums of gradients, the loss, the update."""
     number = _bytes_of(readings)
     moved = [(1.0, number * t * (COLUMNS * h + GATED * f)) for t, h, f, _ in readings.elementwise]
-    each = least(moved, [row[-1] for row in readings.elementwise])[1]  # what each call costs is the host's
+    each = sized(moved, [row[-1] for row in readings.elementwise], 1)[1]  # what each call costs is the host's
     copy = device.copy_tb_s * 1e12
     summed = statistics.median(s / count for count, s in readings.accumulated)
     stack = replace(

@@ -80,4 +80,6 @@ def _measured(named: Mapping[str, Machine]) -> list[str]:
 def _word(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if value is None:
+        return "null"
     return f"{value:.6g}" if isinstance(value, float) else str(value)

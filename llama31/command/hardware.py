@@ -9,8 +9,8 @@ from llama31.config import Cluster, ConfigError, Device, Issue, Plan, Stack
 
 
 def chosen(cluster: Cluster) -> tuple[Device, Stack] | None:
-    """What `cluster` names; None where it names no file. ConfigError where the file or an entry is not there."""
-    if cluster.hardware is None:
+    """What `cluster` names; None where it names no device. ConfigError where the file or an entry is not there."""
+    if cluster.device is None:
         return None
     path = Path(cluster.hardware)
     own = path.suffix == ".yaml"

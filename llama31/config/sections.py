@@ -297,8 +297,10 @@ class Cluster:
         above=0,
     )
     device: str | None = key(
-        None, "what the planner calls its GPU (conf/hardware), for the bill of a job; null: speed is not predicted"
+        None, "what cluster.hardware calls its devices; null: neither bills nor runs predict speed and memory"
     )
+    hardware: str = key("published", "constants of the planner: a name of conf/hardware, or .../hardware/NAME.yaml")
+    stack: str = key("megatron", "the software's name there")
     timeout_s: int = key(1800, "seconds after which a collective that does not end fails", low=1)
 
 

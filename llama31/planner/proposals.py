@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from llama31.config import ConfigError, Device, Failures, Hardware, Issue, Parallel, Plan, Simulate
+from llama31.config import ConfigError, Device, Failures, Hardware, Issue, Parallel, Plan, Precision, Simulate
 from llama31.failures import causes, results
 from llama31.plan import memory, shapes
 from llama31.planner import search
@@ -22,12 +22,7 @@ HOUR_S, DAY_S = 3600, 86_400
 
 def request(run: Plan) -> Demand:
     """What `run` asks for. ConfigError where the device or the stack is unknown, or the batch is no whole rows."""
-    issues = unknown(run.hardware, device=run.device, stack=run.stack)
-    known = [device.fp32_tflops for name, device in run.hardware.devices.items() if name == run.device]
-    if run.precision.params == "fp32" and known == [0]:
-        reason = f"the rate of FP32 products of {run.device} is not known"
-        remedy = f"give precision=bf16, or hardware.devices.{run.device}.fp32_tflops=..."
-        issues.append(Issue("precision.params", "fp32", reason, remedy))
+    issues = unknown(run.hardware, run.device, run.stack, run.precision)
     if run.batch_tokens % run.sequence_length:
         near = max(1, round(run.batch_tokens / run.sequence_length)) * run.sequence_length
         reason = f"no multiple of sequence_length={run.sequence_length}"
@@ -42,13 +37,18 @@ def request(run: Plan) -> Demand:
     return Demand(run.model, run.precision, device, stack, run.gpus, run.sequence_length, run.batch_tokens, room)
 
 
-def unknown(hardware: Hardware, device: str, stack: str, section: str = "") -> list[Issue]:
-    """What `hardware` has no entry for, by the keys of a section."""
-    return [
+def unknown(hardware: Hardware, device: str, stack: str, numbers: Precision, section: str = "") -> list[Issue]:
+    """What `hardware` has no entry for, or no rate of, by the keys of a section."""
+    issues = [
         Issue(f"{section}{key}", value, "there is no such entry", f"give one of {', '.join(known)}")
         for key, value, known in (("device", device, hardware.devices), ("stack", stack, hardware.stacks))
         if value not in known
     ]
+    if not issues and numbers.params == "fp32" and not hardware.devices[device].fp32_tflops:
+        reason = f"the rate of FP32 products of {device} is not known"
+        remedy = f"give precision=bf16, or hardware.devices.{device}.fp32_tflops=..."
+        issues.append(Issue("precision.params", "fp32", reason, remedy))
+    return issues
 
 
 def room_gb(device: Device) -> float:

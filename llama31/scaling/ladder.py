@@ -57,7 +57,7 @@ class Rung:
 
 def site_of(ladder: config.Ladder, hardware: config.Hardware, numbers: config.Precision) -> Site:
     """What a ladder is laid out for. ConfigError where device or stack is not there."""
-    issues = proposals.unknown(hardware, ladder.device, ladder.stack, "ladder.")
+    issues = proposals.unknown(hardware, ladder.device, ladder.stack, numbers, "ladder.")
     if issues:
         raise config.ConfigError(issues)
     device = hardware.devices[ladder.device]

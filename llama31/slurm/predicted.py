@@ -7,13 +7,11 @@ import functools
 from collections.abc import Iterator
 
 from llama31 import config
-from llama31.command import entry
+from llama31.command import hardware
 from llama31.failures import results
 from llama31.plan import layout, schedule, shapes
 from llama31.plan.schedule import Stage
 from llama31.planner import proposals, search, speed
-
-STACK = "megatron"  # what the planner has to go by for this repository's own (docs/planner.md)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +36,12 @@ class PredictedRun:
 
 
 @functools.cache
-def constants() -> config.Hardware:
-    """The planner's own."""
-    return entry.compose(config.Plan, "plan", []).hardware
+def constants(name: str, device: str, stack: str) -> tuple[config.Device, config.Stack] | None:
+    """The planner's, of a file `name`; None where they are not there."""
+    try:
+        return hardware.chosen(config.Cluster(hardware=name, device=device, stack=stack))
+    except config.ConfigError:
+        return None
 
 
 def stages(run: config.Training) -> Iterator[tuple[int, Stage]]:
@@ -57,26 +58,27 @@ def stages(run: config.Training) -> Iterator[tuple[int, Stage]]:
 
 def unknown(run: config.Training) -> str | None:
     """Why the planner does not know what a step of `run` takes; None where it does."""
-    device = run.cluster.device
-    if device is None:
+    given = run.cluster
+    if given.device is None:
         return "cluster.device is not given"
-    if device not in constants().devices:
-        return f"no constants of cluster.device={device}"
+    there = constants(given.hardware, given.device, given.stack)
+    if there is None:
+        return f"no constants of cluster.device={given.device}"
     if isinstance(run, config.Reward | config.Dpo):
         return "preferences are not predicted"
-    if run.precision.params != "bf16":
-        return f"precision.params={run.precision.params} is not predicted"
-    if run.precision.fp8 != "none" and not (constants().devices[device].fp8_tflops and _all_fp8(run.precision)):
+    if run.precision.params == "fp32" and not there[0].fp32_tflops:
+        return f"precision.params=fp32 is not predicted on cluster.device={given.device}"
+    if run.precision.fp8 != "none" and not (there[0].fp8_tflops and _all_fp8(run.precision)):
         return "FP8 in a part of the layers, or on a device without, is not predicted"
-    if run.parallel.zero == 2:
-        return "parallel.zero=2 is not predicted"
     return None
 
 
 def of(run: config.Training, gpus: int) -> PredictedRun:
     """What the planner expects of `run`, of which it knows enough (`unknown`)."""
-    assert run.cluster.device is not None
-    device, stack = constants().devices[run.cluster.device], constants().stacks[STACK]
+    given = run.cluster
+    there = constants(given.hardware, given.device, given.stack) if given.device is not None else None
+    assert there is not None
+    device, stack = there
     parallel = dataclasses.replace(run.parallel, dp=layout.dp(run.parallel, gpus))
     tokens, flops, seconds = 0, 0.0, 0.0
     for steps, stage in stages(run):

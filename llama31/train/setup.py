@@ -163,14 +163,14 @@ def open_gates(run: config.Training, tokenizer: tokenizers.Tokenizer, length: in
 
 
 def open_expectation(run: config.Training, place: Place, text: Opened) -> Expectation | None:
-    """What `cluster.hardware` lets expect, on the rank that speaks; None, and a note, where that cannot be said."""
+    """What `cluster.device` lets expect, on the rank that speaks; None, and a note, where that cannot be said."""
     grid, chosen = place.grid, hardware.chosen(run.cluster) if place.grid.rank == 0 else None
     if chosen is None:
         return None
     other = None if isinstance(run, config.Pretrain | config.Sft) else "its objective is not the next token alone"
     unknown = other or expectation.unknown(chosen[0], run.precision)
     if unknown:
-        text.notes.append(f"{run.name}: cluster.hardware={run.cluster.hardware} lets nothing be expected: {unknown}")
+        text.notes.append(f"{run.name}: cluster.device={run.cluster.device} lets nothing be expected: {unknown}")
         return None
     parallel = dataclasses.replace(run.parallel, dp=grid.dp)
     average = run.optimizer.ema_decay is not None

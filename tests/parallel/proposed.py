@@ -27,7 +27,7 @@ def layouts() -> dict[str, config.Parallel]:
     run = entry.compose(
         config.Plan, "plan", [f"gpus={PROCESSES}", f"sequence_length={LENGTH}", f"batch_tokens={ROWS * LENGTH}"]
     )
-    asked = dataclasses.replace(proposals.request(run), model=cases.model(), numbers=config.Precision(params="fp32"))
+    asked = dataclasses.replace(proposals.request(run), model=cases.model())
     kinds: dict[tuple[int, ...], config.Parallel] = {}
     for one in search.fastest(asked, 1000):
         layout = one.parallel

@@ -18,7 +18,7 @@ from llama31.resilience.expectation import Departure, Expectation, Planned, Take
 pytestmark = pytest.mark.torch  # of the package, whose other modules need it
 
 BATCH, LENGTH = 2**20, 8192
-H100 = config.Cluster(hardware="published")
+H100 = config.Cluster(device="H100")
 
 
 @functools.cache
@@ -130,16 +130,19 @@ def test_constants_that_are_not_there_are_refused(tmp_path: Path) -> None:
     lines = ["devices:", "  h: {bf16_tflops: 1, copy_tb_s: 1, memory_gib: 1, nvlink_gb_s: 1, network_gb_s: 1}"]
     own.parent.mkdir()
     for given, said in (
-        (config.Cluster(hardware="publishd"), "cluster.hardware=publishd: "),
+        (config.Cluster(device="H100", hardware="publishd"), "cluster.hardware=publishd: "),
         (
-            config.Cluster(hardware="published", device="H1"),
+            config.Cluster(device="H1"),
             "cluster.device=H1: published has no such entry; give one of H1",
         ),
         (
-            config.Cluster(hardware=str(own)),
+            config.Cluster(device="H100", hardware=str(own)),
             f"cluster.hardware={own}: there is no such file; give .../hardware/NAME.yaml",
         ),
-        (config.Cluster(hardware="mine.yaml"), "cluster.hardware=mine.yaml: it does not lie in a folder `hardware`"),
+        (
+            config.Cluster(device="H100", hardware="mine.yaml"),
+            "cluster.hardware=mine.yaml: it does not lie in a folder `hardware`",
+        ),
     ):
         with pytest.raises(config.ConfigError) as caught:
             hardware.chosen(given)

@@ -105,7 +105,7 @@ def test_sft_learns_what_assistants_say(
     """On a machine that is said to be a million times slower than any: what it takes is no longer what was expected."""
     own = room / "hardware" / "slow.yaml"
     own.parent.mkdir()
-    device, stack = hardware.chosen(config.Cluster(hardware="published")) or pytest.fail("there are none")
+    device, stack = hardware.chosen(config.Cluster(device="H100")) or pytest.fail("there are none")
     slow = {
         "devices": {"H100": dataclasses.asdict(dataclasses.replace(device, fp32_tflops=1e-6))},
         "stacks": {"megatron": dataclasses.asdict(stack)},
@@ -113,7 +113,7 @@ def test_sft_learns_what_assistants_say(
     own.write_text(yaml.safe_dump(slow))
     monkeypatch.setattr(expectation, "WARM_UP_STEPS", 2)
     monkeypatch.setattr(expectation, "WINDOW_STEPS", 3)
-    sft.main(run_of(config.Sft, room, bpe, "sft", cluster=config.Cluster(hardware=str(own))))
+    sft.main(run_of(config.Sft, room, bpe, "sft", cluster=config.Cluster(device="H100", hardware=str(own))))
     assert "sft: expected: " in capsys.readouterr().out
     (event,) = [line for line in metrics.read(room / "sft") if line["kind"] == "event"]
     assert event["event"] == "step_time" and expectation.PASSES in event["reason"] and "(-100%)" in event["reason"]
