@@ -9,8 +9,8 @@ from recipes import start
 
 
 def main(run: config.Plan) -> None:
-    """Print the fastest layouts, or with `validate` published runs beside what is predicted of them."""
-    from llama31.planner import proposals
+    """Print the fastest layouts; or a whole run by its phases; or published runs beside what is predicted of them."""
+    from llama31.planner import phases, proposals
     from llama31.runs import files, planned, plots
 
     plots.check(run.picture)
@@ -18,6 +18,9 @@ def main(run: config.Plan) -> None:
         validate(run, Path(run.validate))
         return
     asked = proposals.request(run)
+    if run.phases:
+        print(phases.table(phases.parts(run.phases, asked, run.failures), run.device, run.published))
+        return
     found = proposals.proposals(asked, run.best)
     print(proposals.tables(run, asked, found))
     if run.write:
@@ -32,7 +35,7 @@ def main(run: config.Plan) -> None:
 
 def validate(run: config.Plan, path: Path) -> None:
     """Predict the runs of a file, row by row, and say how far off that is."""
-    from llama31.planner import accuracy, fitting, published
+    from llama31.planner.validation import accuracy, fitting, published
     from llama31.runs import files
 
     rows = published.read(path, run.models, run.hardware)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from llama31.config.exams import Gates, Needle, Task
 from llama31.config.jobs import Chain, ChainStage, Common, Job, Submit
 from llama31.config.keys import MISSING, MOST_TOKENS, ConfigError, Issue, RunError, key
-from llama31.config.planning import Device, Failures, Hardware, Plan, Prior, Stack
+from llama31.config.planning import Device, Failures, Hardware, Phase, Plan, Prior, Stack, TotalPublished
 from llama31.config.recipes import (
     Average,
     Benchmark,
@@ -109,6 +109,7 @@ __all__ = [
     "Pack",
     "Pairs",
     "Parallel",
+    "Phase",
     "Plan",
     "PostTrain",
     "Precision",
@@ -139,6 +140,7 @@ __all__ = [
     "Submit",
     "Task",
     "Tokenizer",
+    "TotalPublished",
     "TrainedPrecision",
     "Training",
     "Validation",

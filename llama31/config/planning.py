@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llama31.config.keys import MISSING, MOST_TOKENS, key
-from llama31.config.sections import Model, Precision
+from llama31.config.sections import Model, Parallel, Precision, Schedule
 
 
 @dataclass
@@ -127,6 +127,25 @@ class Failures:
 
 
 @dataclass
+class Phase:
+    """A part of a run on one layout: of its schedule, the tokens from `parallel.from_tokens` to `until_tokens`."""
+
+    schedule: Schedule = field(default_factory=Schedule)
+    parallel: Parallel = field(default_factory=Parallel)
+    until_tokens: int | None = key(None, "tokens seen when another layout takes over; null: the end", low=1)
+    tflops: float | None = key(None, "TFLOP/s per GPU published of its last batch; null: none", above=0)
+
+
+@dataclass
+class TotalPublished:
+    """What was published of a whole run, to stand beside what is predicted."""
+
+    flops: float | None = key(None, "FLOPs of all training; null: not told", above=0)
+    gpu_hours: float | None = key(None, "GPU-hours of all training; null: not told", above=0)
+    effective: float | None = key(None, "share of the time that trained; null: not told", above=0, high=1)
+
+
+@dataclass
 class Plan:
     """Keys of `recipes.plan`: what a layout will cost, from its config alone, and how far that holds."""
 
@@ -147,6 +166,10 @@ class Plan:
         None, "PNG or SVG file: a step of the fastest layout, its memory, and more and fewer GPUs; null: none"
     )
     validate: str | None = key(None, "instead: CSV file of published runs to predict, row by row")
+    phases: dict[str, Phase] = field(
+        default_factory=dict, metadata={"help": "instead: parts of a whole run in their order, by name, as one table"}
+    )
+    published: TotalPublished = field(default_factory=TotalPublished)
     output: str | None = key(None, "JSON file for those rows, their errors and the averages; null: only printed")
     leave_out: bool = key(True, "fit again without each family of models and say how far off that one is then")
     failures: Failures = field(default_factory=Failures)

@@ -11,7 +11,7 @@ import pytest
 
 from llama31 import config
 from llama31.command import entry
-from llama31.planner import accuracy, fitting, published
+from llama31.planner.validation import accuracy, fitting, published
 from recipes import plan
 
 RUNS = Path(__file__).with_name("published.csv")

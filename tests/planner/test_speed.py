@@ -9,7 +9,8 @@ import pytest
 
 from llama31 import config
 from llama31.command import entry
-from llama31.planner import footprint, products, speed
+from llama31.planner import products, speed
+from llama31.planner.validation import footprint
 from llama31.planner.workloads import StepJob, split
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from llama31.config import Hardware, Prior
 from llama31.planner import speed
-from llama31.planner.published import PublishedRun
+from llama31.planner.validation.published import PublishedRun
 
 NOISE = 0.04  # of a published step time: what releases differ by
 ROUNDS = 6

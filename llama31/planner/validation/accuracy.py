@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama31.config import Hardware
-from llama31.planner import footprint, speed
-from llama31.planner.fitting import LeftOutFamily
-from llama31.planner.published import PublishedRun
+from llama31.planner import speed
+from llama31.planner.validation import footprint
+from llama31.planner.validation.fitting import LeftOutFamily
+from llama31.planner.validation.published import PublishedRun
 
 
 @dataclass(frozen=True)
