@@ -1,7 +1,6 @@
 """The numbers of a stack fitted to published step times, and how far off a family is that was left out. No torch.
 
-Least squares of log(predicted / published) beside what is known before (`hardware.priors`), by Gauss and Newton; rows
-far off weigh less (soft L1), since releases of one stack differ by 3 to 10 % in the same layout.
+Least squares of log(predicted / published) beside what is known before (`hardware.priors`), by Gauss and Newton.
 """
 
 from __future__ import annotations
@@ -61,12 +60,11 @@ def fit(rows: Sequence[PublishedRun], hardware: Hardware, stack: str) -> Hardwar
 
 
 def _newton(residuals: Callable[[np.ndarray], np.ndarray], place: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """One step towards the least sum; each row weighed as soft L1 has it."""
+    """One step towards the least sum."""
     now = residuals(place)
     slopes = np.stack([(residuals(place + STEP * unit) - now) / STEP for unit in np.eye(len(place))], axis=1)
-    weights = np.ones(len(now))
-    normal = slopes.T @ (weights[:, None] * slopes) + np.diag(1 / spread**2)
-    step: np.ndarray = -np.linalg.solve(normal, slopes.T @ (weights * now) + place / spread**2)
+    normal = slopes.T @ slopes + np.diag(1 / spread**2)
+    step: np.ndarray = -np.linalg.solve(normal, slopes.T @ now + place / spread**2)
     return np.clip(step, -0.5, 0.5)
 
 
