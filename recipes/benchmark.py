@@ -61,6 +61,8 @@ def _file_problems(run: config.Benchmark) -> list[str]:
         problems.append(f"write={path}: recipes.plan finds no such file; give conf/hardware/NAME.yaml")
     elif path.stem == "published":
         problems.append(f"write={path}: it holds the constants of published runs; give another name")
+    elif not path.parent.is_dir():
+        problems.append(f"write={path}: its folder is not there; make it, or give conf/hardware/NAME.yaml")
     return problems
 
 

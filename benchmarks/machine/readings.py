@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,8 +34,8 @@ class StepCase:
 class Readings:
     """Seconds of the parts of a step, each measured alone, while `processes` do the same at once.
 
-    Of each measurement the arguments stand before the seconds, which are the fastest of all repetitions on the
-    slowest process.
+    Of each measurement the arguments stand before the seconds, which are the median of repetitions on the slowest
+    process, and of rounds.
     """
 
     processes: int
@@ -57,13 +59,19 @@ class Readings:
         """For JSON."""
         return dataclasses.asdict(self)
 
-    def faster(self, other: Readings) -> Readings:
-        """Of two rounds the faster reading of each, place by place."""
+    @classmethod
+    def median(cls, rounds: Sequence[Readings]) -> Readings:
+        """Of several rounds the median of each reading, place by place."""
         merged: dict[str, Any] = {}
-        for one in dataclasses.fields(self):
-            here, there = getattr(self, one.name), getattr(other, one.name)
-            if isinstance(here, list):
-                merged[one.name] = [min(a, b, key=lambda r: r[-1]) for a, b in zip(here, there, strict=True)]
-                if one.name == "attention":
-                    merged[one.name] = [[*a[:3], min(a[3], b[3]), min(a[4], b[4])] for a, b in zip(here, there)]
-        return dataclasses.replace(self, **merged)
+        for one in dataclasses.fields(cls):
+            each = [getattr(found, one.name) for found in rounds]
+            if isinstance(each[0], list):
+                seconds = 2 if one.name == "attention" else 1
+                merged[one.name] = [_middle(rows, seconds) for rows in zip(*each, strict=True)]
+        return dataclasses.replace(rounds[0], **merged)
+
+
+def _middle(rows: Sequence[Sequence[Any]], seconds: int) -> list[Any]:
+    """The arguments of a measurement, and the medians of its last `seconds` numbers."""
+    ends = [statistics.median(column) for column in list(zip(*rows, strict=True))[-seconds:]]
+    return [*rows[0][:-seconds], *ends]

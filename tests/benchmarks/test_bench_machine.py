@@ -122,6 +122,20 @@ def test_factors_are_never_below_zero() -> None:
         constants.fitted(dataclasses.replace(parts(1), attention=[], copies=[]), [])
 
 
+def test_of_several_rounds_the_median_is_kept() -> None:
+    first = parts(1)
+    slow, fast = (
+        dataclasses.replace(
+            first,
+            copies=[[*row[:-1], factor * row[-1]] for row in first.copies],
+            attention=[[*row[:-2], factor * row[-2], row[-1]] for row in first.attention],
+        )
+        for factor in (9.0, 0.5)
+    )
+    assert Readings.median([slow, first, fast]) == first
+    assert Readings.median([slow, slow, fast]).copies == slow.copies
+
+
 def test_the_planner_takes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "hardware/mine.yaml"
     named = hardware_file.names("mine", [machine(2), machine(1)])
@@ -150,7 +164,8 @@ def test_the_planner_takes_the_file(tmp_path: Path, capsys: pytest.CaptureFixtur
         ({"write": "mine.yaml"}, "write=mine.yaml: recipes.plan finds no such file; give conf/hardware/NAME.yaml"),
         ({"write": "hardware/1 2.yaml"}, "write=hardware/1 2.yaml: recipes.plan finds no such file"),
         ({"write": "conf/hardware/published.yaml"}, "it holds the constants of published runs; give another name"),
-        ({"write": "hardware/m.yaml", "parts": ["pack"]}, "no part measures it; give parts=[calibrate]"),
+        ({"write": "nowhere/hardware/m.yaml"}, "its folder is not there; make it, or give conf/hardware/NAME.yaml"),
+        ({"write": "conf/hardware/m.yaml", "parts": ["pack"]}, "no part measures it; give parts=[calibrate]"),
         ({"parts": ["predict"], "processes": 3}, "processes=3: predict measures with two and with one; leave it out"),
     ],
 )
