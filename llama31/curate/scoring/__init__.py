@@ -1,0 +1,7 @@
+"""What a document is in and what it is worth: language, quality, class of knowledge, and rank within a language.
+
+Imports: datatrove, fastText; sampling and runs (labels from a chat model), tokens; words; torch and transformers once
+an encoder is trained or applied.
+Offers: fasttext_model (train, load and ask one; model_file: whether it is whole), language and codes, quality (fastText
+scores and classes).
+"""
