@@ -188,6 +188,7 @@ COMPOSERS = {
     "llama31/failures/": {"Simulate"},
     "llama31/planner/proposals.py": {"Plan", "Simulate"},
     "llama31/post_train/": {"PostTrain"},
+    "llama31/curate/running/": {"Curate"},
 }
 
 

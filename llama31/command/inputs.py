@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llama31.command import hardware
+from llama31.command import curating, hardware
 from llama31.config import (
     Average,
     Cluster,
     ConfigError,
     Convert,
+    Curate,
     Data,
     Dialogs,
     Evaluate,
@@ -64,6 +65,9 @@ def check(run: Any) -> None:
         issues += _answers("answers", run.answers) + (
             [] if run.previous is None else _answers("previous", run.previous)
         )
+    elif isinstance(run, Curate):
+        issues += curating.missing(run)
+        issues += _tokenizer(run.tokenizer) if run.tokens.enabled and run.tokenizer.kind != "bpe" else []
     elif isinstance(run, Average):
         issues += [issue for folder in run.inputs for issue in _weights("inputs", folder)]
         issues += [] if run.run is None else _checkpoint("run", run.run)

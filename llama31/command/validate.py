@@ -15,13 +15,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llama31.command import layouts
+from llama31.command import curating, layouts
 from llama31.command.incomplete import Incomplete, known
 from llama31.config import (
     MISSING,
     STRENGTHS,
     Average,
     ConfigError,
+    Curate,
     Data,
     Dialogs,
     Evaluate,
@@ -136,7 +137,8 @@ def _sections(run: Any) -> list[Issue]:
             issues += known(_records, section)
         elif isinstance(section, Tokenizer):
             issues += known(_tokenizer, section, getattr(run, "model", None))
-    for check in (_empty, _output, _start, _post_training, *([probe.problems] if isinstance(run, Probe) else [])):
+    further = [probe.problems] if isinstance(run, Probe) else [curating.problems] if isinstance(run, Curate) else []
+    for check in (_empty, _output, _start, _post_training, *further):
         issues += known(check, run)
     return issues + (known(_average, run) if isinstance(run, Average) else [])
 

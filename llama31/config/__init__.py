@@ -9,6 +9,16 @@ A new recipe is one dataclass in `recipes.py`, one `conf/<recipe>.yaml` and one 
 
 from __future__ import annotations
 
+from llama31.config.curation import (
+    PAGE_FORMATS,
+    PAGE_KINDS,
+    Curate,
+    CurationReport,
+    Extraction,
+    PageReading,
+    PageSource,
+    TokenFiles,
+)
 from llama31.config.exams import Gates, Needle, Task
 from llama31.config.jobs import Chain, ChainStage, Common, Job, Submit
 from llama31.config.keys import MISSING, MOST_TOKENS, ConfigError, Issue, RunError, key
@@ -72,6 +82,8 @@ from llama31.config.sections import (
 __all__ = [
     "MISSING",
     "MOST_TOKENS",
+    "PAGE_FORMATS",
+    "PAGE_KINDS",
     "REPORT_BUDGETS",
     "STRENGTHS",
     "Average",
@@ -84,11 +96,14 @@ __all__ = [
     "Common",
     "ConfigError",
     "Convert",
+    "Curate",
+    "CurationReport",
     "Data",
     "Device",
     "Dialogs",
     "Dpo",
     "Evaluate",
+    "Extraction",
     "Failures",
     "Filters",
     "Fit",
@@ -107,6 +122,8 @@ __all__ = [
     "Needle",
     "Optimizer",
     "Pack",
+    "PageReading",
+    "PageSource",
     "Pairs",
     "Parallel",
     "Phase",
@@ -139,6 +156,7 @@ __all__ = [
     "Stack",
     "Submit",
     "Task",
+    "TokenFiles",
     "Tokenizer",
     "TotalPublished",
     "TrainedPrecision",

@@ -1,6 +1,7 @@
 """From raw pages to a corpus (report, section 3.1), as blocks of datatrove that could be used without the rest.
 
-Imports: datatrove, which no other package does; nothing of ours.
+Imports: datatrove, which no other package does; of ours, `running` and `outcome` alone: config, runs, report, tokens.
 Offers: reading (archives and files to documents), extraction (HTML to text), duplicates (by URL, document and line),
-words (the tokenizer of all blocks that count words).
+scoring (language and quality), words (the tokenizer of all blocks that count words), running (all of it in stages),
+outcome (what it has come to).
 """

@@ -19,6 +19,7 @@ from tests.conftest import ROOT, Command
 from tests.processes import LIMIT_S
 
 RECIPES = {
+    "curate": config.Curate,
     "pack": config.Pack,
     "pretrain": config.Pretrain,
     "sft": config.Sft,

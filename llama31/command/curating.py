@@ -1,0 +1,78 @@
+"""What the keys of `recipes.curate` must satisfy together, and whether its files are there.
+
+Nothing of curation is imported but the list of its stages, so that a wrong key is refused at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from llama31.config import Curate, Issue, PageSource
+from llama31.curate.running import stages
+
+NAME = "letters, digits, _ and -"
+
+
+def problems(run: Curate) -> list[Issue]:
+    """All that is wrong with the keys."""
+    return [*_sources(run), *_tokens(run), *_stage(run)]
+
+
+def _sources(run: Curate) -> Iterator[Issue]:
+    if not run.sources:
+        remedy = "name one: sources.NAME.input=FOLDER sources.NAME.format=warc"
+        yield Issue("sources", "{}", "there are no pages", remedy)
+    for name, source in run.sources.items():
+        if not re.fullmatch("[A-Za-z0-9_-]+", name):
+            yield Issue("sources", name, "no name for a source", f"give {NAME} alone")
+        yield from _source(f"sources.{name}", source)
+
+
+def _source(key: str, source: PageSource) -> Iterator[Issue]:
+    if not source.input:
+        yield Issue(f"{key}.input", "", "nothing to read", "give a folder or a file")
+    if source.language and not re.fullmatch("[a-z]{2,3}", source.language):
+        yield Issue(f"{key}.language", source.language, "no ISO 639-1 code", "give one such as en, or leave it out")
+    records = source.format not in ("warc", "html")
+    if source.content == "html" and not records:
+        reason = f"format={source.format} holds pages anyway"
+        yield Issue(f"{key}.content", source.content, reason, "leave it out")
+    if source.base_url and source.format != "html":
+        reason = f"of format={source.format} every page has its own URL"
+        yield Issue(f"{key}.base_url", source.base_url, reason, "leave it out, or give format=html")
+
+
+def _tokens(run: Curate) -> Iterator[Issue]:
+    if not run.tokens.enabled:
+        return
+    if not run.tokenizer.path:
+        remedy = "give tokenizer=llama3 tokenizer.path=FILE, or tokens.enabled=false to end with documents"
+        yield Issue("tokenizer.path", "", "there is nothing to make tokens with", remedy)
+    if not (run.tokens.bos or run.tokens.eos):
+        yield Issue("tokens.eos", False, "nothing would stand between two documents", "give tokens.eos=true")
+
+
+def _stage(run: Curate) -> Iterator[Issue]:
+    if run.task is not None and run.stage is None:
+        yield Issue("task", run.task, "a task is one of a stage", "give stage=NAME too, or leave it out")
+    if run.stage is None:
+        return
+    known = {stage.name: stage for stage in stages.stages(run, run.tasks or 1_000_000)}
+    if run.stage not in known:
+        yield Issue("stage", run.stage, "no such stage with these keys", f"give one of {', '.join(known)}")
+    elif run.task is not None and run.task >= known[run.stage].tasks:
+        reason = f"{run.stage} has {known[run.stage].tasks} tasks"
+        yield Issue("task", run.task, reason, f"give at most {known[run.stage].tasks - 1}")
+
+
+def missing(run: Curate) -> list[Issue]:
+    """Sources that are not there; those of other file systems are seen when they are opened."""
+    given = {f"sources.{name}.input": source.input for name, source in run.sources.items()}
+    remedy = "give a folder or a file that is there"
+    return [
+        Issue(key, path, "there is no such folder or file", remedy)
+        for key, path in given.items()
+        if "://" not in path and not Path(path).exists()
+    ]

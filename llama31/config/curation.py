@@ -1,0 +1,96 @@
+"""What `recipes.curate` is asked: raw pages to token files (report, section 3.1). Numbers are ours unless told so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from llama31.config.keys import MISSING, key
+from llama31.config.sections import Tokenizer
+
+PAGE_FORMATS = ("warc", "html", "jsonl", "parquet", "dataset")
+PAGE_KINDS = ("general", "code", "mathematics")
+
+
+@dataclass
+class PageSource:
+    """One source of raw pages, or of text that is extracted already."""
+
+    input: str = key("", "folder with the files, or one file; any path that fsspec knows")
+    format: str = key("", "what the files are", choices=PAGE_FORMATS)
+    files: str = key("", "pattern of the files below the folder, such as **/*.warc.gz; empty: by the format")
+    content: str = key(
+        "text", "what records of jsonl, parquet and dataset hold: text, or html to extract", choices=("text", "html")
+    )
+    kind: str = key("", "what all of it is; empty: told apart page by page", choices=("", *PAGE_KINDS))
+    language: str = key("", "ISO 639-1 code of documents that do not tell theirs, such as en; empty: unknown")
+    base_url: str = key("", "URL of the folder, for format html: pages are named by it and by their path")
+    text_key: str = key("text", "field of a record that holds the text")
+    id_key: str = key("id", "field of a record that names it")
+    url_key: str = key("url", "field of a record that holds its URL")
+    date_key: str = key("date", "field of a record that holds its date")
+    language_key: str = key("language", "field of a record that holds its language")
+
+
+@dataclass
+class PageReading:
+    """Archives and files to pages."""
+
+    limit_bytes: int = key(20_000_000, "longest page, decoded; longer ones are counted and left out", low=1)
+    limit: int | None = key(None, "pages to read per source and task, to try things out; null: all", low=1)
+
+
+@dataclass
+class Extraction:
+    """HTML to text (report, section 3.1.1)."""
+
+    remove_markdown: bool = key(True, "take Markdown's markers out of everything but code (report)")
+    technical_marks: int = key(
+        3, "blocks of code and formulas from which a page takes the path of code and mathematics", low=1
+    )
+
+
+@dataclass
+class TokenFiles:
+    """Text to the .bin/.idx that pre-training reads, one packed source per class and language."""
+
+    enabled: bool = key(True, "write token files; false: end with documents")
+    bos: bool = key(True, "begin each document with <|begin_of_text|>")
+    eos: bool = key(True, "end each document with <|end_of_text|>")
+    heldout_fraction: float = key(0.01, "share of the documents packed as held-out split", low=0, high=0.5)
+    seed: int = key(1234, "seed of the held-out split", low=0, high=2**63 - 1)
+    parts: int = key(
+        1, "packed sources per class and language, written by a task each: a single file takes a single writer", low=1
+    )
+
+
+@dataclass
+class CurationReport:
+    """What stands on the page."""
+
+    samples: int = key(5, "texts shown per reason of removal, and kept ones per stage", low=0, high=100)
+    sample_chars: int = key(1500, "characters shown of each", low=1)
+    removed: bool = key(False, "keep every removed document, in STAGE/removed, and not the samples alone")
+
+
+@dataclass
+class Curate:
+    """Keys of `recipes.curate`: raw pages to token files."""
+
+    name: str = key(MISSING, "name of the corpus, and of the data/NAME.yaml that pre-training reads")
+    folder: str = key("curated/${name}", "folder of all that is made; the same command goes on where it stopped")
+    sources: dict[str, PageSource] = key({}, "sources keyed by name: sources.web.input=FOLDER sources.web.format=warc")
+    tasks: int | None = key(
+        None, "shards of the corpus; null: those of the folder, or at first one per core", low=1, high=1_000_000
+    )
+    workers: int | None = key(None, "processes on this machine; null: one per core, as far as memory goes", low=1)
+    stage: str | None = key(None, "run this stage alone; dry_run=true lists them; null: all")
+    task: int | None = key(None, "run this task of the stage alone, as a task of a Slurm array does", low=0)
+    overwrite: bool = key(
+        False, "take over a folder that was made with other keys: what they change is made again, the rest stays"
+    )
+    dry_run: bool = key(False, "print the stages, their tasks and what is done of them, and run nothing")
+    reading: PageReading = field(default_factory=PageReading)
+    extraction: Extraction = field(default_factory=Extraction)
+    tokens: TokenFiles = field(default_factory=TokenFiles)
+    tokenizer: Tokenizer = field(default_factory=Tokenizer)
+    report: CurationReport = field(default_factory=CurationReport)

@@ -1,0 +1,94 @@
+"""The pipeline of a task: which blocks, with which keys, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from datatrove.data import DocumentsPipeline
+from datatrove.pipeline.base import PipelineStep
+
+from llama31 import config
+from llama31.curate.extraction.page import PageExtractor
+from llama31.curate.reading.documents import CountingReader
+from llama31.curate.running import folder
+from llama31.curate.running.assignment import Assignment
+from llama31.curate.running.shards import ShardReader, ShardWriter
+from llama31.curate.running.tokenized import PackedSources, TokenShards, Vocabulary
+
+RECORDS = ("text_key", "id_key", "url_key", "date_key", "language_key")
+share = folder.share
+
+
+def build(given: Assignment) -> list[PipelineStep]:
+    """The blocks of a task. Raises ValueError for keys that one of them refuses."""
+    return BUILDERS[given.stage.name](given)
+
+
+def extract(given: Assignment) -> list[PipelineStep]:
+    """Pages of this task's files, as text."""
+    run = given.run
+    mine = folder.share(given.folder, given.rank)["files"]
+    readers = [_Files(reader(run, name), paths, run.sources[name]) for name, paths in mine.items()]
+    return [
+        *readers,
+        PageExtractor(run.extraction.remove_markdown, run.extraction.technical_marks),
+        ShardWriter(given.documents),
+    ]
+
+
+def reader(run: config.Curate, name: str) -> CountingReader:
+    """The reader of a source."""
+    source = run.sources[name]
+    data_folder, _ = folder.place(source)
+    others: dict[str, Any] = {"language": source.language, "limit_bytes": run.reading.limit_bytes}
+    others["limit"] = -1 if run.reading.limit is None else run.reading.limit
+    if source.format == "html":
+        others["base_url"] = source.base_url
+    elif source.format != "warc":
+        others |= {key: getattr(source, key) for key in RECORDS} | {"format": source.content}
+    return folder.READERS[source.format](data_folder, name, **others)
+
+
+class _Files(PipelineStep):
+    """A reader at work on the files of a task, and the class of its source, where that is of one class."""
+
+    type = "📖 - READER"
+
+    def __init__(self, inner: CountingReader, paths: list[str], source: config.PageSource) -> None:
+        self.inner, self.paths, self.source, self.stats = inner, paths, source, inner.stats
+        self.name = f"{inner.name}, {inner.source}"
+
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
+        """What came before, and the pages."""
+        if data:
+            yield from data
+        for document in self.inner.read_files_shard(self.paths):
+            if self.source.kind:
+                document.metadata["class"] = self.source.kind
+            yield document
+
+
+def vocabulary(given: Assignment) -> list[PipelineStep]:
+    """The tokenizer, if it is to be trained here."""
+    return [Vocabulary(given.shards(given.stage.needs[0]), given.run.tokenizer, given.out)]
+
+
+def tokenize(given: Assignment) -> list[PipelineStep]:
+    """Tokens of this task's documents."""
+    return [_shard(given), TokenShards(given.out, given.run.tokenizer, given.run.tokens)]
+
+
+def tokens(given: Assignment) -> list[PipelineStep]:
+    """Token files of this task's share of all tasks'."""
+    suffix = f"-{given.rank:02d}" if given.stage.tasks > 1 else ""
+    return [PackedSources(given.files("tokenize"), given.out, given.run.tokenizer, given.run.tokens, suffix)]
+
+
+def _shard(given: Assignment) -> ShardReader:
+    return ShardReader(given.shards(str(given.stage.reads)))
+
+
+BUILDERS: dict[str, Callable[[Assignment], list[PipelineStep]]] = {
+    builder.__name__: builder for builder in (extract, vocabulary, tokenize, tokens)
+}

@@ -1,0 +1,185 @@
+"""What a folder of curation was begun with: its keys, versions and files; a run with others is refused, key by key.
+
+curation.json             keys, versions, stages in their order, number of shards
+inputs/00003.json         which files task 3 reads, by source
+STAGE/documents, files    what a stage leaves
+STAGE/manifests           what each of its tasks left, with size and xxh64
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import importlib.metadata
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from datatrove.io import DataFolder, get_datafolder
+
+from llama31 import config
+from llama31.curate.reading.files import DatasetReader, FolderReader, LinesReader, ParquetReader
+from llama31.curate.reading.warc import ArchiveReader
+from llama31.curate.running import stages
+from llama31.runs import files
+
+NAME = "curation.json"
+# What says where, how fast or how it is shown, and not what comes out.
+FREE = ("name", "folder", "workers", "stage", "task", "overwrite", "dry_run", "report", "tasks", "submit", "job")
+VERSIONS = ("datatrove", "resiliparse", "fastwarc", "faust-cchardet", "fasttext-numpy2-wheel", "tiktoken", "tokenizers")
+READERS: dict[str, Any] = {
+    "warc": ArchiveReader,
+    "html": FolderReader,
+    "jsonl": LinesReader,
+    "parquet": ParquetReader,
+    "dataset": DatasetReader,
+}
+
+
+def decisive(run: config.Curate) -> dict[str, Any]:
+    """The keys that decide what comes out, by their dotted names."""
+    plain = dataclasses.asdict(run)
+    return dict(_leaves({name: value for name, value in plain.items() if name not in FREE}, ""))
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{key}.{name}" if key else name)
+    else:
+        yield key, value
+
+
+def versions() -> dict[str, str]:
+    """Releases of the libraries that decide what comes out."""
+    return {f"versions.{name}": importlib.metadata.version(name) for name in VERSIONS}
+
+
+def opened(run: config.Curate) -> int:
+    """Begin the folder, or go on with it: the number of shards.
+
+    Raises ValueError, naming the key, where it was made with other keys, versions or input files and `overwrite` does
+    not allow it, and where a source has no files.
+    """
+    path = Path(run.folder) / NAME
+    known, now = files.read_object(path), decisive(run) | versions()
+    tasks = run.tasks or (known or {}).get("tasks") or len(os.sched_getaffinity(0))
+    if known is not None:
+        refuse_others(run, known, now, tasks)
+    listed = _listed(run)
+    if known is None or known["inputs"] != _described(listed) or known["tasks"] != tasks:
+        if known is not None and not run.overwrite:
+            source = next((name for name in listed if known["inputs"].get(name) != _described(listed)[name]), "")
+            raise ValueError(
+                f"sources.{source}.input={run.sources[source].input}: its files are not those that {run.folder} was "
+                "begun with; give them back, overwrite=true to read them anew, or another folder"
+            )
+        _share(Path(run.folder) / "inputs", listed, tasks)
+    content = {
+        "tasks": tasks,
+        "keys": now,
+        "stages": [stage.name for stage in stages.stages(run, tasks)],
+        "inputs": _described(listed),
+    }
+    if content != known:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_whole(path, json.dumps(content, indent=1) + "\n")
+    return int(tasks)
+
+
+def refuse_others(run: config.Curate, known: dict[str, Any], now: dict[str, Any], tasks: int) -> None:
+    """Raise ValueError where a folder was made with other keys than `now`, and `overwrite` is not given."""
+    if run.overwrite:
+        return
+    before = known["keys"]
+    remedy = "or overwrite=true to make again what it changes, or another folder"
+    for key in dict.fromkeys([*before, *now]):
+        if before.get(key) != now.get(key):
+            given, made = (_shown(side[key]) if key in side else "not there" for side in (now, before))
+            raise ValueError(f"{key}={given}: {run.folder} was made with {made}; give that, {remedy}")
+    if tasks != known["tasks"]:
+        raise ValueError(f"tasks={tasks}: {run.folder} has {known['tasks']} shards; give that, {remedy}")
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+
+
+# --- files of the sources ---
+
+
+def place(source: config.PageSource) -> tuple[DataFolder, list[str] | None]:
+    """The folder of a source and, where its input is one file, that file."""
+    folder = get_datafolder(source.input)
+    if folder.isfile(""):
+        parent, _, name = source.input.rstrip("/").rpartition("/")
+        return get_datafolder(parent or "."), [name]
+    return folder, None
+
+
+def _listed(run: config.Curate) -> dict[str, dict[str, int]]:
+    """Of every source its files with their sizes."""
+    return {name: _files(name, source) for name, source in run.sources.items()}
+
+
+def _files(name: str, source: config.PageSource) -> dict[str, int]:
+    folder, only = place(source)
+    pattern = source.files or READERS[source.format].glob
+    if only is not None:
+        return {only[0]: int(folder.info(only[0])["size"])}
+    there = {path: info for path, info in folder.find("", detail=True).items() if info["type"] == "file"}
+    taken = {path: int(there[path]["size"] or 0) for path in sorted(folder.glob(pattern)) if path in there}
+    if not taken:
+        raise ValueError(
+            f"sources.{name}.files={source.files}: {source.input} holds {len(there)} files and none like {pattern}; "
+            f"give a pattern, or another sources.{name}.input or format"
+        )
+    if left := sorted(there.keys() - taken.keys()):
+        shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+        print(f"sources.{name}: {len(left)} files are not like {pattern}, and not read: {shown}", flush=True)
+    return taken
+
+
+def _described(listed: dict[str, dict[str, int]]) -> dict[str, Any]:
+    import hashlib
+
+    return {
+        name: {
+            "files": len(found),
+            "bytes": sum(found.values()),
+            "sha256": hashlib.sha256(json.dumps(found).encode()).hexdigest(),
+        }
+        for name, found in listed.items()
+    }
+
+
+def _share(folder: Path, listed: dict[str, dict[str, int]], tasks: int) -> None:
+    """Write which files each task reads: the largest first, each to the task with the fewest bytes so far."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shares: list[dict[str, list[str]]] = [{} for _ in range(tasks)]
+    loads = [(0, rank) for rank in range(tasks)]
+    ordered = sorted(((-size, name, path) for name, found in listed.items() for path, size in found.items()))
+    for size, name, path in ordered:
+        load, rank = heapq.heappop(loads)
+        shares[rank].setdefault(name, []).append(path)
+        heapq.heappush(loads, (load - size + 4096, rank))  # opening a file takes a while, too
+    for rank, share in enumerate(shares):
+        content = {"bytes": 0, "files": {name: sorted(paths) for name, paths in sorted(share.items())}}
+        content["bytes"] = sum(listed[name][path] for name, paths in share.items() for path in paths)
+        files.write_whole(folder / f"{rank:05d}.json", json.dumps(content, indent=1) + "\n")
+
+
+def share(folder: Path, rank: int) -> dict[str, Any]:
+    """Which files a task reads, by source, and their bytes."""
+    content = files.read_object(folder / "inputs" / f"{rank:05d}.json")
+    if content is None:
+        raise ValueError(f"folder={folder}: inputs/{rank:05d}.json is not there; run without stage= first, or submit")
+    return content
+
+
+def safe(name: str) -> str:
+    """A name as part of a path."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", name)[:60] or "unknown"

@@ -1,0 +1,119 @@
+"""What the blocks of a task did: documents, bytes and seconds, what was removed by reason, and texts to look at.
+
+Texts are drawn by a hash of the document's name, so that the same ones are shown whatever the number of tasks.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import xxhash
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+
+from llama31.curate.running.shards import line
+
+MOST_REASONS = 500  # of one block and task; what comes beyond is counted together
+UNKNOWN = "without a reason"
+BEYOND = "other reasons"
+
+
+def size(text: str) -> int:
+    """Bytes of a text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+@dataclass
+class Samples:
+    """The `most` documents with the smallest hashes."""
+
+    most: int
+    chars: int
+    kept: list[tuple[int, int, dict[str, Any]]] = field(default_factory=list)  # a heap: -hash, -number, the text
+    seen: int = 0
+
+    def add(self, document: Document) -> None:
+        """Keep the document's beginning, if it is drawn."""
+        self.seen += 1
+        drawn = -xxhash.xxh64_intdigest(f"{document.id} {document.text[:100]}".encode("utf-8", "replace"))
+        if not self.most or (len(self.kept) == self.most and drawn <= self.kept[0][0]):
+            return
+        known = {name: document.metadata.get(name, "") for name in ("url", "source", "language")}
+        shown = {"id": document.id, **known, "text": document.text[: self.chars], "chars": len(document.text)}
+        (heapq.heappush if len(self.kept) < self.most else heapq.heapreplace)(self.kept, (drawn, -self.seen, shown))
+
+    def all(self) -> list[dict[str, Any]]:
+        """The texts, in the order of their hashes, each with it as `drawn`."""
+        return [{"drawn": -drawn, **shown} for drawn, _, shown in sorted(self.kept, key=lambda one: -one[0])]
+
+
+@dataclass
+class Removed:
+    """Documents that a block removed for one reason."""
+
+    samples: Samples
+    documents: int = 0
+    bytes: int = 0
+
+
+class RemovedDocuments:
+    """What a filter of datatrove takes for the writer of what it removes: counts by reason, and a file if wanted."""
+
+    def __init__(self, samples: int, chars: int, file: Any = None) -> None:
+        self.samples, self.chars, self.file = samples, chars, file
+        self.reasons: dict[str, Removed] = {}
+
+    def __enter__(self) -> RemovedDocuments:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Nothing to close; the file is the task's."""
+
+    def write(self, document: Document, rank: int = 0, **others: Any) -> None:
+        """Count a document under its `filter_reason`."""
+        reason = str(document.metadata.get("filter_reason", UNKNOWN))
+        if reason not in self.reasons:
+            reason = reason if len(self.reasons) < MOST_REASONS else BEYOND
+            self.reasons.setdefault(reason, Removed(Samples(self.samples, self.chars)))
+        removed = self.reasons[reason]
+        removed.documents += 1
+        removed.bytes += size(document.text)
+        removed.samples.add(document)
+        if self.file is not None:
+            self.file.write(line(document))
+
+    def close(self) -> None:
+        """datatrove's writers have it."""
+
+
+@dataclass
+class BlockMeter:
+    """Documents behind a block, and the time that it and all before it took."""
+
+    name: str
+    documents: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def behind(self, data: Iterable[Document]) -> Iterator[Document]:
+        """The documents, counted. Seconds are those of the thread, whatever else the machine does."""
+        documents, clock = iter(data), time.thread_time
+        while True:
+            begun = clock()
+            document = next(documents, None)
+            self.seconds += clock() - begun
+            if document is None:
+                return
+            self.documents += 1
+            self.bytes += size(document.text)
+            yield document
+
+
+def counts(block: PipelineStep) -> dict[str, float]:
+    """What a block counted itself: totals by name."""
+    return {name: stat.total for name, stat in block.stats.stats.items()}
