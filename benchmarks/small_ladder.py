@@ -3,7 +3,7 @@
 `python -m benchmarks.small_ladder FOLDER [try]`: about 20 minutes on two cores; `try` shows in a few that it works,
 with models that are too small to say anything. Everything is done by the commands that a user types, two runs at a
 time, each on a core of its own; what is there already is not done again. The text is what every machine has
-(`data=demo`), in bytes and a few merges, so that the head does not outweigh models of 30,000 parameters.
+(`data=demo`), in bytes, so that the head does not outweigh models of 8,000 parameters.
 
 At the held-out budget three models are trained: near the tokens that the law says, and on both sides of it. The first
 has to be the best of them, and the formula has to say the losses of all three.
@@ -30,7 +30,7 @@ from llama31.scaling import family, ladder, observations, scripts
 
 AT_ONCE = 2
 LIMIT_S = 1800
-VOCABULARY = 1024
+VOCABULARY = 512
 APART = 2.5  # models beside the held-out one that the law proposes: so many times as large, or as small
 
 
@@ -47,8 +47,8 @@ class LadderScale:
     validation_tokens: int
 
 
-WHOLE = LadderScale((3e11, 1e12, 3e12), 6e12, 32e3, 1.2e6, 10, 1.2, 65_536)
-TRIAL = LadderScale((3e10, 6e10, 1.2e11), 2e11, 32e3, 3e5, 6, 0.25, 8_192)
+WHOLE = LadderScale((3e11, 1e12, 3e12), 9e12, 8e3, 4e5, 10, 3.0, 65_536)
+TRIAL = LadderScale((3e10, 6e10, 1.2e11), 2e11, 8e3, 1e5, 7, 0.6, 8_192)
 
 
 def planned(top: Path, scale: LadderScale) -> config.Ladder:
@@ -64,10 +64,10 @@ def planned(top: Path, scale: LadderScale) -> config.Ladder:
         expected_factor=scale.factor,
         sequence_length=128,
         vocab_size=VOCABULARY,
-        smallest_batch=2048,
-        largest_batch=2048,
-        smallest_model_lr=1e-2,
-        largest_model_lr=3e-3,
+        smallest_batch=1024,
+        largest_batch=1024,
+        smallest_model_lr=6e-3,
+        largest_model_lr=2e-3,
         warmup_steps=2 if scale is TRIAL else 40,
         gpus_per_node=1,
     )
@@ -108,7 +108,7 @@ def text_of(top: Path) -> list[str]:
 
 def train(top: Path, names: Sequence[str], scale: LadderScale) -> list[str]:
     """Train what is not trained yet, the longest first; the run folders, in the order of `names`."""
-    given = [*text_of(top), "precision=fp32", "parallel.micro_batch=16", f"validation.tokens={scale.validation_tokens}"]
+    given = [*text_of(top), "precision=fp32", "parallel.micro_batch=8", f"validation.tokens={scale.validation_tokens}"]
     given += ["checkpoint.every_minutes=null", "preflight.enabled=false", "log.progress=false"]
 
     def one(name: str) -> None:
@@ -147,7 +147,7 @@ def held_out(top: Path, scale: LadderScale, tokens: float) -> list[str]:
 
 def reached(size: float, budget: float, given: config.Ladder) -> tuple[config.Model, float]:
     """A model of about `size` parameters, and the tokens that it reaches in a budget."""
-    size = min(max(size, 31_000.0), 1e8)
+    size = min(max(size, 7_500.0), 1e8)
     model = family.model(size, given.vocab_size, given.sequence_length)
     return model, budget / shapes.flops_per_token(model, given.sequence_length)
 

@@ -21,7 +21,7 @@ def main(run: config.Plan) -> None:
     if run.phases:
         print(phases.table(phases.parts(run.phases, asked, run.failures), run.device, run.published))
         return
-    found = proposals.proposals(asked, run.best)
+    found = proposals.within(run, asked, proposals.proposals(asked, run.best))
     print(proposals.tables(run, asked, found))
     if run.write:
         path = Path(run.write)

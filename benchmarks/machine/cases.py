@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from benchmarks.machine.readings import StepCase
 from llama31.config import Model, Parallel
 
 TINY = "tiny"
 SHAPES = ((128, 4), (256, 4), (384, 2), (256, 8))  # hidden size and layers of the models that are predicted
 LENGTH, MICRO_BATCHES = 256, 4
+SHORT, WIDE = 32, (512, 1, 2048)  # tokens of what says how the host works; hidden size, layers and vocabulary
 LAYOUTS = {  # on two processes; one alone is asked besides
     "TP 2": Parallel(tp=2),
     "PP 2": Parallel(pp=2),
@@ -19,14 +18,22 @@ LAYOUTS = {  # on two processes; one alone is asked besides
     "DP 2, ZeRO 3": Parallel(zero=3),
 }
 ALONE = {"one process": Parallel()}
+PLAIN, TENSOR, CONTEXT, REDUCING, GATHERING = "DP 2, ZeRO 1", "TP 2", "CP 2", "DP 2, ZeRO 2", "DP 2, ZeRO 3"
+SMALL, EACH = (PLAIN, TENSOR, CONTEXT, REDUCING, GATHERING), (REDUCING, GATHERING)
 
 
 def tiny(processes: int) -> list[StepCase]:
-    """Models so small that a step is the host's work, with one layer and with five, of one micro-batch and of four."""
+    """Models so small that a step is the host's work, with one layer and with five, of one micro-batch and of four.
+
+    On layouts of data parallelism that send after each micro-batch a wide one besides, whose messages are longer.
+    """
+    layouts = {name: LAYOUTS[name] for name in SMALL} if processes > 1 else ALONE
     return [
-        StepCase(f"{TINY} {layers} {count} {zero}", model(64, layers, 256), Parallel(zero=zero), 32, count)
-        for zero in ((1, 2, 3) if processes > 1 else (1,))
-        for layers in (1, 5)
+        StepCase(
+            f"{TINY} {layout}: {hidden} x {layers}, {count}", model(hidden, layers, rows), work, SHORT, count, layout
+        )
+        for layout, work in layouts.items()
+        for hidden, layers, rows in ((64, 1, 256), (64, 5, 256), *([WIDE] if layout in EACH else []))
         for count in (1, 4)
     ]
 
@@ -39,11 +46,6 @@ def predicted(processes: int) -> list[StepCase]:
         for layout, parallel in layouts.items()
         for hidden, layers in SHAPES
     ]
-
-
-def of_layout(cases: Sequence[StepCase], layout: str) -> list[StepCase]:
-    """Those on one layout."""
-    return [case for case in cases if case.name.startswith(f"{layout}:")]
 
 
 def model(hidden: int, layers: int, vocabulary: int) -> Model:

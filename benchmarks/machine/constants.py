@@ -8,11 +8,12 @@ looked at.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from benchmarks.machine import cases
 from benchmarks.machine.readings import Readings, StepCase
 from llama31.config import Device, Stack
 from llama31.plan import utilisation
@@ -33,8 +34,8 @@ class Machine:
     stack: Stack
 
 
-def fitted(readings: Readings, cases: Sequence[StepCase]) -> Machine:
-    """Constants out of readings; `cases` are the small ones among its steps. ValueError where a part is missing."""
+def fitted(readings: Readings, small: Sequence[StepCase]) -> Machine:
+    """Constants out of readings; `small` are those of `cases.tiny`. ValueError where a part is missing."""
     empty = [name for name in ("products", "attention", "elementwise", "copies") if not getattr(readings, name)]
     if empty:
         raise ValueError(f"nothing was measured of {', '.join(empty)}; calibrate again")
@@ -42,7 +43,7 @@ def fitted(readings: Readings, cases: Sequence[StepCase]) -> Machine:
     stack = _products(readings, device, stack)
     stack = _bytes(readings, device, _attention(readings, device, stack))
     device, stack = _messages(readings, device, stack)
-    return Machine(readings, device, _host(readings, device, stack, cases))
+    return Machine(readings, device, _host(readings, device, stack, small))
 
 
 def job(case: StepCase, readings: Readings) -> StepJob:
@@ -108,12 +109,15 @@ def _blank() -> Stack:
     )  # fmt: skip
 
 
-def least(terms: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
-    """Factors of the terms, none below zero, that come nearest to `seconds` in relative errors."""
+def least(
+    terms: Sequence[Sequence[float]], seconds: Sequence[float], shares: Sequence[float] | None = None
+) -> list[float]:
+    """Factors of the terms, none below zero, that come nearest to `seconds`, or shares of them, in relative errors."""
     rows = np.array(terms, dtype=float) / np.array(seconds, dtype=float)[:, None]
+    wanted = np.ones(len(rows)) if shares is None else np.array(shares)
     used = list(range(rows.shape[1]))
     while used:
-        factors = np.linalg.lstsq(rows[:, used], np.ones(len(rows)), rcond=None)[0]
+        factors = np.linalg.lstsq(rows[:, used], wanted, rcond=None)[0]
         if (factors >= 0).all():
             whole = np.zeros(rows.shape[1])
             whole[used] = factors
@@ -205,23 +209,51 @@ def _messages(readings: Readings, device: Device, stack: Stack) -> tuple[Device,
     return device, replace(stack, scatter=back / each if each and back else 1.0)
 
 
-def _host(readings: Readings, device: Device, stack: Stack, cases: Sequence[StepCase]) -> Stack:
-    """What steps of tiny models take beyond their parts, by layer and micro-batch, by micro-batch, and by step."""
+def _host(readings: Readings, device: Device, stack: Stack, given: Sequence[StepCase]) -> Stack:
+    """What steps of tiny models take beyond their parts: by layer and micro-batch, by micro-batch, and by step.
+
+    First on the plain layout; then what tensor and context parallelism, ZeRO-2 and ZeRO-3 take on top of that.
+    """
     seconds = dict(readings.steps)
 
-    def beyond(zero: int, known: Stack) -> tuple[list[tuple[float, float, float]], list[float], list[float]]:
-        rows = [case for case in cases if case.parallel.zero == zero and case.name in seconds]
-        terms = [(1.0, float(one.micro_batches), float(one.micro_batches * one.model.layers)) for one in rows]
-        parts = [speed.total(speed.step(job(one, readings), device, known)) for one in rows]
-        return terms, [seconds[one.name] for one in rows], parts
+    def beyond(layout: str, known: Stack, terms: Callable[[StepCase], tuple[float, ...]]) -> list[float] | None:
+        rows = [case for case in given if case.layout == layout and case.name in seconds]
+        if not rows:
+            return None
+        whole = [seconds[case.name] for case in rows]
+        parts = [speed.total(speed.step(job(case, readings), device, known)) for case in rows]
+        left = [max(0.0, s - part) / s for s, part in zip(whole, parts)]
+        return least([terms(case) for case in rows], whole, left)
 
-    def rest(zero: int, known: Stack) -> list[float]:
-        terms, whole, parts = beyond(zero, known)
-        left = [max(0.02 * s, s - part) for s, part in zip(whole, parts)]
-        return least(terms, left) if left else [0.0, 0.0, 0.0]
+    plain = beyond(
+        cases.PLAIN if readings.processes > 1 else next(iter(cases.ALONE)),
+        stack,
+        lambda case: (1.0, case.micro_batches, case.micro_batches * case.model.layers),
+    )
+    if plain is None:
+        return stack
+    fixed, each, layer = plain
+    stack = replace(stack, fixed_s=fixed, micro_batch_us=1e6 * each, host_us=1e6 * layer / speed.KERNELS)
+    stack = replace(stack, tp_kernels=0.0, cp_kernels=0.0)
+    if layer:
+        for layout, name in ((cases.TENSOR, "tp_kernels"), (cases.CONTEXT, "cp_kernels")):
+            more = beyond(layout, stack, lambda case: (case.micro_batches * case.model.layers,))
+            stack = replace(stack, **{name: more[0] / layer if more else 0.0})
 
-    fixed, each, layer = rest(1, stack)
-    host_us = 1e6 * layer / speed.KERNELS
-    stack = replace(stack, fixed_s=fixed, micro_batch_us=1e6 * each, host_us=host_us)
-    reducing, gathering = rest(2, stack), rest(3, stack)
-    return replace(stack, reduce_us=1e6 * (reducing[1] + reducing[0]), gather_us=1e6 * gathering[2])
+    bare = replace(stack, reduce_us=0.0, gather_us=0.0)
+    for layout, beside, us, times in (
+        (cases.REDUCING, None, "reduce_us", "reduce_times"),
+        (cases.GATHERING, speed.GATHERED_BESIDE, "gather_us", "gather_times"),
+    ):
+
+        def terms(case: StepCase, beside: int | None = beside, times: str = times) -> tuple[float, float]:
+            once, twice = (
+                speed.total(speed.step(job(case, readings), device, replace(bare, **{times: n}))) for n in (1.0, 2.0)
+            )
+            modules = 1 if beside is None else case.model.layers + beside
+            return case.micro_batches * modules, twice - once
+
+        more = beyond(layout, bare, terms)
+        if more:
+            stack = replace(stack, **{us: 1e6 * more[0], times: 1 + more[1]})
+    return stack

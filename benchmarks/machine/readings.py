@@ -22,6 +22,7 @@ class StepCase:
     parallel: Parallel
     sequence_length: int
     micro_batches: int
+    layout: str = ""  # as it is told
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> StepCase:

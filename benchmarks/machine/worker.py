@@ -8,6 +8,7 @@ as in a step. The first one prints the `Readings` as a line of JSON.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import platform
 import statistics
@@ -32,6 +33,9 @@ from llama31.parallel import mesh
 
 AT_LEAST_S = 0.004  # of a repetition: what is shorter is done several times
 REPEATS = 5
+COLD_BYTES = (
+    2**26
+)  # of weights and kept inputs that products take in turn: in a step they come from memory, not from a cache
 HEAD_DIM = {"cpu": 64, "cuda": 128}
 SIZES = {  # hidden sizes and tokens of products; lengths of attention; numbers of a copy, of an update; vocabulary
     "cpu": ((128, 256, 512), (128, 512), (64, 256, 1024), 2**22, 2**21, 2048),
@@ -109,12 +113,30 @@ def _products(
     for h in hiddens:
         for t in tokens:
             for out, into in ((2 * h, h), (h, h), (6 * h, h), (h, 3 * h)):
-                x, w, g = (
-                    torch.randn(shape, dtype=dtype, device=meter.device) for shape in ((t, into), (out, into), (t, out))
+                x, g = (torch.randn(t, width, dtype=dtype, device=meter.device) for width in (into, out))
+                weights, inputs = (
+                    _cold(torch.randn(1, into, dtype=dtype, device=meter.device).expand(out, -1)),
+                    _cold(x),
                 )
-                yield [t, out, into, meter(partial(torch.mm, x, w.t()))]
-                yield [t, into, out, meter(partial(torch.mm, g, w))]
-                yield [out, into, t, meter(partial(torch.mm, g.t(), x))]
+
+                def forward(x: Tensor = x, weights: Iterator[Tensor] = weights) -> Tensor:
+                    return torch.mm(x, next(weights).t())
+
+                def backward(g: Tensor = g, weights: Iterator[Tensor] = weights) -> Tensor:
+                    return torch.mm(g, next(weights))
+
+                def of_weight(g: Tensor = g, inputs: Iterator[Tensor] = inputs) -> Tensor:
+                    return torch.mm(g.t(), next(inputs))
+
+                yield [t, out, into, meter(forward)]
+                yield [t, into, out, meter(backward)]
+                yield [out, into, t, meter(of_weight)]
+
+
+def _cold(one: Tensor) -> Iterator[Tensor]:
+    """Copies of a tensor in turn, for ever, so many that a cache has forgotten each when its turn comes."""
+    count = max(1, COLD_BYTES // (one.numel() * one.element_size()))
+    return itertools.cycle(list(one.repeat(count, 1, 1)))
 
 
 def _accumulated(meter: Meter, hiddens: tuple[int, ...]) -> Iterator[list[float]]:
@@ -165,7 +187,8 @@ def _elementwise(meter: Meter, dtype: torch.dtype, h: int, t: int) -> list[float
 def _loss(meter: Meter, dtype: torch.dtype, grid: mesh.Grid, t: int, v: int, h: int) -> list[float]:
     """The output layer and the loss, forward and backward, its gradient summed in place."""
     hidden = torch.randn(t, h, dtype=dtype, device=grid.device, requires_grad=True)
-    weight = torch.randn(v, h, dtype=dtype, device=grid.device, requires_grad=True)
+    # As small as in a model: logits far apart have probabilities that are denormal numbers, ten times as slow on Intel.
+    weight = torch.normal(0.0, 0.02, (v, h), device=grid.device).to(dtype).requires_grad_()
     weight.main_grad = torch.zeros(v, h, device=grid.device)  # type: ignore[attr-defined]
     labels = torch.randint(0, v, (t,), device=grid.device)
     weights = torch.full((t,), 1 / t, device=grid.device)

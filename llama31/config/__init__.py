@@ -22,7 +22,7 @@ from llama31.config.curation import (
 from llama31.config.exams import Gates, Needle, Task
 from llama31.config.jobs import Chain, ChainStage, Common, Job, Submit
 from llama31.config.keys import MISSING, MOST_TOKENS, ConfigError, Issue, RunError, key
-from llama31.config.planning import Device, Failures, Hardware, Phase, Plan, Prior, Stack, TotalPublished
+from llama31.config.planning import Device, Failures, Hardware, Limits, Phase, Plan, Prior, Stack, TotalPublished
 from llama31.config.recipes import (
     Average,
     Benchmark,
@@ -115,6 +115,7 @@ __all__ = [
     "Job",
     "Judge",
     "Ladder",
+    "Limits",
     "Log",
     "Mix",
     "Mixing",

@@ -72,9 +72,13 @@ class Stack:
     p2p_exposed_whole: float = key(0.5, "the same where stages are whole: one way of two is waited for", low=0)
     dp_exposed: float = key(MISSING, "share of gradients and weights sent that nothing covers", low=0)
     host_us: float = key(MISSING, "microseconds in which the host launches one kernel", low=0)
+    tp_kernels: float = key(0.15, "kernels of a layer that tensor parallelism adds, as a share of the others", low=0)
+    cp_kernels: float = key(0.15, "the same of context parallelism", low=0)
     micro_batch_us: float = key(0.0, "microseconds of the host per micro-batch beside its layers", low=0)
     reduce_us: float = key(0.0, "the same to reduce gradients after each micro-batch (ZeRO-2)", low=0)
+    reduce_times: float = key(1.0, "seconds of reducing gradients so, of those of its messages alone", low=0)
     gather_us: float = key(0.0, "the same per layer whose weights are gathered and let go of (ZeRO-3, FSDP)", low=0)
+    gather_times: float = key(1.0, "seconds of gathering and reducing so, of those of its messages alone", low=0)
     jitter: float = key(MISSING, "share of the step that ranks wait for the slowest, per doubling of nodes", low=0)
     fixed_s: float = key(0.05, "seconds of a step that nothing scales: data, norms of gradients, logging", low=0)
 
@@ -146,6 +150,27 @@ class TotalPublished:
 
 
 @dataclass
+class Limits:
+    """What layouts and the run may be at most, or have to be. Empty lists and null ask for nothing."""
+
+    tp: list[int] = key([], "sizes of tensor parallelism to choose from")
+    cp: list[int] = key([], "sizes of context parallelism to choose from")
+    pp: list[int] = key([], "numbers of pipeline stages to choose from")
+    vpp: list[int] = key([], "chunks per stage to choose from")
+    dp: list[int] = key([], "numbers of replicas to choose from")
+    zero: list[int] = key([], "ZeRO stages to choose from, of 1 and 3")
+    micro_batch: list[int] = key([], "rows of a micro-batch to choose from")
+    recompute: list[str] = key(
+        [],
+        "what may be computed again, joined by +",
+        choices=("none", "norms", "swiglu", "norms+swiglu", "mlp", "full"),
+    )
+    days: float | None = key(None, "most days of the run, failures and all", above=0)
+    gpu_hours: float | None = key(None, "most GPU-hours of the run, failures and all", above=0)
+    dollars: float | None = key(None, "most that the run may cost, failures and all", above=0)
+
+
+@dataclass
 class Plan:
     """Keys of `recipes.plan`: what a layout will cost, from its config alone, and how far that holds."""
 
@@ -160,6 +185,7 @@ class Plan:
     memory_gb: float | None = key(
         None, "10^9 bytes for tensors; null: what the device has, less 4.9 for what lives outside", above=0
     )
+    limits: Limits = field(default_factory=Limits)
     best: int = key(10, "layouts to print, the fastest first", low=1)
     write: str | None = key(None, "YAML file for the fastest layout, as in conf/parallel; null: only printed")
     picture: str | None = key(

@@ -13,10 +13,8 @@ from llama31.config import ConfigError, Failures, Issue, Phase, TotalPublished
 from llama31.failures import results
 from llama31.plan import layout, schedule, shapes
 from llama31.plan.memory import Capacity
-from llama31.planner import proposals, search, speed
+from llama31.planner import costs, search, speed
 from llama31.planner.search import Demand
-
-DAY_S, HOUR_S = 86_400, 3600
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class PartOfRun:
 
     @property
     def days(self) -> float:
-        return self.steps * self.step_s / DAY_S
+        return self.steps * self.step_s / costs.DAY_S
 
     @property
     def gpu_hours(self) -> float:
@@ -85,7 +83,7 @@ def _with_failures(run: Sequence[PartOfRun], failures: Failures) -> Iterator[Par
     shares = {}
     for gpus in {one.asked.gpus for one in run}:
         days = sum(one.days for one in run if one.asked.gpus == gpus)
-        failing = proposals.simulated(failures, run[0].asked.device, gpus)
+        failing = costs.simulated(failures, run[0].asked.device, gpus)
         shares[gpus] = results.share_of(failing, days).value
     if min(shares.values()) <= 0:
         gpus = min(shares, key=shares.__getitem__)

@@ -8,16 +8,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from llama31.config import ConfigError, Device, Failures, Hardware, Issue, Parallel, Plan, Precision, Simulate
-from llama31.failures import causes, results
+from llama31.config import ConfigError, Device, Hardware, Issue, Limits, Parallel, Plan, Precision
+from llama31.failures import causes
 from llama31.plan import memory, shapes
-from llama31.planner import search
+from llama31.planner import costs, search
+from llama31.planner.costs import RunCost
 from llama31.planner.search import Demand, Proposal
 
 OUTSIDE_GB = 4.9  # of a device's memory that lives outside of torch's allocator (conf/cluster/h100.yaml)
-MORE = 7  # doublings of GPUs that are tried where nothing fits
-REPLICATIONS = 20  # of a simulation: a tenth of a percent of the run either way, in a tenth of a second
-HOUR_S, DAY_S = 3600, 86_400
+MORE = 7  # doublings of GPUs that are tried where nothing fits, or is fast enough
+LAYOUT = ("tp", "cp", "pp", "vpp", "dp", "zero", "micro_batch", "recompute")  # limits of it
 
 
 def request(run: Plan) -> Demand:
@@ -28,13 +28,17 @@ def request(run: Plan) -> Demand:
         reason = f"no multiple of sequence_length={run.sequence_length}"
         issues.append(Issue("batch_tokens", run.batch_tokens, reason, f"give {near}"))
     if not issues:
-        failing = causes.issues(simulated(run.failures, run.hardware.devices[run.device], run.gpus))
+        failing = causes.issues(costs.simulated(run.failures, run.hardware.devices[run.device], run.gpus))
         issues = [issue._replace(key=f"failures.{issue.key}") for issue in failing]
+        if run.limits.dollars and not run.hardware.devices[run.device].dollars_per_hour:
+            remedy = f"give hardware.devices.{run.device}.dollars_per_hour=..., or limits.gpu_hours"
+            issues.append(Issue("limits.dollars", run.limits.dollars, f"{run.device} has no price", remedy))
     if issues:
         raise ConfigError(issues)
     device, stack = run.hardware.devices[run.device], run.hardware.stacks[run.stack]
     room = run.memory_gb or room_gb(device)
-    return Demand(run.model, run.precision, device, stack, run.gpus, run.sequence_length, run.batch_tokens, room)
+    sizes = (run.gpus, run.sequence_length, run.batch_tokens, room)
+    return Demand(run.model, run.precision, device, stack, *sizes, limits=run.limits)
 
 
 def unknown(hardware: Hardware, device: str, stack: str, numbers: Precision, section: str = "") -> list[Issue]:
@@ -61,6 +65,9 @@ def proposals(asked: Demand, count: int) -> list[Proposal]:
     result = search.fastest(asked, count)
     if result:
         return result
+    free = _freed(asked)
+    if free:
+        raise free
     for doubling in range(1, MORE + 1):
         more = dataclasses.replace(asked, gpus=asked.gpus << doubling)
         if search.fastest(more, 1):
@@ -70,6 +77,75 @@ def proposals(asked: Demand, count: int) -> list[Proposal]:
     )
     remedy = f"give gpus={fewest}" if fewest else "give a larger batch, shorter rows or a device with more memory"
     raise _none(asked, remedy)
+
+
+def within(run: Plan, asked: Demand, found: Sequence[Proposal]) -> list[Proposal]:
+    """Those whose run keeps the limits of days, GPU-hours and money; ConfigError where the fastest does not."""
+    best = _cost(run, asked, found[0])
+    issues = [
+        Issue(f"limits.{key}", limit, f"the fastest layout takes {taken:,.4g}", _remedy(run, asked, key))
+        for key, limit, taken in _taken(run, best)
+        if taken > limit
+    ]
+    if issues:
+        raise ConfigError(issues)
+    longest = min((limit / taken for _, limit, taken in _taken(run, best) if taken), default=float("inf"))
+    return [one for one in found if one is found[0] or one.step_s <= longest * found[0].step_s]
+
+
+def _cost(run: Plan, asked: Demand, one: Proposal) -> RunCost:
+    return costs.of_run(run.total_tokens, run.failures, asked, one.step_s)
+
+
+def _taken(run: Plan, whole: RunCost) -> list[tuple[str, float, float]]:
+    """Limits of the run that are set, with what it takes."""
+    given = run.limits
+    every = (
+        ("days", given.days, whole.whole_days),
+        ("gpu_hours", given.gpu_hours, whole.whole_gpu_hours),
+        ("dollars", given.dollars, whole.dollars),
+    )
+    return [(key, limit, taken) for key, limit, taken in every if limit is not None]
+
+
+def _remedy(run: Plan, asked: Demand, key: str) -> str:
+    """More GPUs where days are short, fewer where GPU-hours are, as far as that does it."""
+    powers = range(1, MORE + 1)
+    tried = [asked.gpus << n for n in powers] if key == "days" else _fewer(asked.gpus)[:MORE]
+    least = float("inf")
+    for gpus in tried:
+        other = dataclasses.replace(asked, gpus=gpus)
+        best = search.fastest(other, 1)
+        if best:
+            taken = next(row for row in _taken(run, _cost(run, other, best[0])) if row[0] == key)
+            if taken[2] <= taken[1]:
+                return f"give gpus={gpus}, which take {taken[2]:,.4g}"
+            least = min(least, taken[2])
+    told = f"the least of {tried[-1]:,} to {tried[0]:,} GPUs is {least:,.4g}" if least < float("inf") else ""
+    way = "more" if key == "days" else "fewer"
+    return f"{way} GPUs do not do it{f' ({told})' if told else ''}: give fewer total_tokens, or a higher limit"
+
+
+def _freed(asked: Demand) -> ConfigError | None:
+    """Which limit of the layout keeps all from being possible; None where none does."""
+    given = [name for name in LAYOUT if getattr(asked.limits, name)]
+    for name in given:
+        other = Limits(**{**dataclasses.asdict(asked.limits), name: []})
+        best = search.fastest(dataclasses.replace(asked, limits=other), 1)
+        if best:
+            value = _value(best[0], name)
+            reason = f"no layout of {asked.model.name} on {asked.gpus:,} GPUs keeps it, is accepted and fits"
+            return ConfigError(
+                [Issue(f"limits.{name}", _word(getattr(asked.limits, name)), reason, f"give limits.{name}=[{value}]")]
+            )
+    if given and search.fastest(dataclasses.replace(asked, limits=Limits()), 1):
+        reason = f"no layout of {asked.model.name} on {asked.gpus:,} GPUs keeps all limits, is accepted and fits"
+        return ConfigError([Issue("limits", ", ".join(given), reason, "leave out two or more of them")])
+    return None
+
+
+def _value(one: Proposal, name: str) -> object:
+    return search.named(one.parallel.recompute) if name == "recompute" else getattr(one.parallel, name)
 
 
 def tables(run: Plan, asked: Demand, found: Sequence[Proposal]) -> str:
@@ -91,7 +167,7 @@ def tables(run: Plan, asked: Demand, found: Sequence[Proposal]) -> str:
         "",
         *_stages(asked, best),
     ]
-    return "\n".join([*lines, "", *_bill(run, asked, best)])
+    return "\n".join([*lines, "", *costs.lines(_cost(run, asked, best), best.step_s)])
 
 
 def overrides(parallel: Parallel) -> list[str]:
@@ -135,7 +211,7 @@ def _line(number: int, asked: Demand, one: Proposal) -> str:
     per_gpu = asked.batch_tokens / asked.gpus / one.step_s
     tflops = shapes.flops_per_token(asked.model, asked.sequence_length) * per_gpu / 1e12
     sizes = (layout.tp, layout.cp, layout.pp, layout.vpp, layout.dp, layout.zero, layout.micro_batch)
-    again = "+".join(layout.recompute) or "none"
+    again = search.named(layout.recompute)
     reached = f"{tflops:.0f} | {tflops / asked.device.bf16_tflops:.1%}"
     numbers = f"{one.step_s:.3f} | {per_gpu:,.0f} | {reached} | {one.memory.total / 1e9:.1f}"
     return f"| {number} | {' | '.join(map(str, sizes))} | {again} | {numbers} |"
@@ -156,48 +232,3 @@ def _stages(asked: Demand, one: Proposal) -> list[str]:
         numbers = (stage.stage, *(f"{count / 1e9:.1f}" for count in (*stage.causes().values(), stage.total)))
         lines.append(f"| {' | '.join(map(str, numbers))} |")
     return lines
-
-
-def simulated(given: Failures, device: Device, gpus: int) -> Simulate:
-    """The simulation of a run on so many GPUs of a kind."""
-    stops, keys = device.stops_per_1000_node_days, dataclasses.asdict(given)
-    if stops is not None:
-        keys["failure_factor"] *= causes.failure_factor(stops, device.per_node)
-    return Simulate(**keys, gpus=gpus, node_gpus=device.per_node, replications=REPLICATIONS)
-
-
-def _bill(run: Plan, asked: Demand, one: Proposal) -> list[str]:
-    steps = -(-run.total_tokens // asked.batch_tokens)
-    hours = steps * one.step_s / HOUR_S
-    gpu_hours, device = hours * asked.gpus, asked.device
-    causal = shapes.flops_per_token(asked.model, asked.sequence_length)
-    full = causal + 6 * asked.model.layers * asked.model.heads * asked.model.head_dim * asked.sequence_length
-    per_gpu = asked.batch_tokens / asked.gpus / one.step_s / 1e12
-    peak = device.bf16_tflops
-    failing = simulated(run.failures, device, asked.gpus)
-    share = results.share_of(failing, hours / 24)
-    paid = gpu_hours / share.value if share.value > 0 else gpu_hours
-    lines = [
-        f"TFLOP/s per GPU and MFU of the BF16 peak: causal attention {causal * per_gpu:.0f}, "
-        f"{causal * per_gpu / peak:.1%}; all of the square {full * per_gpu:.0f}, {full * per_gpu / peak:.1%}",
-        f"{run.total_tokens:,} tokens in {steps:,} steps: {hours / 24:.1f} days and {gpu_hours:,.0f} GPU-hours without "
-        f"a failure, {_with_failures(failing, share, hours / 24, paid)}",
-    ]
-    if device.watts:
-        lines.append(
-            f"energy: {gpu_hours * device.watts / 1e6:,.0f} MWh at {device.watts:g} W a GPU, its server's share in it, "
-            "of training alone"
-        )
-    if device.dollars_per_hour:
-        lines.append(
-            f"money: {paid * device.dollars_per_hour:,.0f} dollars at {device.dollars_per_hour:g} a GPU-hour, failures "
-            "and all"
-        )
-    return lines
-
-
-def _with_failures(failing: Simulate, share: results.Mean, days: float, gpu_hours: float) -> str:
-    every = f"one stop per {1 / causes.failures_per_s(failing) / HOUR_S:,.3g} h"
-    if share.value <= 0:
-        return f"never done with them ({every}: nothing is trained between two)"
-    return f"{days / share.value:.1f} and {gpu_hours:,.0f} with them ({every}, {share.percent()} effective)"

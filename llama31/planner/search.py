@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
-from llama31.config import Device, Model, Parallel, Precision, Stack
+from llama31.config import Device, Limits, Model, Parallel, Precision, Stack
 from llama31.plan import layout, memory
 from llama31.plan.memory import Capacity, StageMemory
 from llama31.plan.schedule import Stage
@@ -38,6 +38,7 @@ class Demand:
     sequence_length: int
     batch_tokens: int
     memory_gb: float
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def stage(self) -> Stage:
@@ -47,6 +48,12 @@ class Demand:
     def rows(self) -> int:
         """Of a step."""
         return self.batch_tokens // self.sequence_length
+
+    @property
+    def recompute(self) -> list[tuple[str, ...]]:
+        """What may be computed again, the least first."""
+        allowed = self.limits.recompute
+        return [parts for parts in RECOMPUTE if not allowed or named(parts) in allowed]
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,11 @@ class Proposal:
         return speed.total(self.seconds)
 
 
+def named(recompute: Sequence[str]) -> str:
+    """What is computed again, as limits and tables say it."""
+    return "+".join(recompute) or "none"
+
+
 def fastest(request: Demand, count: int) -> list[Proposal]:
     """The `count` fastest layouts that are accepted and fit; fewer where there are no more."""
     order = itertools.count()  # ties are not decided by comparing layouts
@@ -77,25 +89,28 @@ def fastest(request: Demand, count: int) -> list[Proposal]:
         need, _ = layout.worst(request.model, parallel, [request.stage], parallel.dp or 1, request.numbers, capacity)
         if need.total <= capacity.gb * 1e9:
             result.append(Proposal(parallel, job, seconds, need))
-        elif level + 1 < len(RECOMPUTE):
+        elif level + 1 < len(request.recompute):
             heapq.heappush(waiting, _entry(request, parallel, level + 1, next(order)))
     return result
 
 
 def candidates(request: Demand) -> Iterator[Parallel]:
     """Layouts whose sizes multiply out and split model, rows and batch, and whose states alone do fit."""
-    model, world = request.model, request.gpus
-    tps = [tp for tp in _powers(min(request.device.per_node, model.heads)) if world % tp == 0]
-    cps = [cp for cp in _powers(max(1, request.sequence_length // FEWEST_TOKENS)) if world % cp == 0]
+    model, world, limits = request.model, request.gpus, request.limits
+    tps = _allowed((tp for tp in _powers(min(request.device.per_node, model.heads)) if world % tp == 0), limits.tp)
+    cps = _allowed(_powers(max(1, request.sequence_length // FEWEST_TOKENS)), limits.cp)
     for tp, cp in itertools.product(tps, cps):
-        for pp in _stages(model, world // tp // cp):
+        if world % (tp * cp):
+            continue
+        for pp in _allowed(_stages(model, world // tp // cp), limits.pp):
             dp, rest = divmod(world, tp * cp * pp)
-            if rest or request.rows % dp:
+            if rest or request.rows % dp or not _allowed([dp], limits.dp):
                 continue
             each = request.rows // dp
-            sizes = [size for size in MICRO_BATCHES if each % size == 0]
-            zeros = (1, 3) if pp == 1 and dp * cp > 1 else (1,)
-            for vpp, size, zero in itertools.product(_chunks(model, pp), sizes, zeros):
+            sizes = _allowed((size for size in MICRO_BATCHES if each % size == 0), limits.micro_batch)
+            zeros = _allowed((1, 3) if pp == 1 and dp * cp > 1 else (1,), limits.zero)
+            chunks = _allowed(_chunks(model, pp), limits.vpp)
+            for vpp, size, zero in itertools.product(chunks, sizes, zeros):
                 if vpp > 1 and each // size < pp:
                     continue
                 ends = pp > 1 and model.layers % (pp * vpp) > 0
@@ -135,7 +150,7 @@ Entry = tuple[float, int, int, dict[str, float], Parallel, StepJob]
 
 
 def _entry(request: Demand, parallel: Parallel, level: int, number: int) -> Entry:
-    other = dataclasses.replace(parallel, recompute=list(RECOMPUTE[level]))
+    other = dataclasses.replace(parallel, recompute=list(request.recompute[level]))
     job = step_job(request, other)
     seconds = speed.step(job, request.device, request.stack)
     return speed.total(seconds), number, level, seconds, other, job
@@ -145,6 +160,10 @@ def _states(request: Demand, parallel: Parallel) -> float:
     """Bytes of weights, gradients and states of the first stage: less than what a rank needs."""
     count, shards = memory.parameters(request.model, parallel, 0), (parallel.dp or 1) * parallel.cp
     return 18.0 * count / shards if parallel.zero == 3 else (6 + 12 / shards) * count
+
+
+def _allowed(values: Iterable[int], limit: Sequence[int]) -> list[int]:
+    return [value for value in values if not limit or value in limit]
 
 
 def _powers(most: int) -> list[int]:

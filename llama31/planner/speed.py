@@ -19,6 +19,7 @@ FP8_KERNELS = 2.0  # times as many calls: scales, casts and transposes
 FORWARD = 1 / 3  # of the host's work
 MERGED_GRADIENTS = 24  # bytes per number of Q's gradient and of K's and V's: cast, read, added, written
 TP_ENDS = 6  # messages of embedding and head per micro-batch: its states gathered and scattered, two of the loss
+GATHERED_BESIDE = 3  # what ZeRO-3 gathers beside layers: embedding, last norm and head
 GIGA, TERA = 1e9, 1e12
 
 
@@ -29,7 +30,7 @@ def step(job: StepJob, device: Device, stack: Stack) -> dict[str, float]:
     one = _sum(forward, backward)
     middle, last = split(job.model, job.pp, job.vpp)
     head = layer.head()
-    each = {"host": stack.micro_batch_us * 1e-6}
+    each = {"host": 1e-6 * (stack.micro_batch_us + GATHERED_BESIDE * stack.gather_us * job.fsdp)}
     full, end = _sum(_times(one, middle), each), _sum(_times(one, last), head, each)
     stage = end if job.pp == 1 or total(end) > total(full) else full
     busy = full if job.pp > 1 else stage
@@ -224,7 +225,7 @@ class _Layer:
     def _with_host(self, causes: dict[str, float], share: float) -> dict[str, float]:
         """A pass is never over before the host has launched its kernels; who computes himself, does it on top."""
         kernels = KERNELS * (FP8_KERNELS if self.job.fp8 else 1.0)
-        kernels *= 1 + 0.15 * (self.job.tp > 1) + 0.15 * (self.job.cp > 1)
+        kernels *= 1 + self.stack.tp_kernels * (self.job.tp > 1) + self.stack.cp_kernels * (self.job.cp > 1)
         host = share * kernels * self.stack.host_us * 1e-6
         gathering = share * self.stack.gather_us * 1e-6 * self.job.fsdp
         waits = host if not self.device.launches_ahead else max(0.0, host - total(causes))
@@ -240,11 +241,11 @@ def _replicas(job: StepJob, device: Device, stack: Stack, layers: float, computi
     rate = (device.nvlink_gb_s if inside else device.network_gb_s) * GIGA
     sent = own * (job.shards - 1) / job.shards / rate
     gradients, weights = stack.gradient_bytes * stack.scatter * sent, job.number_bytes * sent
-    messages = gradients + weights * (2 if job.fsdp else 1)
+    messages = (gradients + 2 * weights) * stack.gather_times if job.fsdp else gradients + weights
     waited = stack.dp_exposed * messages
     if job.fsdp and job.pp == 1:  # each micro-batch gathers and reduces
         waited += max(0.0, job.micro_batches * messages - (computing if device.launches_ahead else waited))
     if job.reduce_each:  # reduced whole, which sends twice as much
-        each = stack.gradient_bytes * (1 + stack.scatter) * sent
+        each = stack.gradient_bytes * (1 + stack.scatter) * sent * stack.reduce_times
         waited = stack.dp_exposed * (job.micro_batches * each + weights) + job.micro_batches * stack.reduce_us * 1e-6
     return {"dp": waited, "optimizer": stack.optimizer_bytes * own / job.shards / (device.copy_tb_s * TERA)}

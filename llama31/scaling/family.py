@@ -19,7 +19,15 @@ FEWEST_HEADS = 4
 KV_HEADS = 8
 FFN = 3.5
 FFN_MULTIPLE = 32
-WIDTHS = (*range(32, 256, 16), 256, 384, *range(512, 3072, 256), *range(3072, 8192 + 1, 1024))  # whole groups of heads
+WIDTHS = (
+    16,
+    24,
+    *range(32, 256, 16),
+    256,
+    384,
+    *range(512, 3072, 256),
+    *range(3072, 8192 + 1, 1024),
+)  # whole groups of heads
 
 
 def named(parameters: float) -> str:

@@ -11,7 +11,7 @@ from llama31.command import hardware
 from llama31.failures import results
 from llama31.plan import layout, schedule, shapes
 from llama31.plan.schedule import Stage
-from llama31.planner import proposals, search, speed
+from llama31.planner import costs, search, speed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,11 +88,11 @@ def of(run: config.Training, gpus: int) -> PredictedRun:
         tokens += steps * stage.batch_tokens
         flops += steps * stage.batch_tokens * shapes.flops_per_token(run.model, stage.sequence_length)
         seconds += steps * speed.total(speed.step(search.step_job(asked, parallel), device, stack))
-    failing = proposals.simulated(config.Failures(), device, gpus)
+    failing = costs.simulated(config.Failures(), device, gpus)
     every_s = checkpoint_s(run.checkpoint, seconds / max(tokens, 1), seconds)
     if every_s is not None:
         failing = dataclasses.replace(failing, checkpoint_every_s=max(every_s, failing.checkpoint_write_s))
-    share = results.share_of(failing, seconds / proposals.DAY_S).value if seconds else 1.0
+    share = results.share_of(failing, seconds / costs.DAY_S).value if seconds else 1.0
     return PredictedRun(gpus, tokens, flops, seconds, share)
 
 

@@ -26,6 +26,8 @@ from tests.parallel.launch import forked
 FLOPS, LEAD, RATE, COPY = 60e9, 7.0, 25e9, 12e9
 START_S, LINK, BACK, PAIR = 300e-6, 1.5e9, 2.0, 3e9
 HOST_US, EACH_US, FIXED_S, REDUCE_US, GATHER_US = 20.0, 700.0, 2e-3, 5000.0, 8000.0
+SMALLEST = "tiny DP 2, ZeRO 1: 64 x 5, 4"
+MORE = {"tp_kernels": 0.7, "cp_kernels": 0.4, "reduce_times": 1.6, "gather_times": 1.3}
 SHORT, AHEAD, BEHIND = 40.0, 50e9, 30e9
 
 
@@ -64,6 +66,7 @@ def planted(processes: int) -> Readings:
         host_us=HOST_US,
         reduce_us=REDUCE_US,
         gather_us=GATHER_US,
+        **MORE,
     )
     tiny = cases.tiny(processes)
     known.steps = [(one.name, speed.total(speed.step(constants.job(one, known), whole.device, stack))) for one in tiny]
@@ -91,12 +94,13 @@ def test_planted_constants_are_found_again(processes: int) -> None:
         links = device.nvlink_gb_s, device.message_us, device.p2p_gb_s, stack.scatter
         assert links == pytest.approx((LINK / 1e9, START_S * 1e6, PAIR / 1e9, BACK))
         assert (stack.reduce_us, stack.gather_us) == pytest.approx((REDUCE_US, GATHER_US), rel=0.01)
+        assert {name: getattr(stack, name) for name in MORE} == pytest.approx(MORE, rel=0.01)
 
 
 def test_steps_of_the_planted_machine_are_predicted() -> None:
     """The constants, and not the steps that they came from, say what other models take on every layout."""
     found, truth = machine(2), planted(2)
-    true = dataclasses.replace(found.stack, host_us=HOST_US, gather_us=GATHER_US, micro_batch_us=EACH_US)
+    true = dataclasses.replace(found.stack, host_us=HOST_US, gather_us=GATHER_US, micro_batch_us=EACH_US, **MORE)
     for case in cases.predicted(2):
         work = constants.job(case, truth)
         wanted = speed.total(speed.step(work, found.device, true))
@@ -182,13 +186,13 @@ def test_a_part_is_a_word() -> None:
 @pytest.mark.torch
 @pytest.mark.parallel
 def test_two_processes_measure_all_parts_and_steps() -> None:
-    given = [one for one in cases.tiny(2) if one.name.endswith("5 4 1")]
+    given = [one for one in cases.tiny(2) if one.name == SMALLEST]
     asked = {"params": "fp32", "rounds": 2, "sizes": "trial", "cases": [dataclasses.asdict(one) for one in given]}
     said = forked(2, "benchmarks.machine.worker", json.dumps(asked))
     (line,) = [line for line in said.splitlines() if line.startswith(MARK)]
     readings = Readings(**json.loads(line.removeprefix(MARK)))
     kinds = {(kind, ranks) for kind, ranks, *_ in readings.messages}
     assert kinds == {("all_gather", 2), ("reduce_scatter", 2), ("all_reduce", 2), ("send", 2)}
-    assert [name for name, _ in readings.steps] == ["tiny 5 4 1"] and readings.processes == 2
+    assert [name for name, _ in readings.steps] == [SMALLEST] and readings.processes == 2
     found = constants.fitted(readings, given)
     assert all(value >= 0 for value in dataclasses.asdict(found.stack).values())

@@ -14,7 +14,7 @@ from llama31.command import entry
 from llama31.failures import causes, results, simulation
 from llama31.plan import layout, memory
 from llama31.plan.memory import Capacity
-from llama31.planner import proposals, search
+from llama31.planner import costs, proposals, search
 from recipes import plan
 
 
@@ -71,12 +71,63 @@ def test_less_memory_computes_more_again(report: search.Demand) -> None:
             "failures.checkpoint_every_s=10.0: the next checkpoint would begin while one is being written; give at",
         ),
         (["batch_tokens=10000"], "batch_tokens=10000: no multiple of sequence_length=8192; give 8192"),
+        (
+            ["gpus=64", "limits.tp=[3]", "limits.pp=[1,2]"],
+            "limits.tp=[3]: no layout of 8b on 64 GPUs keeps it, is accepted and fits; give limits.tp=[",
+        ),
+        (
+            ["gpus=64", "limits.tp=[3]", "limits.pp=[3]"],
+            "limits=tp, pp: no layout of 8b on 64 GPUs keeps all limits, is accepted and fits; leave out two or more",
+        ),
+        (
+            ["limits.dollars=10", "hardware.devices.H100.dollars_per_hour=0"],
+            "limits.dollars=10.0: H100 has no price; give hardware.devices.H100.dollars_per_hour=..., or limits.gpu_",
+        ),
     ],
 )
 def test_impossible_requests_say_what_would_make_them_possible(overrides: list[str], said: str) -> None:
     with pytest.raises(config.ConfigError) as caught:
         proposals.proposals(asked(*overrides)[1], 1)
     assert str(caught.value).startswith(said)
+
+
+def test_limits_choose_among_the_layouts() -> None:
+    """What they leave is what is left of all layouts, in its order."""
+    request = asked("gpus=16", "batch_tokens=524288")[1]
+    every = search.fastest(request, 10**6)
+    for name, values in {"tp": [2, 4], "pp": [2], "vpp": [1], "dp": [4, 8], "zero": [3], "micro_batch": [1]}.items():
+        limits = config.Limits(**{name: values})
+        kept = search.fastest(dataclasses.replace(request, limits=limits), 10**6)
+        wanted = [one for one in every if getattr(one.parallel, name) in values]
+        assert 0 < len(kept) < len(every) and [one.parallel for one in kept] == [one.parallel for one in wanted], name
+    less = dataclasses.replace(request, memory_gb=16)
+    assert {search.named(one.parallel.recompute) for one in search.fastest(less, 30)} > {"full"}
+    only = search.fastest(dataclasses.replace(less, limits=config.Limits(recompute=["none", "full"])), 30)
+    assert {search.named(one.parallel.recompute) for one in only} <= {"none", "full"} and only
+
+
+def test_limits_of_the_run_say_how_many_gpus_keep_them() -> None:
+    words = ["gpus=64", "total_tokens=1000000000000"]
+    run, request = asked(*words)
+    found = proposals.proposals(request, 10)
+    first = costs.of_run(run.total_tokens, run.failures, request, found[0].step_s)
+    days = first.whole_days * found[3].step_s / found[0].step_s
+    assert proposals.within(run, request, found) == found
+    run, request = asked(*words, f"limits.days={days * 1.0001}")
+    assert [one.parallel for one in proposals.within(run, request, found)] == [one.parallel for one in found[:4]]
+    for key, limit in (("days", first.whole_days / 3), ("gpu_hours", first.whole_gpu_hours * 0.998)):
+        run, request = asked(*words, f"limits.{key}={limit}")
+        with pytest.raises(
+            config.ConfigError, match=rf"limits.{key}=.*: the fastest layout takes .*; give gpus=\d+"
+        ) as said:
+            proposals.within(run, request, found)
+        gpus = re.search(r"give (gpus=\d+)", str(said.value))
+        assert gpus and gpus[1] != "gpus=64"
+        run, request = asked(*words, f"limits.{key}={limit}", gpus[1])
+        assert proposals.within(run, request, proposals.proposals(request, 1)), "the remedy works"
+    run, request = asked(*words, "limits.dollars=1000")
+    with pytest.raises(config.ConfigError, match="fewer GPUs do not do it .*: give fewer total_tokens, or a higher"):
+        proposals.within(run, request, found)
 
 
 def test_recipe_prints_the_bill_and_writes_the_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
