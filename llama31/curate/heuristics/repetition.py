@@ -1,0 +1,218 @@
+"""Gopher's rules on repetition within a document (Rae et al. 2021, table A1), fast.
+
+Verdicts and reasons are those of datatrove's GopherRepetitionFilter, given the same words. n-grams are counted by their
+hashes (`spans`), and what costs more is left out where a bound that costs less is within the limit already.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from datatrove.data import Document
+from datatrove.pipeline.filters.base_filter import BaseFilter
+from datatrove.pipeline.writers.disk_base import DiskWriter
+
+from llama31.curate import spans
+from llama31.curate.heuristics import languages
+
+Verdict = bool | tuple[bool, str]
+MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)  # odd; apart from BASE, so that a pair is no longer word
+PADDING = np.random.default_rng(0).integers(0, 1 << 64, 1 << 10, np.uint64)
+PARAGRAPHS, LINES = re.compile(r"\n{2,}"), re.compile(r"\n+")
+
+
+@dataclass(frozen=True)
+class RepetitionLimits:
+    """Limits of one language; None and () leave a rule out. The defaults are table A1 of Rae et al. 2021.
+
+    Shares of lines and paragraphs that stood before, of them all and of the text's characters; (n, share) of the
+    characters in the most frequent n-gram, and of those in n-grams that stood before.
+    """
+
+    lines: float | None = 0.3
+    paragraphs: float | None = 0.3
+    line_characters: float | None = 0.2
+    paragraph_characters: float | None = 0.2
+    top: tuple[tuple[int, float], ...] = ((2, 0.2), (3, 0.18), (4, 0.16))
+    duplicates: tuple[tuple[int, float], ...] = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))
+    separator: str = " "
+
+
+class RepetitionFilter(BaseFilter):
+    """Drops documents that repeat lines, paragraphs or n-grams, by the first rule that is broken.
+
+    Args:
+        limits: limits for English, and for languages that `by_language` does not name.
+        by_language: what differs for a language, ISO 639-1, as keys of RepetitionLimits. None takes
+            `languages.REPETITION` (ours: longer n-grams where a word is a character), {} the same limits for all.
+        exclusion_writer: where what is dropped is written.
+    """
+
+    name = "Gopher repetition"
+
+    def __init__(
+        self,
+        limits: RepetitionLimits | None = None,
+        by_language: Mapping[str, Mapping[str, Any]] | None = None,
+        exclusion_writer: DiskWriter | None = None,
+    ) -> None:
+        super().__init__(exclusion_writer)
+        differing = languages.REPETITION if by_language is None else by_language
+        self.limits = languages.ByLanguage(RepetitionLimits() if limits is None else limits, differing)
+
+    def filter(self, document: Document) -> Verdict:
+        language = document.metadata.get("language") or ""
+        return repetition(document.text, language, self.limits.of(language))
+
+
+def repetition(text: str, language: str, limits: RepetitionLimits) -> Verdict:
+    """True, or False and the first rule that a text breaks."""
+    if not text:
+        return False, "empty"
+    reason = _pieces(PARAGRAPHS.split(text.strip()), len(text), limits.paragraphs, limits.paragraph_characters, "para")
+    reason = reason or _pieces(LINES.split(text), len(text), limits.lines, limits.line_characters, "line")
+    reason = reason or _ngrams(spans.of(text, language), len(text), limits)
+    return (False, reason) if reason else True
+
+
+def _pieces(pieces: list[str], length: int, share: float | None, characters: float | None, name: str) -> str:
+    if len(set(pieces)) == len(pieces):
+        return ""
+    seen: set[str] = set()
+    again = []
+    for piece in pieces:
+        if piece in seen:
+            again.append(len(piece))
+        else:
+            seen.add(piece)
+    if share and len(again) / len(pieces) > share:
+        return f"dup_{name}_frac"
+    return f"dup_{name}_char_frac" if characters and sum(again) / length > characters else ""
+
+
+def _ngrams(found: spans.Spans, length: int, limits: RepetitionLimits) -> str:
+    # A share at its very limit is left to the numbers themselves.
+    short = length * (1 - 1e-9)
+    reason = _most_frequent(found, length, short, limits)
+    if reason or not limits.duplicates:
+        return reason
+    for (n, share), again in zip(limits.duplicates, repeats_by_length(found, [n for n, _ in limits.duplicates])):
+        if again and again * found.longest(n) > share * short:
+            repeats = Repeats(found, n)
+            if repeats.most_characters() > share * short and repeats.characters() / length > share:
+                return f"duplicated_{n}_n_grams"
+    return ""
+
+
+def _most_frequent(found: spans.Spans, length: int, short: float, limits: RepetitionLimits) -> str:
+    if not limits.top or not len(found):
+        return ""
+    # The most frequent n-gram stands no more often than that of the least n.
+    least = min(n for n, _ in limits.top)
+    ordered = np.sort(_grams(found, least))
+    for n, share in limits.top:
+        wide = found.longest(n) + (n - 1) * len(limits.separator)
+        times = int(share * short / wide) if wide else len(ordered)
+        if times >= len(ordered) or not (ordered[times:] == ordered[: len(ordered) - times]).any():
+            continue
+        if most_frequent(found, n, limits.separator) / length > share:
+            return f"top_{n}_gram"
+    return ""
+
+
+def _grams(found: spans.Spans, n: int) -> spans.Hashes:
+    """Hashes of n-grams, the same where each word is, [words - n + 1, or 0]."""
+    count = max(0, len(found) - n + 1)
+    result = np.zeros(count, np.uint64)
+    for i in range(n):
+        result *= MULTIPLIER
+        result += found.hashes[i : i + count]
+    return result
+
+
+def most_frequent(found: spans.Spans, n: int, separator: str = " ") -> int:
+    """Characters of the most frequent n-gram, the first of several, as often as it stands; 0 without any."""
+    if len(found) < n:
+        return 0
+    _, first, counts = np.unique(_grams(found, n), return_index=True, return_counts=True)
+    most = int(counts.max())
+    at = int(first[counts == most].min())
+    return most * (int(found.starts[at + n] - found.starts[at]) + (n - 1) * len(separator))
+
+
+def repeats_by_length(found: spans.Spans, lengths: list[int]) -> list[int]:
+    """How many runs of n words stood before (see Repeats), for each n; at times one more."""
+    sums, inverses = found.sums
+    # Behind the end stand sums of no text, so that all n have as many runs.
+    padded = np.concatenate([sums, PADDING[: max(lengths)]])
+    grams = np.stack([padded[n : n + len(found)] for n in lengths])
+    grams -= sums[:-1]
+    grams *= inverses[:-1]
+    grams.sort(axis=1)
+    counts: list[int] = np.count_nonzero(grams[:, 1:] == grams[:, :-1], axis=1).tolist()
+    return counts
+
+
+class Repeats:
+    """Runs of n words that stood before, the same where their words set one after the other are, as in datatrove.
+
+    positions: where such runs begin, ascending; firsts: where each stood first; both [repeats].
+    """
+
+    def __init__(self, found: spans.Spans, n: int) -> None:
+        self.found, self.n = found, n
+        grams = found.runs(n)
+        ordered = np.sort(grams)
+        again = ordered[1:][ordered[1:] == ordered[:-1]]
+        self.positions = self.firsts = np.zeros(0, np.int64)
+        if not len(again):
+            return
+        # Of all runs those whose upper bits are a repeated one's: few others, and the order of few is quickly found.
+        marks = np.zeros(1 << 16, np.bool_)
+        marks[again >> 48] = True
+        candidates = np.flatnonzero(marks[grams >> 48])
+        order = np.argsort(grams[candidates], kind="stable")
+        ordered, places = grams[candidates][order], candidates[order]
+        new = np.ones(len(order), np.bool_)
+        np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+        heads = places[np.flatnonzero(new)][np.cumsum(new) - 1]
+        by_place = np.argsort(places[~new], kind="stable")
+        self.positions, self.firsts = places[~new][by_place], heads[~new][by_place]
+
+    def covered(self) -> npt.NDArray[np.bool_]:
+        """Which words lie in a run that stood before, [words]."""
+        marks = np.zeros(len(self.found) + 1, np.int64)
+        marks[self.positions] += 1
+        marks[self.positions + self.n] -= 1
+        result: npt.NDArray[np.bool_] = np.cumsum(marks[:-1]) > 0
+        return result
+
+    def most_characters(self) -> int:
+        """A number that `characters` does not exceed, at less cost."""
+        return int(self.found.lengths[self.covered()].sum()) if len(self.positions) else 0
+
+    def characters(self) -> int:
+        """Characters in runs that stood before, each counted once: after one the next run begins behind it.
+
+        Rae et al. 2021 say no more than that overlapping runs are not counted twice; this is datatrove's count, in
+        which a run that was passed over has not stood.
+        """
+        starts, n = self.found.starts, self.n
+        widths = starts[self.positions + n] - starts[self.positions]
+        visited = bytearray(b"\1" * len(self.found))
+        seen: set[int] = set()
+        result = 0
+        for at, first, width in zip(self.positions.tolist(), self.firsts.tolist(), widths.tolist()):
+            if not visited[at]:
+                continue
+            if visited[first] or first in seen:
+                result += width
+                visited[at + 1 : at + n] = bytes(n - 1)
+            else:
+                seen.add(first)
+        return result
