@@ -75,6 +75,7 @@ class LineFilter(BaseFilter):
         self.keep_technical = keep_technical
 
     def filter(self, document: Document) -> Verdict:
+        """True, with the lines that are left as text, or False and the reason."""
         if self.keep_technical and document.metadata.get("extraction") == "technical":
             self.stat_update("technical")
             return True

@@ -66,6 +66,7 @@ class QualityFilter(BaseFilter):
         self.limits = languages.ByLanguage(QualityLimits() if limits is None else limits, differing)
 
     def filter(self, document: Document) -> Verdict:
+        """True, or False and the reason."""
         language = document.metadata.get("language") or ""
         return quality(document.text, language, self.limits.of(language))
 
