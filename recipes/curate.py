@@ -33,13 +33,22 @@ def main(run: config.Curate) -> None:
 
 
 def finish(run: config.Curate, known: list[CurationStage]) -> None:
-    """Say where things are."""
-    from llama31.curate.outcome import sources
+    """Write the report and what pre-training needs, and say where they are."""
+    from llama31.curate.outcome import page, sources, summary
+    from llama31.tokens import tokenizers
 
-    path = sources.write_data(Path(run.folder), run.name, known)
+    folder = Path(run.folder)
+    there = run.tokens.enabled and tokenizers.tokenizer_file(run.tokenizer).is_file()
+    encode = tokenizers.load(run.tokenizer).encode if there else None
+    length = None if encode is None else lambda text: len(encode(text))
+    content = summary.summary(folder, run.name, known, run.report.samples, length)
+    summary.write(folder, content)
+    print(f"report: {page.write(folder, content)}")
+    path = sources.write_data(folder, run.name, known)
     if path is not None:
-        conf = path.parents[1]
-        print(f"token files: {conf.parent / 'tokens'}   for recipes.pretrain: --config-dir {conf} data={run.name}")
+        print(
+            f"token files: {folder / 'tokens'}   for recipes.pretrain: --config-dir {path.parents[1]} data={run.name}"
+        )
 
 
 if __name__ == "__main__":

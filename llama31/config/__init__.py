@@ -15,9 +15,11 @@ from llama31.config.curation import (
     Curate,
     CurationReport,
     Extraction,
+    LanguageIdentification,
     PageReading,
     PageSource,
     TokenFiles,
+    UrlDeduplication,
 )
 from llama31.config.exams import Gates, Needle, Task
 from llama31.config.jobs import Chain, ChainStage, Common, Job, Submit
@@ -115,6 +117,7 @@ __all__ = [
     "Job",
     "Judge",
     "Ladder",
+    "LanguageIdentification",
     "Limits",
     "Log",
     "Mix",
@@ -162,6 +165,7 @@ __all__ = [
     "TotalPublished",
     "TrainedPrecision",
     "Training",
+    "UrlDeduplication",
     "Validation",
     "Variant",
     "key",

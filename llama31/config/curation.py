@@ -50,6 +50,23 @@ class Extraction:
 
 
 @dataclass
+class LanguageIdentification:
+    """In which language a document is written (report, section 3.1.2: fastText, 176 languages)."""
+
+    model: str = key("", "fastText model, such as lid.176.bin; empty: what pages and sources say of themselves")
+    threshold: float = key(0.5, "least probability (CCNet's); documents below are removed", low=0, high=1)
+    languages: list[str] = key([], "languages to keep, such as [en,de]; empty: all")
+
+
+@dataclass
+class UrlDeduplication:
+    """Of pages of one URL and language one stays (report, section 3.1.1)."""
+
+    enabled: bool = key(True, "remove pages with the URL of another")
+    keep: str = key("newest", "which stays (report: the most recent)", choices=("newest", "longest"))
+
+
+@dataclass
 class TokenFiles:
     """Text to the .bin/.idx that pre-training reads, one packed source per class and language."""
 
@@ -91,6 +108,8 @@ class Curate:
     dry_run: bool = key(False, "print the stages, their tasks and what is done of them, and run nothing")
     reading: PageReading = field(default_factory=PageReading)
     extraction: Extraction = field(default_factory=Extraction)
+    language: LanguageIdentification = field(default_factory=LanguageIdentification)
+    urls: UrlDeduplication = field(default_factory=UrlDeduplication)
     tokens: TokenFiles = field(default_factory=TokenFiles)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     report: CurationReport = field(default_factory=CurationReport)

@@ -58,7 +58,7 @@ def run(words: Sequence[str]) -> tuple[config.Curate, list[CurationStage]]:
 
 def outputs(target: Path) -> dict[str, str]:
     """What every task left, by path."""
-    left = [target / name for name in ("extract", "vocabulary", "tokenize", "tokens")]
+    left = [target / name for name in ("extract", "url_duplicates", "filter", "vocabulary", "tokenize", "tokens")]
     paths = [path for one in left for path in one.rglob("*") if path.is_file()]
     kept = [path for path in paths if path.relative_to(target).parts[1] not in ("manifests", "samples", "partial")]
     return {str(path.relative_to(target)): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
@@ -137,10 +137,10 @@ def test_a_task_refuses_input_that_is_not_what_was_written(pages: Path, done: Pa
     shutil.copytree(done, tmp_path, dirs_exist_ok=True)
     made = composed(words(pages, tmp_path, f"tokenizer.path={done}/bpe"))
     known = {stage.name: stage for stage in stages.stages(made, folder.opened(made))}
-    shard = tmp_path / "extract/documents/00001.jsonl.zst"
+    shard = tmp_path / "filter/documents/00001.jsonl.zst"
     shard.write_bytes(b"x" * shard.stat().st_size)
     ledger.manifest(tmp_path, "tokenize", 1).unlink()
-    with pytest.raises(config.RunError, match="other content than was written; run extract again"):
+    with pytest.raises(config.RunError, match="other content than was written; run filter again"):
         tasks.execute(made, known["tokenize"], 1, known)
     assert tasks.execute(made, known["tokenize"], 0, known).was_done
 

@@ -1,5 +1,5 @@
 """What a curation has come to, from what its tasks recorded.
 
-Imports: config, runs, running.
-Offers: sources (the `data/` YAML of what was packed).
+Imports: runs, report, tokens, running.
+Offers: sources (the `data/` YAML of what was packed), summary (report.json) and page (report.html).
 """

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
 from llama31 import config
+from llama31.curate.duplicates.preference import Keep
+from llama31.curate.duplicates.removal import DropListed
+from llama31.curate.duplicates.urls import UrlDuplicates, UrlSignatures
 from llama31.curate.extraction.page import PageExtractor
 from llama31.curate.reading.documents import CountingReader
 from llama31.curate.running import folder
 from llama31.curate.running.assignment import Assignment
 from llama31.curate.running.shards import ShardReader, ShardWriter
 from llama31.curate.running.tokenized import PackedSources, TokenShards, Vocabulary
+from llama31.curate.scoring.language import LanguageFilter
 
 RECORDS = ("text_key", "id_key", "url_key", "date_key", "language_key")
 share = folder.share
@@ -26,15 +30,34 @@ def build(given: Assignment) -> list[PipelineStep]:
 
 
 def extract(given: Assignment) -> list[PipelineStep]:
-    """Pages of this task's files, as text."""
+    """Pages of this task's files, as text, and what their URLs are."""
     run = given.run
     mine = folder.share(given.folder, given.rank)["files"]
     readers = [_Files(reader(run, name), paths, run.sources[name]) for name, paths in mine.items()]
-    return [
+    blocks: list[PipelineStep] = [
         *readers,
         PageExtractor(run.extraction.remove_markdown, run.extraction.technical_marks),
-        ShardWriter(given.documents),
     ]
+    if run.language.model:
+        wanted = run.language.languages or None
+        blocks.append(LanguageFilter(run.language.model, run.language.threshold, languages=wanted))
+    blocks.append(ShardWriter(given.documents))
+    return [*blocks, UrlSignatures(str(given.out / "urls"), cast(Keep, run.urls.keep))] if run.urls.enabled else blocks
+
+
+def url_duplicates(given: Assignment) -> list[PipelineStep]:
+    """Which documents another one with their URL replaces."""
+    return [UrlDuplicates(str(given.folder / "extract/urls"), str(given.out / "listed"))]
+
+
+def filter(given: Assignment) -> list[PipelineStep]:
+    """What duplicates and rules leave."""
+    blocks: list[PipelineStep] = [_shard(given)]
+    if given.run.urls.enabled:
+        blocks.append(
+            DropListed(str(given.folder / "extract/urls"), str(given.folder / "url_duplicates/listed"), "same URL")
+        )
+    return [*blocks, ShardWriter(given.documents)]
 
 
 def reader(run: config.Curate, name: str) -> CountingReader:
@@ -71,7 +94,7 @@ class _Files(PipelineStep):
 
 def vocabulary(given: Assignment) -> list[PipelineStep]:
     """The tokenizer, if it is to be trained here."""
-    return [Vocabulary(given.shards(given.stage.needs[0]), given.run.tokenizer, given.out)]
+    return [Vocabulary(given.shards(given.stage.needs[0].partition("/")[0]), given.run.tokenizer, given.out)]
 
 
 def tokenize(given: Assignment) -> list[PipelineStep]:
@@ -90,5 +113,5 @@ def _shard(given: Assignment) -> ShardReader:
 
 
 BUILDERS: dict[str, Callable[[Assignment], list[PipelineStep]]] = {
-    builder.__name__: builder for builder in (extract, vocabulary, tokenize, tokens)
+    builder.__name__: builder for builder in (extract, url_duplicates, filter, vocabulary, tokenize, tokens)
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -99,6 +100,8 @@ class BlockMeter:
     documents: int = 0
     bytes: int = 0
     seconds: float = 0.0
+    languages: Counter[str] = field(default_factory=Counter)
+    lengths: Counter[int] = field(default_factory=Counter)  # documents by the binary logarithm of their bytes
 
     def behind(self, data: Iterable[Document]) -> Iterator[Document]:
         """The documents, counted. Seconds are those of the thread, whatever else the machine does."""
@@ -109,8 +112,11 @@ class BlockMeter:
             self.seconds += clock() - begun
             if document is None:
                 return
+            length = size(document.text)
             self.documents += 1
-            self.bytes += size(document.text)
+            self.bytes += length
+            self.lengths[length.bit_length()] += 1
+            self.languages[str(document.metadata.get("language") or "")] += 1
             yield document
 
 

@@ -1,6 +1,6 @@
 """The stages of curation in their order, as plain data that a run in processes and arrays of Slurm are made from.
 
-A stage works in tasks, each of which reads what names it here and leaves files of its own. A barrier stands between
+A stage works in tasks, each of which reads what is named here and leaves files of its own. A barrier stands between
 two stages where `needs` says so: all tasks of the first are done before one of the second begins.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llama31 import config
+
+GATHERED = 64  # shards of the corpus for each task of a stage that all others wait for
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,9 @@ class CurationStage:
         tasks: how many tasks; those that pass documents on have one per shard of the corpus.
         memory_gb: the most that a task takes, in 10^9 bytes.
         reads: the stage whose documents it reads, shard by shard; "" for the sources themselves.
-        needs: stages that have to be done whole, whose files it reads.
+        needs: folders, `STAGE/FOLDER`, of which it reads the files of all tasks; `shared` where each of its tasks reads
+            those of every so many-th task alone.
         keys: sections of the config that decide what it leaves.
-        passes_on: whether it leaves documents.
     """
 
     name: str
@@ -33,49 +35,49 @@ class CurationStage:
     reads: str | None = None
     needs: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
-    passes_on: bool = False
+    shared: bool = False
 
     @property
     def depends(self) -> tuple[str, ...]:
         """The stages before which it cannot begin."""
-        return tuple(dict.fromkeys([*([self.reads] if self.reads else []), *self.needs]))
+        before = [self.reads] if self.reads else []
+        return tuple(dict.fromkeys([*before, *(name.partition("/")[0] for name in self.needs)]))
 
 
 def stages(run: config.Curate, tasks: int) -> list[CurationStage]:
     """The stages that the keys switch on, for a corpus of as many shards."""
-    built = [
-        CurationStage(
-            "extract",
-            "archives and files to text",
-            tasks,
-            1.5,
-            reads="",
-            keys=("sources", "reading", "extraction"),
-            passes_on=True,
+    few = -(-tasks // GATHERED)
+    keys = ("sources", "reading", "extraction", "language", "urls")
+    built = [CurationStage("extract", "archives and files to text, its language", tasks, 1.5, reads="", keys=keys)]
+    listed: tuple[str, ...] = ()
+    if run.urls.enabled:
+        built.append(
+            CurationStage("url_duplicates", "pages of one URL", few, 2.0, needs=("extract/urls",), keys=("urls",))
         )
-    ]
-    last = built[-1].name
-    if run.tokens.enabled:
-        built += _tokens(run, tasks, last)
-    return built
+        listed = ("url_duplicates/listed",)
+    built.append(CurationStage("filter", "rules", tasks, 1.5, reads="extract", needs=listed, keys=("urls",)))
+    return [*built, *(_tokens(run, tasks, built[-1].name) if run.tokens.enabled else [])]
 
 
 def _tokens(run: config.Curate, tasks: int, last: str) -> list[CurationStage]:
-    before: tuple[str, ...] = ()
-    found = []
+    keys, built = ("tokenizer", "tokens"), []
     if run.tokenizer.kind == "bpe":
-        found.append(
-            CurationStage("vocabulary", "a BPE, where there is none", 1, 4.0, needs=(last,), keys=("tokenizer",))
-        )
-        before = ("vocabulary",)
-    keys = ("tokenizer", "tokens")
-    found.append(CurationStage("tokenize", "text to tokens", tasks, 1.5, reads=last, needs=before, keys=keys))
-    found.append(
+        needs = (f"{last}/documents",)
+        built.append(CurationStage("vocabulary", "a BPE, if there is none", 1, 4.0, needs=needs, keys=("tokenizer",)))
+    before = tuple(stage.name for stage in built)
+    built.append(CurationStage("tokenize", "text to tokens", tasks, 1.5, reads=last, needs=before, keys=keys))
+    built.append(
         CurationStage(
-            "tokens", "token files by class and language", run.tokens.parts, 1.5, needs=("tokenize",), keys=keys
+            "tokens",
+            "token files by class and language",
+            min(run.tokens.parts, tasks),
+            1.5,
+            needs=("tokenize",),
+            keys=keys,
+            shared=True,
         )
     )
-    return found
+    return built
 
 
 def named(stages: list[CurationStage], name: str) -> CurationStage:

@@ -8,6 +8,7 @@ import resource
 import secrets
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,15 +38,19 @@ class Outcome:
 def before(
     run: config.Curate, stage: CurationStage, rank: int, known: dict[str, CurationStage]
 ) -> list[dict[str, Any]]:
-    """The records of the tasks whose files a task reads. Raises RunError where one of them is not done."""
-    folder, wanted = Path(run.folder), [(name, n) for name in stage.needs for n in range(known[name].tasks)]
-    wanted += [(stage.reads, rank)] if stage.reads else []
+    """The records of the tasks whose files a task reads, without others. Raises RunError where one is not done."""
+    folder, wanted = Path(run.folder), [(f"{stage.reads}/documents", rank)] if stage.reads else []
+    for needed in stage.needs:
+        ranks = range(known[needed.partition("/")[0]].tasks)
+        wanted += [(needed, number) for number in (ranks[rank :: stage.tasks] if stage.shared else ranks)]
     records = []
-    for name, number in wanted:
+    for needed, number in wanted:
+        name, _, part = needed.partition("/")
         record = ledger.read(folder, name, number)
         if record is None:
             raise config.RunError(f"{stage.name}, task {rank}: task {number} of {name} is not done; run that first")
-        records.append(record)
+        left = [one for one in record["left"] if not part or one["path"].startswith(f"{part}/")]
+        records.append({"stage": name, "rank": number, "left": left})
     return records
 
 
@@ -122,18 +127,28 @@ def _published(staged: Path, folder: Path, record: dict[str, Any] | None) -> lis
     return moved
 
 
+def _names(pipeline: list[PipelineStep]) -> list[str]:
+    """Names of blocks, each once: "Shards", "Shards 2"."""
+    seen: Counter[str] = Counter()
+    found = []
+    for block in pipeline:
+        seen[str(block.name)] += 1
+        found.append(f"{block.name} {seen[str(block.name)]}" if seen[str(block.name)] > 1 else str(block.name))
+    return found
+
+
 class _Passage:
     """A pipeline at work, with a meter behind every block."""
 
     def __init__(self, run: config.Curate, pipeline: list[PipelineStep], staged: Path, rank: int, tasks: int) -> None:
         self.pipeline, self.rank, self.tasks = pipeline, rank, tasks
-        self.meters = [BlockMeter(str(block.name)) for block in pipeline]
-        self.removed: dict[int, RemovedDocuments] = {}
+        self.meters = [BlockMeter(name) for name in _names(pipeline)]
+        self.removed: dict[str, RemovedDocuments] = {}
         self.kept = Samples(run.report.samples, run.report.sample_chars)
-        for number, block in enumerate(pipeline):
+        for block, meter in zip(pipeline, self.meters):
             if isinstance(block, BaseFilter) and block.exclusion_writer is None:
-                self.removed[number] = RemovedDocuments(run.report.samples, run.report.sample_chars)
-                block.exclusion_writer = self.removed[number]
+                self.removed[meter.name] = RemovedDocuments(run.report.samples, run.report.sample_chars)
+                block.exclusion_writer = self.removed[meter.name]
 
     def drain(self) -> None:
         """Run it."""
@@ -153,14 +168,16 @@ class _Passage:
 
     def _blocks(self) -> Iterator[dict[str, Any]]:
         earlier = 0.0
-        for number, (block, meter) in enumerate(zip(self.pipeline, self.meters)):
-            reasons = self.removed[number].reasons if number in self.removed else {}
+        for block, meter in zip(self.pipeline, self.meters):
+            reasons = self.removed[meter.name].reasons if meter.name in self.removed else {}
             yield {
                 "name": meter.name,
                 "class": type(block).__name__,
                 "documents": meter.documents,
                 "bytes": meter.bytes,
                 "seconds": round(max(0.0, meter.seconds - earlier), 4),
+                "languages": dict(sorted(meter.languages.items())),
+                "lengths": {str(length): count for length, count in sorted(meter.lengths.items())},
                 "counts": counts(block),
                 "removed": {
                     reason: {"documents": one.documents, "bytes": one.bytes} for reason, one in sorted(reasons.items())
@@ -171,7 +188,7 @@ class _Passage:
     def samples(self) -> dict[str, Any]:
         """Texts to look at: kept ones, and removed ones by block and reason."""
         removed = {
-            str(number): {reason: one.samples.all() for reason, one in sorted(found.reasons.items())}
-            for number, found in self.removed.items()
+            name: {reason: one.samples.all() for reason, one in sorted(found.reasons.items())}
+            for name, found in self.removed.items()
         }
         return {"kept": self.kept.all(), "removed": removed}

@@ -1,0 +1,161 @@
+"""All tasks' records put together: what each block let through and removed, by reason, with texts to read.
+
+Tokens of what was removed are an estimate, and named so: by the bytes per token of the texts that were drawn of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from llama31.curate.outcome import sources
+from llama31.curate.running import folder as begun
+from llama31.curate.running import ledger
+from llama31.curate.running.meters import size
+from llama31.curate.running.stages import CurationStage
+from llama31.runs import files
+
+NAME = "report.json"
+# Of a block's own counts those that its meter has, or that say how its documents are long.
+PLAIN = ("total", "forwarded", "dropped", "doc_len", "doc_len_tokens", "documents", "input_files")
+LOST = ("empty", "unreadable")  # what is counted where a block is no filter
+LEFT_OUT = "left out: "
+
+Encode = Callable[[str], int]  # how many tokens a text has
+
+
+def summary(
+    folder: Path, name: str, known: list[CurationStage], samples: int, encode: Encode | None = None
+) -> dict[str, Any]:
+    """The whole report, as JSON can hold it. Stages that are not done are there without blocks."""
+    record = files.read_object(folder / begun.NAME) or {}
+    packed = next((sources.packed_sources(folder, stage) for stage in known if stage.name == "tokens"), {})
+    return {
+        "name": name,
+        "folder": str(folder),
+        "shards": record.get("tasks"),
+        "keys": {key: value for key, value in record.get("keys", {}).items() if not key.startswith("versions.")},
+        "versions": {k.removeprefix("versions."): v for k, v in record.get("keys", {}).items() if "versions." in k},
+        "inputs": record.get("inputs", {}),
+        "stages": [_stage(folder, stage, samples, encode) for stage in known],
+        "packed": {
+            source: {split: {k: one[split][k] for k in ("tokens", "documents")} for split in ("train", "heldout")}
+            for source, one in packed.items()
+        },
+    }
+
+
+def _stage(folder: Path, stage: CurationStage, samples: int, encode: Encode | None) -> dict[str, Any]:
+    records = [one for one in (ledger.read(folder, stage.name, rank) for rank in range(stage.tasks)) if one]
+    drawn = [files.read_object(folder / stage.name / "samples" / f"{one['rank']:05d}.json") or {} for one in records]
+    texts = _texts(drawn, samples)
+    return {
+        "name": stage.name,
+        "what": stage.what,
+        "tasks": stage.tasks,
+        "done": len(records),
+        "cpu_seconds": round(sum(one["cpu_seconds"] for one in records), 3),
+        "peak_bytes": max((one["peak_bytes"] for one in records), default=0),
+        "written_bytes": sum(left.bytes for one in records for left in ledger.left(one)),
+        "blocks": list(_blocks(records, texts["removed"], encode)),
+        "samples": texts,
+    }
+
+
+def _texts(drawn: list[dict[str, Any]], most: int) -> dict[str, Any]:
+    """Of the texts that tasks drew those with the smallest hashes."""
+    removed: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for one in drawn:
+        for block, reasons in one.get("removed", {}).items():
+            for reason, texts in reasons.items():
+                removed.setdefault(block, {}).setdefault(reason, []).extend(texts)
+    return {
+        "kept": _first([text for one in drawn for text in one.get("kept", [])], most),
+        "removed": {
+            block: {reason: _first(texts, most) for reason, texts in sorted(reasons.items())}
+            for block, reasons in removed.items()
+        },
+    }
+
+
+def _first(texts: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    return sorted(texts, key=lambda text: (text["drawn"], text["id"]))[:most]
+
+
+def _blocks(
+    records: list[dict[str, Any]], drawn: Mapping[str, Mapping[str, Any]], encode: Encode | None
+) -> Iterator[dict[str, Any]]:
+    """Every block once, in the order of the pipeline; readers of several sources stand before the others."""
+    together: dict[str, dict[str, Any]] = {}
+    for record in records:
+        before = (0, 0)
+        for block in record["blocks"]:
+            into = together.setdefault(block["name"], _empty(block))
+            into["documents_in"] += before[0]
+            into["bytes_in"] += before[1]
+            for key in ("documents", "bytes", "seconds"):
+                into[key] += block[key]
+            for key in ("languages", "lengths", "counts"):
+                _add(into[key], block[key])
+            for reason, one in block["removed"].items():
+                _add(into["removed"].setdefault(reason, {}), one)
+            before = (block["documents"], block["bytes"])
+    for block in sorted(together.values(), key=lambda one: not one["reads"]):
+        yield _finished(block, drawn.get(block["name"], {}), encode)
+
+
+def _empty(block: dict[str, Any]) -> dict[str, Any]:
+    numbers = {"documents_in": 0, "bytes_in": 0, "documents": 0, "bytes": 0, "seconds": 0.0}
+    reads = block["class"] == "_Files"
+    return {
+        "name": block["name"],
+        "reads": reads,
+        **numbers,
+        "languages": {},
+        "lengths": {},
+        "counts": {},
+        "removed": {},
+    }
+
+
+def _add(into: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for key, value in more.items():
+        into[key] = into.get(key, 0) + value
+
+
+def _finished(block: dict[str, Any], drawn: Mapping[str, Any], encode: Encode | None) -> dict[str, Any]:
+    counts = block["counts"]
+    if block["reads"]:  # behind those that read before it
+        block["documents"] -= block["documents_in"]
+        block["bytes"] -= block["bytes_in"]
+        block["documents_in"] = block["bytes_in"] = 0
+        lost = {key.removeprefix(LEFT_OUT): value for key, value in counts.items() if key.startswith(LEFT_OUT)}
+    else:
+        lost = {key: counts[key] for key in LOST if key in counts}
+    for reason, documents in sorted(lost.items()):
+        block["removed"].setdefault(reason, {"documents": int(documents), "bytes": None})
+    for reason, removed in block["removed"].items():
+        removed["tokens_estimated"] = _tokens(removed["bytes"], drawn.get(reason, []), encode)
+    shown = (*PLAIN, *LOST)
+    block["counts"] = {
+        key: value
+        for key, value in sorted(counts.items())
+        if key not in shown and not key.startswith(("dropped_", LEFT_OUT))
+    }
+    block["seconds"] = round(block["seconds"], 3)
+    return block
+
+
+def _tokens(removed: int | None, drawn: list[dict[str, Any]], encode: Encode | None) -> int | None:
+    texts = [text["text"] for text in drawn]
+    tokens = sum(map(encode, texts)) if encode is not None else 0
+    return round(removed * tokens / max(1, sum(map(size, texts)))) if removed is not None and tokens else None
+
+
+def write(folder: Path, content: dict[str, Any]) -> Path:
+    """Write report.json."""
+    path = folder / NAME
+    files.write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return path
