@@ -5,8 +5,9 @@ Example: python -m recipes.curate name=web sources.crawl.input=WARCS sources.cra
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llama31 import config
 from recipes import start
@@ -16,20 +17,54 @@ if TYPE_CHECKING:
 
 
 def main(run: config.Curate) -> None:
-    """Run what is not done of all stages, of one, or of one task. The same command goes on where it stopped."""
-    from llama31.curate.running import folder, local, stages, tasks
+    """Run, submit or print what is not done. The same command goes on where it stopped."""
+    from llama31.curate.running import folder, local, stages
 
-    if run.task is not None and run.stage is not None:
-        known = stages.stages(run, folder.opened(run))
-        stage = stages.named(known, run.stage)
-        outcome = tasks.execute(run, stage, run.task, {one.name: one for one in known})
-        print(f"{stage.name}, task {run.task}: {'done before' if outcome.was_done else 'done'}")
+    if run.stage is not None and (run.task is not None or run.stage == "report"):
+        alone(run, stages.stages(run, folder.joined(run)))
         return
     with local.alone(Path(run.folder)):
-        known = stages.stages(run, folder.opened(run))
+        begun = folder.opened(run)
+        known = stages.stages(run, begun.tasks)
+        if run.submit or run.dry_run:
+            submit(run, known, begun.inputs)
+            return
         local.execute(run, known, known if run.stage is None else [stages.named(known, run.stage)])
         if run.stage is None:
             finish(run, known)
+
+
+def alone(run: config.Curate, known: list[CurationStage]) -> None:
+    """Tasks of a stage, as an element of an array runs them, or the report, which comes after all of them."""
+    from llama31.curate.running import stages, tasks
+
+    if run.stage == "report":
+        finish(run, known)
+        return
+    stage = stages.named(known, str(run.stage))
+    for rank in range(run.task or 0, stage.tasks, run.stride or stage.tasks):
+        outcome = tasks.execute(run, stage, rank, {one.name: one for one in known})
+        rest = (
+            "done before" if outcome.was_done else f"done, {outcome.documents:,} documents in {outcome.seconds:.1f} s"
+        )
+        print(f"{stage.name}, task {rank}: {rest}", flush=True)
+
+
+def submit(run: config.Curate, known: list[CurationStage], inputs: dict[str, Any]) -> None:
+    """Print what is not done with its bill, and the commands of Slurm; submit them unless the run is dry."""
+    from llama31.curate.outcome import costs
+    from llama31.curate.running import tasks
+    from llama31.curate.running.stages import CurationStage
+    from llama31.slurm import arrays
+
+    missing = tasks.missing(run, known)
+    formats = {name: source.format for name, source in run.sources.items()}
+    print("\n".join(costs.table(known, missing, costs.input_bytes(inputs, formats))), flush=True)
+    if run.submit:
+        report = CurationStage("report", "the page", 1, 4.0, needs=tuple(stage.name for stage in known))
+        arrays.submit(
+            run, [*known, report], {**missing, "report": [0]}, sys.argv[1:], lambda text: print(text, flush=True)
+        )
 
 
 def finish(run: config.Curate, known: list[CurationStage]) -> None:

@@ -189,6 +189,7 @@ COMPOSERS = {
     "llama31/planner/proposals.py": {"Plan", "Simulate"},
     "llama31/post_train/": {"PostTrain"},
     "llama31/curate/running/": {"Curate"},
+    "llama31/slurm/arrays.py": {"Curate"},
 }
 
 

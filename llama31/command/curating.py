@@ -12,6 +12,7 @@ from pathlib import Path
 from llama31.config import Curate, Issue, PageSource
 from llama31.curate.running import stages
 
+REPORT = "report"  # no stage of its own: it puts together what the others recorded
 NAME = "letters, digits, _ and -"
 
 
@@ -57,11 +58,15 @@ def _tokens(run: Curate) -> Iterator[Issue]:
 def _stage(run: Curate) -> Iterator[Issue]:
     if run.task is not None and run.stage is None:
         yield Issue("task", run.task, "a task is one of a stage", "give stage=NAME too, or leave it out")
-    if run.stage is None:
+    if run.stride is not None and run.task is None:
+        yield Issue("stride", run.stride, "there is no task to count from", "give task=N too, or leave it out")
+    if run.submit and run.stage is not None:
+        yield Issue("stage", run.stage, "all stages are submitted", "leave it out, or give submit=false")
+    if run.stage in (None, REPORT):
         return
     known = {stage.name: stage for stage in stages.stages(run, run.tasks or 1_000_000)}
     if run.stage not in known:
-        yield Issue("stage", run.stage, "no such stage with these keys", f"give one of {', '.join(known)}")
+        yield Issue("stage", run.stage, "no such stage with these keys", f"give one of {', '.join([*known, REPORT])}")
     elif run.task is not None and run.task >= known[run.stage].tasks:
         reason = f"{run.stage} has {known[run.stage].tasks} tasks"
         yield Issue("task", run.task, reason, f"give at most {known[run.stage].tasks - 1}")

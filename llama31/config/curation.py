@@ -90,6 +90,22 @@ class CurationReport:
 
 
 @dataclass
+class CurationJobs:
+    """What is asked of Slurm: an array for each stage."""
+
+    array: int = key(
+        1000, "most elements of an array (Slurm's MaxArraySize less 1); each runs several tasks then", low=1
+    )
+    at_once: int | None = key(
+        None, "elements of an array that run at a time; null: as many as there is room for", low=1
+    )
+    partition: str | None = key(None, "partition; null: Slurm's default")
+    account: str | None = key(None, "account that pays; null: Slurm's default")
+    time: str | None = key(None, "time limit of an element as sbatch reads it; null: that of slurm/curate.sh")
+    options: str = key("", "further options of sbatch: 'job.options=--exclude=n3 --qos=high'")
+
+
+@dataclass
 class Curate:
     """Keys of `recipes.curate`: raw pages to token files."""
 
@@ -102,10 +118,13 @@ class Curate:
     workers: int | None = key(None, "processes on this machine; null: one per core, as far as memory goes", low=1)
     stage: str | None = key(None, "run this stage alone; dry_run=true lists them; null: all")
     task: int | None = key(None, "run this task of the stage alone, as a task of a Slurm array does", low=0)
+    stride: int | None = key(None, "and every so many-th after it, where an array has fewer elements than tasks", low=1)
     overwrite: bool = key(
         False, "take over a folder that was made with other keys: what they change is made again, the rest stays"
     )
-    dry_run: bool = key(False, "print the stages, their tasks and what is done of them, and run nothing")
+    submit: bool = key(False, "submit every stage to Slurm as an array, instead of running it here")
+    job: CurationJobs = field(default_factory=CurationJobs)
+    dry_run: bool = key(False, "print the stages, what is done of them and what the rest costs, and run nothing")
     reading: PageReading = field(default_factory=PageReading)
     extraction: Extraction = field(default_factory=Extraction)
     language: LanguageIdentification = field(default_factory=LanguageIdentification)

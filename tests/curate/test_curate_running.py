@@ -51,7 +51,7 @@ def composed(words: Sequence[str]) -> config.Curate:
 def run(words: Sequence[str]) -> tuple[config.Curate, list[CurationStage]]:
     """Everything in this process."""
     made = composed([*words, "workers=1"])
-    known = stages.stages(made, folder.opened(made))
+    known = stages.stages(made, folder.opened(made).tasks)
     local.execute(made, known, known)
     return made, known
 
@@ -136,7 +136,7 @@ def test_what_is_damaged_is_made_again_and_what_hangs_on_it_stays(
 def test_a_task_refuses_input_that_is_not_what_was_written(pages: Path, done: Path, tmp_path: Path) -> None:
     shutil.copytree(done, tmp_path, dirs_exist_ok=True)
     made = composed(words(pages, tmp_path, f"tokenizer.path={done}/bpe"))
-    known = {stage.name: stage for stage in stages.stages(made, folder.opened(made))}
+    known = {stage.name: stage for stage in stages.stages(made, folder.opened(made).tasks)}
     shard = tmp_path / "filter/documents/00001.jsonl.zst"
     shard.write_bytes(b"x" * shard.stat().st_size)
     ledger.manifest(tmp_path, "tokenize", 1).unlink()

@@ -9,12 +9,14 @@ STAGE/manifests           what each of its tasks left, with size and xxh64
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import heapq
 import importlib.metadata
 import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ from llama31.runs import files
 
 NAME = "curation.json"
 # What says where, how fast or how it is shown, and not what comes out.
-FREE = ("name", "folder", "workers", "stage", "task", "overwrite", "dry_run", "report", "tasks", "submit", "job")
+FREE = frozenset({"name", "folder", "workers", "stage", "task", "stride", "overwrite", "dry_run", "report", "tasks"})
+FREE |= {"submit", "job"}
 VERSIONS = ("datatrove", "resiliparse", "fastwarc", "faust-cchardet", "fasttext-numpy2-wheel", "tiktoken", "tokenizers")
 READERS: dict[str, Any] = {
     "warc": ArchiveReader,
@@ -58,42 +61,61 @@ def versions() -> dict[str, str]:
     return {f"versions.{name}": importlib.metadata.version(name) for name in VERSIONS}
 
 
-def opened(run: config.Curate) -> int:
-    """Begin the folder, or go on with it: the number of shards.
+@dataclass(frozen=True)
+class Begun:
+    """A folder that was begun: its number of shards, and of every source files, bytes and a hash of both."""
+
+    tasks: int
+    inputs: dict[str, Any]
+
+
+def opened(run: config.Curate) -> Begun:
+    """Begin the folder, or go on with it; a dry run writes nothing.
 
     Raises ValueError, naming the key, where it was made with other keys, versions or input files and `overwrite` does
     not allow it, and where a source has no files.
     """
     path = Path(run.folder) / NAME
     known, now = files.read_object(path), decisive(run) | versions()
-    tasks = run.tasks or (known or {}).get("tasks") or len(os.sched_getaffinity(0))
-    if known is not None:
+    tasks = int(run.tasks or (known or {}).get("tasks") or len(os.sched_getaffinity(0)))
+    if known is not None and not run.overwrite:
         refuse_others(run, known, now, tasks)
-    listed = _listed(run)
-    if known is None or known["inputs"] != _described(listed) or known["tasks"] != tasks:
-        if known is not None and not run.overwrite:
-            source = next((name for name in listed if known["inputs"].get(name) != _described(listed)[name]), "")
-            raise ValueError(
-                f"sources.{source}.input={run.sources[source].input}: its files are not those that {run.folder} was "
-                "begun with; give them back, overwrite=true to read them anew, or another folder"
-            )
+    listed = {name: _files(name, source) for name, source in run.sources.items()}
+    inputs = _described(listed)
+    if known is not None and not run.overwrite:
+        _refuse_other_files(run, known["inputs"], inputs)
+    order = [stage.name for stage in stages.stages(run, tasks)]
+    content = {"tasks": tasks, "keys": now, "stages": order, "inputs": inputs}
+    if not run.dry_run and content != known:
         _share(Path(run.folder) / "inputs", listed, tasks)
-    content = {
-        "tasks": tasks,
-        "keys": now,
-        "stages": [stage.name for stage in stages.stages(run, tasks)],
-        "inputs": _described(listed),
-    }
-    if content != known:
-        path.parent.mkdir(parents=True, exist_ok=True)
         files.write_whole(path, json.dumps(content, indent=1) + "\n")
-    return int(tasks)
+    return Begun(tasks, inputs)
+
+
+def _refuse_other_files(run: config.Curate, before: dict[str, Any], now: dict[str, Any]) -> None:
+    for name, source in run.sources.items():
+        if before.get(name) != now[name]:
+            raise ValueError(
+                f"sources.{name}.input={source.input}: its files are not those that {run.folder} was begun with; give "
+                "them back, overwrite=true to read them anew, or another folder"
+            )
+
+
+def joined(run: config.Curate) -> int:
+    """The number of shards of a folder that is begun, for one task of many: no files of the sources are listed.
+
+    Raises ValueError where it is not, or was begun with other keys.
+    """
+    known = files.read_object(Path(run.folder) / NAME)
+    if known is None:
+        raise ValueError(f"folder={run.folder}: {NAME} is not there; begin with submit=true, or without task=")
+    if not run.overwrite:
+        refuse_others(run, known, decisive(run) | versions(), run.tasks or known["tasks"])
+    return int(known["tasks"])
 
 
 def refuse_others(run: config.Curate, known: dict[str, Any], now: dict[str, Any], tasks: int) -> None:
-    """Raise ValueError where a folder was made with other keys than `now`, and `overwrite` is not given."""
-    if run.overwrite:
-        return
+    """Raise ValueError where a folder was made with other keys than `now`."""
     before = known["keys"]
     remedy = "or overwrite=true to make again what it changes, or another folder"
     for key in dict.fromkeys([*before, *now]):
@@ -120,11 +142,6 @@ def place(source: config.PageSource) -> tuple[DataFolder, list[str] | None]:
     return folder, None
 
 
-def _listed(run: config.Curate) -> dict[str, dict[str, int]]:
-    """Of every source its files with their sizes."""
-    return {name: _files(name, source) for name, source in run.sources.items()}
-
-
 def _files(name: str, source: config.PageSource) -> dict[str, int]:
     folder, only = place(source)
     pattern = source.files or READERS[source.format].glob
@@ -144,8 +161,6 @@ def _files(name: str, source: config.PageSource) -> dict[str, int]:
 
 
 def _described(listed: dict[str, dict[str, int]]) -> dict[str, Any]:
-    import hashlib
-
     return {
         name: {
             "files": len(found),

@@ -54,6 +54,28 @@ def before(
     return records
 
 
+def missing(run: config.Curate, known: list[CurationStage]) -> dict[str, list[int]]:
+    """Of every stage the tasks that have to run, as far as their records tell; files are looked at when they do."""
+    found: dict[str, list[int]] = {}
+    by_name = {stage.name: stage for stage in known}
+    for stage in known:
+        if any(found[name] for name in stage.depends):
+            found[stage.name] = list(range(stage.tasks))
+        else:
+            found[stage.name] = [rank for rank in range(stage.tasks) if not _is_recorded(run, stage, rank, by_name)]
+    return found
+
+
+def _is_recorded(run: config.Curate, stage: CurationStage, rank: int, known: dict[str, CurationStage]) -> bool:
+    folder = Path(run.folder)
+    record = ledger.read(folder, stage.name, rank)
+    if record is None:
+        return False
+    decisive = [*before(run, stage, rank, known), *_files(folder, stage, rank)]
+    there = all((folder / stage.name / one.path).is_file() for one in ledger.left(record))
+    return there and record["key"] == ledger.key(run, stage, rank, decisive)
+
+
 def execute(run: config.Curate, stage: CurationStage, rank: int, known: dict[str, CurationStage]) -> Outcome:
     """Run a task unless it is done, with the same keys and inputs, and its files are as they were written.
 
