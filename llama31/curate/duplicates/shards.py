@@ -106,17 +106,23 @@ class SeenDocuments:
         self.documents[name] = self.documents.get(name, 0) + 1
         self.digest.update(identity.to_bytes(8, "little"))
 
-    def save(self, folder: DataFolder, rank: int, tasks: int) -> None:
-        """The last file that a task of a first stage writes."""
-        content = {"documents": dict(sorted(self.documents.items())), "digest": self.digest.hexdigest()}
+    def add_all(self, documents: list[Document]) -> list[int]:
+        """Count several in; their identities."""
+        identities = [identity(document) for document in documents]
+        for document, number in zip(documents, identities):
+            self.add(document, number)
+        return identities
+
+    def save(self, folder: DataFolder, rank: int, tasks: int, **parameters: Any) -> None:
+        """The last file that a task of a first stage writes; with what later stages must know of it."""
+        content = {"documents": dict(sorted(self.documents.items())), "digest": self.digest.hexdigest(), **parameters}
         with whole(folder, name_of(rank, tasks, SEEN)) as file:
             file.write(json.dumps(content, ensure_ascii=True).encode())
 
     def check(self, folder: DataFolder, rank: int, tasks: int) -> None:
         """Raise ValueError where a first stage with as many tasks saw other documents."""
         then = load_seen(folder, rank, tasks)
-        now = {"documents": dict(sorted(self.documents.items())), "digest": self.digest.hexdigest()}
-        if then != now:
+        if (then["documents"], then["digest"]) != (self.documents, self.digest.hexdigest()):
             raise ValueError(
                 f"task {rank} of {tasks} read {self.total} documents, which are not the "
                 f"{sum(then['documents'].values())} of {folder.path}; "
@@ -133,8 +139,8 @@ def load_seen(folder: DataFolder, rank: int, tasks: int) -> dict[str, Any]:
 
 
 def write_sections(folder: DataFolder, name: str, tasks: int, sources: npt.NDArray[np.int64], records: Records) -> None:
-    """Numbers by the task that they are for: where each section starts, in numbers, then all of them, sorted."""
-    order = np.lexsort((records, sources))
+    """Records by the task that they are for: where each section starts, in records, then all of them in their order."""
+    order = np.argsort(sources, kind="stable")
     starts = np.searchsorted(sources[order], np.arange(tasks + 1)).astype("<i8")
     with whole(folder, name) as file:
         file.write(starts.tobytes())

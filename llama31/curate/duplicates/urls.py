@@ -26,7 +26,7 @@ from datatrove.utils.typeshelper import StatHints
 
 from llama31.curate.duplicates import merging, preference, shards
 from llama31.curate.duplicates.preference import Keep
-from llama31.curate.duplicates.removal import LISTED, PLACE
+from llama31.curate.duplicates.removal import LISTED, write_listed
 
 URLS = ".urls"
 URL = np.dtype([("key", "<u8"), ("preference", "<u8"), ("identity", "<u8"), ("document", "<u4")])
@@ -176,8 +176,6 @@ class UrlDuplicates(PipelineStep):
         with self.track_time():
             found = list(self._losers(rank, world_size, names))
             places = np.concatenate([np.zeros(0, np.int64), *(place for place, _ in found)])
-            listed = np.concatenate([np.zeros(0, PLACE), *(document for _, document in found)])
-            shards.write_sections(
-                self.output_folder, shards.name_of(rank, world_size, LISTED), tasks, places, listed.astype(PLACE)
-            )
+            listed = np.concatenate([np.zeros(0, np.uint32), *(document for _, document in found)])
+            write_listed(self.output_folder, shards.name_of(rank, world_size, LISTED), tasks, places, listed)
             self.stat_update("listed", value=len(listed))
