@@ -66,7 +66,7 @@ MAINS = "".join(path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("r
 ROOTS = {"Training", *re.findall(r"^def main\(run: config\.(\w+)", MAINS, re.MULTILINE)}
 # The benchmark runs the peers it compares with, each in its own process.
 EXEMPT = ("benchmarks/peers.py", "benchmarks/post_training.py", "benchmarks/gpu/trainers.py", "benchmarks/gpu/micro.py")
-EXEMPT += ("benchmarks/curate_extract.py",)
+EXEMPT += ("benchmarks/curate_extract.py", "benchmarks/curate_duplicates.py")
 
 
 def name_of(path: Path) -> str:
