@@ -1,4 +1,5 @@
 # make demo    train, evaluate, export and sample a small Llama 3.1 on text that this machine has
+# make curate-demo    pages of Debian's documentation to token files, a report on them, and three steps of training
 # make check   linters, types and the tests that need no torch
 # make test    everything
 # make outdated    what the package index has beyond the pins
@@ -29,11 +30,11 @@ export TOKENIZERS_PARALLELISM ?= false
 # Megatron-Core says at every start, many times over, that there is no Transformer Engine on a CPU.
 export PYTHONWARNINGS ?= ignore
 
-.PHONY: help demo demo-short check lint test outdated clean anew
+.PHONY: help demo demo-short curate-demo check lint test outdated clean anew
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
 
 # The commands that a user would type. Each is a no-op, or nearly, when its result is there already.
 demo: data/demo/docs/packed.json
@@ -51,6 +52,20 @@ data/demo/docs/packed.json: | $(VENV)/.runtime
 # The same at a tenth of its steps.
 demo-short:
 	$(MAKE) demo RUN=demo-short DEMO_ARGS='schedule.total_tokens=40_960 schedule.warmup_tokens=12_288'
+
+# Pages of Debian's documentation, fetched and unpacked and not installed, to token files and three steps on them.
+PAGES := $(addprefix data/curate_demo/,libreoffice-help-en-us libreoffice-help-de python-sympy-doc)
+curate-demo: $(PAGES) | $(VENV)/.curate
+	$(BIN)/python -m recipes.curate --config-name curate_demo
+	$(BIN)/python -m recipes.pretrain --config-name demo --config-dir curated/curate_demo/conf name=curate-demo \
+	    data=curate_demo tokenizer.path=curated/curate_demo/tokenizer validation.tokens=4096 stop_after_steps=3
+	@echo "what was removed and why, with texts to read: curated/curate_demo/report.html"
+
+# As root apt fetches as another user, who may not write here.
+data/curate_demo/%:
+	@mkdir -p $(@D)/.$*
+	cd $(@D)/.$* && apt-get -o APT::Sandbox::User=root download $* && dpkg-deb -x $*_*.deb unpacked
+	mv $(@D)/.$*/unpacked $@ && rm -r $(@D)/.$*
 
 check: WORKERS := 4 # these tests wait for processes more than they compute
 check: lint
@@ -81,6 +96,10 @@ $(BIN)/python: $(if $(STALE),anew)
 $(VENV)/.runtime: requirements.txt pyproject.toml $(if $(STALE),$(BIN)/python) | $(BIN)/python
 	$(BIN)/pip install --quiet -r requirements.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.curate: requirements-curate.txt $(VENV)/.runtime
+	$(BIN)/pip install --quiet -r requirements-curate.txt
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.txt requirements-curate.txt $(VENV)/.runtime

@@ -67,6 +67,50 @@ class UrlDeduplication:
 
 
 @dataclass
+class GopherRepetition:
+    """Documents that repeat themselves (Rae et al. 2021, table A1; the report names the duplicate n-gram coverage)."""
+
+    enabled: bool = key(True, "remove documents that repeat lines, paragraphs and n-grams")
+    prose_only: bool = key(True, "leave pages of code and mathematics alone (the report has rules of their own)")
+    lines: float | None = key(0.3, "share of lines that stood before; null: no limit", low=0, high=1)
+    paragraphs: float | None = key(0.3, "the same of paragraphs", low=0, high=1)
+    line_characters: float | None = key(0.2, "share of characters in lines that stood before", low=0, high=1)
+    paragraph_characters: float | None = key(0.2, "the same of paragraphs", low=0, high=1)
+
+
+@dataclass
+class GopherQuality:
+    """Documents that are no prose (Rae et al. 2021, appendix A1.1); other languages differ by curate/heuristics."""
+
+    enabled: bool = key(True, "remove documents that break a rule")
+    prose_only: bool = key(True, "leave pages of code and mathematics alone (the report has rules of their own)")
+    min_words: int | None = key(50, "fewest words; null: no limit", low=0)
+    max_words: int | None = key(100_000, "most words", low=1)
+    min_mean_length: float | None = key(3, "shortest mean length of words", low=0)
+    max_mean_length: float | None = key(10, "longest mean length of words", low=0)
+    max_symbols: float | None = key(0.1, "most # and ellipses per word", low=0)
+    max_bullets: float | None = key(0.9, "largest share of lines that begin with a bullet", low=0, high=1)
+    max_ellipses: float | None = key(0.3, "largest share of lines that end with an ellipsis", low=0, high=1)
+    min_alphabetic: float | None = key(0.8, "least share of words with a letter", low=0, high=1)
+    min_stop_words: int | None = key(2, "fewest stop words of the language", low=0)
+
+
+@dataclass
+class C4Lines:
+    """Lines that are no prose (Raffel et al. 2020, section 2.2). Pages of code and mathematics stay as they are."""
+
+    enabled: bool = key(True, "remove such lines, and documents of which too little is left")
+    min_sentences: int | None = key(5, "fewest sentences of what is left; null: no limit", low=0)
+    min_words: int | None = key(3, "fewest words of a line", low=0)
+    max_word_length: int | None = key(1000, "longest word of a line, in characters", low=1)
+    remove_citations: bool = key(True, "cut marks such as [1] and [edit] out of lines")
+    lorem_ipsum: bool = key(True, "remove documents with lorem ipsum")
+    javascript: bool = key(True, "remove lines that speak of JavaScript")
+    curly_bracket: bool = key(True, "remove documents with a curly bracket")
+    policy: bool = key(True, "remove lines about cookies and policies")
+
+
+@dataclass
 class TokenFiles:
     """Text to the .bin/.idx that pre-training reads, one packed source per class and language."""
 
@@ -113,7 +157,7 @@ class Curate:
     folder: str = key("curated/${name}", "folder of all that is made; the same command goes on where it stopped")
     sources: dict[str, PageSource] = key({}, "sources keyed by name: sources.web.input=FOLDER sources.web.format=warc")
     tasks: int | None = key(
-        None, "shards of the corpus; null: those of the folder, or at first one per core", low=1, high=1_000_000
+        None, "shards of the corpus; null: those of the folder, or at first four per core", low=1, high=1_000_000
     )
     workers: int | None = key(None, "processes on this machine; null: one per core, as far as memory goes", low=1)
     stage: str | None = key(None, "run this stage alone; dry_run=true lists them; null: all")
@@ -129,6 +173,9 @@ class Curate:
     extraction: Extraction = field(default_factory=Extraction)
     language: LanguageIdentification = field(default_factory=LanguageIdentification)
     urls: UrlDeduplication = field(default_factory=UrlDeduplication)
+    repetition: GopherRepetition = field(default_factory=GopherRepetition)
+    quality: GopherQuality = field(default_factory=GopherQuality)
+    c4: C4Lines = field(default_factory=C4Lines)
     tokens: TokenFiles = field(default_factory=TokenFiles)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     report: CurationReport = field(default_factory=CurationReport)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from llama31.curate.outcome import sources
+from llama31.curate.passage.meters import size
 from llama31.curate.running import folder as begun
 from llama31.curate.running import ledger
-from llama31.curate.running.meters import size
 from llama31.curate.running.stages import CurationStage
 from llama31.runs import files
 

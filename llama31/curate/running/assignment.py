@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from llama31 import config
+from llama31.curate.passage.shards import SUFFIX
 from llama31.curate.running import ledger
-from llama31.curate.running.shards import SUFFIX
 from llama31.curate.running.stages import CurationStage
 
 

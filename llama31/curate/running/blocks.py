@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-from datatrove.data import DocumentsPipeline
+from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from llama31 import config
 from llama31.curate.duplicates.preference import Keep
 from llama31.curate.duplicates.removal import DropListed
 from llama31.curate.duplicates.urls import UrlDuplicates, UrlSignatures
 from llama31.curate.extraction.page import PageExtractor
+from llama31.curate.heuristics.c4 import LineFilter, LineLimits
+from llama31.curate.heuristics.quality import QualityFilter, QualityLimits
+from llama31.curate.heuristics.repetition import RepetitionFilter, RepetitionLimits
+from llama31.curate.packing.tokenized import PackedSources, TokenShards, Vocabulary
+from llama31.curate.passage.shards import ShardReader, ShardWriter
 from llama31.curate.reading.documents import CountingReader
 from llama31.curate.running import folder
 from llama31.curate.running.assignment import Assignment
-from llama31.curate.running.shards import ShardReader, ShardWriter
-from llama31.curate.running.tokenized import PackedSources, TokenShards, Vocabulary
 from llama31.curate.scoring.language import LanguageFilter
 
 RECORDS = ("text_key", "id_key", "url_key", "date_key", "language_key")
@@ -57,7 +61,44 @@ def filter(given: Assignment) -> list[PipelineStep]:
         blocks.append(
             DropListed(str(given.folder / "extract/urls"), str(given.folder / "url_duplicates/listed"), "same URL")
         )
-    return [*blocks, ShardWriter(given.documents)]
+    return [*blocks, *_rules(given.run), ShardWriter(given.documents)]
+
+
+def _rules(run: config.Curate) -> list[PipelineStep]:
+    """Heuristics, the cheapest and most general first."""
+    blocks: list[PipelineStep] = []
+    if run.repetition.enabled:
+        repetition = ProseRepetition if run.repetition.prose_only else RepetitionFilter
+        blocks.append(repetition(RepetitionLimits(**_limits(run.repetition))))
+    if run.quality.enabled:
+        quality = ProseQuality if run.quality.prose_only else QualityFilter
+        blocks.append(quality(QualityLimits(**_limits(run.quality))))
+    if run.c4.enabled:
+        blocks.append(LineFilter(LineLimits(**_limits(run.c4))))
+    return blocks
+
+
+def _limits(section: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(section).items() if name not in ("enabled", "prose_only")}
+
+
+class _ProseAlone(BaseFilter):
+    """Leaves documents alone that took the path of code and mathematics, and counts them as `technical`."""
+
+    def filter(self, document: Document) -> bool | tuple[bool, str]:
+        """What the rule says, of prose."""
+        if document.metadata.get("extraction") == "technical":
+            self.stat_update("technical")
+            return True
+        return super().filter(document)  # type: ignore[safe-super]
+
+
+class ProseRepetition(_ProseAlone, RepetitionFilter):
+    """Rules on repetition for prose."""
+
+
+class ProseQuality(_ProseAlone, QualityFilter):
+    """Rules on quality for prose."""
 
 
 def reader(run: config.Curate, name: str) -> CountingReader:

@@ -77,7 +77,7 @@ def opened(run: config.Curate) -> Begun:
     """
     path = Path(run.folder) / NAME
     known, now = files.read_object(path), decisive(run) | versions()
-    tasks = int(run.tasks or (known or {}).get("tasks") or len(os.sched_getaffinity(0)))
+    tasks = int(run.tasks or (known or {}).get("tasks") or 4 * len(os.sched_getaffinity(0)))
     if known is not None and not run.overwrite:
         refuse_others(run, known, now, tasks)
     listed = {name: _files(name, source) for name, source in run.sources.items()}

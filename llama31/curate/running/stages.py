@@ -55,7 +55,10 @@ def stages(run: config.Curate, tasks: int) -> list[CurationStage]:
             CurationStage("url_duplicates", "pages of one URL", few, 2.0, needs=("extract/urls",), keys=("urls",))
         )
         listed = ("url_duplicates/listed",)
-    built.append(CurationStage("filter", "rules", tasks, 1.5, reads="extract", needs=listed, keys=("urls",)))
+    rules = ("urls", "repetition", "quality", "c4")
+    built.append(
+        CurationStage("filter", "duplicates by URL, heuristics", tasks, 1.5, reads="extract", needs=listed, keys=rules)
+    )
     return [*built, *(_tokens(run, tasks, built[-1].name) if run.tokens.enabled else [])]
 
 

@@ -19,9 +19,9 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.utils.logging import logger
 
 from llama31 import config
+from llama31.curate.passage.meters import BlockMeter, RemovedDocuments, Samples, counts
 from llama31.curate.running import blocks, ledger
 from llama31.curate.running.assignment import Assignment
-from llama31.curate.running.meters import BlockMeter, RemovedDocuments, Samples, counts
 from llama31.curate.running.stages import CurationStage
 from llama31.runs import files
 

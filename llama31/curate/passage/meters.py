@@ -17,7 +17,7 @@ import xxhash
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from llama31.curate.running.shards import line
+from llama31.curate.passage.shards import line
 
 MOST_REASONS = 500  # of one block and task; what comes beyond is counted together
 UNKNOWN = "without a reason"

@@ -20,8 +20,8 @@ from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
 from llama31 import config
-from llama31.curate.running.meters import size
-from llama31.curate.running.shards import ShardReader
+from llama31.curate.passage.meters import size
+from llama31.curate.passage.shards import ShardReader
 from llama31.tokens import pack, packed, tokenizers
 from llama31.tokens.indexed import SUFFIXES, IndexedWriter, dtype_for
 from llama31.tokens.packed import Packed, Split
@@ -71,8 +71,8 @@ class TokenShards(PipelineStep):
         self.folder, self.settings = folder, settings
         self.vocabulary = tokenizers.load(tokenizer)
         self.dtype = dtype_for(self.vocabulary.vocab_size)
-        self.head = [self.vocabulary.bos_id] if settings.bos else []
-        self.tail = [self.vocabulary.eos_id] if settings.eos else []
+        self.head = np.array([self.vocabulary.bos_id] if settings.bos else [], self.dtype)
+        self.tail = np.array([self.vocabulary.eos_id] if settings.eos else [], self.dtype)
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         """The documents, with `token_count` in their metadata."""
@@ -92,14 +92,18 @@ class TokenShards(PipelineStep):
                 one.flush()
 
     def _add(self, target: _Open, text: str) -> int:
-        ids = [*self.head, *self.vocabulary.encode(text), *self.tail]
-        target.tokens.append(np.array(ids, self.dtype))
-        target.lengths.append(len(ids))
+        if isinstance(self.vocabulary, tokenizers.ByteLevelTokenizer):
+            ids: NDArray[Any] = self.vocabulary.encode_array(text)
+        else:
+            ids = np.array(self.vocabulary.encode(text), self.dtype)
+        target.tokens += [self.head, ids.astype(self.dtype), self.tail]
+        length = len(self.head) + len(ids) + len(self.tail)
+        target.lengths.append(length)
         target.keys.append(pack.heldout_key(text, self.settings.seed))
-        target.waiting += len(ids)
+        target.waiting += length
         if target.waiting >= BUFFER:
             target.flush()
-        return len(ids)
+        return length
 
 
 @dataclass(frozen=True)
