@@ -45,6 +45,17 @@ def connect(settings: config.Server, tokenizer: Tokenizer, stops: Mapping[str, i
     After a wait, those that came up do the work of the others, which is told. Raises ValueError, and RunError where
     none came up, or one that should have been there at once did not.
     """
+    servers = awaited(settings, tokenizer, stops)
+    for server in servers:
+        probe(server, example)
+    return servers
+
+
+def awaited(settings: config.Server, tokenizer: Tokenizer, stops: Mapping[str, int]) -> list[Server]:
+    """All servers of `settings` that are up, each once, not probed; see `connect` for the wait and for what it raises.
+
+    `stops` are the names and ids of the tokens that end an answer.
+    """
     servers = list(
         {one.url: one for one in (Server(url, settings, tokenizer, stops) for url in settings.urls)}.values()
     )
@@ -65,10 +76,7 @@ def connect(settings: config.Server, tokenizer: Tokenizer, stops: Mapping[str, i
                 break
             raise config.RunError(f"no answer{waited} from {reasons}; start it, or give server.wait_s time")
         time.sleep(min(1.0, max(0.05, until - time.monotonic())))
-    servers = list({server.url: server for server in servers}.values())  # two of which one was mended may be the same
-    for server in servers:
-        probe(server, example)
-    return servers
+    return list({server.url: server for server in servers}.values())  # two of which one was mended may be the same
 
 
 def probe(server: Server, example: Request) -> Capabilities:
@@ -221,7 +229,7 @@ def _unusable(server: Server, error: Exception) -> ValueError:
     return ValueError(f"server.urls={server.url}: the first requests fail: {error}; look at its log")
 
 
-def _models(server: Server) -> tuple[list[str], list[str]]:
+def models(server: Server) -> tuple[list[str], list[str]]:
     """Names to ask for, in this order ("": none, so that the server takes its own), and those that it lists.
 
     The list decides nothing: transformers lists its cache instead of what it serves.
@@ -247,10 +255,10 @@ def _request_format(server: Server, example: Request) -> Capabilities:
     Ids are what they are, so whoever takes them need not tell what it read. Text has to be counted. A chat server's
     template may say more, such as a date: who asks for server.api=chat has chosen that, and is told.
     """
-    models, listed = _models(server)
+    candidates, listed = models(server)
     forms = ("chat",) if server.settings.api == "chat" else PROMPT_FORMATS
     trusted, refusals = None, []
-    for model, form, stops in itertools.product(models, forms, STOPS):
+    for model, form, stops in itertools.product(candidates, forms, STOPS):
         capabilities = Capabilities(server.url, model, form, stops, checked=False)
         try:
             given = server.post_waiting(capabilities.endpoint, server.body(example, capabilities))

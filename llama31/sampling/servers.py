@@ -30,6 +30,7 @@ METADATA_TIMEOUT_S = 10.0  # for what a server knows without its model
 HEALTH_TIMEOUT_S = 60.0  # the same, of a server that may be hard at work
 PROMPT_FORMATS = ("ids", "text", "text_with_bos")
 STOPS = ("stop_token_ids", "generation_config", "stop")
+TEMPLATE = "template"  # of a chat model: as its own template ends, of which it need not be told
 BUSY = (425, 429, 503)
 UNAUTHORIZED = 401  # it wants a key
 NO_ANSWER = (408, 502, 504)  # a proxy before the server says so: the server says nothing
@@ -81,7 +82,7 @@ class Capabilities:
     url: str
     model: str
     form: str  # how it takes a prompt: one of PROMPT_FORMATS, or chat
-    stops: str  # how it learns where to stop: one of STOPS
+    stops: str  # how it learns where to stop: one of STOPS, or TEMPLATE
     checked: bool  # whether it tells how many tokens it reads, and these are the prompt's
     extra: int = 0  # tokens that its own template read beyond the prompt's, of the prompt that it was tried with
     keeps: bool = False  # whether it takes the wish that <|python_tag|> be kept in its text
@@ -190,6 +191,8 @@ class Server:
         if capabilities.keeps:
             body["skip_special_tokens"] = False
         body |= capabilities.neutral
+        if capabilities.stops == TEMPLATE:
+            return body
         ids = sorted(self.stops.values())
         if capabilities.stops == "stop_token_ids":
             body["stop_token_ids"] = ids

@@ -3,5 +3,6 @@
 Imports: datatrove, fastText; sampling and runs (labels from a chat model), tokens; words; torch and transformers once
 an encoder is trained or applied.
 Offers: fasttext_model (train, load and ask one; model_file: whether it is whole), language and codes, quality (fastText
-scores and classes).
+scores); criteria and labels (of a chat model), training of an encoder on them, encoder (its scores); knowledge (classes
+by either), calibration, ranking (the best of each language).
 """
