@@ -92,6 +92,7 @@ def test_a_scorer_learns_and_is_calibrated(graded: Path) -> None:
 def test_classes_are_told_apart(classes: Path, pages: list[tuple[str, str, str]]) -> None:
     described = json.loads((classes / "scorer.json").read_text())
     assert described["accuracy"] > 0.85 and 0.05 < described["temperature"] < 20
+    assert RobertaConfig.from_pretrained(classes).id2label == {0: "german", 1: "french", 2: "other"}
     german = next(text for code, _, text in pages if code == "de")
     block = knowledge.KnowledgeLabeller(str(classes), settings={"max_tokens": 64})
     given = [Document(german, "a"), Document("", "b"), Document("\ud800 \0", "c")]
@@ -192,8 +193,22 @@ def test_batches_hold_everything_once_within_their_budget() -> None:
         for batch, behind in zip(cut, [*cut[1:], None]):
             longest = max(lengths[place] for place in batch)
             assert len(batch) * longest <= budget or len(batch) == 1
-            if behind is not None:  # no room was left, and what comes is no longer
-                assert (len(batch) + 1) * longest > budget and max(lengths[i] for i in behind) <= longest
+            assert min(lengths[place] for place in batch) >= 0.8 * longest
+            if behind is not None:  # no room was left, or what comes is much shorter
+                longest_behind = max(lengths[place] for place in behind)
+                assert (len(batch) + 1) * longest > budget or longest_behind < 0.8 * longest
+                assert longest_behind <= longest
+
+
+def test_windows_are_runs_of_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [
+        Document("x" * 10, f"d{i}", metadata={"file_path": path} if path else {}) for i, path in enumerate("aaabbb")
+    ]
+    cut = [[one.id for one in window] for window in encoder.windows(given, 2)]
+    assert cut == [["d0", "d1"], ["d2"], ["d3", "d4"], ["d5"]]
+    monkeypatch.setattr(encoder, "WINDOW_CHARACTERS", 15)
+    assert [len(window) for window in encoder.windows(given, 100)] == [2, 1, 2, 1]
+    assert [*encoder.windows([], 5)] == []
 
 
 def test_an_epoch_visits_everything_once_in_an_order_of_its_own() -> None:

@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 from datatrove.data import Document
 
-from llama31.curate.scoring import codes, fasttext_model, language, model_file, quality
-from llama31.curate.scoring.fasttext_model import FastText, FastTextSettings
+from llama31.curate.fast_text import model as fasttext_model
+from llama31.curate.fast_text import whole
+from llama31.curate.fast_text.model import FastText, FastTextSettings
+from llama31.curate.scoring import codes, language, quality
 from tests.curate import debian, multilingual
 
 QUICK = FastTextSettings(dimension=8, buckets=2000, epochs=20)
@@ -202,13 +204,13 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
 
 def test_half_a_model_is_no_model(model: Path, tmp_path: Path) -> None:
     """The library loads most of these, and dies of some."""
-    whole, cut = model.read_bytes(), tmp_path / "cut.bin"
-    model_file.check(model)
-    for size in (0, 3, 8, 10, 60, 90, 200, 5000, len(whole) // 2, len(whole) - 1):
-        cut.write_bytes(whole[:size])
+    complete, cut = model.read_bytes(), tmp_path / "cut.bin"
+    whole.check(model)
+    for size in (0, 3, 8, 10, 60, 90, 200, 5000, len(complete) // 2, len(complete) - 1):
+        cut.write_bytes(complete[:size])
         with pytest.raises(ValueError, match=r"model=.*cut\.bin: "):
             FastText(cut)
-    cut.write_bytes(whole + b"x")
+    cut.write_bytes(complete + b"x")
     with pytest.raises(ValueError, match="its head says"):
         FastText(cut)
     cut.write_bytes(b"no model at all " * 100)
@@ -225,11 +227,11 @@ def test_quantised_models_are_whole_too(settings: dict[str, Any], tmp_path: Path
     small = fasttext.load_model(str(tmp_path / "m.bin"))
     small.quantize(**settings)
     small.save_model(str(tmp_path / "m.ftz"))
-    model_file.check(tmp_path / "m.ftz")
+    whole.check(tmp_path / "m.ftz")
     data = (tmp_path / "m.ftz").read_bytes()
     (tmp_path / "m.ftz").write_bytes(data[:-1])
     with pytest.raises(ValueError, match="its head says"):
-        model_file.check(tmp_path / "m.ftz")
+        whole.check(tmp_path / "m.ftz")
 
 
 def test_a_record_belongs_to_its_model(model: Path, tmp_path: Path) -> None:

@@ -73,6 +73,9 @@ def test_what_a_killed_run_has_is_kept_and_the_rest_is_asked_for(tmp_path: Path)
     assert summary["documents"] == 14 and sum(summary["labels"].values()) == 14
     again = Grader()
     assert collected(tmp_path, again, documents(14)) == summary and not again.asked
+    odd = Document("another number 7, with some text", "\ud800")
+    summary = collected(tmp_path, again, [odd])
+    assert summary["documents"] == 15 == len(labels.read(tmp_path)[0]) and len(again.asked) == 2
 
 
 def test_answers_without_a_label_are_counted_and_too_many_end_it(tmp_path: Path) -> None:
@@ -104,7 +107,7 @@ def test_what_was_refused_is_asked_for_again(tmp_path: Path) -> None:
 
 def test_a_folder_holds_answers_to_one_question(tmp_path: Path) -> None:
     collected(tmp_path, Grader(), documents(2))
-    with pytest.raises(ValueError, match="answers to another question, general with 6000"):
+    with pytest.raises(ValueError, match="answers to another question, general with 3000"):
         collected(tmp_path, Grader(), documents(2), characters=100)
     with serving(Grader()) as url, pytest.raises(ValueError, match="give another folder"):
         labels.collect(tmp_path, documents(2), CODE, replace(SERVER, urls=[url]))

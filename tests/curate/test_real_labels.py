@@ -27,7 +27,6 @@ ABOUT = Criteria(
 )
 TEXTS = [
     "Boil the potatoes in salted water, mash them with butter and milk, and serve them hot with a roast.",
-    "The compiler reads the source file, builds a syntax tree and writes machine code for the processor.",
 ]
 
 
@@ -42,7 +41,6 @@ def test_a_real_model_labels_documents(tmp_path: Path) -> None:
     with serving(model, port, tmp_path / "log"):
         summary = labels.collect(tmp_path / "labels", given, ABOUT, server, max_new_tokens=10)
     lines = labels.read_lines(tmp_path / "labels/labels.jsonl")
-    assert summary["documents"] == len(lines) == 2 and all(line["answer"].strip() for line in lines)
+    assert summary["documents"] == len(lines) == 1 and all(line["answer"].strip() for line in lines)
     assert {line["finish"] for line in lines} <= {"stop", "length"} and "refused" not in summary["labels"]
-    print(lines)
     assert all(line["label"] in ("cooking", "computers", None) for line in lines)

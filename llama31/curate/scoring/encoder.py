@@ -8,6 +8,7 @@ torch and transformers are imported when the first document comes.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,18 +26,22 @@ from llama31.curate.scoring import calibration
 SCORER = "scorer.json"
 MAX_TOKENS = 512
 BATCH_TOKENS = 16_384
+LEAST_FILLED = 0.8
+WINDOW_CHARACTERS = 50_000_000
 CHARACTERS_PER_TOKEN = 16  # beyond so many the rest of a text is not even tokenised
 
 
 def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Places of texts with these lengths, the longest first, in batches that hold `budget` tokens with their padding.
 
-    A text that is longer alone has a batch of its own. Each place stands in one batch.
+    A text that is longer alone has a batch of its own, and one of less than `LEAST_FILLED` of a batch's longest begins
+    the next, so that few tokens are padding where documents are few as well. Each place stands in one batch.
     """
     order = sorted(range(len(lengths)), key=lambda place: (-lengths[place], place))
     result: list[list[int]] = []
     for place in order:
-        if result and (len(result[-1]) + 1) * lengths[result[-1][0]] <= budget:
+        longest = lengths[result[-1][0]] if result else 0
+        if result and (len(result[-1]) + 1) * longest <= budget and lengths[place] >= LEAST_FILLED * longest:
             result[-1].append(place)
         else:
             result.append([place])
@@ -44,18 +49,20 @@ def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def windows(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
-    """Runs of at most `size` documents of one file, as datatrove's readers name it (`file_path`).
+    """Runs of at most `size` documents, and of some 50 million characters, of one file (`file_path` of its readers).
 
     What is computed together depends on the file alone, not on how files are shared among tasks: the last bits of a
     score depend on the batch, and a rerun on other tasks has to give the same bytes.
     """
     window: list[Document] = []
+    characters = 0
     for document in documents:
-        path = document.metadata.get("file_path")
-        if window and (len(window) == size or window[0].metadata.get("file_path") != path):
+        full = len(window) == size or characters >= WINDOW_CHARACTERS
+        if window and (full or window[0].metadata.get("file_path") != document.metadata.get("file_path")):
             yield window
-            window = []
+            window, characters = [], 0
         window.append(document)
+        characters += len(document.text)
     if window:
         yield window
 
@@ -81,6 +88,7 @@ class Encoder:
     ) -> None:
         if not (Path(folder) / "config.json").is_file():
             raise ValueError(f"model={folder}: no config.json there; give a folder with an encoder of Hugging Face's")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if threads > 1 else "false")
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

@@ -14,8 +14,9 @@ from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.typeshelper import StatHints
 
-from llama31.curate.scoring import calibration, encoder, fasttext_model
-from llama31.curate.scoring.fasttext_model import FastText, FastTextSettings
+from llama31.curate.fast_text import model as fasttext_model
+from llama31.curate.fast_text.model import FastText, FastTextSettings
+from llama31.curate.scoring import calibration, encoder
 from llama31.curate.scoring.labels import Labelled
 from llama31.curate.scoring.quality import CHARACTERS, held_out
 

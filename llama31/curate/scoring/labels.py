@@ -33,7 +33,7 @@ from llama31.sampling.pool import Pool
 from llama31.sampling.servers import TEMPLATE, Capabilities, Refused, Request, Server
 
 CRITERIA, LABELS, DOCUMENTS, SUMMARY = "criteria.json", "labels.jsonl", "documents.jsonl", "summary.json"
-CHARACTERS = 6000
+CHARACTERS = 3000
 ANSWER_TOKENS = 128
 JUDGED = 20  # answers from which on it is judged whether they are any good
 FLUSH_S = 1.0
@@ -97,8 +97,7 @@ def request(criteria: Criteria, text: str, max_new_tokens: int = ANSWER_TOKENS) 
 
 def shown(text: str, characters: int = CHARACTERS) -> str:
     """What of a text is shown: its beginning, as a scorer reads it, cut at white space where there is some."""
-    text = text if text.isascii() else text.encode("utf-8", "replace").decode()
-    text = text.replace("\0", " ").strip()
+    text = _valid(text).replace("\0", " ").strip()
     if len(text) <= characters:
         return text
     cut = text[:characters]
@@ -117,10 +116,12 @@ def collect(
 ) -> dict[str, Any]:
     """Ask for the labels that are missing in `folder`, write them, and return what summary.json says.
 
-    A text that stands there twice is asked about once; empty ones are counted. `progress` takes (done, all).
+    A text that stands there twice is asked about once; empty ones are counted. What was asked before with other
+    documents stays. `progress` takes (done, all).
 
     Args:
-        characters: how much of a document is shown; ours, about 1,500 tokens of English.
+        characters: how much of a document is shown; 3,000, ours, are some 750 tokens of English, where an encoder
+            reads 512.
         max_new_tokens: longest answer: a sentence of reasons and the label.
         most_without: share of answers without a label, out of 20 or more, that ends it.
 
@@ -130,7 +131,8 @@ def collect(
     folder = Path(folder)
     texts, left_out = _texts(documents, characters)
     _settle(folder, criteria, characters)
-    files.write_whole(folder / DOCUMENTS, "".join(json.dumps(line) + "\n" for line in texts.values()))
+    everything = {line["document"]: line for line in read_lines(folder / DOCUMENTS)} | texts
+    files.write_whole(folder / DOCUMENTS, "".join(json.dumps(line) + "\n" for line in everything.values()))
     known = {line["document"] for line in _answered(folder)}
     missing = [key for key in texts if key not in known]
     if missing:
@@ -147,7 +149,7 @@ def collect(
                 counts[_kind(line)] += 1
                 progress(done, len(missing))
                 _enough(counts, most_without, line, folder)
-    return _summary(folder, texts, left_out)
+    return _summary(folder, everything, left_out)
 
 
 def read(folder: str | Path) -> tuple[list[Labelled], dict[str, Any]]:
@@ -165,6 +167,10 @@ def read(folder: str | Path) -> tuple[list[Labelled], dict[str, Any]]:
     return [Labelled(key, texts[key], labels[key]) for key in known], asked
 
 
+def _valid(text: str) -> str:
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 def _texts(documents: Sequence[Document], characters: int) -> tuple[dict[str, dict[str, Any]], Counter[str]]:
     texts: dict[str, dict[str, Any]] = {}
     left_out = Counter[str]()
@@ -175,7 +181,7 @@ def _texts(documents: Sequence[Document], characters: int) -> tuple[dict[str, di
             left_out["empty" if not text else "there before"] += 1
             continue
         metadata = {name: document.metadata.get(name, "") for name in ("url", "source", "language")}
-        texts[key] = {"document": key, "id": document.id, "metadata": metadata, "text": text}
+        texts[key] = {"document": key, "id": _valid(document.id), "metadata": metadata, "text": text}
     return texts, left_out
 
 

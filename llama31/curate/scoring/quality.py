@@ -16,9 +16,10 @@ from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
+from llama31.curate.fast_text import model as fasttext_model
+from llama31.curate.fast_text.model import FastText, FastTextSettings
 from llama31.curate.reading.files import LinesReader
-from llama31.curate.scoring import calibration, fasttext_model
-from llama31.curate.scoring.fasttext_model import FastText, FastTextSettings
+from llama31.curate.scoring import calibration
 
 CHARACTERS = 20_000
 GOOD, BAD = "cited", "other"
@@ -124,7 +125,7 @@ def train(
     """Train a model that tells positives from negatives, judge it on what was held out, and return its record.
 
     Beside the model stand its record and a reliability diagram, `PATH.png`. The same text twice counts once, and as a
-    positive where it is both. Repeatable in what it learns from and in what is held out; see `fasttext_model` for what
+    positive where it is both. Repeatable in what it learns from and in what is held out; see `fast_text.model` for what
     threads do to the rest. Raises ValueError where nothing of a kind is left to train on or to judge by.
 
     Args:

@@ -89,6 +89,9 @@ def train(
     parts = split(examples, chosen)
     wanted = {name: _targets(part, classes, target) for name, part in parts.items()}
     trainer = _Trainer(Path(base), max(1, len(classes)), chosen)
+    if classes:
+        trainer.network.config.id2label = dict(enumerate(classes))
+        trainer.network.config.label2id = {name: place for place, name in enumerate(classes)}
     losses = trainer.fit([one.text for one in parts["train"]], wanted["train"])
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)

@@ -32,7 +32,7 @@ from typing import Any
 import fasttext
 
 from llama31.curate import words
-from llama31.curate.scoring import model_file
+from llama31.curate.fast_text import whole
 from llama31.runs import files
 
 PREFIX = "__label__"
@@ -107,7 +107,7 @@ class FastText:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        model_file.check(self.path)
+        whole.check(self.path)
         self._model = fasttext.load_model(str(self.path))
         self.labels = tuple(sorted(label.removeprefix(PREFIX) for label in self._model.get_labels()))
 
