@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 from llama31 import config
 from llama31.command import entry
 from llama31.curate.mixing import advice, classes, knowledge, mixture, sources, water_filling, written
-from llama31.curate.mixing.sources import TokenSource
+from llama31.curate.mixing.sources import CountedSource
 from llama31.data.mixture import parts
 
 NUMBERS = st.floats(0.01, 100)
 WORLD = [
-    TokenSource("general-en", "general", "en", 6_000),
-    TokenSource("general-unknown", "general", "unknown", 2_000),
-    TokenSource("mathematics-en", "mathematics", "en", 4_000),
-    TokenSource("code-en", "code", "en", 1_000),
-    TokenSource("general-de", "multilingual", "de", 800),
-    TokenSource("general-hi", "multilingual", "hi", 100),
+    CountedSource("general-en", "general", "en", 6_000),
+    CountedSource("general-unknown", "general", "unknown", 2_000),
+    CountedSource("mathematics-en", "mathematics", "en", 4_000),
+    CountedSource("code-en", "code", "en", 1_000),
+    CountedSource("general-de", "multilingual", "de", 800),
+    CountedSource("general-hi", "multilingual", "hi", 100),
 ]
 
 
@@ -190,7 +190,7 @@ def test_sources_are_found_by_their_folders(tmp_path: Path) -> None:
 
 
 def test_the_yaml_goes_through_hydra_and_back(tmp_path: Path) -> None:
-    given = [*WORLD, TokenSource("code-de", "code", "de", 0), TokenSource("poems", "poems", "en", 5, "/a b/${x}")]
+    given = [*WORLD, CountedSource("code-de", "code", "de", 0), CountedSource("poems", "poems", "en", 5, "/a b/${x}")]
     mixed = mixture.mix(given, 40_000, {**sources.SHARES, "poems": 0.001})
     path = written.write(mixed, tmp_path / "data/mine.yaml", "corpus/${tokens}: it's")
     run = entry.compose(
@@ -204,10 +204,14 @@ def test_the_yaml_goes_through_hydra_and_back(tmp_path: Path) -> None:
     rows = parts([*weights.values()])
     assert [row / sum(rows) for row in rows] == pytest.approx([*weights.values()], abs=2e-5)
     table = written.table(mixed).splitlines()
-    assert len(table) == 1 + len(given) + 3 and "possible: " in table[1] and table[-1].startswith("warning: possible")
+    assert (
+        len(table) == 1 + len(given) + len(mixed.repeated) + 1
+        and "possible: " in table[1]
+        and table[-1].startswith("warning: possible")
+    )
     assert "possible" not in written.table(mixture.mix(WORLD, 1000))
     with pytest.raises(ValueError, match=r"'a\.b' cannot stand in data\.sources"):
-        written.text(mixture.mix([TokenSource("a.b", "general", "en", 5)], 10, {"general": 1}), "x", "x")
+        written.text(mixture.mix([CountedSource("a.b", "general", "en", 5)], 10, {"general": 1}), "x", "x")
 
 
 def test_numbers_that_cannot_be_are_refused() -> None:
@@ -228,7 +232,7 @@ def test_random_mixtures_are_whole() -> None:
     chance = random.Random(4)
     for _ in range(100):
         given = [
-            TokenSource(f"{part}-{i}", part, f"l{i}", chance.randint(1, 10**9))
+            CountedSource(f"{part}-{i}", part, f"l{i}", chance.randint(1, 10**9))
             for part in sources.SHARES
             for i in range(3)
         ]

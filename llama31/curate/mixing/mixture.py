@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llama31.curate.mixing.sources import MULTILINGUAL, SHARES, TokenSource
+from llama31.curate.mixing.sources import MULTILINGUAL, SHARES, CountedSource
 
 TEMPERATURE = 1 / 0.3
 # Muennighoff et al. 2023, "Scaling data-constrained language models": up to 4 epochs of repeated data are nearly as
@@ -25,7 +25,7 @@ MOST_EPOCHS = 4.0
 class MixedSource:
     """A source with its weight, a share of all tokens that are trained on, and how often it is read."""
 
-    source: TokenSource
+    source: CountedSource
     weight: float
     epochs: float
 
@@ -46,7 +46,7 @@ class SourceMixture:
 
 
 def mix(
-    sources: Sequence[TokenSource],
+    sources: Sequence[CountedSource],
     train_tokens: float,
     shares: Mapping[str, float] = SHARES,
     temperature: float = TEMPERATURE,
@@ -67,7 +67,7 @@ def mix(
     """
     _check(sources, train_tokens, shares, temperature, most_epochs)
     whole = sum(shares.values())
-    by_part: defaultdict[str, list[TokenSource]] = defaultdict(list)
+    by_part: defaultdict[str, list[CountedSource]] = defaultdict(list)
     for source in sources:
         by_part[source.part].append(source)
     weights = {source.name: 0.0 for source in sources}
@@ -92,7 +92,7 @@ def by_temperature(tokens: Mapping[str, float], temperature: float) -> dict[str,
 
 
 def _spread(
-    part: str, sources: Sequence[TokenSource], temperature: float, language_shares: Mapping[str, float] | None
+    part: str, sources: Sequence[CountedSource], temperature: float, language_shares: Mapping[str, float] | None
 ) -> dict[str, float]:
     """Shares of a part's sources: by tokens, and in the multilingual part by language first."""
     tokens: defaultdict[str, int] = defaultdict(int)
@@ -113,7 +113,7 @@ def _spread(
 
 
 def _check(
-    sources: Sequence[TokenSource],
+    sources: Sequence[CountedSource],
     train_tokens: float,
     shares: Mapping[str, float],
     temperature: float,

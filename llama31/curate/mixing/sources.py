@@ -16,7 +16,7 @@ UNKNOWN = "unknown"  # of documents whose language nobody knows
 
 
 @dataclass(frozen=True)
-class TokenSource:
+class CountedSource:
     """One packed source: its name in YAML, the part of the mixture it belongs to, language, tokens, and its folder.
 
     `packed` is "" for `<data.folder>/<name>`.
@@ -39,7 +39,7 @@ def part_of(kind: str, language: str, main_languages: Collection[str] = MAIN_LAN
     return MULTILINGUAL if foreign else kind
 
 
-def of_folder(folder: str | Path, main_languages: Collection[str] = MAIN_LANGUAGES) -> list[TokenSource]:
+def of_folder(folder: str | Path, main_languages: Collection[str] = MAIN_LANGUAGES) -> list[CountedSource]:
     """The packed sources in a folder, each in `CLASS-LANGUAGE`, perhaps with a number behind it, by name.
 
     Tokens are those of their training split. Raises ValueError where there is none.
@@ -52,7 +52,7 @@ def of_folder(folder: str | Path, main_languages: Collection[str] = MAIN_LANGUAG
         kind, _, rest = path.parent.name.partition("-")
         language = rest.partition("-")[0]
         part = part_of(kind, language, main_languages)
-        found.append(TokenSource(path.parent.name, part, language, int(content["train"]["tokens"])))
+        found.append(CountedSource(path.parent.name, part, language, int(content["train"]["tokens"])))
     if not found:
         raise ValueError(
             f"folder={folder}: no packed source in it, CLASS-LANGUAGE/packed.json; give that of the tokens"

@@ -95,7 +95,8 @@ def _merged(folder: Path) -> dict[str, Counter[int]]:
     if not parts or any(len(parts) != one["tasks"] for one in parts):
         wanted = parts[0]["tasks"] if parts else "some"
         raise ValueError(
-            f"folder={folder}: counts of {len(parts)} tasks, and {wanted} are needed; empty the folder and run the first pass"
+            f"folder={folder}: counts of {len(parts)} tasks, and {wanted} are needed; empty the folder and run "
+            "the first pass"
         )
     result: defaultdict[str, Counter[int]] = defaultdict(Counter)
     for part in parts:
