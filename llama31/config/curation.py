@@ -67,6 +67,28 @@ class UrlDeduplication:
 
 
 @dataclass
+class DocumentDeduplication:
+    """Of documents that are nearly the same one stays: MinHash over shingles (report, section 3.1.1)."""
+
+    enabled: bool = key(True, "remove near duplicates")
+    keep: str = key("newest", "which of a cluster stays", choices=("newest", "longest"))
+    ngram: int = key(5, "words of a shingle (FineWeb's)", low=1)
+    buckets: int = key(14, "buckets of hashes; two documents that agree in one are duplicates (FineWeb's)", low=1)
+    hashes_per_bucket: int = key(8, "hashes of a bucket: with 14 buckets half of the pairs at 0.72 are found", low=1)
+    seed: int = key(1, "seed of the hash functions", low=0, high=2**32 - 1)
+    memory_gb: float = key(8.0, "memory of the task that finds the clusters, about 100 bytes per document", above=0)
+
+
+@dataclass
+class LineDeduplication:
+    """Lines that stand in many documents (report, section 3.1.1)."""
+
+    enabled: bool = key(True, "remove lines that stand too often")
+    limit: int = key(6, "most times that a line may stand in a bucket (report)", low=1)
+    documents: int = key(30_000_000, "documents of a bucket (report)", low=1)
+
+
+@dataclass
 class GopherRepetition:
     """Documents that repeat themselves (Rae et al. 2021, table A1; the report names the duplicate n-gram coverage)."""
 
@@ -173,6 +195,8 @@ class Curate:
     extraction: Extraction = field(default_factory=Extraction)
     language: LanguageIdentification = field(default_factory=LanguageIdentification)
     urls: UrlDeduplication = field(default_factory=UrlDeduplication)
+    minhash: DocumentDeduplication = field(default_factory=DocumentDeduplication)
+    lines: LineDeduplication = field(default_factory=LineDeduplication)
     repetition: GopherRepetition = field(default_factory=GopherRepetition)
     quality: GopherQuality = field(default_factory=GopherQuality)
     c4: C4Lines = field(default_factory=C4Lines)

@@ -58,7 +58,19 @@ def run(words: Sequence[str]) -> tuple[config.Curate, list[CurationStage]]:
 
 def outputs(target: Path) -> dict[str, str]:
     """What every task left, by path."""
-    left = [target / name for name in ("extract", "url_duplicates", "filter", "vocabulary", "tokenize", "tokens")]
+    left = [
+        target / name
+        for name in (
+            "extract",
+            "filter",
+            "minhash_clusters",
+            "deduplicate",
+            "lines",
+            "vocabulary",
+            "tokenize",
+            "tokens",
+        )
+    ]
     paths = [path for one in left for path in one.rglob("*") if path.is_file()]
     kept = [path for path in paths if path.relative_to(target).parts[1] not in ("manifests", "samples", "partial")]
     return {str(path.relative_to(target)): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
@@ -88,7 +100,7 @@ def test_token_files_hold_the_documents_of_all_tasks(done: Path) -> None:
     packed = {path.parent.name: json.loads(path.read_text()) for path in done.glob("tokens/*/packed.json")}
     assert {"general-en", "general-de"} <= packed.keys()
     documents = sum(one[split]["documents"] for one in packed.values() for split in ("train", "heldout"))
-    assert documents == len(texts(done, "filter")) > 40
+    assert documents == len(texts(done, "lines")) > 40
     for name, one in packed.items():
         reader = IndexedReader(done / "tokens" / name / "train")
         assert len(reader) == one["train"]["documents"] and reader.tokens.size == one["train"]["tokens"]
@@ -137,10 +149,10 @@ def test_a_task_refuses_input_that_is_not_what_was_written(pages: Path, done: Pa
     shutil.copytree(done, tmp_path, dirs_exist_ok=True)
     made = composed(words(pages, tmp_path, f"tokenizer.path={done}/bpe"))
     known = {stage.name: stage for stage in stages.stages(made, folder.opened(made).tasks)}
-    shard = tmp_path / "filter/documents/00001.jsonl.zst"
+    shard = tmp_path / "lines/documents/00001.jsonl.zst"
     shard.write_bytes(b"x" * shard.stat().st_size)
     ledger.manifest(tmp_path, "tokenize", 1).unlink()
-    with pytest.raises(config.RunError, match="other content than was written; run filter again"):
+    with pytest.raises(config.RunError, match="other content than was written; run lines again"):
         tasks.execute(made, known["tokenize"], 1, known)
     assert tasks.execute(made, known["tokenize"], 0, known).was_done
 

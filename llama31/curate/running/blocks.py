@@ -10,8 +10,12 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from llama31 import config
+from llama31.curate.duplicates.buckets import MinhashBuckets
+from llama31.curate.duplicates.clusters import Clusters
+from llama31.curate.duplicates.lines import LineDuplicates, LineSignatures, RemoveLines
 from llama31.curate.duplicates.preference import Keep
 from llama31.curate.duplicates.removal import DropListed
+from llama31.curate.duplicates.signatures import MinhashSignatures
 from llama31.curate.duplicates.urls import UrlDuplicates, UrlSignatures
 from llama31.curate.extraction.page import PageExtractor
 from llama31.curate.heuristics.c4 import LineFilter, LineLimits
@@ -25,6 +29,7 @@ from llama31.curate.running.assignment import Assignment
 from llama31.curate.scoring.language import LanguageFilter
 
 RECORDS = ("text_key", "id_key", "url_key", "date_key", "language_key")
+SIGNATURES = ("ngram", "buckets", "hashes_per_bucket", "seed", "keep")  # keys of MinHash
 share = folder.share
 
 
@@ -61,7 +66,48 @@ def filter(given: Assignment) -> list[PipelineStep]:
         blocks.append(
             DropListed(str(given.folder / "extract/urls"), str(given.folder / "url_duplicates/listed"), "same URL")
         )
-    return [*blocks, *_rules(given.run), ShardWriter(given.documents)]
+    blocks += [*_rules(given.run), ShardWriter(given.documents)]
+    if given.run.minhash.enabled:
+        settings = {name: getattr(given.run.minhash, name) for name in SIGNATURES}
+        blocks.append(MinhashSignatures(str(given.out / "minhash"), **settings))
+    return blocks
+
+
+def minhash_buckets(given: Assignment) -> list[PipelineStep]:
+    """Pairs of documents that agree in a bucket."""
+    return [MinhashBuckets(str(given.folder / "filter/minhash"), str(given.out / "pairs"))]
+
+
+def minhash_clusters(given: Assignment) -> list[PipelineStep]:
+    """Which documents go."""
+    signed, pairs = str(given.folder / "filter/minhash"), str(given.folder / "minhash_buckets/pairs")
+    return [Clusters(signed, pairs, str(given.out / "listed"), int(given.run.minhash.memory_gb * 1e9))]
+
+
+def deduplicate(given: Assignment) -> list[PipelineStep]:
+    """Documents that are no near duplicates, and a number for each of their lines."""
+    blocks: list[PipelineStep] = [_shard(given)]
+    signed = str(given.folder / "filter/minhash")
+    if given.run.minhash.enabled:
+        blocks.append(DropListed(signed, str(given.folder / "minhash_clusters/listed"), "near duplicate"))
+    blocks.append(ShardWriter(given.documents))
+    if given.run.lines.enabled:
+        # Somewhat more documents than come to this stage, which makes buckets somewhat smaller.
+        counted = signed if given.run.minhash.enabled else None
+        lines = given.run.lines
+        blocks.append(LineSignatures(str(given.out / "lines"), counted, lines.documents, lines.limit))
+    return blocks
+
+
+def line_duplicates(given: Assignment) -> list[PipelineStep]:
+    """Lines that stand too often."""
+    return [LineDuplicates(str(given.folder / "deduplicate/lines"), str(given.out / "often"))]
+
+
+def lines(given: Assignment) -> list[PipelineStep]:
+    """Documents without them."""
+    signed, often = str(given.folder / "deduplicate/lines"), str(given.folder / "line_duplicates/often")
+    return [_shard(given), RemoveLines(signed, often), ShardWriter(given.documents)]
 
 
 def _rules(run: config.Curate) -> list[PipelineStep]:
@@ -154,5 +200,18 @@ def _shard(given: Assignment) -> ShardReader:
 
 
 BUILDERS: dict[str, Callable[[Assignment], list[PipelineStep]]] = {
-    builder.__name__: builder for builder in (extract, url_duplicates, filter, vocabulary, tokenize, tokens)
+    builder.__name__: builder
+    for builder in (
+        extract,
+        url_duplicates,
+        filter,
+        minhash_buckets,
+        minhash_clusters,
+        deduplicate,
+        line_duplicates,
+        lines,
+        vocabulary,
+        tokenize,
+        tokens,
+    )
 }

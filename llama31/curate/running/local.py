@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import multiprocessing
 import os
 import sys
@@ -49,28 +50,52 @@ def execute(run: config.Curate, known: list[CurationStage], chosen: list[Curatio
     Raises RunError where a process was killed, and what a task raises; what is done by then stays done.
     """
     by_name = {stage.name: stage for stage in known}
-    for number, stage in enumerate(chosen, start=1):
-        progress = StageProgress(f"{number}/{len(chosen)} {stage.name}", stage.tasks)
-        count = workers(run, stage)
-        if count == 1:
-            for rank in range(stage.tasks):
-                progress.ended(tasks.execute(run, stage, rank, by_name))
-        else:
-            _in_processes(run, stage, by_name, count, progress)
-        progress.close()
+    with _Processes(max(workers(run, stage) for stage in chosen)) as processes:
+        for number, stage in enumerate(chosen, start=1):
+            progress = StageProgress(f"{number}/{len(chosen)} {stage.name}", stage.tasks)
+            count = workers(run, stage)
+            if count == 1:
+                for rank in range(stage.tasks):
+                    progress.ended(tasks.execute(run, stage, rank, by_name))
+            else:
+                processes.run(run, stage, by_name, count, progress)
+            progress.close()
 
 
-def _in_processes(
-    run: config.Curate, stage: CurationStage, by_name: dict[str, CurationStage], count: int, progress: StageProgress
-) -> None:
-    # Not forked: the caller may hold threads. Each process imports the modules of tasks, and no `__main__` that runs.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent) as pool:
-        waiting: set[Future[tasks.Outcome]] = {
-            pool.submit(tasks.execute, run, stage, rank, by_name) for rank in range(stage.tasks)
-        }
+class _Processes:
+    """Processes that outlive a stage, for each takes seconds to import what tasks need."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> _Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(
+        self,
+        run: config.Curate,
+        stage: CurationStage,
+        by_name: dict[str, CurationStage],
+        count: int,
+        progress: StageProgress,
+    ) -> None:
+        """All tasks of a stage, `count` at a time."""
+        if self.pool is None:
+            # Not forked: the caller may hold threads. What each imports runs nothing, `__main__` included.
+            context = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(self.most, mp_context=context, initializer=_end_with_parent)
+        ranks, waiting = iter(range(stage.tasks)), set[Future[tasks.Outcome]]()
         try:
-            while waiting:
+            while True:
+                for rank in itertools.islice(ranks, count - len(waiting)):
+                    waiting.add(self.pool.submit(tasks.execute, run, stage, rank, by_name))
+                if not waiting:
+                    return
                 done, waiting = wait(waiting, SAID_S, FIRST_COMPLETED)
                 for one in done:
                     progress.ended(one.result())
@@ -80,8 +105,6 @@ def _in_processes(
                 f"{stage.name}: a process was killed, for lack of memory perhaps; what is done stays: run the same "
                 f"command again, with workers={max(1, count - 1)} where memory was the reason"
             ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _end_with_parent() -> None:

@@ -55,11 +55,40 @@ def stages(run: config.Curate, tasks: int) -> list[CurationStage]:
             CurationStage("url_duplicates", "pages of one URL", few, 2.0, needs=("extract/urls",), keys=("urls",))
         )
         listed = ("url_duplicates/listed",)
-    rules = ("urls", "repetition", "quality", "c4")
+    rules = ("urls", "repetition", "quality", "c4", "minhash")
     built.append(
         CurationStage("filter", "duplicates by URL, heuristics", tasks, 1.5, reads="extract", needs=listed, keys=rules)
     )
-    return [*built, *(_tokens(run, tasks, built[-1].name) if run.tokens.enabled else [])]
+    built += _duplicates(run, tasks)
+    last = [stage.name for stage in built if stage.reads is not None][-1]
+    return [*built, *(_tokens(run, tasks, last) if run.tokens.enabled else [])]
+
+
+def _duplicates(run: config.Curate, tasks: int) -> list[CurationStage]:
+    """Near duplicates, then lines: what is kept of the first is counted for the second."""
+    built, last, few = [], "filter", -(-tasks // GATHERED)
+    keys: tuple[str, ...] = ("minhash",)
+    if run.minhash.enabled:
+        several = min(run.minhash.buckets, tasks)
+        signed = ("filter/minhash",)
+        built.append(
+            CurationStage("minhash_buckets", "pairs of near duplicates", several, 2.0, needs=signed, keys=keys)
+        )
+        memory, pairs = 1.25 * run.minhash.memory_gb, ("minhash_buckets/pairs", "filter/minhash")
+        built.append(CurationStage("minhash_clusters", "one of each cluster", 1, memory, needs=pairs, keys=keys))
+    if run.minhash.enabled or run.lines.enabled:
+        needs = ("minhash_clusters/listed",) if run.minhash.enabled else ()
+        keys = ("minhash", "lines")
+        built.append(
+            CurationStage("deduplicate", "without near duplicates", tasks, 2.0, reads=last, needs=needs, keys=keys)
+        )
+        last = "deduplicate"
+    if run.lines.enabled:
+        keys, signed = ("lines",), ("deduplicate/lines",)
+        built.append(CurationStage("line_duplicates", "frequent lines", few, 2.0, needs=signed, keys=keys))
+        needs = ("line_duplicates/often",)
+        built.append(CurationStage("lines", "without frequent lines", tasks, 2.0, reads=last, needs=needs, keys=keys))
+    return built
 
 
 def _tokens(run: config.Curate, tasks: int, last: str) -> list[CurationStage]:
