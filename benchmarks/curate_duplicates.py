@@ -19,7 +19,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,13 @@ from llama31.curate.duplicates import shards
 from llama31.curate.duplicates.buckets import MinhashBuckets
 from llama31.curate.duplicates.clusters import Clusters
 from llama31.curate.duplicates.lines import LineDuplicates, LineSignatures, RemoveLines
+from llama31.curate.duplicates.removal import DropListed
 from llama31.curate.duplicates.signatures import PREFERENCE, PREFERENCES, MinhashSignatures, record
-from llama31.curate.duplicates.urls import UrlSignatures
+from llama31.curate.duplicates.urls import UrlDuplicates, UrlSignatures
 from llama31.curate.extraction import page
 from llama31.curate.reading.documents import declared_language
 
-PAGES = 300  # evenly drawn from each folder
+PAGES = 1200  # evenly drawn from each folder
 BY_SPACY = 60  # pages of them for spaCy, which is slow
 MERGED = 1_000_000
 
@@ -87,29 +88,39 @@ def theirs(folder: str, tokenizer: Any) -> MinhashDedupSignature:
     return step
 
 
-def measure(documents: list[Document], folder: str) -> dict[str, float]:
-    """Documents per second of signatures, megabytes per second of lines."""
-    size = sum(len(one.text.encode()) for one in documents) / 1e6
+def rate(step: Any, amount: float, documents: list[Document]) -> float:
+    """An amount per second of a step."""
+    shown = iter(copy.deepcopy(documents))
+    return amount / seconds(lambda: step.run(shown, 0, 1))
 
-    def fresh() -> Iterable[Document]:
-        return iter(copy.deepcopy(documents))
 
-    def rate(step: Any, amount: float, shown: Iterable[Document] | None = None) -> float:
-        shown = fresh() if shown is None else shown
-        return amount / seconds(lambda: step.run(shown, 0, 1))
-
-    found = {"documents": float(len(documents)), "kB": 1e3 * size / len(documents)}
-    found["ours"] = rate(MinhashSignatures(f"{folder}/ours"), len(documents))
-    found["regex"] = rate(theirs(f"{folder}/regex", PatternTokenizer()), len(documents))
+def signed(documents: list[Document], folder: str) -> dict[str, float]:
+    """Documents per second that are signed."""
+    count, few = len(documents), documents[:: max(1, len(documents) // BY_SPACY)]
+    found = {"documents": float(count), "kB": megabytes(documents) / count * 1e3}
+    found["ours"] = rate(MinhashSignatures(f"{folder}/ours"), count, documents)
+    found["regex"] = rate(theirs(f"{folder}/regex", PatternTokenizer()), count, documents)
     if importlib.util.find_spec("spacy"):
-        few = documents[:: max(1, len(documents) // BY_SPACY)]
         step = theirs(f"{folder}/spacy", {"de": "deu"}.get(documents[0].metadata["language"], "eng"))
         step.word_tokenizer.word_tokenize("Loaded before it is timed.")
-        found["spaCy"] = rate(step, len(few), iter(copy.deepcopy(few)))
-    found["lines"] = rate(LineSignatures(f"{folder}/lines"), size)
-    LineDuplicates(f"{folder}/lines", f"{folder}/often").run(None, 0, 1)
-    found["removal"] = rate(RemoveLines(f"{folder}/lines", f"{folder}/often"), size)
-    found["urls"] = rate(UrlSignatures(f"{folder}/urls"), len(documents))
+        found["spaCy"] = rate(step, len(few), few)
+    return found
+
+
+def megabytes(documents: list[Document]) -> float:
+    """Of text, in UTF-8."""
+    return sum(len(one.text.encode()) for one in documents) / 1e6
+
+
+def read(documents: list[Document], folder: str) -> dict[str, float]:
+    """Megabytes per second of the other stages that read documents."""
+    size, lines, often = megabytes(documents), f"{folder}/lines", f"{folder}/often"
+    found = {"URLs": rate(UrlSignatures(f"{folder}/urls"), size, documents)}
+    found["lines"] = rate(LineSignatures(lines), size, documents)
+    LineDuplicates(lines, often).run(None, 0, 1)
+    found["lines removed"] = rate(RemoveLines(lines, often), size, documents)
+    UrlDuplicates(f"{folder}/urls", f"{folder}/same").run(None, 0, 1)
+    found["documents dropped"] = rate(DropListed(f"{folder}/urls", f"{folder}/same", "url"), size, documents)
     return found
 
 
@@ -146,21 +157,24 @@ def merging(folder: str) -> dict[str, float]:
 
 
 def main(folders: list[str]) -> None:
-    """Print a row for each folder, and the rates of the stages that merge."""
+    """Print a row for each folder, and the rates of the other stages."""
     logger.remove()
-    names = ("documents", "kB", "ours", "regex", "spaCy", "lines", "removal", "urls")
-    print(f"{'':<28}" + "".join(f"{name:>10}" for name in names))
-    print(f"{'':<28}" + "".join(f"{unit:>10}" for unit in ("", "each", *["docs/s"] * 3, "MB/s", "MB/s", "docs/s")))
+    names = ("documents", "kB", "ours", "regex", "spaCy")
+    print(f"{'signatures':<28}" + "".join(f"{name:>10}" for name in names))
+    print(f"{'':<28}" + "".join(f"{unit:>10}" for unit in ("", "each", *["docs/s"] * 3)))
+    everything = []
     for folder in folders:
+        documents = texts(folder)
         with tempfile.TemporaryDirectory() as place:
-            found = measure(texts(folder), place)
-        print(
-            f"{Path(folder).name:<28}" + "".join(f"{found.get(name, float('nan')):>10.1f}" for name in names),
-            flush=True,
-        )
+            found = signed(documents, place)
+        row = "".join(f"{found.get(name, float('nan')):>10.1f}" for name in names)
+        print(f"{Path(folder).name:<28}{row}", flush=True)
+        everything += documents
     with tempfile.TemporaryDirectory() as place:
-        for name, rate in merging(place).items():
-            print(f"{name:<40}{rate:>8.2f} M/s", flush=True)
+        for name, per_second in read(everything, f"{place}/read").items():
+            print(f"{name:<40}{per_second:>8.1f} MB/s", flush=True)
+        for name, per_second in merging(f"{place}/merged").items():
+            print(f"{name:<40}{per_second:>8.2f} M/s", flush=True)
 
 
 if __name__ == "__main__":

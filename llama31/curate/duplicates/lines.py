@@ -3,9 +3,9 @@
 The report (section 3.1.1): "line-level de-duplication similar to ccNet (Wenzek et al., 2019). We remove lines that
 appeared more than 6 times in each bucket of 30M documents". Read here as:
 
-- A line is what stands between line feeds. Two are the same where their letters and digits are, capitals or not, any of
-  0 to 9 as any other: white space and punctuation do not count, as in ccNet. A line without letters and digits (empty
-  ones, rules, a bracket) is never removed.
+- A line is what stands between line feeds. Two are the same but for white space and punctuation, capitals, and which
+  digit it is, as in ccNet; of ASCII's, for then a page takes one look. A line of nothing else (empty ones, rules, a
+  bracket) is never removed.
 - All occurrences in a bucket count, those within one document too, and where they are 7 or more, all of them go.
 - A document's bucket is drawn by the hash of its id and text, out of as many as leave 30M documents in each, for each
   language by itself; so on any number of tasks a line meets the same ones.
@@ -20,7 +20,6 @@ appeared more than 6 times in each bucket of 30M documents". Read here as:
 from __future__ import annotations
 
 import itertools
-import re
 import string
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -46,20 +45,41 @@ FILTERED = 64  # documents at once, whatever their length
 Keys = npt.NDArray[np.uint64]
 IGNORED = (string.whitespace.replace("\n", "") + string.punctuation).encode() + bytes([0, 127])
 SAME = bytes.maketrans((string.ascii_uppercase + string.digits).encode(), (string.ascii_lowercase + "0" * 10).encode())
-# Spaces, punctuation and symbols of all languages but ASCII's; marks, which are parts of letters, stay.
-IGNORED_TOO = re.compile(
-    "[\u0080-\u00a9\u00ab-\u00b1\u00b4\u00b6-\u00b8\u00bb-\u00bf\u060c\u061b\u061f\u0964\u0965\u2000-\u206f\u2190-\u2bff"
-    "\u3000-\u303f\uff00-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65\ufe30-\ufe6f\ufeff]+"
+PIECE = 1 << 16  # bytes whose products stay in the processor's cache
+BASE = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, of Knuth's multiplicative hashing; any odd number does
+POWERS, INVERSES = (
+    np.cumprod(np.array([1] + [base] * (PIECE - 1), np.uint64)) for base in (BASE, pow(BASE, -1, 1 << 64))
 )
-ODD = np.uint64(0x9E3779B97F4A7C15)
-EMPTY = np.uint64(xxhash.xxh64_intdigest(b""))
+LINE_FEED = 10
 
 
-def bare(text: str) -> bytes:
-    """Letters and digits of a text, and its line feeds; all small, all digits 0."""
-    if not text.isascii():
-        text = IGNORED_TOO.sub("", text.lower())
-    return shards.encoded(text).translate(SAME, IGNORED)
+def bare(data: bytes) -> bytes:
+    """What counts of a text in UTF-8, and its line feeds: no ASCII white space and punctuation, a for A, 0 for 9."""
+    return data.translate(SAME, IGNORED)
+
+
+def hashed_lines(data: bytes) -> tuple[Keys, npt.NDArray[np.bool_]]:
+    """64 bits of each line, and whether there is something in it; `data` ends in a line feed.
+
+    The sum of its bytes times powers of an odd number, modulo 2^64: of all lines of a piece at once. Lines longer than
+    a piece take xxHash. Different lines have equal hashes by an accident of about 2^-64, or by somebody's design.
+    """
+    codes = np.frombuffer(data, np.uint8)
+    ends = np.flatnonzero(codes == LINE_FEED) + 1
+    starts = np.concatenate([[0], ends[:-1]])
+    result, at = np.empty(len(ends), np.uint64), 0
+    while at < len(ends):
+        first = int(starts[at])
+        to = int(np.searchsorted(ends, first + PIECE, side="right"))
+        if to == at:
+            result[at] = xxhash.xxh64_intdigest(data[first : int(ends[at])])
+            to += 1
+        else:
+            within = starts[at:to] - first
+            weighted = codes[first : ends[to - 1]] * POWERS[: ends[to - 1] - first]
+            result[at:to] = np.add.reduceat(weighted, within) * INVERSES[within]
+        at = to
+    return result, ends - starts > 1
 
 
 def capped(keys: Keys, most: int) -> Keys:
@@ -90,13 +110,17 @@ class LineKeys:
 
     def of(self, documents: list[Document], identities: list[int]) -> tuple[Keys, npt.NDArray[np.bool_], list[int]]:
         """Of all lines of some documents the key and whether the line counts; of each document the number of lines."""
-        texts = [b"" if one.metadata.get("extraction") in self.exempt else bare(one.text) for one in documents]
+        texts = [
+            b"" if one.metadata.get("extraction") in self.exempt else bare(shards.encoded(one.text))
+            for one in documents
+        ]
         counts = [text.count(b"\n") + 1 for text in texts]
-        lines = b"\n".join(texts).split(b"\n")
-        hashes = np.fromiter(map(xxhash.xxh64_intdigest, lines), np.uint64, len(lines))
+        hashes, counting = hashed_lines(b"\n".join([*texts, b""]))
         seeds = np.array([self._seed(one, identity) for one, identity in zip(documents, identities)], np.uint64)
-        keys = (hashes ^ np.repeat(seeds, counts)) * ODD
-        return keys, hashes != EMPTY, counts
+        # Mixed, for ranges of keys are shared out: the middle of splitmix64 (Steele et al. 2014).
+        keys = (hashes ^ np.repeat(seeds, counts)) * np.uint64(0xBF58476D1CE4E5B9)
+        keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return keys ^ (keys >> np.uint64(31)), counting, counts
 
 
 def batches(data: DocumentsPipeline) -> Iterator[list[Document]]:
@@ -311,12 +335,13 @@ def without(text: str, gone: npt.NDArray[np.bool_]) -> str:
     kept: list[str] = []
     behind = False
     for line, goes in zip(text.split("\n"), gone.tolist()):
-        blank = not line.strip()
         if goes:
             behind = True
-        elif not (behind and blank and (not kept or not kept[-1].strip())):
+        elif not behind or line.strip():
             kept.append(line)
-            behind = behind and blank
+            behind = False
+        elif kept and kept[-1].strip():
+            kept.append(line)
     while behind and kept and not kept[-1].strip():
         kept.pop()
     return "\n".join(kept)

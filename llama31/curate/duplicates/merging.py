@@ -93,7 +93,7 @@ def merge(
         yield places[order], records[order]
 
 
-def starts(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+def starts(keys: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Which of sorted keys differ from the one before."""
     first = np.ones(len(keys), bool)
     first[1:] = keys[1:] != keys[:-1]
