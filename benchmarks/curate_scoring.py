@@ -28,7 +28,7 @@ from llama31.curate.scoring import language, quality
 from llama31.curate.scoring.encoder import EncoderFilter
 
 PAGES = 400  # evenly drawn from each folder
-ENCODED = 96  # of all of them, for the encoder
+ENCODED = 24  # of all of them, for the encoder: two a second
 ROUNDS = 3
 VOCABULARY = 50_265
 

@@ -9,6 +9,7 @@ import pickle
 import random
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +154,10 @@ def test_lines_hold_nothing_that_the_library_takes_for_its_own(tmp_path: Path) -
     loaded = FastText(path)
     assert loaded.labels == ("a", "b") and described["lines"] == {"a": 20, "b": 20}
     assert {"pear", "sea"} <= set(fasttext.load_model(str(path)).get_words())
-    late = fasttext_model.line("the </s> blue sky and sea")
-    assert loaded.best(late)[0] == "b" != fasttext.load_model(str(path)).predict("</s> blue sky")[0][0]
+    behind = [loaded.all(fasttext_model.line(f"</s> {said}"))["a"] for said in ("red apple pear", "blue sky sea")]
+    assert behind[0] > 0.5 > behind[1]
+    raw = [fasttext.load_model(str(path)).predict(f"</s> {said}") for said in ("red apple pear", "blue sky sea")]
+    assert raw[0] == raw[1]  # the library's own reading
 
 
 @pytest.mark.parametrize("by_words", [False, True])
@@ -192,6 +195,23 @@ def test_no_number_of_a_model_stays_unset(tmp_path: Path) -> None:
         assert matrix.size % 10 and np.isfinite(matrix).all() and (matrix != 0).all() and abs(matrix).max() <= 1 / 7
     with pytest.raises(ValueError, match="threads=10: .* give 11"):
         FastTextSettings(threads=10)
+
+
+def test_lines_are_shuffled_by_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fastText trains in the order of its file, and would forget the first label over the last."""
+    orders, trained = [], fasttext_model._trained
+
+    def spied(name: str, settings: FastTextSettings) -> Any:
+        orders.append(Path(name).read_text().splitlines())
+        return trained(name, settings)
+
+    monkeypatch.setattr(fasttext_model, "_trained", spied)
+    lines = [(label, f"{label} {i}") for label in "ab" for i in range(50)]
+    for seed, given in ((0, lines), (0, lines[::-1]), (1, lines)):
+        fasttext_model.train(given, tmp_path / "m.bin", replace(QUICK, seed=seed))
+    assert orders[0] == orders[1] != orders[2] and sorted(orders[0]) == sorted(orders[2])
+    first = [line.split()[0] for line in orders[0][:50]]
+    assert 10 < first.count("__label__a") < 40
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
