@@ -69,6 +69,7 @@ def submit(run: config.Curate, known: list[CurationStage], inputs: dict[str, Any
 
 def finish(run: config.Curate, known: list[CurationStage]) -> None:
     """Write the report and what pre-training needs, and say where they are."""
+    from llama31.curate.mixing import written
     from llama31.curate.outcome import page, sources, summary
     from llama31.tokens import tokenizers
 
@@ -79,11 +80,13 @@ def finish(run: config.Curate, known: list[CurationStage]) -> None:
     content = summary.summary(folder, run.name, known, run.report.samples, length)
     summary.write(folder, content)
     print(f"report: {page.write(folder, content)}")
-    path = sources.write_data(folder, run.name, known)
-    if path is not None:
-        print(
-            f"token files: {folder / 'tokens'}   for recipes.pretrain: --config-dir {path.parents[1]} data={run.name}"
-        )
+    if not content["packed"]:
+        print("no token files" if run.tokens.enabled else "documents are in the folder of the last stage")
+        return
+    mixture, said = sources.mixed(folder, run.mixture)
+    path = sources.write_data(folder, run.name, mixture)
+    print("\n".join([written.table(mixture), *said]))
+    print(f"token files: {folder / 'tokens'}   for recipes.pretrain: --config-dir {path.parents[1]} data={run.name}")
 
 
 if __name__ == "__main__":

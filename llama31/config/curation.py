@@ -59,6 +59,35 @@ class LanguageIdentification:
 
 
 @dataclass
+class BlockedDomains:
+    """Pages of domains and URLs on lists go before they are extracted (report, section 3.1.1)."""
+
+    lists: dict[str, str] = key({}, "files or folders of lists by name, a domain or URL a line: {adult: PATH}")
+    bundled: bool | None = key(
+        None,
+        "datatrove's own list too, 4.6 million domains and URLs, most of adult pages; a task reads it in some seconds; "
+        "null: where a source is of archives (warc)",
+    )
+    bundled_words: bool | None = key(None, "datatrove's lists of words in URLs, in English; null: as above")
+
+
+@dataclass
+class AdultWords:
+    """Documents with many listed words (report, section 3.1.1: dirty-word counting)."""
+
+    lists: dict[str, str] = key({}, "files of words by language, * for all: {en: PATH}; empty: nothing is removed")
+    min_distinct: int = key(3, "different listed words that a document must have", low=1)
+    min_per_1000_words: float = key(10, "listed words that it must have in a thousand", low=0)
+
+
+@dataclass
+class PersonalData:
+    """E-mail, IP, phone, card, IBAN and national numbers are replaced by what they are (report, section 3.1.1)."""
+
+    enabled: bool = key(True, "replace them")
+
+
+@dataclass
 class UrlDeduplication:
     """Of pages of one URL and language one stays (report, section 3.1.1)."""
 
@@ -133,6 +162,59 @@ class C4Lines:
 
 
 @dataclass
+class CitedScore:
+    """Would Wikipedia cite it? (report, section 3.1.1: fastText)"""
+
+    model: str = key("", "fastText model, as curate/scoring/quality.py trains one; empty: not asked")
+    threshold: float | None = key(None, "least score; null: it is written to metadata alone", low=0, high=1)
+
+
+@dataclass
+class EncoderScore:
+    """A classifier of the class of RoBERTa, trained on labels of a chat model (report, section 3.1.1)."""
+
+    model: str = key("", "its folder, as curate/scoring/training.py trains one")
+    label: str | None = key(None, "class whose probability it is; null: of a model with one output")
+    threshold: float | None = key(None, "least score; null: it is written to metadata alone", low=0, high=1)
+    only: str = key("", "pages that are asked about; empty: all", choices=("", "general", "technical"))
+
+
+@dataclass
+class KnowledgeClasses:
+    """What documents are about, and fewer of what there is too much of (report, section 3.1.2)."""
+
+    model: str = key("", "fastText model or folder of an encoder; empty: not asked")
+    largest_share: float = key(0.2, "most of all characters that a class may have; 1: none goes", above=0, high=1)
+    largest_shares: dict[str, float] = key({}, "other shares of single classes", low=0, high=1)
+
+
+@dataclass
+class BestOfLanguage:
+    """The best documents of each language, by a score (report, section 3.1.1: multilingual quality ranking)."""
+
+    score: str = key(
+        "",
+        "cited, or a name of encoders; empty: all stay",
+    )
+    share: float = key(1.0, "share of each language's documents that stays", above=0, high=1)
+    shares: dict[str, float] = key({}, "other shares of single languages", low=0, high=1)
+
+
+@dataclass
+class MixtureShares:
+    """From tokens to weights and epochs (report, section 3.1.2). Parts without text leave theirs to the others."""
+
+    general: float = key(0.50, "share of general knowledge", low=0, high=1)
+    mathematics: float = key(0.25, "share of mathematics and reasoning", low=0, high=1)
+    code: float = key(0.17, "share of code", low=0, high=1)
+    multilingual: float = key(0.08, "share of general text in other languages than main_languages", low=0, high=1)
+    main_languages: list[str] = key(["en"], "languages whose general text is general knowledge")
+    train_tokens: float | None = key(None, "tokens of the training; null: as many as there are", above=0)
+    temperature: float = key(1 / 0.3, "languages share by tokens to the power of 1 over this; 1: by tokens", above=0)
+    most_epochs: float = key(4.0, "readings of a source beyond which there is a warning", above=0)
+
+
+@dataclass
 class TokenFiles:
     """Text to the .bin/.idx that pre-training reads, one packed source per class and language."""
 
@@ -194,12 +276,21 @@ class Curate:
     reading: PageReading = field(default_factory=PageReading)
     extraction: Extraction = field(default_factory=Extraction)
     language: LanguageIdentification = field(default_factory=LanguageIdentification)
+    domains: BlockedDomains = field(default_factory=BlockedDomains)
+    adult: AdultWords = field(default_factory=AdultWords)
+    personal: PersonalData = field(default_factory=PersonalData)
     urls: UrlDeduplication = field(default_factory=UrlDeduplication)
     minhash: DocumentDeduplication = field(default_factory=DocumentDeduplication)
     lines: LineDeduplication = field(default_factory=LineDeduplication)
     repetition: GopherRepetition = field(default_factory=GopherRepetition)
     quality: GopherQuality = field(default_factory=GopherQuality)
     c4: C4Lines = field(default_factory=C4Lines)
+    cited: CitedScore = field(default_factory=CitedScore)
+    encoders: dict[str, EncoderScore] = key({}, "encoders by name; scores of code and mathematics give the class")
+    class_threshold: float = key(0.5, "score from which a document is of the class code or mathematics", low=0, high=1)
+    knowledge: KnowledgeClasses = field(default_factory=KnowledgeClasses)
+    best: BestOfLanguage = field(default_factory=BestOfLanguage)
+    mixture: MixtureShares = field(default_factory=MixtureShares)
     tokens: TokenFiles = field(default_factory=TokenFiles)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     report: CurationReport = field(default_factory=CurationReport)

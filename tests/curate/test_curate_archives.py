@@ -20,7 +20,9 @@ PAGE = b"<html lang=en><body><main><p>%s</p></main></body></html>"
 def curated(folder_: Path, *further: str) -> dict[str, Any]:
     """The report on what lies in `folder_`/pages."""
     words = ["name=x", f"folder={folder_}/made", f"sources.a.input={folder_}/pages", "sources.a.format=warc", "tasks=3"]
-    run = entry.compose(config.Curate, "curate", [*words, "workers=1", "tokens.enabled=false", *further])
+    run = entry.compose(
+        config.Curate, "curate", [*words, "workers=1", "tokens.enabled=false", "domains.bundled=false", *further]
+    )
     known = stages.stages(run, folder.opened(run).tasks)
     local.execute(run, known, known)
     content = summary.summary(Path(run.folder), "x", known, 3)

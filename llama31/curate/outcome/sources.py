@@ -1,12 +1,13 @@
-"""The `data/` YAML of what was packed, which pre-training reads."""
+"""The `data/` YAML of what was packed, with the mixture's weights, which pre-training reads."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from llama31 import config
+from llama31.curate.mixing import mixture, written
+from llama31.curate.mixing import sources as packed
 from llama31.curate.running import ledger
 from llama31.curate.running.stages import CurationStage
 from llama31.runs import files
@@ -25,17 +26,24 @@ def packed_sources(folder: Path, stage: CurationStage) -> dict[str, dict[str, An
     return dict(sorted(found.items()))
 
 
-def write_data(folder: Path, name: str, known: list[CurationStage]) -> Path | None:
-    """Write `conf/data/NAME.yaml`, each source weighted by its tokens; None, and nothing, where nothing was packed."""
-    sources = next((packed_sources(folder, stage) for stage in known if stage.name == "tokens"), {})
-    if not sources:
-        return None
-    content = {
-        "folder": str((folder / "tokens").resolve()),
-        "sources": {source: {"weight": one["train"]["tokens"]} for source, one in sources.items()},
-    }
-    path = folder / "conf" / "data" / f"{name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    head = f"# python -m recipes.pretrain --config-dir {path.parents[1]} data={name} ...\n"
-    files.write_whole(path, head + yaml.safe_dump(content, sort_keys=False))
-    return path
+def mixed(folder: Path, asked: config.MixtureShares) -> tuple[mixture.SourceMixture, list[str]]:
+    """The mixture of what is packed in `folder`/tokens, and a line for each part that there is no text of.
+
+    Raises ValueError where nothing is packed, or where no part with a share has text.
+    """
+    there = packed.of_folder(folder / "tokens", asked.main_languages)
+    wanted = {name: getattr(asked, name) for name in packed.SHARES}
+    tokens = {part: sum(one.tokens for one in there if one.part == part) for part in wanted}
+    shares = {part: share for part, share in wanted.items() if tokens[part]}
+    absent = [part for part, share in wanted.items() if share and not tokens[part]]
+    said = [f"mixture.{part}={wanted[part]:g}: there is no text of it; the other parts share it" for part in absent]
+    if not any(shares.values()):
+        raise ValueError(f"mixture: {folder / 'tokens'} holds no text of a part with a share; give one above 0")
+    total = float(sum(one.tokens for one in there))
+    made = mixture.mix(there, asked.train_tokens or total, shares, asked.temperature, None, asked.most_epochs)
+    return made, said
+
+
+def write_data(folder: Path, name: str, made: mixture.SourceMixture) -> Path:
+    """Write `conf/data/NAME.yaml` in the folder of the curation."""
+    return written.write(made, folder / "conf" / "data" / f"{name}.yaml", str((folder / "tokens").resolve()))

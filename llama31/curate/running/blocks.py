@@ -21,12 +21,22 @@ from llama31.curate.extraction.page import PageExtractor
 from llama31.curate.heuristics.c4 import LineFilter, LineLimits
 from llama31.curate.heuristics.quality import QualityFilter, QualityLimits
 from llama31.curate.heuristics.repetition import RepetitionFilter, RepetitionLimits
+from llama31.curate.mixing.classes import ClassAssigner
+from llama31.curate.mixing.knowledge import Downsampler
 from llama31.curate.packing.tokenized import PackedSources, TokenShards, Vocabulary
 from llama31.curate.passage.shards import ShardReader, ShardWriter
 from llama31.curate.reading.documents import CountingReader
 from llama31.curate.running import folder
 from llama31.curate.running.assignment import Assignment
+from llama31.curate.running.shares import ClassCounter, Shares, kept_classes
+from llama31.curate.safety.adult import AdultWordsFilter
+from llama31.curate.safety.domains import DomainFilter
+from llama31.curate.safety.personal import PersonalDataFilter
+from llama31.curate.scoring.encoder import EncoderFilter
+from llama31.curate.scoring.knowledge import KnowledgeLabeller
 from llama31.curate.scoring.language import LanguageFilter
+from llama31.curate.scoring.quality import FastTextFilter
+from llama31.curate.scoring.ranking import RankFilter, ScoreCounter
 
 RECORDS = ("text_key", "id_key", "url_key", "date_key", "language_key")
 SIGNATURES = ("ngram", "buckets", "hashes_per_bucket", "seed", "keep")  # keys of MinHash
@@ -43,10 +53,12 @@ def extract(given: Assignment) -> list[PipelineStep]:
     run = given.run
     mine = folder.share(given.folder, given.rank)["files"]
     readers = [_Files(reader(run, name), paths, run.sources[name]) for name, paths in mine.items()]
-    blocks: list[PipelineStep] = [
-        *readers,
-        PageExtractor(run.extraction.remove_markdown, run.extraction.technical_marks),
-    ]
+    blocks: list[PipelineStep] = [*readers]
+    crawled = any(source.format == "warc" for source in run.sources.values())
+    known, words = (crawled if one is None else one for one in (run.domains.bundled, run.domains.bundled_words))
+    if run.domains.lists or known or words:
+        blocks.append(DomainFilter(run.domains.lists, known, words))
+    blocks.append(PageExtractor(run.extraction.remove_markdown, run.extraction.technical_marks))
     if run.language.model:
         wanted = run.language.languages or None
         blocks.append(LanguageFilter(run.language.model, run.language.threshold, languages=wanted))
@@ -121,7 +133,9 @@ def _rules(run: config.Curate) -> list[PipelineStep]:
         blocks.append(quality(QualityLimits(**_limits(run.quality))))
     if run.c4.enabled:
         blocks.append(LineFilter(LineLimits(**_limits(run.c4))))
-    return blocks
+    if run.adult.lists:
+        blocks.append(AdultWordsFilter(run.adult.lists, run.adult.min_distinct, run.adult.min_per_1000_words))
+    return [*blocks, PersonalDataFilter()] if run.personal.enabled else blocks
 
 
 def _limits(section: Any) -> dict[str, Any]:
@@ -179,6 +193,40 @@ class _Files(PipelineStep):
             yield document
 
 
+def score(given: Assignment) -> list[PipelineStep]:
+    """Scores and classes of documents, and how many have which."""
+    run, blocks = given.run, list[PipelineStep]([_shard(given)])
+    if run.cited.model:
+        blocks.append(FastTextFilter(run.cited.model, key="quality_cited", threshold=run.cited.threshold))
+    for name, one in run.encoders.items():
+        only = {"extraction": one.only} if one.only else None
+        blocks.append(EncoderFilter(one.model, f"quality_{name}", one.label, one.threshold, only=only))
+    classes: dict[str, str] = {name: f"quality_{name}" for name in ("code", "mathematics") if name in run.encoders}
+    if classes:
+        blocks.append(ClassAssigner(classes, dict.fromkeys(classes, run.class_threshold)))
+    if run.knowledge.model:
+        blocks.append(KnowledgeLabeller(run.knowledge.model))
+    blocks.append(ShardWriter(given.documents))
+    if run.best.score:
+        blocks.append(ScoreCounter(str(given.out / "scores"), f"quality_{run.best.score}"))
+    return [*blocks, ClassCounter(given.out / "classes")] if run.knowledge.model else blocks
+
+
+def ranking(given: Assignment) -> list[PipelineStep]:
+    """Thresholds of scores and parts of classes, out of the counts of all tasks."""
+    return [Shares(given.files("score"), given.out / "shares", given.run.best, given.run.knowledge)]
+
+
+def select(given: Assignment) -> list[PipelineStep]:
+    """The best of each language, and fewer of the classes that there is too much of."""
+    run, shares, blocks = given.run, given.folder / "ranking/shares", list[PipelineStep]([_shard(given)])
+    if run.best.score:
+        blocks.append(RankFilter(str(shares), f"quality_{run.best.score}"))
+    if run.knowledge.model:
+        blocks.append(Downsampler(kept_classes(shares)))
+    return [*blocks, ShardWriter(given.documents)]
+
+
 def vocabulary(given: Assignment) -> list[PipelineStep]:
     """The tokenizer, if it is to be trained here."""
     return [Vocabulary(given.shards(given.stage.needs[0].partition("/")[0]), given.run.tokenizer, given.out)]
@@ -210,6 +258,9 @@ BUILDERS: dict[str, Callable[[Assignment], list[PipelineStep]]] = {
         deduplicate,
         line_duplicates,
         lines,
+        score,
+        ranking,
+        select,
         vocabulary,
         tokenize,
         tokens,

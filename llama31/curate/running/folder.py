@@ -31,7 +31,7 @@ from llama31.runs import files
 NAME = "curation.json"
 # What says where, how fast or how it is shown, and not what comes out.
 FREE = frozenset({"name", "folder", "workers", "stage", "task", "stride", "overwrite", "dry_run", "report", "tasks"})
-FREE |= {"submit", "job"}
+FREE |= {"submit", "job", "mixture"}
 VERSIONS = ("datatrove", "resiliparse", "fastwarc", "faust-cchardet", "fasttext-numpy2-wheel", "tiktoken", "tokenizers")
 READERS: dict[str, Any] = {
     "warc": ArchiveReader,

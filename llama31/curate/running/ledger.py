@@ -7,6 +7,7 @@ was made from the same keys and the same inputs as now, and all that it names is
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterable
@@ -60,8 +61,20 @@ def _plain(section: Any) -> Any:
     if isinstance(section, dict):
         return {name: _plain(inner) for name, inner in section.items()}
     if dataclasses.is_dataclass(section) and not isinstance(section, type):
-        return dataclasses.asdict(section)
+        plain = dataclasses.asdict(section)
+        return plain | {"content": content(Path(plain["model"]))} if plain.get("model") else plain
     return section
+
+
+def content(model: Path) -> list[list[Any]]:
+    """Files of a model with their bytes and, up to a gigabyte, hashes: another one may stand at the same path later."""
+    paths = sorted(path for path in model.rglob("*") if path.is_file()) if model.is_dir() else [model]
+    return [[path.name, path.stat().st_size, _known_digest(path, path.stat().st_mtime_ns)] for path in paths]
+
+
+@functools.lru_cache(maxsize=64)
+def _known_digest(path: Path, changed_ns: int) -> str:
+    return digest(path) if path.stat().st_size <= 1 << 30 else ""
 
 
 def digest(path: Path) -> str:

@@ -47,7 +47,7 @@ class CurationStage:
 def stages(run: config.Curate, tasks: int) -> list[CurationStage]:
     """The stages that the keys switch on, for a corpus of as many shards."""
     few = -(-tasks // GATHERED)
-    keys = ("sources", "reading", "extraction", "language", "urls")
+    keys = ("sources", "reading", "domains", "extraction", "language", "urls")
     built = [CurationStage("extract", "archives and files to text, its language", tasks, 1.5, reads="", keys=keys)]
     listed: tuple[str, ...] = ()
     if run.urls.enabled:
@@ -55,13 +55,36 @@ def stages(run: config.Curate, tasks: int) -> list[CurationStage]:
             CurationStage("url_duplicates", "pages of one URL", few, 2.0, needs=("extract/urls",), keys=("urls",))
         )
         listed = ("url_duplicates/listed",)
-    rules = ("urls", "repetition", "quality", "c4", "minhash")
+    rules = ("urls", "repetition", "quality", "c4", "adult", "personal", "minhash")
     built.append(
-        CurationStage("filter", "duplicates by URL, heuristics", tasks, 1.5, reads="extract", needs=listed, keys=rules)
+        CurationStage("filter", "same URL, heuristics, privacy", tasks, 1.5, reads="extract", needs=listed, keys=rules)
     )
     built += _duplicates(run, tasks)
-    last = [stage.name for stage in built if stage.reads is not None][-1]
+    built += _scores(run, tasks, _last(built))
+    last = _last(built)
     return [*built, *(_tokens(run, tasks, last) if run.tokens.enabled else [])]
+
+
+def _last(built: list[CurationStage]) -> str:
+    """The last stage that leaves documents."""
+    return [stage.name for stage in built if stage.reads is not None][-1]
+
+
+def _scores(run: config.Curate, tasks: int, last: str) -> list[CurationStage]:
+    """Scores and classes where there is a model, and a second pass where something is to be chosen by all of them."""
+    if not (run.cited.model or run.encoders or run.knowledge.model):
+        return []
+    keys = ("cited", "encoders", "class_threshold", "knowledge", "best")
+    memory = 4.0 if run.encoders or run.knowledge.model else 2.0
+    built = [CurationStage("score", "scores and classes", tasks, memory, reads=last, keys=keys)]
+    if run.best.score or run.knowledge.model:
+        counted = ("score/scores", "score/classes")
+        built.append(CurationStage("ranking", "thresholds and shares of all", 1, 1.5, needs=counted, keys=keys))
+        needs = ("ranking/shares",)
+        built.append(
+            CurationStage("select", "the best, fewer of a class", tasks, 1.5, reads="score", needs=needs, keys=keys)
+        )
+    return built
 
 
 def _duplicates(run: config.Curate, tasks: int) -> list[CurationStage]:
