@@ -40,20 +40,25 @@ PIECE = 1 << 20  # characters that are looked at together
 
 
 class Words(NamedTuple):
-    """Words of a piece of text: characters, classes of those, hash; each [words]."""
+    """Words of a piece of text: characters, classes of those, hash, where in it they begin; each [words]."""
 
     lengths: Ints
     kinds: Kinds
     hashes: Hashes
+    places: Ints
 
 
 class Spans:
     """Words of a text, with symbols that stand alone (`words.split(text, language, symbols=True)`)."""
 
     def __init__(self, text: str, language: str) -> None:
-        parts = [measured(piece, language) for piece in pieces(text)]
+        parts, before = [], 0
+        for piece in pieces(text):
+            found = measured(piece, language)
+            parts.append(found._replace(places=found.places + before))
+            before += len(piece)
         joined = [np.concatenate(part) for part in zip(*parts)] if len(parts) > 1 else parts[0]
-        self.lengths, self.kinds, self.hashes = Words(*joined)
+        self.lengths, self.kinds, self.hashes, self.places = Words(*joined)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -88,6 +93,14 @@ class Spans:
 def of(text: str, language: str) -> Spans:
     """Spans of a text, kept for the next filter, which is given the same one."""
     return Spans(text, language)
+
+
+def with_digits(text: str, found: Spans) -> npt.NDArray[np.bool_]:
+    """Which words have a decimal digit in them, [words]."""
+    result = np.zeros(len(found), np.bool_)
+    at = np.flatnonzero(_kinds(_codes(text), False) & DIGIT)  # each is part of a word
+    result[np.searchsorted(found.places, at, "right") - 1] = True
+    return result
 
 
 def pieces(text: str, size: int = PIECE) -> list[str]:
@@ -238,18 +251,20 @@ def _elided(text: str, starts: Ints, ends: Ints, joins: Ints, elision: re.Patter
 
 
 def _by_strings(text: str, language: str) -> Words:
-    """The same of words that `words.split` has split."""
-    split = words.split(text, language, symbols=True)
-    lengths = np.fromiter(map(len, split), np.int64, len(split))
+    """The same of words that an expression of `words` finds."""
+    pattern = words.pattern(language if language in words.ELISIONS else "", True, True)
+    found = [(match.start(), match[0]) for match in pattern.finditer(text)]
+    lengths = np.fromiter((len(word) for _, word in found), np.int64, len(found))
     ends = np.cumsum(lengths)
-    codes = _codes(f" {''.join(split)} ")
-    return _summed(codes, _kinds(codes, False), ends - lengths + 1, ends + 1)
+    codes = _codes(f" {''.join(word for _, word in found)} ")
+    result = _summed(codes, _kinds(codes, False), ends - lengths + 1, ends + 1)
+    return result._replace(places=np.fromiter((at for at, _ in found), np.int64, len(found)) - 1)
 
 
 def _summed(codes: Codes, kinds: Kinds, starts: Ints, ends: Ints) -> Words:
     """Lengths, classes and hashes of words by where they stand."""
     if not len(starts):
-        return Words(np.zeros(0, np.int64), np.zeros(0, np.uint8), np.zeros(0, np.uint64))
+        return Words(np.zeros(0, np.int64), np.zeros(0, np.uint8), np.zeros(0, np.uint64), starts)
     powers, step, factor = _powers(BASE), pow(BASE, BLOCK, 1 << 64), 1
     sums = np.empty(len(codes), np.uint64)
     for begin in range(0, len(codes), BLOCK):
@@ -268,4 +283,4 @@ def _summed(codes: Codes, kinds: Kinds, starts: Ints, ends: Ints) -> Words:
     if len(rest):
         pairs = np.stack([starts[rest], ends[rest]], 1).ravel()
         found[rest] = np.bitwise_or.reduceat(kinds, pairs)[::2]
-    return Words(ends - starts, found, hashes)
+    return Words(ends - starts, found, hashes, starts - 1)

@@ -50,6 +50,7 @@ def compare_with_words(text: str, language: str) -> None:
     found = spans.Spans(text, language)
     assert found.lengths.tolist() == [len(word) for word in split]
     assert found.hashes.tolist() == [spans.hash_of(word) for word in split]
+    assert [text[at : at + length] for at, length in zip(found.places, found.lengths)] == split
     letters = [any(map(str.isalpha, word)) for word in split]
     spoken = [any(character not in PUNCTUATION_SET for character in word) for word in split]
     assert ((found.kinds & spans.ALPHABETIC) != 0).tolist() == letters

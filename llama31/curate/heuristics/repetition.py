@@ -102,8 +102,8 @@ def _ngrams(found: spans.Spans, length: int, limits: RepetitionLimits) -> str:
     reason = _most_frequent(found, length, short, limits)
     if reason or not limits.duplicates:
         return reason
-    for (n, share), again in zip(limits.duplicates, repeats_by_length(found, [n for n, _ in limits.duplicates])):
-        if again and again * found.longest(n) > share * short:
+    for (n, share), count in zip(limits.duplicates, repeats_by_length(found, [n for n, _ in limits.duplicates])):
+        if count and count * found.longest(n) > share * short:
             repeats = Repeats(found, n)
             if repeats.most_characters() > share * short and repeats.characters() / length > share:
                 return f"duplicated_{n}_n_grams"
@@ -115,7 +115,7 @@ def _most_frequent(found: spans.Spans, length: int, short: float, limits: Repeti
         return ""
     # The most frequent n-gram stands no more often than that of the least n.
     least = min(n for n, _ in limits.top)
-    ordered = np.sort(_grams(found, least))
+    ordered = np.sort(grams(found.hashes, least))
     for n, share in limits.top:
         wide = found.longest(n) + (n - 1) * len(limits.separator)
         times = int(share * short / wide) if wide else len(ordered)
@@ -126,13 +126,13 @@ def _most_frequent(found: spans.Spans, length: int, short: float, limits: Repeti
     return ""
 
 
-def _grams(found: spans.Spans, n: int) -> spans.Hashes:
+def grams(hashes: spans.Hashes, n: int) -> spans.Hashes:
     """Hashes of n-grams, the same where each word is, [words - n + 1, or 0]."""
-    count = max(0, len(found) - n + 1)
+    count = max(0, len(hashes) - n + 1)
     result = np.zeros(count, np.uint64)
     for i in range(n):
         result *= MULTIPLIER
-        result += found.hashes[i : i + count]
+        result += hashes[i : i + count]
     return result
 
 
@@ -140,7 +140,7 @@ def most_frequent(found: spans.Spans, n: int, separator: str = " ") -> int:
     """Characters of the most frequent n-gram, the first of several, as often as it stands; 0 without any."""
     if len(found) < n:
         return 0
-    _, first, counts = np.unique(_grams(found, n), return_index=True, return_counts=True)
+    _, first, counts = np.unique(grams(found.hashes, n), return_index=True, return_counts=True)
     most = int(counts.max())
     at = int(first[counts == most].min())
     return most * (int(found.starts[at + n] - found.starts[at]) + (n - 1) * len(separator))
@@ -151,51 +151,50 @@ def repeats_by_length(found: spans.Spans, lengths: list[int]) -> list[int]:
     sums, inverses = found.sums
     # Behind the end stand sums of no text, so that all n have as many runs.
     padded = np.concatenate([sums, PADDING[: max(lengths)]])
-    grams = np.stack([padded[n : n + len(found)] for n in lengths])
-    grams -= sums[:-1]
-    grams *= inverses[:-1]
-    grams.sort(axis=1)
-    counts: list[int] = np.count_nonzero(grams[:, 1:] == grams[:, :-1], axis=1).tolist()
+    runs = np.stack([padded[n : n + len(found)] for n in lengths])
+    runs -= sums[:-1]
+    runs *= inverses[:-1]
+    runs.sort(axis=1)
+    counts: list[int] = np.count_nonzero(runs[:, 1:] == runs[:, :-1], axis=1).tolist()
     return counts
 
 
-class Repeats:
-    """Runs of n words that stood before, the same where their words set one after the other are, as in datatrove.
+def again(grams: spans.Hashes) -> tuple[spans.Ints, spans.Ints]:
+    """Where n-grams begin that stood before, ascending, and where each stood first; both [repeats]."""
+    ordered = np.sort(grams)
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    # Of all those whose upper bits are a repeated one's: few others, and the order of few is quickly found.
+    marks = np.zeros(1 << 16, np.bool_)
+    marks[twice >> 48] = True
+    candidates = np.flatnonzero(marks[grams >> 48])
+    order = np.argsort(grams[candidates], kind="stable")
+    ordered, places = grams[candidates][order], candidates[order]
+    new = np.ones(len(order), np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    firsts = places[np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))]
+    by_place = np.argsort(places[~new], kind="stable")
+    return places[~new][by_place], firsts[~new][by_place]
 
-    positions: where such runs begin, ascending; firsts: where each stood first; both [repeats].
-    """
+
+def covered(positions: spans.Ints, n: int, count: int) -> npt.NDArray[np.bool_]:
+    """Which of `count` words lie in an n-gram that begins at one of the positions, [count]."""
+    marks = np.zeros(count + 1, np.int64)
+    marks[positions] += 1
+    marks[positions + n] -= 1
+    result: npt.NDArray[np.bool_] = np.cumsum(marks[:-1]) > 0
+    return result
+
+
+class Repeats:
+    """Runs of n words that stood before, the same where their words set one after the other are, as in datatrove."""
 
     def __init__(self, found: spans.Spans, n: int) -> None:
         self.found, self.n = found, n
-        grams = found.runs(n)
-        ordered = np.sort(grams)
-        again = ordered[1:][ordered[1:] == ordered[:-1]]
-        self.positions = self.firsts = np.zeros(0, np.int64)
-        if not len(again):
-            return
-        # Of all runs those whose upper bits are a repeated one's: few others, and the order of few is quickly found.
-        marks = np.zeros(1 << 16, np.bool_)
-        marks[again >> 48] = True
-        candidates = np.flatnonzero(marks[grams >> 48])
-        order = np.argsort(grams[candidates], kind="stable")
-        ordered, places = grams[candidates][order], candidates[order]
-        new = np.ones(len(order), np.bool_)
-        np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
-        heads = places[np.flatnonzero(new)][np.cumsum(new) - 1]
-        by_place = np.argsort(places[~new], kind="stable")
-        self.positions, self.firsts = places[~new][by_place], heads[~new][by_place]
-
-    def covered(self) -> npt.NDArray[np.bool_]:
-        """Which words lie in a run that stood before, [words]."""
-        marks = np.zeros(len(self.found) + 1, np.int64)
-        marks[self.positions] += 1
-        marks[self.positions + self.n] -= 1
-        result: npt.NDArray[np.bool_] = np.cumsum(marks[:-1]) > 0
-        return result
+        self.positions, self.firsts = again(found.runs(n))
 
     def most_characters(self) -> int:
         """A number that `characters` does not exceed, at less cost."""
-        return int(self.found.lengths[self.covered()].sum()) if len(self.positions) else 0
+        return int(self.found.lengths[covered(self.positions, self.n, len(self.found))].sum())
 
     def characters(self) -> int:
         """Characters in runs that stood before, each counted once: after one the next run begins behind it.
