@@ -331,20 +331,30 @@ class LineDuplicates(PipelineStep):
 
 
 def without(text: str, gone: npt.NDArray[np.bool_]) -> str:
-    """A text without some of its lines; where they stood, blank lines around them become one, at both ends none."""
+    """A text without some of its lines, one at least and none of them blank.
+
+    Blank lines around them become one, and none at both ends of the text.
+    """
+    lines = text.split("\n")
     kept: list[str] = []
-    behind = False
-    for line, goes in zip(text.split("\n"), gone.tolist()):
-        if goes:
-            behind = True
-        elif not behind or line.strip():
-            kept.append(line)
-            behind = False
-        elif kept and kept[-1].strip():
-            kept.append(line)
-    while behind and kept and not kept[-1].strip():
+    at = 0
+    borders = np.flatnonzero(np.diff(gone, prepend=False, append=False)).tolist()  # where runs begin and end
+    for begin, end in zip(borders[::2], borders[1::2]):
+        kept += lines[at:begin]
+        at = end
+        while at < len(lines) and _blank(lines[at]):
+            at += 1
+        if at > end and kept and not _blank(kept[-1]):
+            kept.append(lines[end])
+    if at < len(lines):
+        return "\n".join(kept + lines[at:])
+    while kept and _blank(kept[-1]):
         kept.pop()
     return "\n".join(kept)
+
+
+def _blank(line: str) -> bool:
+    return not line or line.isspace()
 
 
 class RemoveLines(BaseFilter):
@@ -391,22 +401,21 @@ class RemoveLines(BaseFilter):
         gone = (self._often[places] == keys) & counting if len(self._often) else np.zeros(len(keys), bool)
         borders = np.cumsum([0, *counts])
         hits = np.add.reduceat(gone, borders[:-1], dtype=np.int64).tolist()
-        return [
-            self._shortened(one, gone[start:end], hit) if hit else True
-            for one, start, end, hit in zip(batch, borders[:-1].tolist(), borders[1:].tolist(), hits)
-        ]
-
-    def _shortened(self, doc: Document, gone: npt.NDArray[np.bool_], hits: int) -> bool | tuple[bool, str]:
-        text = without(doc.text, gone)
-        if not text.strip():
-            return False, "only frequent lines"
-        if len(text) < self.min_characters:
-            return False, "too short without frequent lines"
-        self.stat_update("shortened")
-        self.stat_update("removed lines", value=hits)
-        self.stat_update("removed characters", value=len(doc.text) - len(text))
-        doc.text = text
-        return True
+        results: list[bool | tuple[bool, str]] = []
+        removed = [0, 0, 0]
+        for one, start, end, hit in zip(batch, borders[:-1].tolist(), borders[1:].tolist(), hits):
+            text = without(one.text, gone[start:end]) if hit else one.text
+            if hit and not text.strip():
+                results.append((False, "only frequent lines"))
+            elif hit and len(text) < self.min_characters:
+                results.append((False, "too short without frequent lines"))
+            else:
+                results.append(True)
+                removed = [removed[0] + (hit > 0), removed[1] + hit, removed[2] + len(one.text) - len(text)]
+                one.text = text
+        for name, count in zip(("shortened", "removed lines", "removed characters"), removed):
+            self.stat_update(name, value=count)
+        return results
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         """The documents that stay, without those lines."""
