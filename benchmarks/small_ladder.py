@@ -47,7 +47,7 @@ class LadderScale:
     validation_tokens: int
 
 
-WHOLE = LadderScale((3e11, 1e12, 3e12), 9e12, 8e3, 4e5, 10, 2.6, 65_536)
+WHOLE = LadderScale((3e11, 1e12, 3e12), 9e12, 8e3, 4e5, 10, 3.0, 65_536)
 TRIAL = LadderScale((3e10, 6e10, 1.2e11), 2e11, 8e3, 1e5, 7, 0.6, 8_192)
 
 
@@ -65,7 +65,7 @@ def planned(top: Path, scale: LadderScale) -> config.Ladder:
         sequence_length=128,
         vocab_size=VOCABULARY,
         smallest_batch=1024,
-        largest_batch=2048,
+        largest_batch=1024,
         smallest_model_lr=6e-3,
         largest_model_lr=2e-3,
         warmup_steps=2 if scale is TRIAL else 40,
