@@ -48,7 +48,7 @@ class LadderScale:
 
 
 WHOLE = LadderScale((3e11, 1e12, 3e12), 9e12, 8e3, 4e5, 10, 3.0, 65_536)
-TRIAL = LadderScale((3e10, 6e10, 1.2e11), 2e11, 8e3, 1e5, 7, 0.6, 8_192)
+TRIAL = LadderScale((3e10, 6e10, 1.2e11), 2e11, 8e3, 1.5e5, 8, 0.7, 8_192)
 
 
 def planned(top: Path, scale: LadderScale) -> config.Ladder:

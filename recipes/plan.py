@@ -14,6 +14,7 @@ def main(run: config.Plan) -> None:
     from llama31.runs import files, planned, plots
 
     plots.check(run.picture)
+    check(run)
     if run.validate is not None:
         validate(run, Path(run.validate))
         return
@@ -31,6 +32,31 @@ def main(run: config.Plan) -> None:
         reached = planned.reaches(asked, found[0])
         path = planned.draw(run.picture, run.device, asked, reached)
         print("\n" + "\n".join([*planned.said(reached), f"drawn to {path}"]))
+
+
+def check(run: config.Plan) -> None:
+    """ConfigError for keys that would go unheeded, and for a file that cannot or should not be written."""
+    other = "validate" if run.validate is not None else "phases" if run.phases else ""
+    issues = [
+        config.Issue(name, value, f"{other} is given, which makes none of it", f"leave out {name} or {other}")
+        for name, value in (("write", run.write), ("picture", run.picture), ("limits", limited(run.limits)))
+        if other and value
+    ]
+    if run.output and run.validate is None:
+        issues.append(config.Issue("output", run.output, "it is what validate writes", "give validate=FILE.csv too"))
+    if run.write and not other:
+        path = Path(run.write)
+        if not path.parent.is_dir():
+            issues.append(config.Issue("write", run.write, "its folder is not there", f"mkdir -p {path.parent}"))
+        elif path.exists() and not path.read_text(encoding="utf-8").startswith("# torchrun"):
+            issues.append(config.Issue("write", run.write, "another file is there", "give another name"))
+    if issues:
+        raise config.ConfigError(issues)
+
+
+def limited(limits: config.Limits) -> str:
+    """The limits that are set, by name."""
+    return ", ".join(name for name, value in vars(limits).items() if value)
 
 
 def validate(run: config.Plan, path: Path) -> None:

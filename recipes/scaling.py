@@ -42,8 +42,10 @@ def ladder(run: config.Scaling) -> None:
     rungs = ladder.rungs(given, site)
     print(scripts.table(rungs, given, site), flush=True)
     if not given.dry_run:
+        paths = scripts.write(rungs, given, run.precision)
+        missing = " ".join(f"{key}=..." for key in scripts.lacking(rungs[0], given))
         print("\nconfigs and scripts are there; submit:")
-        print("\n".join(f"sbatch {shlex.quote(str(path))}" for path in scripts.write(rungs, given, run.precision)))
+        print("\n".join(f"sbatch {shlex.quote(str(path))} {missing}".rstrip() for path in paths))
 
 
 def fit(run: config.Scaling) -> None:

@@ -151,7 +151,7 @@ def _products(readings: Readings, device: Device, stack: Stack) -> Stack:
 
 def _attention(readings: Readings, device: Device, stack: Stack) -> Stack:
     """rate / (1 + half / length), forward and backward."""
-    values: dict[str, float] = {"attention_peak": device.bf16_tflops}
+    values: dict[str, float] = {"attention_peak": device.fp32_tflops or device.bf16_tflops}
     for name, column, factor in (("forward", 3, 1.0), ("backward", 4, 2.5)):
         flops = [2.0 * factor * length * tokens * width for length, tokens, width, *_ in readings.attention]
         terms = [(count, count / row[0]) for count, row in zip(flops, readings.attention)]

@@ -44,7 +44,9 @@ class Stack:
 
     products_bf16: float = key(MISSING, "share of the peak that large BF16 products reach in a step", above=0)
     products_fp8: float = key(MISSING, "share of the peak that large FP8 products reach in a step", above=0)
-    products_fp32: float = key(1.0, "share of the FP32 rate that large FP32 products reach in a step", above=0)
+    products_fp32: float = key(
+        0.0, "share of the FP32 rate that large FP32 products reach; 0: as BF16 products do", low=0
+    )
     lead_bf16: float = key(MISSING, "terms of a BF16 product's sum that its start and end cost", low=0)
     lead_fp8: float = key(MISSING, "terms of an FP8 product's sum that its start and end cost", low=0)
     lead_fp32: float = key(0.0, "terms of an FP32 product's sum that its start and end cost", low=0)
@@ -52,7 +54,9 @@ class Stack:
     attention_backward: float = key(MISSING, "TFLOP/s of causal attention backward, of long rows", above=0)
     attention_half_forward: float = key(MISSING, "length at which it reaches half of that, forward", low=0)
     attention_half_backward: float = key(MISSING, "length at which it reaches half of that, backward", low=0)
-    attention_peak: float = key(989.0, "BF16 TFLOP/s of the device that those rates were measured on", above=0)
+    attention_peak: float = key(
+        989.0, "TFLOP/s, by its data sheet, of the device that those rates were measured on", above=0
+    )
     attention: float = key(1.0, "share of those rates that it keeps in a step", above=0)
     copy: float = key(MISSING, "share of the copy bandwidth that elementwise kernels reach", above=0)
     copy_eager: float = key(MISSING, "the same where nothing is fused", above=0)
@@ -144,6 +148,7 @@ class Phase:
 class TotalPublished:
     """What was published of a whole run, to stand beside what is predicted."""
 
+    device: str = key("H100", "GPU that it ran on: beside another one nothing is compared")
     flops: float | None = key(None, "FLOPs of all training; null: not told", above=0)
     gpu_hours: float | None = key(None, "GPU-hours of all training; null: not told", above=0)
     effective: float | None = key(None, "share of the time that trained; null: not told", above=0, high=1)

@@ -33,8 +33,10 @@ class Ladder:
     vocab_size: int = key(
         128256, "rows of embedding and head, which outweigh a model of 40M: it is named without them", low=1
     )
-    smallest_batch: int = key(262144, "tokens per step of the smallest budget", low=1)
-    largest_batch: int = key(4194304, "tokens per step of the largest budget; powers of two between", low=1)
+    smallest_batch: int = key(262144, "tokens per step of budgets up to smallest_batch_flops", low=1)
+    largest_batch: int = key(4194304, "tokens per step from largest_batch_flops; powers of two between", low=1)
+    smallest_batch_flops: float = key(6e18, "FLOPs up to which a budget takes the smallest batch", above=0)
+    largest_batch_flops: float = key(1e22, "FLOPs from which it takes the largest", above=0)
     smallest_model_lr: float = key(4e-4, "peak learning rate of the smallest model", above=0)
     largest_model_lr: float = key(
         2e-4, "peak learning rate of the largest model; between: by the logarithm of size", above=0

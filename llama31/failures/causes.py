@@ -14,6 +14,7 @@ from llama31.config import Issue, Simulate
 from llama31.plan.interval import young_daly_s
 
 DAY_S = 86400.0
+MOST_STOPS = 500_000  # of all replications: a minute
 # The run that the counts were taken from (report, section 3.3.4).
 REPORT_DAYS = 54
 REPORT_GPUS = 16384
@@ -141,6 +142,14 @@ def issues(run: Simulate) -> list[Issue]:
 def check(run: Simulate) -> None:
     """Raise ValueError with all that is wrong with the keys of `run` beyond the bounds of each."""
     problems = [str(issue) for issue in issues(run)]
+    stops = failures_per_s(run) * run.days * DAY_S
+    if stops * run.replications > MOST_STOPS:
+        few, days = int(MOST_STOPS / stops), 0.99 * run.days * MOST_STOPS / stops / run.replications
+        remedy = f"replications={few}" if few >= 5 else f"days={days:.3g}"
+        problems.append(
+            f"days={run.days:g}: {stops:,.0f} stops in each of replications={run.replications} runs would take more "
+            f"than minutes; give {remedy}"
+        )
     for name in ("table_stalls_s", "table_detects_s", "table_restarts_s"):
         values = getattr(run, name)
         least = "numbers above 0" if name == "table_stalls_s" else "numbers from 0 on"

@@ -7,6 +7,7 @@ from llama31.plan import shapes
 
 # Dense BF16 TFLOPs from NVIDIA's data sheets; the first name that the device's name contains counts.
 PEAK_TFLOPS = (
+    ("GB300", 2500.0),
     ("GB200", 2500.0),
     ("B200", 2250.0),
     ("GH200", 989.0),

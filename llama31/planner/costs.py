@@ -73,9 +73,9 @@ def lines(whole: RunCost, step_s: float) -> list[str]:
     causal = shapes.flops_per_token(asked.model, asked.sequence_length)
     full = causal + 6 * asked.model.layers * asked.model.heads * asked.model.head_dim * asked.sequence_length
     per_gpu = asked.batch_tokens / asked.gpus / step_s / 1e12
-    peak = device.bf16_tflops
+    peak = asked.peak_tflops
     said = [
-        f"TFLOP/s per GPU and MFU of the BF16 peak: causal attention {causal * per_gpu:.0f}, "
+        f"TFLOP/s per GPU and MFU of the {asked.numbers.params.upper()} peak: causal attention {causal * per_gpu:.0f}, "
         f"{causal * per_gpu / peak:.1%}; all of the square {full * per_gpu:.0f}, {full * per_gpu / peak:.1%}",
         f"{whole.tokens:,} tokens in {whole.steps:,} steps: {whole.hours / 24:.1f} days and "
         f"{whole.gpu_hours:,.0f} GPU-hours without a failure, {_with_failures(whole)}",

@@ -101,7 +101,7 @@ def table(run: Sequence[PartOfRun], device: str, published: TotalPublished) -> s
         *(_line(one) for one in run),
         _sum(run),
         "",
-        *_beside(run, published),
+        *(_beside(run, published) if device == published.device else [_elsewhere(published)]),
     ]
     return "\n".join(lines)
 
@@ -169,6 +169,10 @@ def _cost(run: Sequence[PartOfRun]) -> str:
     energy = f"{hours * device.watts / 1e6:,.0f}" if device.watts else ""
     money = f"{hours * device.dollars_per_hour / 1e6:,.2f}M" if device.dollars_per_hour else ""
     return f"{hours / 1e6:.3f}M | {energy} | {money}"
+
+
+def _elsewhere(published: TotalPublished) -> str:
+    return f"what was published ran on {published.device}, and is not compared"
 
 
 def _beside(run: Sequence[PartOfRun], published: TotalPublished) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 from llama31.config import ConfigError, Device, Hardware, Issue, Limits, Parallel, Plan, Precision
 from llama31.failures import causes
@@ -15,7 +16,9 @@ from llama31.planner import costs, search
 from llama31.planner.costs import RunCost
 from llama31.planner.search import Demand, Proposal
 
+MARGIN = 0.04  # docs/planner.md
 OUTSIDE_GB = 4.9  # of a device's memory that lives outside of torch's allocator (conf/cluster/h100.yaml)
+FACTORS = [Fraction(*ratio) for ratio in ((9, 8), (5, 4), (3, 2), (2, 1), (3, 1), (4, 1), (8, 1))]  # more GPUs for days
 MORE = 7  # doublings of GPUs that are tried where nothing fits, or is fast enough
 LAYOUT = ("tp", "cp", "pp", "vpp", "dp", "zero", "micro_batch", "recompute")  # limits of it
 
@@ -23,6 +26,10 @@ LAYOUT = ("tp", "cp", "pp", "vpp", "dp", "zero", "micro_batch", "recompute")  # 
 def request(run: Plan) -> Demand:
     """What `run` asks for. ConfigError where the device or the stack is unknown, or the batch is no whole rows."""
     issues = unknown(run.hardware, run.device, run.stack, run.precision)
+    if run.sequence_length > run.model.max_positions:
+        remedy = f"give at most that, or model.max_positions={run.sequence_length}"
+        reason = f"longer than model.max_positions={run.model.max_positions}"
+        issues.append(Issue("sequence_length", run.sequence_length, reason, remedy))
     if run.batch_tokens % run.sequence_length:
         near = max(1, round(run.batch_tokens / run.sequence_length)) * run.sequence_length
         reason = f"no multiple of sequence_length={run.sequence_length}"
@@ -52,7 +59,18 @@ def unknown(hardware: Hardware, device: str, stack: str, numbers: Precision, sec
         reason = f"the rate of FP32 products of {device} is not known"
         remedy = f"give precision=bf16, or hardware.devices.{device}.fp32_tflops=..."
         issues.append(Issue("precision.params", "fp32", reason, remedy))
+    if not issues and numbers.fp8 != "none":
+        if not hardware.devices[device].fp8_tflops:
+            issues.append(Issue("precision.fp8", numbers.fp8, f"{device} has no FP8", "give precision=bf16"))
+        elif not is_whole_fp8(numbers):
+            reason, remedy = "FP8 in a part of the layers is not predicted", "plan with precision=bf16 or FP8 in all"
+            issues.append(Issue("precision.fp8", numbers.fp8, reason, remedy))
     return issues
+
+
+def is_whole_fp8(numbers: Precision) -> bool:
+    """Whether all linear layers of all layers compute in FP8."""
+    return numbers.fp8_linears == "all" and not (numbers.fp8_first_layers_bf16 or numbers.fp8_last_layers_bf16)
 
 
 def room_gb(device: Device) -> float:
@@ -65,6 +83,9 @@ def proposals(asked: Demand, count: int) -> list[Proposal]:
     result = search.fastest(asked, count)
     if result:
         return result
+    unsplit = _unsplit(asked)
+    if unsplit:
+        raise unsplit
     free = _freed(asked)
     if free:
         raise free
@@ -110,9 +131,9 @@ def _taken(run: Plan, whole: RunCost) -> list[tuple[str, float, float]]:
 
 def _remedy(run: Plan, asked: Demand, key: str) -> str:
     """More GPUs where days are short, fewer where GPU-hours are, as far as that does it."""
-    powers = range(1, MORE + 1)
-    tried = [asked.gpus << n for n in powers] if key == "days" else _fewer(asked.gpus)[:MORE]
-    least = float("inf")
+    more = [int(asked.gpus * factor) for factor in FACTORS if (asked.gpus * factor).denominator == 1]
+    tried = more if key == "days" else _fewer(asked.gpus)[:MORE]
+    least, where = float("inf"), asked.gpus
     for gpus in tried:
         other = dataclasses.replace(asked, gpus=gpus)
         best = search.fastest(other, 1)
@@ -120,10 +141,26 @@ def _remedy(run: Plan, asked: Demand, key: str) -> str:
             taken = next(row for row in _taken(run, _cost(run, other, best[0])) if row[0] == key)
             if taken[2] <= taken[1]:
                 return f"give gpus={gpus}, which take {taken[2]:,.4g}"
-            least = min(least, taken[2])
-    told = f"the least of {tried[-1]:,} to {tried[0]:,} GPUs is {least:,.4g}" if least < float("inf") else ""
+            if taken[2] < least:
+                least, where = taken[2], gpus
+    told = f"the least is {least:,.4g}, with {where:,}" if least < float("inf") else ""
     way = "more" if key == "days" else "fewer"
     return f"{way} GPUs do not do it{f' ({told})' if told else ''}: give fewer total_tokens, or a higher limit"
+
+
+def _unsplit(asked: Demand) -> ConfigError | None:
+    """Where rows do not split over so many GPUs, whatever the memory: the nearest batch that does, and fits."""
+    free = dataclasses.replace(asked, memory_gb=float("inf"), limits=Limits())
+    if any(search.candidates(free)):
+        return None
+    factors = {asked.gpus // size for size in range(1, asked.gpus + 1) if asked.gpus % size == 0}
+    near = {max(1, round(asked.rows / dp)) * dp for dp in factors}
+    for rows in sorted(near, key=lambda rows: abs(rows - asked.rows))[:MORE]:
+        other = dataclasses.replace(asked, batch_tokens=rows * asked.sequence_length)
+        if search.fastest(other, 1):
+            reason = f"its {asked.rows:,} rows do not split over the replicas of any layout of gpus={asked.gpus}"
+            return ConfigError([Issue("batch_tokens", asked.batch_tokens, reason, f"give {other.batch_tokens}")])
+    return None
 
 
 def _freed(asked: Demand) -> ConfigError | None:
@@ -167,6 +204,12 @@ def tables(run: Plan, asked: Demand, found: Sequence[Proposal]) -> str:
         "",
         *_stages(asked, best),
     ]
+    if best.memory.total / 1e9 > (1 - MARGIN) * asked.memory_gb:
+        lines += [
+            "",
+            f"the first leaves {asked.memory_gb - best.memory.total / 1e9:.1f} GB, and memory is {MARGIN:.0%} off on "
+            f"average: memory_gb={(1 - MARGIN) * asked.memory_gb:.0f} plans with room",
+        ]
     return "\n".join([*lines, "", *costs.lines(_cost(run, asked, best), best.step_s)])
 
 
@@ -212,7 +255,7 @@ def _line(number: int, asked: Demand, one: Proposal) -> str:
     tflops = shapes.flops_per_token(asked.model, asked.sequence_length) * per_gpu / 1e12
     sizes = (layout.tp, layout.cp, layout.pp, layout.vpp, layout.dp, layout.zero, layout.micro_batch)
     again = search.named(layout.recompute)
-    reached = f"{tflops:.0f} | {tflops / asked.device.bf16_tflops:.1%}"
+    reached = f"{tflops:.0f} | {tflops / asked.peak_tflops:.1%}"
     numbers = f"{one.step_s:.3f} | {per_gpu:,.0f} | {reached} | {one.memory.total / 1e9:.1f}"
     return f"| {number} | {' | '.join(map(str, sizes))} | {again} | {numbers} |"
 

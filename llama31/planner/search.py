@@ -50,6 +50,11 @@ class Demand:
         return self.batch_tokens // self.sequence_length
 
     @property
+    def peak_tflops(self) -> float:
+        """Of the numbers that weights are in, which MFU counts by."""
+        return self.device.fp32_tflops if self.numbers.params == "fp32" else self.device.bf16_tflops
+
+    @property
     def recompute(self) -> list[tuple[str, ...]]:
         """What may be computed again, the least first."""
         allowed = self.limits.recompute

@@ -70,7 +70,7 @@ def total(seconds: Mapping[str, float]) -> float:
 def products_rate(job: StepJob, device: Device, stack: Stack, fp8: bool) -> products.Rate:
     """Of large products in FP8, or where `fp8` is false in BF16, or FP32 where the job computes in that."""
     if job.number_bytes == 4:
-        flops = stack.products_fp32 * device.fp32_tflops
+        flops = (stack.products_fp32 or stack.products_bf16) * device.fp32_tflops
         return products.Rate(flops * device.power * TERA, stack.lead_fp32, device.multiprocessors)
     if fp8 and device.fp8_tflops:
         flops = stack.products_fp8 * device.fp8_tflops
@@ -183,7 +183,8 @@ class _Layer:
         if backward:
             flops, rate, half = 2.5 * flops, self.stack.attention_backward, self.stack.attention_half_backward
         reached = rate * self.stack.attention / (1 + half / self.job.sequence_length)
-        peak = self.device.power * self.device.bf16_tflops / self.stack.attention_peak
+        sheet = self.device.fp32_tflops if self.job.number_bytes == 4 else self.device.bf16_tflops
+        peak = self.device.power * sheet / self.stack.attention_peak
         return flops / (reached * peak * TERA)
 
     def _moved(self, columns: float) -> float:
@@ -235,7 +236,9 @@ class _Layer:
 def _replicas(job: StepJob, device: Device, stack: Stack, layers: float, computing: float) -> dict[str, float]:
     """Gradients and weights between replicas as far as nothing covers them, and the optimizer."""
     model = job.model
-    ends = model.vocab_size * model.hidden_size / job.tp * (2 if job.pp == 1 else 1)
+    ends = model.vocab_size * model.hidden_size / job.tp
+    if job.pp == 1 and not model.tied_embeddings:
+        ends *= 2
     own = layers * (layer_parameters(model, job.tp) + 2 * model.hidden_size) + ends
     inside = job.gpus <= device.per_node
     rate = (device.nvlink_gb_s if inside else device.network_gb_s) * GIGA

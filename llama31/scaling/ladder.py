@@ -70,10 +70,14 @@ def expected_tokens(budget: float, ladder: config.Ladder) -> float:
 
 
 def batch_tokens(budget: float, ladder: config.Ladder) -> int:
-    """Tokens per step of a budget: a power of two times the smallest batch, by the logarithm of FLOPs."""
-    least, most = min(ladder.budgets), max(ladder.budgets)
-    share = 0.0 if least == most else math.log(budget / least) / math.log(most / least)
-    return ladder.smallest_batch * 2 ** round(share * math.log2(ladder.largest_batch / ladder.smallest_batch))
+    """Tokens per step of a budget: a power of two times the smallest batch, by the logarithm of FLOPs.
+
+    The same whatever other budgets the ladder has.
+    """
+    share = math.log(budget / ladder.smallest_batch_flops)
+    share /= math.log(ladder.largest_batch_flops / ladder.smallest_batch_flops)
+    doublings = math.log2(ladder.largest_batch / ladder.smallest_batch)
+    return ladder.smallest_batch * 2 ** round(min(max(share, 0.0), 1.0) * doublings)
 
 
 def rungs(ladder: config.Ladder, site: Site) -> list[Rung]:
@@ -113,6 +117,10 @@ def problems(ladder: config.Ladder) -> list[Issue]:
     if ladder.largest <= ladder.smallest:
         remedy = f"give more than {ladder.smallest:g}"
         issues.append(Issue("ladder.largest", ladder.largest, "not above ladder.smallest", remedy))
+    if ladder.largest_batch_flops <= ladder.smallest_batch_flops:
+        remedy = f"give more than {ladder.smallest_batch_flops:g}"
+        reason = "not above ladder.smallest_batch_flops"
+        issues.append(Issue("ladder.largest_batch_flops", ladder.largest_batch_flops, reason, remedy))
     if ladder.smallest_batch % ladder.sequence_length:
         reason = f"not a whole number of sequences of {ladder.sequence_length} tokens"
         near = max(1, round(ladder.smallest_batch / ladder.sequence_length)) * ladder.sequence_length

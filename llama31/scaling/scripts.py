@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from llama31 import config
-from llama31.command import written
+from llama31.command import entry, written
 from llama31.runs import files
 from llama31.scaling import family
 from llama31.scaling.ladder import Rung, Site
@@ -101,6 +101,21 @@ def write(rungs: Sequence[Rung], ladder: config.Ladder, numbers: config.Precisio
         path.chmod(0o755)
         paths.append(path)
     return paths
+
+
+def lacking(rung: Rung, ladder: config.Ladder) -> list[str]:
+    """Keys that a written run has to be given still. ConfigError where `ladder.arguments` are refused."""
+    folder = Path(ladder.folder).resolve() / "conf"
+    try:
+        entry.compose(config.Pretrain, rung.name, shlex.split(ladder.arguments), folder)
+    except config.ConfigError as error:
+        wrong = [issue for issue in error.issues if issue.value is not config.MISSING]
+        if wrong:
+            said = "; ".join(map(str, wrong))
+            reason, remedy = f"recipes.pretrain refuses them ({said})", "give what its --help lists"
+            raise config.ConfigError([config.Issue("ladder.arguments", ladder.arguments, reason, remedy)]) from error
+        return [issue.key for issue in error.issues]
+    return []
 
 
 def root(rung: Rung, folder: Path, ladder: config.Ladder, numbers: config.Precision) -> dict[str, Any]:

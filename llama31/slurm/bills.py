@@ -52,7 +52,13 @@ def training(run: config.Training, processes: int, mfu: float | None = None) -> 
         bill = of_planner(predicted.of(run, processes), run.cluster.device or "")
     else:
         tokens, flops = work(run)
-        bill = computing(processes, tokens, flops, mfu or MFU, run.cluster.peak_tflops or H100_TFLOPS)
+        bill = computing(
+            processes,
+            tokens,
+            flops,
+            mfu or MFU,
+            run.cluster.peak_tflops or utilisation.peak_tflops(run.cluster.device) or H100_TFLOPS,
+        )
         if mfu is None and run.cluster.device is not None:
             bill = dataclasses.replace(bill, words=f"{bill.words} ({predicted.unknown(run)})")
     return dataclasses.replace(bill, jobs=len(probe.remaining(run))) if isinstance(run, config.Probe) else bill

@@ -11,7 +11,7 @@ from llama31.command import hardware
 from llama31.failures import results
 from llama31.plan import layout, schedule, shapes
 from llama31.plan.schedule import Stage
-from llama31.planner import costs, search, speed
+from llama31.planner import costs, proposals, search, speed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def unknown(run: config.Training) -> str | None:
         return "preferences are not predicted"
     if run.precision.params == "fp32" and not there[0].fp32_tflops:
         return f"precision.params=fp32 is not predicted on cluster.device={given.device}"
-    if run.precision.fp8 != "none" and not (there[0].fp8_tflops and _all_fp8(run.precision)):
+    if run.precision.fp8 != "none" and not (there[0].fp8_tflops and proposals.is_whole_fp8(run.precision)):
         return "FP8 in a part of the layers, or on a device without, is not predicted"
     return None
 
@@ -103,7 +103,3 @@ def checkpoint_s(given: config.Checkpoint, token_s: float, whole_s: float) -> fl
     if given.mtbf_hours is not None:
         return None
     return whole_s if given.every_minutes is None else given.every_minutes * 60
-
-
-def _all_fp8(numbers: config.Precision) -> bool:
-    return numbers.fp8_linears == "all" and not (numbers.fp8_first_layers_bf16 or numbers.fp8_last_layers_bf16)

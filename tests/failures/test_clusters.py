@@ -165,6 +165,18 @@ def test_more_nodes_than_there_are_is_refused() -> None:
     causes.check(Simulate(gpus=256, shared_nodes=64))
 
 
+def test_more_stops_than_minutes_simulate_are_refused_with_how_many_would_do() -> None:
+    causes.check(Simulate())
+    with pytest.raises(
+        ValueError, match=r"days=54: [\d,]+ stops in each of replications=100 .*; give replications="
+    ) as said:
+        causes.check(Simulate(failure_factor=50))
+    causes.check(Simulate(failure_factor=50, replications=int(str(said.value).rpartition("=")[2])))
+    with pytest.raises(ValueError, match=r"minutes; give days=") as said:
+        causes.check(Simulate(failure_factor=5000))
+    causes.check(Simulate(failure_factor=5000, days=float(str(said.value).rpartition("=")[2])))
+
+
 def test_planned_stops_and_slow_nodes_that_are_due_while_down_come_one_after_the_other() -> None:
     result = lost(SLUGGISH, (1111, GPU), (1120, PLANNED), (650, SLOWED))
     assert result["restart"] == 600 and result["planned"] == 1000

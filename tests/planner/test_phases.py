@@ -64,9 +64,16 @@ def test_phases_that_cannot_be(overrides: list[str], said: str) -> None:
     assert any(said in str(issue) for issue in caught.value.issues)
 
 
+def test_what_ran_on_another_device_is_not_compared(whole: config.Plan) -> None:
+    parts = phases.parts(whole.phases, proposals.request(whole), whole.failures)
+    assert "| +18.4% |" in phases.table(parts, "H100", whole.published)
+    shown = phases.table(parts, "B200", whole.published)
+    assert shown.endswith("\nwhat was published ran on H100, and is not compared") and "error" not in shown
+
+
 def test_a_device_without_prices(whole: config.Plan) -> None:
     """Energy and money are left empty; nothing was published of a run of one's own."""
     request = proposals.request(whole)
     bare = dataclasses.replace(request, device=dataclasses.replace(request.device, watts=0, dollars_per_hour=0))
-    shown = phases.table(phases.parts(whole.phases, bare, whole.failures), "mine", config.TotalPublished())
+    shown = phases.table(phases.parts(whole.phases, bare, whole.failures), "mine", config.TotalPublished(device="mine"))
     assert shown.count("M |  |  |") == 11 and "| GPU-hours without | " in shown and shown.count(" |  |  |\n") >= 3

@@ -50,6 +50,26 @@ def test_predictions_hold_on_published_rows(asked: config.Plan, rows: list[publi
     assert all(value is not None and value < limit for value, limit in zip(mean.values(), GOALS)), mean
 
 
+@pytest.mark.parametrize(
+    ("fields", "same"),
+    [
+        ({"vp": "5.0", "tp": "4.", "gpus": "64.0"}, True),
+        ({"gpus": "?", "gpu": "NVIDIA H100 SXM", "model": "Llama-3.1-70B-Instruct", "precision": "bfloat16"}, True),
+        ({"step_s": "", "gpu": "DGX-H100"}, True),
+        ({"gpu": "H100 PCIe"}, False),
+    ],
+)
+def test_fields_may_be_spelled_as_others_do(
+    fields: dict[str, str], same: bool, asked: config.Plan, tmp_path: Path
+) -> None:
+    plain = {"vp": "5", "tp": "4", "gpus": "64", "tok_s_gpu": "1,000.5", "pp": "4", "cp": "2", "dp": "2", "seq": "8192"}
+    plain |= {"gbs": "128", "mbs": "1", "step_s": str(128 * 8192 / 64 / 1000.5), "model": "70B", "precision": "bf16"}
+    first = read_one(changed(tmp_path, "DGXC2412-70B-bf16-64", **plain), asked)
+    other = read_one(changed(tmp_path, "DGXC2412-70B-bf16-64", **{**plain, **fields}), asked)
+    assert (other.job == first.job) is same and other.averaged is same and first.averaged
+    assert other.step_s == pytest.approx(first.step_s or 0) and other.tokens_per_s == 1000.5
+
+
 def test_which_rows_are_averaged(rows: list[published.PublishedRun]) -> None:
     assert {row.id: row.reason for row in rows if not row.averaged} == {
         "L3T4-2": "not published: vp",

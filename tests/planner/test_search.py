@@ -64,7 +64,21 @@ def test_less_memory_computes_more_again(report: search.Demand) -> None:
     ("overrides", "said"),
     [
         (["model=405b", "gpus=64"], "gpus=64: no layout of 405b is accepted and fits 80.0 GB; give gpus=128"),
-        (["gpus=7", "batch_tokens=8192"], "gpus=7: no layout of 8b is accepted"),
+        (
+            ["gpus=7", "batch_tokens=8192"],
+            "batch_tokens=8192: its 1 rows do not split over the replicas of any layout of gpus=7; give 57344",
+        ),
+        (
+            ["model=70b", "gpus=96"],
+            "batch_tokens=4194304: its 512 rows do not split over the replicas of any layout of gpus=96; give 4202496",
+        ),
+        (["sequence_length=262144", "batch_tokens=262144"], "sequence_length=262144: longer than model.max_positions"),
+        (["device=A100", "precision=fp8_delayed"], "precision.fp8=delayed: A100 has no FP8; give precision=bf16"),
+        (
+            ["precision=fp8_delayed", "precision.fp8_first_layers_bf16=2"],
+            "precision.fp8=delayed: FP8 in a part of the layers is not predicted; plan with",
+        ),
+        (["device=GB300", "precision=fp32"], "precision.params=fp32: the rate of FP32 products of GB300 is not known"),
         (["device=H1000"], "device=H1000: there is no such entry; give one of H100,"),
         (
             ["failures.checkpoint_every_s=10"],
@@ -89,6 +103,47 @@ def test_impossible_requests_say_what_would_make_them_possible(overrides: list[s
     with pytest.raises(config.ConfigError) as caught:
         proposals.proposals(asked(*overrides)[1], 1)
     assert str(caught.value).startswith(said)
+
+
+def test_fp32_keeps_below_the_rate_of_fp32() -> None:
+    run, request = asked("model=1b", "precision=fp32", "gpus=8", "batch_tokens=1048576")
+    (best,) = search.fastest(request, 1)
+    rate = proposals.shapes.flops_per_token(request.model, 8192) * request.batch_tokens / 8 / best.step_s / 1e12
+    assert 0.4 * 67 < rate < 0.8 * 67 and request.peak_tflops == 67
+    assert "MFU of the FP32 peak" in proposals.tables(run, request, [best])
+    halved = dataclasses.replace(request.device, fp32_tflops=33.5)
+    assert sum(search.speed.step(best.job, halved, request.stack).values()) > 1.9 * best.step_s
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["write=nowhere/x.yaml"], "write=nowhere/x.yaml: its folder is not there; mkdir -p nowhere"),
+        (["write=conf/model/8b.yaml"], "write=conf/model/8b.yaml: another file is there; give another name"),
+        (["output=x.json"], "output=x.json: it is what validate writes; give validate=FILE.csv too"),
+        (["validate=x.csv", "picture=x.png"], "picture=x.png: validate is given, which makes none of it"),
+    ],
+)
+def test_keys_that_would_go_unheeded_are_refused(words: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    with pytest.raises(config.ConfigError) as caught:
+        plan.main(asked(*words)[0])
+    assert str(caught.value).startswith(said)
+
+
+def test_a_whole_run_takes_no_limits_and_no_file() -> None:
+    run = entry.compose(config.Plan, "plan_405b", ["write=x.yaml", "limits.days=1", "device=H200"])
+    with pytest.raises(config.ConfigError, match="write=x.yaml: phases is given.*\n?limits=days: phases is given"):
+        plan.main(run)
+
+
+def test_little_room_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    run, request = asked("model=70b", "gpus=512", "best=1")
+    found = search.fastest(request, 1)
+    assert found[0].memory.total > 0.96 * 80e9
+    assert "memory_gb=77 plans with room" in proposals.tables(run, request, found)
+    wide = dataclasses.replace(request, memory_gb=100)
+    assert "with room" not in proposals.tables(run, wide, found)
 
 
 def test_limits_choose_among_the_layouts() -> None:

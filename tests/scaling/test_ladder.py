@@ -44,6 +44,13 @@ def test_runs_are_those_of_the_report() -> None:
             assert schedule.learning_rate(plan, plan.total_tokens) == pytest.approx(0.1 * plan.peak_lr)
 
 
+def test_a_part_of_the_budgets_gives_the_same_runs() -> None:
+    whole = {rung.name: rung for rung in ladder.rungs(Ladder(budgets=[1e19, 1e20, 1e21]), SITE)}
+    for budget in (1e19, 1e21):
+        alone = ladder.rungs(Ladder(budgets=[budget]), SITE)
+        assert alone == [rung for rung in whole.values() if rung.budget == budget] and alone
+
+
 def test_every_layout_is_the_planners_and_ends_in_time() -> None:
     made = ladder.rungs(Ladder(), SITE)
     for rung in made:
@@ -92,6 +99,10 @@ def test_sizes_are_named_in_short_and_impossible_ones_refused() -> None:
         ({"warmup_steps": 9000}, "ladder.budgets=6e\\+18: a model would end after .* steps .* 9,000 of them warm-up"),
         ({"budgets": []}, "ladder.budgets=\\[\\]: no budgets; give different numbers"),
         ({"largest": 1e6}, "ladder.largest=1000000.0: not above ladder.smallest; give more than 4e\\+07"),
+        (
+            {"largest_batch_flops": 6e18},
+            "ladder.largest_batch_flops=6e\\+18: not above ladder.smallest_batch_flops; give",
+        ),
         ({"smallest_batch": 250000}, "smallest_batch=250000: not a whole number of sequences .*; give 253952"),
         ({"largest_batch": 4000000}, "largest_batch=4000000: not a power of two times .*; give 4194304"),
     ],
@@ -99,6 +110,16 @@ def test_sizes_are_named_in_short_and_impossible_ones_refused() -> None:
 def test_what_makes_no_ladder_is_named_with_a_remedy(keys: dict[str, object], said: str) -> None:
     with pytest.raises(config.ConfigError, match=said):
         ladder.rungs(replace(Ladder(), **keys), SITE)  # type: ignore[arg-type]
+
+
+def test_arguments_are_asked_for_and_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = Ladder(folder=str(tmp_path), budgets=[1e19])
+    scaling.main(replace(RUN, ladder=given))
+    assert capsys.readouterr().out.endswith(f"\nsbatch {tmp_path}/1e19.sh tokenizer=... data=...\n")
+    with pytest.raises(
+        config.ConfigError, match="ladder.arguments=foo=1: recipes.pretrain refuses them .foo=1: no such"
+    ):
+        scaling.main(replace(RUN, ladder=replace(given, arguments="foo=1")))
 
 
 def test_files_are_what_the_trainer_and_slurm_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,7 +74,11 @@ def test_a_given_share_of_the_peak_wins() -> None:
     ("root", "overrides", "reason"),
     [
         ("pretrain", [*SMALL, "cluster.device=H1000"], "no constants of cluster.device=H1000"),
-        ("pretrain", [*SMALL, "precision=fp32"], "precision.params=fp32 is not predicted on cluster.device=H100"),
+        (
+            "pretrain",
+            [*SMALL, "precision=fp32", "cluster.device=GB300"],
+            "precision.params=fp32 is not predicted on cluster.device=GB300",
+        ),
         (
             "pretrain",
             [*SMALL, "precision=fp8_tensorwise", "precision.fp8_first_layers_bf16=1"],
@@ -90,7 +94,8 @@ def test_a_given_share_of_the_peak_wins() -> None:
     ],
 )
 def test_what_the_planner_does_not_know_is_billed_with_the_reason(root: str, overrides: list[str], reason: str) -> None:
-    assert str(bills.training(of(root, *overrides), 8)).endswith(f"at 40% of 989 TFLOPS ({reason})")
+    peak = {"GB300": 2500, "A100": 312}.get(overrides[-1].rpartition("=")[2], 989)
+    assert str(bills.training(of(root, *overrides), 8)).endswith(f"at 40% of {peak} TFLOPS ({reason})")
 
 
 def test_a_cluster_without_a_device_is_billed_as_ever() -> None:

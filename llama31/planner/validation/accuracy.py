@@ -86,6 +86,9 @@ def tables(results: Sequence[Predicted], left_out: Sequence[LeftOutFamily]) -> s
     counted = sum(one.row.averaged for one in results)
     lines += ["", f"{counted} of {len(results)} rows are averaged; the others say why not."]
     for name, title in (("step_time", "step time"), ("memory", "memory")):
+        if mean[f"{name}_mape"] is None:
+            lines.append(f"{title}: published of no row that is averaged")
+            continue
         lines.append(f"{title}: mean error {_percent(mean[f'{name}_mape'])}, worst {_percent(mean[f'{name}_worst'])}")
     if left_out:
         lines += ["", "step time of families that the numbers had not seen (fitted to this file's other families):", ""]

@@ -28,7 +28,9 @@ def _stage(job: StepJob, first: bool) -> dict[str, float]:
     middle, last = split(model, job.pp, job.vpp)
     layers = last if not first or job.pp == 1 else middle
     table = model.vocab_size * model.hidden_size / job.tp
-    parameters = layers * layer_parameters(model, job.tp) + table * (2 if job.pp == 1 else 1)
+    parameters = layers * layer_parameters(model, job.tp) + table * (
+        2 if job.pp == 1 and not model.tied_embeddings else 1
+    )
     result = _torchtitan(job, parameters) if job.stack == "torchtitan" else _states(job, parameters)
     result["activations"] = job.tokens * _kept(job) * _in_flight(job, first)
     result["layer"] = job.tokens * _live(job)

@@ -14,18 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from llama31.config import ConfigError, Hardware, Issue, Model
+from llama31.plan import utilisation
 from llama31.planner.workloads import StepJob
 
 LAYOUT = ("gpus", "precision", "seq", "gbs", "mbs", "tp", "pp", "cp", "dp")  # what a row needs to be averaged
 COLUMNS = ("id", "model", "gpu", *LAYOUT, "vp", "shard", "recompute", "tok_s_gpu", "step_s", "mem_gib", "note")
+AXES = ("tp", "pp", "cp", "dp")
 COUNTS = ("gpus", "seq", "mbs", "tp", "pp", "cp", "dp", "vp")
-FORMATS = {"bf16": False, "fp16": False, "fp8": True, "mxfp8": True}  # by how the column begins
+FORMATS = {"bf16": False, "bfloat16": False, "fp16": False, "fp8": True, "mxfp8": True}  # by how the column begins
 AVERAGED = "H100"  # how the devices are called whose rows are averaged
 MOST_CHUNKS, FEWEST_LAYERS = 8, 2  # of a stage and of a chunk, where a source does not state the interleaving
 BATCH_TOKENS = 4_000_000  # of a step, where a source states tokens per second without its batch
 RECOMPUTED = {"core_attn": "attention", "attention": "attention", "mlp": "mlp", "selective": "half", "full": "full"}
 SLICE = re.compile(r"(?P<model>.+)-(?P<layers>\d+)L", re.IGNORECASE)
 PREFIX = re.compile(r"^(meta-)?(llama|l)[- _]?3(\.\d)?[- _]*", re.IGNORECASE)
+OLDER = re.compile(r"^(meta-)?(llama|l)[- _]?2[- _]*", re.IGNORECASE)
+TUNED = re.compile(r"[- _](instruct|base|chat|hf)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ def read(path: Path, models: Mapping[str, Model], hardware: Hardware) -> list[Pu
         raise ConfigError([Issue("validate", path, problem, "give a CSV file in UTF-8")]) from error
     reader = csv.reader(text.splitlines(keepends=True))
     header = [name.strip() for name in next(reader, [])]
+    if not header:
+        raise ConfigError([Issue("validate", path, "it is empty", f"its first line names {','.join(COLUMNS)}")])
     missing = [name for name in COLUMNS if name not in header]
     if missing:
         remedy = f"its first line names the columns {','.join(COLUMNS)}, in any order"
@@ -91,7 +97,7 @@ class _Line:
 
     def count(self, column: str) -> int | None:
         """A whole number from 1; None where it is not published or left open."""
-        text = self.fields[column]
+        text = re.sub(r"\.0*$", "", self.fields[column])  # pandas writes 5.0 where a column has empty fields
         if text in ("", "?"):
             return None
         if not re.fullmatch(r"[0-9]{1,12}", text) or (int(text) < 1 and column != "gbs"):
@@ -105,7 +111,7 @@ class _Line:
         if text in ("", "?"):
             return None
         try:
-            value = float(text)
+            value = float(text.replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})+(\.\d*)?", text) else text)
         except ValueError:
             value = 0.0
         if not 0 < value < 1e12:
@@ -117,6 +123,8 @@ class _Line:
 def _row(line: _Line, models: Mapping[str, Model], hardware: Hardware) -> PublishedRun:
     fields = line.fields
     known = {name: line.count(name) for name in COUNTS} | {"gbs": line.count("gbs")}
+    if known["gpus"] is None and all(known[name] for name in AXES):
+        known["gpus"] = math.prod(known[name] or 1 for name in AXES)
     model = _model(line, models)
     fp8 = _fp8(line)
     device = _device(fields["gpu"], hardware)
@@ -128,12 +136,15 @@ def _row(line: _Line, models: Mapping[str, Model], hardware: Hardware) -> Publis
     if device is None:
         reason = f"line {line.number}, column gpu: no such device in hardware.devices ({', '.join(hardware.devices)})"
     elif job is None:
-        reason = f"not published: {', '.join(unpublished) or 'a layout that the others give'}"
+        left_open = "seq" if known["seq"] is None else "a layout that the others give"
+        reason = f"not published: {', '.join(unpublished) or left_open}"
     elif unpublished:
         reason = f"not published: {', '.join(unpublished)}"
     else:
         reason = "" if device.startswith(AVERAGED) else f"{device} is predicted, not averaged"
     numbers = [line.measured(name) for name in ("step_s", "tok_s_gpu", "mem_gib")]
+    if numbers[0] is None and numbers[1] and known["gbs"] and known["seq"] and known["gpus"]:
+        numbers[0] = known["gbs"] * known["seq"] / known["gpus"] / numbers[1]
     family = model.name.upper().split("-")[0] if model else ""
     family = "Llama 2" if family == "L2" else family
     return PublishedRun(
@@ -145,7 +156,8 @@ def _model(line: _Line, models: Mapping[str, Model]) -> Model | None:
     """The shape that a row means: a name of the table, also with Llama 3 before it, or of some layers of it alone."""
     name = line.fields["model"]
     part = SLICE.fullmatch(name)
-    base = PREFIX.sub("", part["model"] if part else name).lower()
+    whole = TUNED.sub("", part["model"] if part else name)
+    base = OLDER.sub("L2-", PREFIX.sub("", whole)).lower()
     if base not in models:
         line.refuse("model", "no such model", f"give one of {', '.join(sorted(models))}, or add it to models")
         return None
@@ -171,16 +183,25 @@ def _fp8(line: _Line) -> bool | None:
 
 
 def _device(name: str, hardware: Hardware) -> str | None:
-    """The device that a row names, or of which its name begins with the name: the longest."""
+    """The device that a row names, also amid more (`H100-700W`, `NVIDIA H100 SXM`): the longest.
+
+    None where the data sheet of what the row names has another rate (`H100 PCIe`).
+    """
     fitting = [
-        known for known in hardware.devices if re.match(rf"{re.escape(known)}(?![A-Za-z0-9])", name, re.IGNORECASE)
+        known
+        for known in hardware.devices
+        if re.search(rf"(?<![A-Za-z0-9]){re.escape(known)}(?![0-9])", name, re.IGNORECASE)
     ]
-    return max(fitting, key=len, default=None)
+    found = max(fitting, key=len, default=None)
+    sheet = utilisation.peak_tflops(name)
+    if found is None or (sheet and found != name and abs(sheet / hardware.devices[found].bf16_tflops - 1) > 0.02):
+        return None
+    return found
 
 
 def _judge(line: _Line, known: Mapping[str, int | None]) -> None:
     """What the numbers of a row must satisfy together."""
-    sizes = [known[name] for name in ("tp", "pp", "cp", "dp")]
+    sizes = [known[name] for name in AXES]
     if known["gpus"] and all(sizes):
         product = 1
         for size in sizes:
@@ -230,7 +251,7 @@ def _job(
 
 def _sizes(known: Mapping[str, int | None]) -> tuple[int, int, int, int] | None:
     """TP, PP, CP and DP; one that is not stated follows from the others, CP is 1 where two are not."""
-    given = [known[name] for name in ("tp", "pp", "cp", "dp")]
+    given = [known[name] for name in AXES]
     if given[2] is None and given.count(None) > 1:
         given[2] = 1
     product = math.prod(size for size in given if size is not None)
