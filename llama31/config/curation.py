@@ -234,7 +234,6 @@ class CurationReport:
 
     samples: int = key(5, "texts shown per reason of removal, and kept ones per stage", low=0, high=100)
     sample_chars: int = key(1500, "characters shown of each", low=1)
-    removed: bool = key(False, "keep every removed document, in STAGE/removed, and not the samples alone")
 
 
 @dataclass

@@ -17,8 +17,6 @@ import xxhash
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from llama31.curate.passage.shards import line
-
 MOST_REASONS = 500  # of one block and task; what comes beyond is counted together
 UNKNOWN = "without a reason"
 BEYOND = "other reasons"
@@ -63,17 +61,17 @@ class Removed:
 
 
 class RemovedDocuments:
-    """What a filter of datatrove takes for the writer of what it removes: counts by reason, and a file if wanted."""
+    """What a filter of datatrove takes for the writer of what it removes: counts by reason, and some to read."""
 
-    def __init__(self, samples: int, chars: int, file: Any = None) -> None:
-        self.samples, self.chars, self.file = samples, chars, file
+    def __init__(self, samples: int, chars: int) -> None:
+        self.samples, self.chars = samples, chars
         self.reasons: dict[str, Removed] = {}
 
     def __enter__(self) -> RemovedDocuments:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Nothing to close; the file is the task's."""
+        """Nothing to close."""
 
     def write(self, document: Document, rank: int = 0, **others: Any) -> None:
         """Count a document under its `filter_reason`."""
@@ -85,8 +83,6 @@ class RemovedDocuments:
         removed.documents += 1
         removed.bytes += size(document.text)
         removed.samples.add(document)
-        if self.file is not None:
-            self.file.write(line(document))
 
     def close(self) -> None:
         """datatrove's writers have it."""
