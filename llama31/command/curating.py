@@ -18,7 +18,7 @@ NAME = "letters, digits, _ and -"
 
 def problems(run: Curate) -> list[Issue]:
     """All that is wrong with the keys."""
-    return [*_sources(run), *_tokens(run), *_stage(run)]
+    return [*_sources(run), *_rules(run), *_tokens(run), *_stage(run)]
 
 
 def _sources(run: Curate) -> Iterator[Issue]:
@@ -43,6 +43,12 @@ def _source(key: str, source: PageSource) -> Iterator[Issue]:
     if source.base_url and source.format != "html":
         reason = f"of format={source.format} every page has its own URL"
         yield Issue(f"{key}.base_url", source.base_url, reason, "leave it out, or give format=html")
+
+
+def _rules(run: Curate) -> Iterator[Issue]:
+    if run.divergence.enabled and not run.extraction.count_tokens:
+        remedy = "give extraction.count_tokens=true, or divergence.enabled=false"
+        yield Issue("divergence.enabled", True, "no tokens are counted that documents could be compared with", remedy)
 
 
 def _tokens(run: Curate) -> Iterator[Issue]:

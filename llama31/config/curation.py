@@ -44,6 +44,7 @@ class Extraction:
     """HTML to text (report, section 3.1.1)."""
 
     remove_markdown: bool = key(True, "take Markdown's markers out of everything but code (report)")
+    count_tokens: bool = key(True, "count the tokens of each language, which divergence.enabled takes")
     technical_marks: int = key(
         3, "blocks of code and formulas from which a page takes the path of code and mathematics", low=1
     )
@@ -144,6 +145,28 @@ class GopherQuality:
     max_ellipses: float | None = key(0.3, "largest share of lines that end with an ellipsis", low=0, high=1)
     min_alphabetic: float | None = key(0.8, "least share of words with a letter", low=0, high=1)
     min_stop_words: int | None = key(2, "fewest stop words of the language", low=0)
+
+
+@dataclass
+class RepeatedContent:
+    """Lines of repeated content such as logs and error messages, by coverage with duplicate n-grams (report, 3.1.1)."""
+
+    enabled: bool = key(True, "remove such lines, and documents of which little else is left")
+    n: int = key(6, "words of a run", low=1)
+    max_coverage: float = key(0.8, "largest share of a line in runs that the document had before", low=0, high=1)
+    max_removed: float = key(0.8, "largest share of a document in such lines", low=0, high=1)
+    fold_numbers: bool = key(True, "words with a digit count as the same word")
+    keep_technical: bool = key(True, "leave pages of code and mathematics alone")
+
+
+@dataclass
+class TokenDivergence:
+    """Documents whose words are unlike those of their language in the corpus (report, 3.1.1: token-distribution KL)."""
+
+    enabled: bool = key(True, "remove them; extraction.count_tokens has to count first")
+    max_excess: float = key(2.5, "nats above what a text of that length has", low=0)
+    deviations: float = key(4.0, "standard deviations of such a text more", low=0)
+    min_tokens: int = key(100_000, "tokens that a language has to have in the corpus to be judged", low=1)
 
 
 @dataclass
@@ -283,6 +306,8 @@ class Curate:
     lines: LineDeduplication = field(default_factory=LineDeduplication)
     repetition: GopherRepetition = field(default_factory=GopherRepetition)
     quality: GopherQuality = field(default_factory=GopherQuality)
+    divergence: TokenDivergence = field(default_factory=TokenDivergence)
+    repeated: RepeatedContent = field(default_factory=RepeatedContent)
     c4: C4Lines = field(default_factory=C4Lines)
     cited: CitedScore = field(default_factory=CitedScore)
     encoders: dict[str, EncoderScore] = key({}, "encoders by name; scores of code and mathematics give the class")

@@ -15,9 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from datatrove.io import get_datafolder
 
 from llama31 import config
 from llama31.command import entry
+from llama31.curate.heuristics import token_counts
 from llama31.curate.passage.shards import ShardReader
 from llama31.curate.running import folder, ledger, local, stages, tasks
 from llama31.curate.running.stages import CurationStage
@@ -94,6 +96,19 @@ def test_every_page_arrives_or_is_counted(pages: Path, done: Path) -> None:
     read, kept = (sum(one[number]["documents"] for one in blocks) for number in (0, 1))
     empty = sum(one[1]["counts"].get("empty", 0) for one in blocks)
     assert read == 81 and empty >= 1 and read == kept + empty == len(texts(done, "extract")) + empty
+
+
+def test_words_of_all_tasks_are_what_documents_are_compared_with(done: Path) -> None:
+    (counted,) = ledger.read(done, "token_counts", 0)["left"]  # type: ignore[index]
+    merged = token_counts.read(get_datafolder(str(done / "token_counts/merged")), token_counts.MERGED)
+    parts = [
+        token_counts.read(get_datafolder(str(done / "extract/token_counts")), f"{rank:05d}.npz") for rank in range(4)
+    ]
+    for language, found in merged.items():
+        assert found.sum() == sum(part[language].sum() for part in parts if language in part) > 0
+    assert {"en", "de"} <= merged.keys() and "merged" in str(counted)
+    names = [block["name"] for block in ledger.read(done, "filter", 0)["blocks"]]  # type: ignore[index]
+    assert names.index("Divergence") < names.index("Repeated content")
 
 
 def test_token_files_hold_the_documents_of_all_tasks(done: Path) -> None:
@@ -204,6 +219,7 @@ def test_two_processes_do_not_curate_the_same_folder(pages: Path, tmp_path: Path
         (["task=3"], "task=3: a task is one of a stage; give stage=NAME too"),
         (["stage=extrakt"], "stage=extrakt: no such stage with these keys; give one of extract"),
         (["stage=tokens", "task=1"], "task=1: tokens has 1 tasks; give at most 0"),
+        (["extraction.count_tokens=false"], "divergence.enabled=true: no tokens are counted that documents could be"),
         (["tokens.bos=false", "tokens.eos=false"], "tokens.eos=false: nothing would stand between two documents"),
         (["sources.help.imput=x"], "sources.help.imput=x: no such key; did you mean sources.help.input"),
     ],

@@ -66,14 +66,16 @@ class MergeTokenCounts(PipelineStep):
     Args:
         folder: where TokenCounts left them, of `tasks` tasks.
         tasks: how many; ValueError where it finds another number of files.
+        output: where their sum goes; None: beside them.
     """
 
     type = "COUNT"
     name = "Tokens by language, merged"
 
-    def __init__(self, folder: DataFolderLike, tasks: int) -> None:
+    def __init__(self, folder: DataFolderLike, tasks: int, output: DataFolderLike | None = None) -> None:
         super().__init__()
         self.folder, self.tasks = get_datafolder(folder), tasks
+        self.output = self.folder if output is None else get_datafolder(output)
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         """No documents."""
@@ -87,7 +89,7 @@ class MergeTokenCounts(PipelineStep):
         for name in names:
             for language, found in read(self.folder, name).items():
                 counts[language] = counts.get(language, 0) + found
-        write(self.folder, MERGED, counts)
+        write(self.output, MERGED, counts)
         yield from ()
 
 

@@ -19,8 +19,11 @@ from llama31.curate.duplicates.signatures import MinhashSignatures
 from llama31.curate.duplicates.urls import UrlDuplicates, UrlSignatures
 from llama31.curate.extraction.page import PageExtractor
 from llama31.curate.heuristics.c4 import LineFilter, LineLimits
+from llama31.curate.heuristics.coverage import RepeatedContentFilter
+from llama31.curate.heuristics.divergence import DivergenceFilter
 from llama31.curate.heuristics.quality import QualityFilter, QualityLimits
 from llama31.curate.heuristics.repetition import RepetitionFilter, RepetitionLimits
+from llama31.curate.heuristics.token_counts import MergeTokenCounts, TokenCounts
 from llama31.curate.mixing.classes import ClassAssigner
 from llama31.curate.mixing.knowledge import Downsampler
 from llama31.curate.packing.tokenized import PackedSources, TokenShards, Vocabulary
@@ -62,6 +65,8 @@ def extract(given: Assignment) -> list[PipelineStep]:
     if run.language.model:
         wanted = run.language.languages or None
         blocks.append(LanguageFilter(run.language.model, run.language.threshold, languages=wanted))
+    if run.extraction.count_tokens:
+        blocks.append(TokenCounts(str(given.out / "token_counts")))
     blocks.append(ShardWriter(given.documents))
     return [*blocks, UrlSignatures(str(given.out / "urls"), cast(Keep, run.urls.keep))] if run.urls.enabled else blocks
 
@@ -71,6 +76,12 @@ def url_duplicates(given: Assignment) -> list[PipelineStep]:
     return [UrlDuplicates(str(given.folder / "extract/urls"), str(given.out / "listed"))]
 
 
+def token_counts(given: Assignment) -> list[PipelineStep]:
+    """Tokens of each language in the whole corpus."""
+    counted = given.folder / "extract/token_counts"
+    return [MergeTokenCounts(str(counted), len(given.files("extract")), str(given.out / "merged"))]
+
+
 def filter(given: Assignment) -> list[PipelineStep]:
     """What duplicates and rules leave."""
     blocks: list[PipelineStep] = [_shard(given)]
@@ -78,7 +89,7 @@ def filter(given: Assignment) -> list[PipelineStep]:
         blocks.append(
             DropListed(str(given.folder / "extract/urls"), str(given.folder / "url_duplicates/listed"), "same URL")
         )
-    blocks += [*_rules(given.run), ShardWriter(given.documents)]
+    blocks += [*_rules(given), ShardWriter(given.documents)]
     if given.run.minhash.enabled:
         settings = {name: getattr(given.run.minhash, name) for name in SIGNATURES}
         blocks.append(MinhashSignatures(str(given.out / "minhash"), **settings))
@@ -122,15 +133,19 @@ def lines(given: Assignment) -> list[PipelineStep]:
     return [_shard(given), RemoveLines(signed, often), ShardWriter(given.documents)]
 
 
-def _rules(run: config.Curate) -> list[PipelineStep]:
-    """Heuristics, the cheapest and most general first."""
-    blocks: list[PipelineStep] = []
+def _rules(given: Assignment) -> list[PipelineStep]:
+    """Heuristics, the cheapest and most general first; what changes the text comes after what counts words of all."""
+    run, blocks = given.run, list[PipelineStep]()
     if run.repetition.enabled:
         repetition = ProseRepetition if run.repetition.prose_only else RepetitionFilter
         blocks.append(repetition(RepetitionLimits(**_limits(run.repetition))))
     if run.quality.enabled:
         quality = ProseQuality if run.quality.prose_only else QualityFilter
         blocks.append(quality(QualityLimits(**_limits(run.quality))))
+    if run.divergence.enabled:
+        blocks.append(DivergenceFilter(str(given.folder / "token_counts/merged"), **_limits(run.divergence)))
+    if run.repeated.enabled:
+        blocks.append(RepeatedContentFilter(**_limits(run.repeated)))
     if run.c4.enabled:
         blocks.append(LineFilter(LineLimits(**_limits(run.c4))))
     if run.adult.lists:
@@ -252,6 +267,7 @@ BUILDERS: dict[str, Callable[[Assignment], list[PipelineStep]]] = {
     for builder in (
         extract,
         url_duplicates,
+        token_counts,
         filter,
         minhash_buckets,
         minhash_clusters,

@@ -55,7 +55,13 @@ def stages(run: config.Curate, tasks: int) -> list[CurationStage]:
             CurationStage("url_duplicates", "pages of one URL", few, 2.0, needs=("extract/urls",), keys=("urls",))
         )
         listed = ("url_duplicates/listed",)
-    rules = ("urls", "repetition", "quality", "c4", "adult", "personal", "minhash")
+    if run.divergence.enabled:
+        counted = ("extract/token_counts",)
+        built.append(
+            CurationStage("token_counts", "tokens of each language", 1, 2.0, needs=counted, keys=("divergence",))
+        )
+        listed += ("token_counts/merged",)
+    rules = ("urls", "repetition", "quality", "divergence", "repeated", "c4", "adult", "personal", "minhash")
     built.append(
         CurationStage("filter", "same URL, heuristics, privacy", tasks, 1.5, reads="extract", needs=listed, keys=rules)
     )
