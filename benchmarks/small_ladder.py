@@ -47,7 +47,7 @@ class LadderScale:
     validation_tokens: int
 
 
-WHOLE = LadderScale((3e11, 1e12, 3e12), 9e12, 8e3, 4e5, 10, 3.0, 65_536)
+WHOLE = LadderScale((3e11, 1e12, 3e12), 9e12, 8e3, 8e3 * 1.53**9, 10, 3.0, 65_536)
 TRIAL = LadderScale((3e10, 6e10, 1.2e11), 2e11, 8e3, 1.5e5, 8, 0.7, 8_192)
 
 

@@ -4,7 +4,7 @@ The report says 40M to 16B and neither shapes nor what is counted. Here layers a
 which at 128,256 rows outweigh a model of 40M. Heads are 64 wide below a width of 3,072 and 128 from there on, as in
 Llama 3.2 1B and 3B, and never fewer than four; key/value heads are eight, or fewer where that does not divide them; a
 layer's SwiGLU is 3.5 times as wide as the residual stream, as in 8B. Width for each layer grows with the root of the
-width, from 64 at 1,024 to 128 at 4,096, where 8B stands, and no further.
+width, from 64 at 1,024 to 128 at 4,096, where 8B stands, and no further; it is 24 at least.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ FEWEST_HEADS = 4
 KV_HEADS = 8
 FFN = 3.5
 FFN_MULTIPLE = 32
+NARROWEST = 24.0  # width for each layer: five layers of 32 learned less than two of 48 (docs/scaling.md)
 WIDTHS = (
     16,
     24,
@@ -43,7 +44,7 @@ def sizes(smallest: float, largest: float, count: int) -> list[float]:
 
 def aspect(width: int) -> float:
     """Width for each layer that a model of this width should have."""
-    return min(128.0, 64.0 * math.sqrt(width / 1024))
+    return max(NARROWEST, min(128.0, 64.0 * math.sqrt(width / 1024)))
 
 
 def model(parameters: float, vocab_size: int, sequence_length: int) -> config.Model:
