@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -209,3 +210,16 @@ def test_an_empty_list_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("# nothing\n")
     with pytest.raises(ValueError, match=r"lists: .*empty.txt has no word; write one a line, or leave the list out"):
         AdultWordsFilter({"en": str(tmp_path / "empty.txt")})
+
+
+def test_datatroves_own_list_is_read_once_in_a_process() -> None:
+    with tarfile.open(Path(domains.ASSETS_PATH) / "url_filterblacklistsv0_3_0.tar.gz") as archive:
+        content = archive.extractfile("domains")
+        assert content is not None
+        listed = content.readline().decode().strip()
+    for block in (DomainFilter(bundled=True), DomainFilter(bundled=True)):
+        page = Document(text="x", id="1", metadata={"url": f"https://more.{listed}/a"})
+        assert block.filter(page) == (False, "domain: datatrove")
+        assert block.filter(Document(text="x", id="2", metadata={"url": "https://docs.python.org/3/"})) is True
+        assert block.stats.stats["entries: datatrove"].total > 4_500_000
+    assert domains._bundled.cache_info().misses == 1

@@ -12,6 +12,7 @@ A host that is listed is so with all hosts below it; a URL that is listed with a
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 import tarfile
@@ -50,7 +51,7 @@ class DomainFilter(BaseFilter):
     Args:
         lists: files and folders by name. Of a folder of categories each is a list NAME/CATEGORY.
         bundled: datatrove's own list too, 4.6 million domains and URLs, most of adult pages; LIST is `datatrove`. A
-            task reads it in some seconds and keeps 55 MB of it.
+            process reads it once, in some seconds, and keeps 90 MB of it.
         bundled_words: datatrove's three lists of words in URLs (English): one of the first (`hard_blacklisted`), two of
             the second (`soft_blacklisted`), a part of a word of the third (`blacklisted_subword`). Capitals are no
             others, as they are for datatrove.
@@ -92,21 +93,34 @@ class DomainFilter(BaseFilter):
                     with open(file, "rb") as lines:
                         self._read(category, lines)
             if self.bundled:
-                with tarfile.open(Path(ASSETS_PATH) / "url_filterblacklistsv0_3_0.tar.gz") as archive:
-                    for member in ("domains", "urls"):
-                        content = archive.extractfile(member)
-                        assert content is not None
-                        self._read("datatrove", content)
+                entries, counts = _bundled()
+                self._known.include("datatrove", entries)
+                self._tell("datatrove", counts)
             self._known.sort()
         return self._known
 
     def _read(self, category: str, lines: IO[bytes]) -> None:
         assert self._known is not None
-        counts = self._known.read(category, lines)
+        self._tell(category, self._known.read(category, lines))
+
+    def _tell(self, category: str, counts: Mapping[str, int]) -> None:
         for name, count in counts.items():
             self.stat_update(f"{name}: {category}", value=count)
         if not counts["entries"]:
             logger.warning(f"list {category} has no host or URL that can be read")
+
+
+@functools.cache
+def _bundled() -> tuple[npt.NDArray[np.uint64], Counter[str]]:
+    """Hashes of datatrove's own list, and their counts: read once in a process, which has many tasks."""
+    known, counts = BlockList(), Counter[str]()
+    with tarfile.open(Path(ASSETS_PATH) / "url_filterblacklistsv0_3_0.tar.gz") as archive:
+        for member in ("domains", "urls"):
+            content = archive.extractfile(member)
+            assert content is not None
+            counts += known.read("", content)
+    known.sort()
+    return known.entries, counts
 
 
 def files(name: str, path: Path) -> Iterator[tuple[str, Path]]:
@@ -131,11 +145,23 @@ class BlockList:
         self._hashes = np.zeros(0, np.uint64)
         self._owners = np.zeros(0, np.uint32)
 
-    def read(self, category: str, lines: IO[bytes]) -> Counter[str]:
-        """Take the entries of a file in; counts of `entries` and of lines that are `unreadable`."""
+    @property
+    def entries(self) -> npt.NDArray[np.uint64]:
+        """Hashes of all that was read, once each, in their order."""
+        return self._hashes
+
+    def include(self, category: str, entries: npt.NDArray[np.uint64]) -> None:
+        """Take in what another list has read."""
+        self._parts.append((entries, self._owner(category)))
+
+    def _owner(self, category: str) -> int:
         if category not in self._categories:
             self._categories.append(category)
-        owner = self._categories.index(category)
+        return self._categories.index(category)
+
+    def read(self, category: str, lines: IO[bytes]) -> Counter[str]:
+        """Take the entries of a file in; counts of `entries` and of lines that are `unreadable`."""
+        owner = self._owner(category)
         counts: Counter[str] = Counter()
         rest = b""
         while chunk := lines.read(CHUNK):
