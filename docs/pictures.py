@@ -97,7 +97,7 @@ def from_text_to_an_aligned_model() -> str:
     """Above pre-training with what it ends in, below the rounds of post-training, at the foot what all share."""
     parts, top, gap = [label(16, 26, "Pre-training", "head")], 40, 16
     stages = (
-        (104, "Text", ("pages; JSONL,", "source trees"), ("curate",), "data"),
+        (104, "Text", ("pages; JSONL,", "source trees"), ("curate", "classify"), "data"),
         (92, "Tokens", ("and a", "tokenizer"), ("pack",), "box"),
         (122, "Pre-training", ("any layout of", "processes"), ("pretrain",), "box"),
         (

@@ -9,16 +9,50 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from llama31.config import Curate, Issue, PageSource
+from llama31.config import Classify, Curate, Issue, PageSource
 from llama31.curate.running import stages
 
 REPORT = "report"  # no stage of its own: it puts together what the others recorded
 NAME = "letters, digits, _ and -"
+LINES, LABELS = "JSON lines: a file or a glob", "the output of task=label"
+NEEDED = {
+    "label": {"documents": LINES},
+    "encoder": {"labels": LABELS, "base": "the folder of a model such as DistilRoBERTa"},
+    "knowledge": {"labels": LABELS},
+    "cited": {"documents": LINES, "others": LINES},
+    "language": {"documents": LINES},
+}
 
 
 def problems(run: Curate) -> list[Issue]:
     """All that is wrong with the keys."""
     return [*_sources(run), *_rules(run), *_tokens(run), *_stage(run)]
+
+
+def classifier_problems(run: Classify) -> list[Issue]:
+    """All that is wrong with the keys of `recipes.classify`."""
+    issues = [
+        Issue(name, "", f"task={run.task} needs it", f"give {what}")
+        for name, what in NEEDED.get(run.task, {}).items()
+        if not getattr(run, name)
+    ]
+    if run.task == "label" and not run.server.urls:
+        remedy = "give the address of one: 'server.urls=[http://node1:8000/v1]'"
+        issues.append(Issue("server.urls", "[]", "labels come from a chat model behind a server", remedy))
+    if run.classes and run.criteria != "knowledge":
+        issues.append(Issue("classes", ", ".join(run.classes), "grades have none", "give criteria=knowledge too"))
+    return issues
+
+
+def classifier_missing(run: Classify) -> list[Issue]:
+    """What it reads and is not there."""
+    issues = []
+    if run.labels and not (Path(run.labels) / "labels.jsonl").is_file():
+        remedy = "make them by task=label, and give its output"
+        issues.append(Issue("labels", run.labels, "there are no labels in it", remedy))
+    if run.task == "encoder" and run.base and not (Path(run.base) / "config.json").is_file():
+        issues.append(Issue("base", run.base, "there is no config.json in it", "give the folder of a model"))
+    return issues
 
 
 def _sources(run: Curate) -> Iterator[Issue]:

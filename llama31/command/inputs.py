@@ -13,6 +13,7 @@ from typing import Any
 from llama31.command import curating, hardware
 from llama31.config import (
     Average,
+    Classify,
     Cluster,
     ConfigError,
     Convert,
@@ -68,6 +69,8 @@ def check(run: Any) -> None:
     elif isinstance(run, Curate):
         issues += curating.missing(run)
         issues += _tokenizer(run.tokenizer) if run.tokens.enabled and run.tokenizer.kind != "bpe" else []
+    elif isinstance(run, Classify):
+        issues += curating.classifier_missing(run)
     elif isinstance(run, Average):
         issues += [issue for folder in run.inputs for issue in _weights("inputs", folder)]
         issues += [] if run.run is None else _checkpoint("run", run.run)

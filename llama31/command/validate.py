@@ -21,6 +21,7 @@ from llama31.config import (
     MISSING,
     STRENGTHS,
     Average,
+    Classify,
     ConfigError,
     Curate,
     Data,
@@ -137,7 +138,12 @@ def _sections(run: Any) -> list[Issue]:
             issues += known(_records, section)
         elif isinstance(section, Tokenizer):
             issues += known(_tokenizer, section, getattr(run, "model", None))
-    further = [probe.problems] if isinstance(run, Probe) else [curating.problems] if isinstance(run, Curate) else []
+    own: dict[type, Any] = {
+        Probe: probe.problems,
+        Curate: curating.problems,
+        Classify: curating.classifier_problems,
+    }
+    further = [check for schema, check in own.items() if isinstance(run, schema)]
     for check in (_empty, _output, _start, _post_training, *further):
         issues += known(check, run)
     return issues + (known(_average, run) if isinstance(run, Average) else [])

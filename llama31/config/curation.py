@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llama31.config.keys import MISSING, key
+from llama31.config.sampling import Server
 from llama31.config.sections import Tokenizer
 
 PAGE_FORMATS = ("warc", "html", "jsonl", "parquet", "dataset")
@@ -318,3 +319,60 @@ class Curate:
     tokens: TokenFiles = field(default_factory=TokenFiles)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     report: CurationReport = field(default_factory=CurationReport)
+
+
+@dataclass
+class EncoderTraining:
+    """How an encoder is trained on labels: as RoBERTa is finetuned (Liu et al. 2019), where not ours."""
+
+    epochs: int = key(3, "passes over the texts (ours: labels of a model are many and noisy)", low=1)
+    learning_rate: float = key(3e-5, "peak, after 0.06 of the steps; then linearly to 0", above=0)
+    batch_size: int = key(32, "texts per step", low=1)
+    max_tokens: int = key(512, "longest text; the rest of it is not read", low=8)
+    share: float = key(0.1, "share held out: half of it calibrates, half judges (ours)", above=0, high=0.5)
+    seed: int = key(0, "of new layers, of the order and of what is held out", low=0)
+    threads: int = key(1, "torch's on a CPU", low=1)
+
+
+@dataclass
+class FastTextTraining:
+    """How a fastText model is trained: as its tutorial on classification does, where not ours."""
+
+    dimension: int = key(64, "numbers per word (ours)", low=1)
+    epochs: int = key(25, "passes over the texts", low=1)
+    learning_rate: float = key(0.5, "size of the first step", above=0)
+    word_ngrams: int = key(2, "longest run of words that is a feature", low=1)
+    buckets: int = key(200_000, "rows that runs of words share by their hash (ours)", low=1)
+    share: float = key(0.1, "share held out to judge by (ours)", above=0, high=0.5)
+    seed: int = key(0, "of the order, of first numbers and of what is held out", low=0)
+
+
+@dataclass
+class Classify:
+    """Keys of `recipes.classify`: models that judge documents for `recipes.curate` (report, sections 3.1.1, 3.1.2)."""
+
+    task: str = key(
+        MISSING,
+        "label: a chat model grades documents; encoder, knowledge: train on such labels; cited: tell documents from "
+        "others; language: know a language",
+        choices=("label", "encoder", "knowledge", "cited", "language"),
+    )
+    output: str = key(MISSING, "what is written: a folder of labels or of an encoder, or a fastText model NAME.bin")
+    documents: str = key(
+        "", "JSON lines to label, of pages that are cited, or in known languages: a file or a glob, compressed or not"
+    )
+    others: str = key("", "of task=cited: the same of pages to tell them from, as a crawl has them")
+    text_key: str = key("text", "field of a record that holds the text; `language` holds its language")
+    labels: str = key("", "folder that task=label wrote, to train on")
+    criteria: str = key(
+        "general", "what is asked about a document", choices=("general", "code", "mathematics", "knowledge")
+    )
+    classes: dict[str, str] = key({}, "of criteria=knowledge: classes and what each means; empty: thirteen of ours")
+    characters: int = key(3000, "how much of a document is shown", low=1)
+    limit: int | None = key(None, "documents to label, the first ones; null: all", low=1)
+    server: Server = field(default_factory=Server)
+    base: str = key(
+        "", "of task=encoder: folder of a model such as DistilRoBERTa; of a config.json alone: from nothing"
+    )
+    encoder: EncoderTraining = field(default_factory=EncoderTraining)
+    fast_text: FastTextTraining = field(default_factory=FastTextTraining)

@@ -14,11 +14,14 @@ from datatrove.data import Document
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, RobertaConfig
 
-from llama31.curate.scoring import encoder, knowledge, language, training
+from llama31 import config
+from llama31.command import entry
+from llama31.curate.scoring import encoder, knowledge, labels, language, training
 from llama31.curate.scoring.criteria import GENERAL
 from llama31.curate.scoring.encoder import Encoder, EncoderFilter
 from llama31.curate.scoring.labels import Labelled
 from llama31.curate.scoring.training import EncoderSettings
+from recipes import classify
 from tests.curate import multilingual
 
 pytestmark = pytest.mark.torch
@@ -236,3 +239,20 @@ def test_what_cannot_be_trained_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="model=.*no config.json"):
         Encoder(tmp_path)
     assert not [*tmp_path.iterdir()]
+
+
+def test_the_recipe_trains_on_what_was_asked(pages: list[tuple[str, str, str]], base: Path, tmp_path: Path) -> None:
+    """Grades by the question that stands with the labels, whatever the command says of criteria."""
+    examples, folder = pieces(pages, {"de": "4", "fr": "1"})[:160], tmp_path / "labels"
+    labels._settle(folder, GENERAL, 500)
+    for name, each in (
+        ("documents", [{"document": one.document, "text": one.text} for one in examples]),
+        ("labels", [{"document": one.document, "label": one.label} for one in examples]),
+    ):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in each))
+    keys = ["encoder.epochs=1", "encoder.learning_rate=2e-3", "encoder.batch_size=16", "encoder.share=0.3"]
+    words = ["task=encoder", f"labels={folder}", f"base={base}", f"output={tmp_path}/model", "criteria=code", *keys]
+    classify.main(entry.read(config.Classify, "classify", words)[0])
+    described = json.loads((tmp_path / "model/scorer.json").read_text())
+    assert described["criteria"]["name"] == "general" and described["settings"]["learning_rate"] == 2e-3
+    assert Encoder(tmp_path / "model").scores([one.text for one in examples[:4]]) is not None
