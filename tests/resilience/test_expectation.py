@@ -157,6 +157,7 @@ def test_constants_that_are_not_there_are_refused(tmp_path: Path) -> None:
 def test_what_the_constants_do_not_know_is_said() -> None:
     device = known()[0]
     assert expectation.unknown(device, config.Precision(fp8="delayed")) == ""
-    assert "FP32" in expectation.unknown(device, config.Precision(params="fp32"))
+    assert expectation.unknown(device, config.Precision(params="fp32")) == ""
+    assert "FP32" in expectation.unknown(dataclasses.replace(device, fp32_tflops=0), config.Precision(params="fp32"))
     assert "FP8" in expectation.unknown(dataclasses.replace(device, fp8_tflops=0), config.Precision(fp8="delayed"))
     assert "emulated" in expectation.unknown(device, config.Precision(fp8="delayed", fp8_emulate=True))
