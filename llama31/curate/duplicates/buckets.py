@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from datatrove.data import DocumentsPipeline
-from datatrove.io import DataFolder, DataFolderLike, get_datafolder
-from datatrove.pipeline.base import PipelineStep
+from datatrove.io import DataFolder
 
 from llama31.curate.duplicates import merging, shards
 from llama31.curate.duplicates.shards import Records
@@ -54,7 +53,7 @@ def pairs_of(chunks: Iterator[tuple[npt.NDArray[np.int64], Records]]) -> Iterato
         yield np.stack([of["rank"], of["document"], found["rank"], found["document"]], axis=1)[~first]
 
 
-class MinhashBuckets(PipelineStep):
+class MinhashBuckets(merging.MergingStep):
     """Second stage: pairs of documents that agree in all hashes of a bucket.
 
     Reads and writes datatrove's files (MinhashDedupBuckets, MinhashDedupCluster). Pairs form stars around a document
@@ -69,17 +68,6 @@ class MinhashBuckets(PipelineStep):
     """
 
     name = "MinHash buckets"
-    type = "Deduplication"
-
-    def __init__(
-        self,
-        signature_folder: DataFolderLike,
-        output_folder: DataFolderLike,
-        memory_bytes: int = merging.MEMORY_BYTES,
-    ) -> None:
-        super().__init__()
-        self.signature_folder, self.output_folder = get_datafolder(signature_folder), get_datafolder(output_folder)
-        self.memory_bytes = memory_bytes
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
         """Find the pairs of this task's buckets."""

@@ -272,7 +272,7 @@ class LineSignatures(PipelineStep):
             seen.save(self.output_folder, rank, world_size, **parameters)
 
 
-class LineDuplicates(PipelineStep):
+class LineDuplicates(merging.MergingStep):
     """Second stage: the lines that are too many, told to each task that has one of them.
 
     Each task takes an equal range of the numbers, in all files. Statistics: `lines` (distinct ones that go). Memory:
@@ -285,17 +285,6 @@ class LineDuplicates(PipelineStep):
     """
 
     name = "Frequent lines"
-    type = "Deduplication"
-
-    def __init__(
-        self,
-        signature_folder: DataFolderLike,
-        output_folder: DataFolderLike,
-        memory_bytes: int = merging.MEMORY_BYTES,
-    ) -> None:
-        super().__init__()
-        self.signature_folder, self.output_folder = get_datafolder(signature_folder), get_datafolder(output_folder)
-        self.memory_bytes = memory_bytes
 
     def _often(
         self, chunks: Iterator[tuple[npt.NDArray[np.int64], shards.Records]], limit: int

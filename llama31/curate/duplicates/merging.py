@@ -7,13 +7,30 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from datatrove.io import DataFolder
+from datatrove.io import DataFolder, DataFolderLike, get_datafolder
+from datatrove.pipeline.base import PipelineStep
 
 from llama31.curate.duplicates import shards
 from llama31.curate.duplicates.shards import Records
 
 MEMORY_BYTES = 1 << 30
 LEAST = 64  # records that are read of a file at once, where files are very many
+
+
+class MergingStep(PipelineStep):
+    """A second stage: merges what all tasks of the first one left, with at most `memory_bytes` of records in hand."""
+
+    type = "Deduplication"
+
+    def __init__(
+        self,
+        signature_folder: DataFolderLike,
+        output_folder: DataFolderLike,
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> None:
+        super().__init__()
+        self.signature_folder, self.output_folder = get_datafolder(signature_folder), get_datafolder(output_folder)
+        self.memory_bytes = memory_bytes
 
 
 class Cursor:

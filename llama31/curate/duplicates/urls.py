@@ -130,7 +130,7 @@ class UrlSignatures(PipelineStep):
         seen.save(self.output_folder, rank, world_size)
 
 
-class UrlDuplicates(PipelineStep):
+class UrlDuplicates(merging.MergingStep):
     """Second stage: the documents that another one with the same URL and language replaces.
 
     Each task takes an equal range of the hashes of URLs, in all files. Statistics: `urls` (distinct), `listed`. Memory:
@@ -144,17 +144,6 @@ class UrlDuplicates(PipelineStep):
     """
 
     name = "Same URL"
-    type = "Deduplication"
-
-    def __init__(
-        self,
-        signature_folder: DataFolderLike,
-        output_folder: DataFolderLike,
-        memory_bytes: int = merging.MEMORY_BYTES,
-    ) -> None:
-        super().__init__()
-        self.signature_folder, self.output_folder = get_datafolder(signature_folder), get_datafolder(output_folder)
-        self.memory_bytes = memory_bytes
 
     def _losers(self, rank: int, world_size: int, names: list[str]) -> Iterator[tuple[shards.Records, shards.Records]]:
         best, best_place = np.zeros(0, URL), np.zeros(0, np.int64)
