@@ -79,7 +79,7 @@ def url_duplicates(given: Assignment) -> list[PipelineStep]:
 def token_counts(given: Assignment) -> list[PipelineStep]:
     """Tokens of each language in the whole corpus."""
     counted = given.folder / "extract/token_counts"
-    return [MergeTokenCounts(str(counted), len(given.files("extract")), str(given.out / "merged"))]
+    return [MergeTokenCounts(str(counted), len(given.inputs), str(given.out / "merged"))]
 
 
 def filter(given: Assignment) -> list[PipelineStep]:
