@@ -119,18 +119,13 @@ def _products(
                     _cold(x),
                 )
 
-                def forward(x: Tensor = x, weights: Iterator[Tensor] = weights) -> Tensor:
-                    return torch.mm(x, next(weights).t())
+                yield [t, out, into, meter(partial(_product, x, map(Tensor.t, weights)))]
+                yield [t, into, out, meter(partial(_product, g, weights))]
+                yield [out, into, t, meter(partial(_product, g.t(), inputs))]
 
-                def backward(g: Tensor = g, weights: Iterator[Tensor] = weights) -> Tensor:
-                    return torch.mm(g, next(weights))
 
-                def of_weight(g: Tensor = g, inputs: Iterator[Tensor] = inputs) -> Tensor:
-                    return torch.mm(g.t(), next(inputs))
-
-                yield [t, out, into, meter(forward)]
-                yield [t, into, out, meter(backward)]
-                yield [out, into, t, meter(of_weight)]
+def _product(left: Tensor, turns: Iterator[Tensor]) -> Tensor:
+    return torch.mm(left, next(turns))
 
 
 def _cold(one: Tensor) -> Iterator[Tensor]:

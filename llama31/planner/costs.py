@@ -11,7 +11,7 @@ from llama31.plan import shapes
 from llama31.planner.search import Demand
 
 REPLICATIONS = 20  # of a simulation: a tenth of a percent of the run either way, in a tenth of a second
-HOUR_S, DAY_S = 3600, 86_400
+HOUR_S = 3600
 
 
 def simulated(given: Failures, device: Device, gpus: int) -> Simulate:

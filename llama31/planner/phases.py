@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from llama31.config import ConfigError, Failures, Issue, Phase, TotalPublished
-from llama31.failures import results
+from llama31.failures import causes, results
 from llama31.plan import layout, schedule, shapes
 from llama31.plan.memory import Capacity
 from llama31.planner import costs, search, speed
@@ -36,7 +36,7 @@ class PartOfRun:
 
     @property
     def days(self) -> float:
-        return self.steps * self.step_s / costs.DAY_S
+        return self.steps * self.step_s / causes.DAY_S
 
     @property
     def gpu_hours(self) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from llama31 import config
 from llama31.command import hardware
-from llama31.failures import results
+from llama31.failures import causes, results
 from llama31.plan import layout, schedule, shapes
 from llama31.plan.schedule import Stage
 from llama31.planner import costs, proposals, search, speed
@@ -92,7 +92,7 @@ def of(run: config.Training, gpus: int) -> PredictedRun:
     every_s = checkpoint_s(run.checkpoint, seconds / max(tokens, 1), seconds)
     if every_s is not None:
         failing = dataclasses.replace(failing, checkpoint_every_s=max(every_s, failing.checkpoint_write_s))
-    share = results.share_of(failing, seconds / costs.DAY_S).value if seconds else 1.0
+    share = results.share_of(failing, seconds / causes.DAY_S).value if seconds else 1.0
     return PredictedRun(gpus, tokens, flops, seconds, share)
 
 
