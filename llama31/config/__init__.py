@@ -97,6 +97,7 @@ from llama31.config.sections import (
     TrainedPrecision,
     Validation,
 )
+from llama31.config.synthesis import SynthesisJobs, SynthesisSampling, Synthesize
 
 __all__ = [
     "MISSING",
@@ -192,6 +193,9 @@ __all__ = [
     "Source",
     "Stack",
     "Submit",
+    "SynthesisJobs",
+    "SynthesisSampling",
+    "Synthesize",
     "Task",
     "TokenDivergence",
     "TokenFiles",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -19,6 +19,7 @@ from llama31.sampling.servers import (
     NEUTRAL,
     PROMPT_FORMATS,
     STOPS,
+    TEMPLATE,
     UNAUTHORIZED,
     Capabilities,
     Refused,
@@ -48,6 +49,45 @@ def connect(settings: config.Server, tokenizer: Tokenizer, stops: Mapping[str, i
     servers = awaited(settings, tokenizer, stops)
     for server in servers:
         probe(server, example)
+    return servers
+
+
+class _NoTokens:
+    """A tokenizer for servers that are given messages and asked for no ids."""
+
+    bos_id, vocab_size = 0, 0
+
+    def __init__(self) -> None:
+        self.special: dict[str, int] = {}
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return ""
+
+
+def connect_chat(settings: config.Server, example: Request) -> list[Server]:
+    """The servers that are up as chats, each with the model that it is asked for; nothing of their tokens is known.
+
+    Raises RunError where none is, and ValueError (key `server.urls`) for one that answers no question of a chat.
+    """
+    if not settings.urls:
+        raise ValueError("server.urls=[]: this asks a chat model; give the address of a server with OpenAI's API")
+    servers = awaited(settings, _NoTokens(), {})
+    for server in servers:
+        names, listed = models(server)
+        refusals = []
+        for name in names:
+            server.capabilities = Capabilities(server.url, name, "chat", TEMPLATE, checked=False)
+            try:
+                server.ask(example)
+                break
+            except Refused as error:
+                refusals.append(f"{name or 'its own model'}: {error}")
+        else:
+            raise ValueError(
+                f"server.urls={server.url}: it answers no question as a chat; it lists "
+                f"{', '.join(listed) or 'nothing'} (server.model={settings.model or 'null'}):\n  "
+                + "\n  ".join(refusals)
+            )
     return servers
 
 

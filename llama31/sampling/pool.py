@@ -54,6 +54,15 @@ class Pool:
                     server.closed.set()
             executor.shutdown(cancel_futures=True)
 
+    def ask(self, request: Request) -> tuple[list[Answer] | Refused, Capabilities]:
+        """One request, by any thread; see `run`. Who calls it sees to how many are under way."""
+        try:
+            _, answers, capabilities = self._ask(None, request)
+        except ServersUnavailable as error:
+            why = "; ".join(self._dead.values()) or str(error)
+            raise config.RunError(f"no server answers any more: {why}") from error
+        return answers, capabilities
+
     def _room(self) -> int:
         """Requests that may be under way: so many for each server that is left."""
         return self._concurrency * (len(self.servers) - len(self._dead))

@@ -30,7 +30,7 @@ from llama31.runs import files
 from llama31.sampling import capability_probe
 from llama31.sampling.drawing import Ledger, read_lines
 from llama31.sampling.pool import Pool
-from llama31.sampling.servers import TEMPLATE, Capabilities, Refused, Request, Server
+from llama31.sampling.servers import Capabilities, Refused, Request
 
 CRITERIA, LABELS, DOCUMENTS, SUMMARY = "criteria.json", "labels.jsonl", "documents.jsonl", "summary.json"
 CHARACTERS = 3000
@@ -47,47 +47,6 @@ class Labelled:
     document: str
     text: str
     label: str
-
-
-class _NoTokens:
-    """A tokenizer for servers that are given messages and asked for no ids."""
-
-    bos_id, vocab_size = 0, 0
-
-    def __init__(self) -> None:
-        self.special: dict[str, int] = {}
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return ""
-
-
-def connect(settings: config.Server, example: Request) -> list[Server]:
-    """The servers that are up, each with the model that it is asked for.
-
-    Raises RunError where none is, and ValueError (key `server.urls`) for one that answers no question of a chat.
-    """
-    if not settings.urls:
-        raise ValueError(
-            "server.urls=[]: labels come from a chat model; give the address of a server with OpenAI's API"
-        )
-    servers = capability_probe.awaited(settings, _NoTokens(), {})
-    for server in servers:
-        names, listed = capability_probe.models(server)
-        refusals = []
-        for name in names:
-            server.capabilities = Capabilities(server.url, name, "chat", TEMPLATE, checked=False)
-            try:
-                server.ask(example)
-                break
-            except Refused as error:
-                refusals.append(f"{name or 'its own model'}: {error}")
-        else:
-            raise ValueError(
-                f"server.urls={server.url}: it answers no question as a chat; it lists "
-                f"{', '.join(listed) or 'nothing'} (server.model={settings.model or 'null'}):\n  "
-                + "\n  ".join(refusals)
-            )
-    return servers
 
 
 def request(criteria: Criteria, text: str, max_new_tokens: int = ANSWER_TOKENS) -> Request:
@@ -137,7 +96,7 @@ def collect(
     missing = [key for key in texts if key not in known]
     if missing:
         example = request(criteria, texts[missing[0]]["text"], max_new_tokens)
-        pool = Pool(connect(settings, example), settings.concurrency)
+        pool = Pool(capability_probe.connect_chat(settings, example), settings.concurrency)
         asked = ((key, request(criteria, texts[key]["text"], max_new_tokens)) for key in missing)
         lines = (
             {"document": key, "id": texts[key]["id"], **_line(criteria, answers), **_origin(server)}

@@ -1,0 +1,113 @@
+"""All shards together: records in the order of the input, each once, with where they come from, and what was counted.
+
+    <folder>/dialogs.jsonl, preferences.jsonl, ...   records of a kind: id, provenance, and what training reads
+    <folder>/summary.json                            items, dropped by reason, repeated, counts of the programs
+
+A function of the shards' results alone: written whole, summary.json last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TextIO
+
+from llama31.runs import files
+from llama31.synth.pipeline.journal import RESULTS
+
+SUMMARY = "summary.json"
+UNCOUNTED = ("id", "provenance")
+
+
+def results(folder: Path) -> Iterator[dict[str, Any]]:
+    """The results of all shards, in the order of the input; an item that two shards have counts once.
+
+    Held in memory is where each begins, not the results.
+    """
+    places: list[tuple[int, str, Path, int]] = []
+    for path in sorted(folder.glob(f"shards/*/{RESULTS}")):
+        with path.open("rb") as file:
+            begin = 0
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # still being written
+                found = json.loads(line)
+                places.append((found["index"], found["item"], path, begin))
+                begin += len(line)
+    seen: set[str] = set()
+    with ExitStack() as stack:
+        opened = {path: stack.enter_context(path.open("rb")) for path in {place[2] for place in places}}
+        for _, item, path, begin in sorted(places, key=lambda place: (place[0], place[1])):
+            if item not in seen:
+                seen.add(item)
+                opened[path].seek(begin)
+                yield json.loads(opened[path].readline())
+
+
+def gather(folder: Path, settings: Mapping[str, Any], expected: int | None = None) -> dict[str, Any]:
+    """Write the files of all records and return what summary.json says.
+
+    Records that say the same are written once, the first of the input. Files of kinds that are none any more go.
+
+    Args:
+        settings: what answers were drawn with; part of every record's provenance.
+        expected: items of the input; those without a result are counted as missing.
+    """
+    counts, dropped, kinds, repeated = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    items, prompts, models = Counter[str](), dict[str, str](), dict[str, set[str]]()
+    seen: set[bytes] = set()
+    with ExitStack() as stack:
+        written: dict[str, TextIO] = {}
+        for result in results(folder):
+            items["kept" if result["dropped"] is None else "dropped"] += 1
+            counts.update(result["counts"])
+            prompts |= result["provenance"]["prompts"]
+            for role, names in result["provenance"]["models"].items():
+                models.setdefault(role, set()).update(names)
+            if result["dropped"] is not None:
+                dropped[result["dropped"]] += 1
+            for kind, number, record in _records(result):
+                if (said := _digest(kind, record)) in seen:
+                    repeated[kind] += 1
+                    continue
+                seen.add(said)
+                kinds[kind] += 1
+                if kind not in written:
+                    draft = stack.enter_context(files.whole(folder / f"{kind}.jsonl"))
+                    written[kind] = stack.enter_context(draft.open("w", encoding="utf-8"))
+                provenance = {**result["provenance"], **settings, **record.get("provenance", {})}
+                name = {"id": f"{result['provenance']['task']}-{result['item']}-{kind}-{number}"}
+                line = {**name, **record, "provenance": provenance}
+                written[kind].write(json.dumps(line, ensure_ascii=False) + "\n")
+    summary = {
+        "items": items.total(),
+        **({"missing": expected - items.total()} if expected is not None else {}),
+        "kept": items["kept"],
+        "dropped": dict(dropped.most_common()),
+        "records": dict(sorted(kinds.items())),
+        "repeated": dict(sorted(repeated.items())),
+        "counts": dict(sorted(counts.items())),
+        "prompts": dict(sorted(prompts.items())),
+        "models": {role: sorted(names) for role, names in sorted(models.items())},
+        "settings": dict(settings),
+    }
+    earlier = files.read_object(folder / SUMMARY) or {}
+    for kind in earlier.get("records", {}).keys() - kinds.keys():
+        (folder / f"{kind}.jsonl").unlink(missing_ok=True)
+    files.write_whole(folder / SUMMARY, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    return summary
+
+
+def _records(result: Mapping[str, Any]) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    for kind, records in result["records"].items():
+        for number, record in enumerate(records):
+            yield kind, number, record
+
+
+def _digest(kind: str, record: Mapping[str, Any]) -> bytes:
+    said = {name: value for name, value in record.items() if name not in UNCOUNTED}
+    return hashlib.sha256(json.dumps([kind, said], sort_keys=True).encode()).digest()[:16]

@@ -1,0 +1,80 @@
+"""What a shard has done, so that a killed one goes on: every answer and every check, then each item's result.
+
+    shards/00000/steps.jsonl     item, step, what was `asked` (a hash), value: an answer of a model, a result of a check
+    shards/00000/results.jsonl   item, index, its records, or why it was dropped, and what was counted
+
+Both only grow. An item without a result is begun again, and what its program asks for is taken from its steps as long
+as it asks for the same; so a run that was killed ends with the records of one that was not, and draws nothing twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from llama31.sampling.drawing import Ledger, read_lines
+
+STEPS, RESULTS = "steps.jsonl", "results.jsonl"
+FLUSH_S = 0.5
+
+Steps = dict[int, tuple[str, Any]]
+
+
+def digest(*what: Any) -> str:
+    """What tells one request or check from another."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@dataclass
+class Appended:
+    """A ledger that several threads add to; on disk half a second later, or when it is closed."""
+
+    path: Path
+    _ledger: Ledger = field(init=False)
+    _waiting: list[Mapping[str, Any]] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _written_s: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._ledger = Ledger(self.path)
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Add a line."""
+        with self._lock:
+            self._waiting.append(line)
+            if time.monotonic() - self._written_s >= FLUSH_S:
+                self._write()
+
+    def _write(self) -> None:
+        lines, self._waiting, self._written_s = self._waiting, [], time.monotonic()
+        self._ledger.append(lines)
+
+    def __enter__(self) -> Appended:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._lock:
+            self._write()
+        self._ledger.__exit__(kind, error, trace)
+
+
+def done(folder: Path) -> set[str]:
+    """Items of a shard that have a result."""
+    return {line["item"] for line in read_lines(folder / RESULTS)}
+
+
+def unfinished(folder: Path, finished: set[str]) -> dict[str, Steps]:
+    """Steps of the items without a result, by item and number; of a step that stands there twice the last."""
+    steps: defaultdict[str, Steps] = defaultdict(dict)
+    for line in read_lines(folder / STEPS):
+        if line["item"] not in finished:
+            steps[line["item"]][line["step"]] = line["asked"], line["value"]
+    return steps

@@ -1,0 +1,80 @@
+"""Which capabilities there are, by the name that `task` gives, and how each is made of its section of the config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from llama31 import config
+from llama31.synth.pipeline import folder, gather, items, shard
+from llama31.synth.pipeline.chat_models import ServedModel
+from llama31.synth.pipeline.draw import JUDGE, POLICY, Settings
+from llama31.synth.pipeline.folder import Begun
+from llama31.synth.pipeline.items import Item
+from llama31.synth.pipeline.shard import Capability, Shard
+
+# Each imports its package itself: a task needs nothing of the others.
+BUILD: Mapping[str, Callable[[config.Synthesize], Capability]] = {}
+DECIDING = ("task", "text_key", "shards", "sampling")  # keys beside the task's own section that decide what is made
+
+
+def build(run: config.Synthesize) -> Capability:
+    """The capability that `run.task` names. Raises ValueError where it cannot work here, with what is missing."""
+    return BUILD[run.task](run)
+
+
+def opened(run: config.Synthesize, capability: Capability) -> Begun:
+    """The folder of the run, begun with its keys. Raises ValueError where it was begun with others."""
+    plain = asdict(run)
+    settings: dict[str, Any] = {name: plain[name] for name in (*DECIDING, run.task) if name in plain}
+    settings["models"] = {"server": run.server.model, "judge": run.judge.model}
+    provenance = {"sampling": plain["sampling"]}
+    return folder.opened(Path(run.folder), settings, provenance, run.prompts, capability.prompts)
+
+
+def read(run: config.Synthesize) -> Iterable[Item]:
+    """The items of the run's input."""
+    return items.read(run.input, run.text_key, run.limit)
+
+
+def make(run: config.Synthesize, begun: Begun, capability: Capability, numbers: Iterable[int]) -> None:
+    """Make what is missing of these shards, by the run's servers, and say how far it is."""
+    policy = ServedModel(run.server)
+    judge = ServedModel(run.judge, "judge") if run.judge.urls else policy
+    total = sum(1 for _ in read(run))
+    for number in numbers:
+        outcome = _shard(run, begun, capability, Shard(begun.path, number, run.shards), total, policy, judge)
+        refused = f", {outcome['refused']} refused: the same command asks again" if outcome["refused"] else ""
+        print(
+            f"shard {number}: {outcome['kept']} kept, {outcome['dropped']} dropped, {outcome['before']} done before"
+            f"{refused}; fewer than {policy.room} requests under way in {policy.occupancy.short_share:.1%} of the time",
+            flush=True,
+        )
+
+
+def _shard(
+    run: config.Synthesize, begun: Begun, capability: Capability, one: Shard, total: int, policy: ServedModel,
+    judge: ServedModel,
+) -> Mapping[str, int]:  # fmt: skip
+    models, settings = {POLICY: policy, JUDGE: judge}, Settings(**asdict(run.sampling))
+    at_once = run.items_at_once or shard.AHEAD * policy.room
+    with (
+        shard.workshop(one.path, models, begun.prompts, settings, policy.room, run.checks) as shared,
+        tqdm(total=len(range(one.number, total, one.count)), desc=f"shard {one.number}", unit="item") as bar,
+    ):
+
+        def said(outcome: Mapping[str, int]) -> None:
+            bar.set_postfix(kept=outcome["kept"], dropped=outcome["dropped"], refresh=False)
+            bar.update(sum(outcome[name] for name in ("before", "kept", "dropped", "refused")) - bar.n)
+
+        policy.occupancy.count(True)
+        return shard.run(one, capability, read(run), shared, at_once, said, lambda: policy.occupancy.count(False))
+
+
+def finish(run: config.Synthesize, begun: Begun) -> dict[str, Any]:
+    """Gather all shards; returns what summary.json says."""
+    return gather.gather(begun.path, begun.provenance, expected=sum(1 for _ in read(run)))
