@@ -1,9 +1,14 @@
 """Data that models write and programs check: prompts -> draw -> check -> revise -> keep (report, section 4.3).
 
-Example: python -m recipes.synthesize task=code name=first input=snippets.jsonl 'server.urls=[http://node1:8000/v1]'
+Example: python -m recipes.synthesize task=factuality name=facts input=snippets.jsonl 'server.urls=[http://node1:8000/v1]'
 """
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from llama31 import config
 from recipes import start
@@ -15,11 +20,26 @@ def main(run: config.Synthesize) -> None:
 
     capability = tasks.build(run)
     begun = tasks.opened(run, capability)
+    if run.submit or run.dry_run:
+        from llama31.slurm import synthesis
+
+        synthesis.submit(run, tasks.unfinished(run, begun), sys.argv[1:], lambda text: print(text, flush=True))
+        return
     if run.part != "gather":
         tasks.make(run, begun, capability, range(run.shards) if run.shard is None else [run.shard])
     if run.part != "make" and run.shard is None:
-        summary = tasks.finish(run, begun)
-        print(f"{summary['kept']:,} of {summary['items']:,} items kept; records: {summary['records']}")
+        tell(*tasks.finish(run, begun))
+
+
+def tell(summary: Mapping[str, Any], page: Path) -> None:
+    """Say what came out, and where it is."""
+    missing = f"; {summary['missing']:,} have no result: run the same command again" if summary["missing"] else ""
+    print(f"{summary['kept']:,} of {summary['items']:,} items kept{missing}")
+    for reason, count in summary["dropped"].items():
+        print(f"  {count:>9,} dropped: {reason}")
+    for kind, count in summary["records"].items():
+        print(f"  {count:>9,} records in {page.parent / kind}.jsonl")
+    print(f"page: {page}")
 
 
 if __name__ == "__main__":

@@ -286,6 +286,7 @@ def _hydra(config_name: str, overrides: Sequence[str], folders: Sequence[Path]) 
     """What Hydra makes of the YAML files and overrides, as plain dictionaries with interpolations left alone."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -296,14 +297,24 @@ def _hydra(config_name: str, overrides: Sequence[str], folders: Sequence[Path]) 
     if home is None:
         roots = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
         raise ConfigError([Issue("--config-name", name, "there is no such file", f"give one of {', '.join(roots)}")])
+    # Hydra takes ++KEY=VALUE for a group wherever a folder is called KEY, as conf/prompts is, and refuses it
+    apart = [text for text in overrides if _is_folder(text, folders)]
     # Hydra looks for a root file in its first folder alone
     further = [f'hydra.searchpath=["file://{folder}"]' for folder in folders if folder != home]
     try:
         with initialize_config_dir(str(home), version_base="1.3"):
-            composed = hydra_compose(name, [*overrides, *further])
+            composed = hydra_compose(name, [*(text for text in overrides if text not in apart), *further])
+        for override in OverridesParser.create().parse_overrides(apart):
+            OmegaConf.update(composed, override.key_or_group, override.value(), force_add=True)
         return typing.cast(dict[str, Any], OmegaConf.to_container(composed, resolve=False))
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError([_foreign(error)]) from error
+
+
+def _is_folder(override: str, folders: Sequence[Path]) -> bool:
+    """Whether `++KEY=VALUE` sets a key that a folder of YAML files is called like."""
+    key = override.removeprefix("++").partition("=")[0]
+    return override.startswith("++") and any((folder / key).is_dir() for folder in folders)
 
 
 def _foreign(error: Exception) -> Issue:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llama31.command import curating, hardware
+from llama31.command import curating, hardware, synthesizing
 from llama31.config import (
     Average,
     Classify,
@@ -29,6 +29,7 @@ from llama31.config import (
     Probe,
     Sample,
     Score,
+    Synthesize,
     Task,
     Tokenizer,
     Training,
@@ -71,6 +72,8 @@ def check(run: Any) -> None:
         issues += _tokenizer(run.tokenizer) if run.tokens.enabled and run.tokenizer.kind != "bpe" else []
     elif isinstance(run, Classify):
         issues += curating.classifier_missing(run)
+    elif isinstance(run, Synthesize):
+        issues += synthesizing.missing(run)
     elif isinstance(run, Average):
         issues += [issue for folder in run.inputs for issue in _weights("inputs", folder)]
         issues += [] if run.run is None else _checkpoint("run", run.run)

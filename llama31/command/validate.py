@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llama31.command import curating, layouts
+from llama31.command import curating, layouts, synthesizing
 from llama31.command.incomplete import Incomplete, known
 from llama31.config import (
     MISSING,
@@ -38,6 +38,7 @@ from llama31.config import (
     Reward,
     Sample,
     Schedule,
+    Synthesize,
     Tokenizer,
     Training,
 )
@@ -142,6 +143,7 @@ def _sections(run: Any) -> list[Issue]:
         Probe: probe.problems,
         Curate: curating.problems,
         Classify: curating.classifier_problems,
+        Synthesize: synthesizing.problems,
     }
     further = [check for schema, check in own.items() if isinstance(run, schema)]
     for check in (_empty, _output, _start, _post_training, *further):

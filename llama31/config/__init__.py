@@ -97,7 +97,15 @@ from llama31.config.sections import (
     TrainedPrecision,
     Validation,
 )
-from llama31.config.synthesis import SynthesisJobs, SynthesisSampling, Synthesize
+from llama31.config.synthesis import (
+    FactualitySynthesis,
+    GuardSynthesis,
+    SafetySynthesis,
+    SteerabilitySynthesis,
+    SynthesisJobs,
+    SynthesisSampling,
+    Synthesize,
+)
 
 __all__ = [
     "MISSING",
@@ -133,6 +141,7 @@ __all__ = [
     "EncoderScore",
     "Evaluate",
     "Extraction",
+    "FactualitySynthesis",
     "Failures",
     "Filters",
     "Fit",
@@ -141,6 +150,7 @@ __all__ = [
     "GopherQuality",
     "GopherRepetition",
     "Guard",
+    "GuardSynthesis",
     "Hardware",
     "Issue",
     "Job",
@@ -182,6 +192,7 @@ __all__ = [
     "RewardModel",
     "RoundRecipe",
     "RunError",
+    "SafetySynthesis",
     "Sample",
     "Sampling",
     "Scaling",
@@ -192,6 +203,7 @@ __all__ = [
     "Simulate",
     "Source",
     "Stack",
+    "SteerabilitySynthesis",
     "Submit",
     "SynthesisJobs",
     "SynthesisSampling",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from llama31.config.keys import MISSING, key
 from llama31.config.sampling import Server
 
-SYNTHESES = ("code",)
+SYNTHESES = ("factuality", "steerability", "safety", "guard")
 
 
 @dataclass
@@ -35,6 +35,40 @@ class SynthesisJobs:
 
 
 @dataclass
+class FactualitySynthesis:
+    """What a model knows that it knows (report, section 4.3.6). Numbers are ours: the report states none."""
+
+    answers: int = key(8, "answers to each question", low=1)
+    consistent: float = key(0.75, "share of the answers from which on they are consistent", above=0, high=1)
+    keep_right: bool = key(True, "keep a right answer too, where answers are consistently right")
+    characters: int = key(4000, "characters of a snippet that are shown", low=1)
+
+
+@dataclass
+class SteerabilitySynthesis:
+    """System prompts that are obeyed (report, section 4.3.7). Numbers are ours."""
+
+    rules: int = key(2, "rules of form in a system prompt, which a program checks", low=1, high=4)
+    answers: int = key(4, "answers to each prompt", low=1)
+
+
+@dataclass
+class SafetySynthesis:
+    """Safe and still helpful (report, section 5.4). Numbers are ours."""
+
+    answers: int = key(4, "answers to each prompt", low=1)
+    borderline: int = key(1, "harmless prompts that look like each harmful one", low=0)
+
+
+@dataclass
+class GuardSynthesis:
+    """Examples of a classifier of unsafe content (report, section 5.4.7)."""
+
+    votes: int = key(2, "times that a judge labels; what it does not say each time is dropped", low=1)
+    code_interpreter: bool = key(False, "the hazard of code interpreters, S14, too")
+
+
+@dataclass
 class Synthesize:
     """Keys of `recipes.synthesize`: prompts, answers, checks, and the records that passed them."""
 
@@ -57,6 +91,11 @@ class Synthesize:
     server: Server = field(default_factory=Server)
     judge: Server = field(default_factory=Server)
     sampling: SynthesisSampling = field(default_factory=SynthesisSampling)
+    factuality: FactualitySynthesis = field(default_factory=FactualitySynthesis)
+    steerability: SteerabilitySynthesis = field(default_factory=SteerabilitySynthesis)
+    safety: SafetySynthesis = field(default_factory=SafetySynthesis)
+    guard: GuardSynthesis = field(default_factory=GuardSynthesis)
+    samples: int = key(5, "records of each kind, and dropped items of each reason, shown on the page", low=0, high=100)
     submit: bool = key(False, "submit the shards to Slurm as an array, and after it the gathering")
     job: SynthesisJobs = field(default_factory=SynthesisJobs)
     dry_run: bool = key(False, "print what is done, and the commands of Slurm, and run nothing")

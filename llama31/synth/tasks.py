@@ -10,15 +10,46 @@ from typing import Any
 from tqdm import tqdm
 
 from llama31 import config
-from llama31.synth.pipeline import folder, gather, items, shard
+from llama31.synth.pipeline import folder, gather, items, journal, page, shard
 from llama31.synth.pipeline.chat_models import ServedModel
 from llama31.synth.pipeline.draw import JUDGE, POLICY, Settings
-from llama31.synth.pipeline.folder import Begun
-from llama31.synth.pipeline.items import Item
-from llama31.synth.pipeline.shard import Capability, Shard
+from llama31.synth.pipeline.folder import BegunSynthesis
+from llama31.synth.pipeline.items import SynthesisItem
+from llama31.synth.pipeline.shard import Capability, ItemShard
 
 # Each imports its package itself: a task needs nothing of the others.
-BUILD: Mapping[str, Callable[[config.Synthesize], Capability]] = {}
+
+
+def _factuality(run: config.Synthesize) -> Capability:
+    from llama31.synth.behaviour.factuality import Factuality
+
+    return Factuality(run.factuality)
+
+
+def _steerability(run: config.Synthesize) -> Capability:
+    from llama31.synth.behaviour.steerability import Steerability
+
+    return Steerability(run.steerability)
+
+
+def _safety(run: config.Synthesize) -> Capability:
+    from llama31.synth.behaviour.safety import Safety
+
+    return Safety(run.safety)
+
+
+def _guard(run: config.Synthesize) -> Capability:
+    from llama31.synth.behaviour.guard import HazardGuard
+
+    return HazardGuard(run.guard)
+
+
+BUILD: Mapping[str, Callable[[config.Synthesize], Capability]] = {
+    "factuality": _factuality,
+    "steerability": _steerability,
+    "safety": _safety,
+    "guard": _guard,
+}
 DECIDING = ("task", "text_key", "shards", "sampling")  # keys beside the task's own section that decide what is made
 
 
@@ -27,7 +58,7 @@ def build(run: config.Synthesize) -> Capability:
     return BUILD[run.task](run)
 
 
-def opened(run: config.Synthesize, capability: Capability) -> Begun:
+def opened(run: config.Synthesize, capability: Capability) -> BegunSynthesis:
     """The folder of the run, begun with its keys. Raises ValueError where it was begun with others."""
     plain = asdict(run)
     settings: dict[str, Any] = {name: plain[name] for name in (*DECIDING, run.task) if name in plain}
@@ -36,18 +67,24 @@ def opened(run: config.Synthesize, capability: Capability) -> Begun:
     return folder.opened(Path(run.folder), settings, provenance, run.prompts, capability.prompts)
 
 
-def read(run: config.Synthesize) -> Iterable[Item]:
+def read(run: config.Synthesize) -> Iterable[SynthesisItem]:
     """The items of the run's input."""
     return items.read(run.input, run.text_key, run.limit)
 
 
-def make(run: config.Synthesize, begun: Begun, capability: Capability, numbers: Iterable[int]) -> None:
+def unfinished(run: config.Synthesize, begun: BegunSynthesis) -> list[int]:
+    """Shards with items that have no result."""
+    done = {number: journal.done(ItemShard(begun.path, number, run.shards).path) for number in range(run.shards)}
+    return sorted({item.index % run.shards for item in read(run) if item.id not in done[item.index % run.shards]})
+
+
+def make(run: config.Synthesize, begun: BegunSynthesis, capability: Capability, numbers: Iterable[int]) -> None:
     """Make what is missing of these shards, by the run's servers, and say how far it is."""
     policy = ServedModel(run.server)
     judge = ServedModel(run.judge, "judge") if run.judge.urls else policy
     total = sum(1 for _ in read(run))
     for number in numbers:
-        outcome = _shard(run, begun, capability, Shard(begun.path, number, run.shards), total, policy, judge)
+        outcome = _shard(run, begun, capability, ItemShard(begun.path, number, run.shards), total, policy, judge)
         refused = f", {outcome['refused']} refused: the same command asks again" if outcome["refused"] else ""
         print(
             f"shard {number}: {outcome['kept']} kept, {outcome['dropped']} dropped, {outcome['before']} done before"
@@ -57,8 +94,8 @@ def make(run: config.Synthesize, begun: Begun, capability: Capability, numbers: 
 
 
 def _shard(
-    run: config.Synthesize, begun: Begun, capability: Capability, one: Shard, total: int, policy: ServedModel,
-    judge: ServedModel,
+    run: config.Synthesize, begun: BegunSynthesis, capability: Capability, one: ItemShard, total: int,
+    policy: ServedModel, judge: ServedModel,
 ) -> Mapping[str, int]:  # fmt: skip
     models, settings = {POLICY: policy, JUDGE: judge}, Settings(**asdict(run.sampling))
     at_once = run.items_at_once or shard.AHEAD * policy.room
@@ -75,6 +112,7 @@ def _shard(
         return shard.run(one, capability, read(run), shared, at_once, said, lambda: policy.occupancy.count(False))
 
 
-def finish(run: config.Synthesize, begun: Begun) -> dict[str, Any]:
-    """Gather all shards; returns what summary.json says."""
-    return gather.gather(begun.path, begun.provenance, expected=sum(1 for _ in read(run)))
+def finish(run: config.Synthesize, begun: BegunSynthesis) -> tuple[dict[str, Any], Path]:
+    """Gather all shards; returns what summary.json says, and the page."""
+    summary = gather.gather(begun.path, begun.provenance, expected=sum(1 for _ in read(run)))
+    return summary, page.write(begun.path, f"{run.name}: {run.task}", summary, run.samples)

@@ -12,9 +12,9 @@ from llama31.sampling.answers import Answer
 from llama31.synth.pipeline import shard
 from llama31.synth.pipeline.chat_models import Drawn
 from llama31.synth.pipeline.draw import JUDGE, POLICY, Settings
-from llama31.synth.pipeline.items import Item
+from llama31.synth.pipeline.items import SynthesisItem
 from llama31.synth.pipeline.prompt_files import PromptFiles
-from llama31.synth.pipeline.shard import Capability, Shard
+from llama31.synth.pipeline.shard import Capability, ItemShard
 
 DEFAULTS = Settings()
 Says = Callable[[str, int], str | Answer]  # the last message, and the how-manieth request of the same -> an answer
@@ -45,10 +45,10 @@ class Scripted:
         """Nothing waits."""
 
 
-def items(*records: Mapping[str, Any]) -> list[Item]:
+def items(*records: Mapping[str, Any]) -> list[SynthesisItem]:
     """Items as they would be read of these records, each with an id of its number unless it has one."""
     return [
-        Item(str(record.get("id", number)), number, record, str(record.get("text", "")), f"line {number}")
+        SynthesisItem(str(record.get("id", number)), number, record, str(record.get("text", "")), f"line {number}")
         for number, record in enumerate(records)
     ]
 
@@ -56,7 +56,7 @@ def items(*records: Mapping[str, Any]) -> list[Item]:
 def run(
     folder: Path,
     capability: Capability,
-    given: Sequence[Item],
+    given: Sequence[SynthesisItem],
     model: Scripted,
     judge: Scripted | None = None,
     number: int = 0,
@@ -68,7 +68,7 @@ def run(
     from llama31.sampling.drawing import read_lines
     from llama31.synth.pipeline import journal
 
-    one = Shard(folder, number, count)
+    one = ItemShard(folder, number, count)
     models = {POLICY: model, JUDGE: judge or model}
     prompts = PromptFiles()
     prompts.check(capability.prompts)

@@ -41,7 +41,7 @@ class ChatModel(Protocol):
 
 
 @dataclass
-class Occupancy:
+class ServerOccupancy:
     """How many requests are under way, and the share of time in which they are fewer than wanted.
 
     Time counts while `counting`: not when nothing is left to begin, for what drains then cannot fill a server.
@@ -100,7 +100,7 @@ class ServedModel:
         except ValueError as error:
             raise ValueError(str(error).replace("server.", f"{key}.")) from error
         self.room = settings.concurrency * len(servers)
-        self.occupancy = Occupancy(self.room)
+        self.occupancy = ServerOccupancy(self.room)
         self._pool = Pool(servers, settings.concurrency)
         self._free = threading.Semaphore(self.room)
 

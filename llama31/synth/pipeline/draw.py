@@ -1,7 +1,7 @@
 """What an item's program may do: ask a model by the name of a prompt, run a check, count, drop the item.
 
-A program is a plain function of an item and a `Draw`, run in a thread of its own. It has to be a function of what it
-asked and nothing else: no clock, and randomness only from `draw.random`. Then it can be begun again after a kill.
+A program is a plain function of an item and an `ItemDraw`, run in a thread of its own. It has to be a function of what
+it asked and nothing else: no clock, and randomness only from `draw.random`. Then it can be begun again after a kill.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NoReturn, cast
 from llama31.sampling.drawing import seed_of
 from llama31.synth.pipeline import chat_models
 from llama31.synth.pipeline.chat_models import ChatModel, Drawn
-from llama31.synth.pipeline.items import Item
+from llama31.synth.pipeline.items import SynthesisItem
 from llama31.synth.pipeline.journal import Appended, Steps, digest
 from llama31.synth.pipeline.prompt_files import PromptFiles
 
@@ -52,10 +52,10 @@ class Workshop:
 
 
 @dataclass
-class Draw:
+class ItemDraw:
     """See the module. `sent`: names of prompts that went out; `by`: names of models by their role."""
 
-    item: Item
+    item: SynthesisItem
     shared: Workshop
     before: Steps = field(default_factory=dict)  # what an earlier attempt has recorded
     counts: Counter[str] = field(default_factory=Counter)
@@ -67,8 +67,8 @@ class Draw:
         self.random = random.Random(seed_of(self.shared.settings.seed, self.item.id, "random"))
 
     def ask(
-        self, prompt: str, *, model: str = POLICY, temperature: float | None = None, max_new_tokens: int | None = None,
-        history: Sequence[Mapping[str, Any]] = (), **fields: Any,
+        self, prompt: str, /, *, model: str = POLICY, temperature: float | None = None,
+        max_new_tokens: int | None = None, history: Sequence[Mapping[str, Any]] = (), **fields: Any,
     ) -> str:  # fmt: skip
         """The text that a model answers to the prompt of that name, with these fields, after `history`.
 
@@ -80,7 +80,7 @@ class Draw:
         )
 
     def read[T](
-        self, prompt: str, parse: Callable[[str], T], *, model: str = POLICY, temperature: float | None = None,
+        self, prompt: str, parse: Callable[[str], T], /, *, model: str = POLICY, temperature: float | None = None,
         max_new_tokens: int | None = None, history: Sequence[Mapping[str, Any]] = (), **fields: Any,
     ) -> T:  # fmt: skip
         """What `parse` makes of the answer. Where it raises ValueError the model is asked once more, with another seed.
@@ -102,7 +102,7 @@ class Draw:
         self.drop(reason)
 
     def several(
-        self, prompt: str, count: int, *, model: str = POLICY, temperature: float | None = None,
+        self, prompt: str, count: int, /, *, model: str = POLICY, temperature: float | None = None,
         max_new_tokens: int | None = None, history: Sequence[Mapping[str, Any]] = (), **fields: Any,
     ) -> list[str]:  # fmt: skip
         """`count` answers, drawn at once; those that do not end by themselves are left out and counted."""
@@ -122,7 +122,7 @@ class Draw:
         step = self._next()
         return self._reply(step, messages, model, self._drawn(step, temperature, max_new_tokens), tools)
 
-    def messages(self, prompt: str, **fields: Any) -> list[dict[str, str]]:
+    def messages(self, prompt: str, /, **fields: Any) -> list[dict[str, str]]:
         """The messages of a prompt's file, as `ask` sends them; for dialogs that go on by `answer`."""
         return self._messages(prompt, fields)
 

@@ -15,7 +15,7 @@ SETTINGS = "synthesis.json"
 
 
 @dataclass(frozen=True)
-class Begun:
+class BegunSynthesis:
     """A folder, its prompts, and the settings that stand in every record's provenance."""
 
     path: Path
@@ -25,7 +25,7 @@ class Begun:
 
 def opened(
     path: Path, settings: Mapping[str, Any], provenance: Mapping[str, Any], own_prompts: str | None, sent: Sequence[str]
-) -> Begun:
+) -> BegunSynthesis:
     """State in the folder what its records are made with, or see that it is the same.
 
     Args:
@@ -45,7 +45,7 @@ def opened(
     path.mkdir(parents=True, exist_ok=True)
     if before is None:
         files.write_whole(path / SETTINGS, json.dumps(wanted, indent=1, ensure_ascii=False) + "\n")
-    return Begun(path, prompts, provenance)
+    return BegunSynthesis(path, prompts, provenance)
 
 
 def _differences(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

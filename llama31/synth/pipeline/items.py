@@ -13,7 +13,7 @@ from llama31.dialogs import store
 
 
 @dataclass(frozen=True)
-class Item:
+class SynthesisItem:
     """One of the input: `record` is what the file holds, `text` the field that the task reads ("" where it has none).
 
     `index`: its place in the whole input, by which output is ordered and shards are dealt. `place`: file and line.
@@ -26,7 +26,7 @@ class Item:
     place: str
 
 
-def read(given: str, text_key: str, limit: int | None = None) -> Iterator[Item]:
+def read(given: str, text_key: str, limit: int | None = None) -> Iterator[SynthesisItem]:
     """Items of the files that `given` names, at most `limit`. What stands there twice is one item.
 
     A record's own `id` names it where it has one; otherwise a hash of what it says. Raises ValueError (key `input`)
@@ -44,7 +44,7 @@ def read(given: str, text_key: str, limit: int | None = None) -> Iterator[Item]:
             raise ValueError(f"input: {place}: id {name} stands for another record already; give each its own")
         if len(seen) == index:
             continue
-        yield Item(name, index, record, text, place)
+        yield SynthesisItem(name, index, record, text, place)
         index += 1
         if limit is not None and index == limit:
             return

@@ -1,6 +1,7 @@
 """Every prompt that is sent stands in a file under conf/prompts: TASK/NAME.txt, Jinja, its hash in the provenance.
 
 A file is one message of a user, or several, each behind a line `[system]`, `[user]` or `[assistant]` of its own.
+`{{ text | fenced }}` puts material between two lines of equals signs, longer than any within: none can end it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,13 @@ import jinja2.meta
 
 OURS = Path(__file__).resolve().parents[3] / "conf" / "prompts"
 _ROLE = re.compile(r"^\[(system|user|assistant)\][ \t]*\n", re.MULTILINE)
+
+
+def fenced(text: object) -> str:
+    """A text between two lines of equals signs, more than stand anywhere in it."""
+    longest = max((len(run) for run in re.findall("=+", str(text))), default=0)
+    line = "=" * max(5, longest + 1)
+    return f"{line}\n{str(text).strip()}\n{line}"
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,7 @@ def read(name: str, path: Path) -> PromptFile:
     """A file as a prompt. Raises ValueError (key `prompts`) for a template that Jinja cannot read."""
     text = path.read_text("utf-8")
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    environment.filters["fenced"] = fenced
     pieces = _ROLE.split(text)
     if pieces[0].strip() and len(pieces) > 1:
         raise ValueError(f"prompts: {path}: text before the first [role]; begin with [system] or [user]")

@@ -16,13 +16,14 @@ from llama31 import config
 from llama31.sampling.servers import Refused
 from llama31.synth.pipeline import journal
 from llama31.synth.pipeline.chat_models import ChatModel
-from llama31.synth.pipeline.draw import Draw, Dropped, Settings, Workshop
-from llama31.synth.pipeline.items import Item
+from llama31.synth.pipeline.draw import Dropped, ItemDraw, Settings, Workshop
+from llama31.synth.pipeline.items import SynthesisItem
 from llama31.synth.pipeline.journal import Appended, Steps
 from llama31.synth.pipeline.prompt_files import PromptFiles
 
 DIALOGS, PREFERENCES = "dialogs", "preferences"  # kinds of records: files of their names, .jsonl
 MOST_REFUSED, JUDGED = 0.5, 20  # share of refused items, out of at least so many, that ends a shard
+EXCERPT = 500  # characters of a dropped item that its result shows
 AHEAD = 4  # items at work for each request that servers take at once: while some are checked, others are asked
 
 Records = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -35,22 +36,25 @@ class Capability(Protocol):
     what training reads: {"messages": [...]} of a dialog; id and provenance are added.
     """
 
-    name: str
-    prompts: Sequence[str]
+    @property
+    def name(self) -> str: ...
 
-    def make(self, item: Item, draw: Draw) -> Records: ...
+    @property
+    def prompts(self) -> Sequence[str]: ...
+
+    def make(self, item: SynthesisItem, draw: ItemDraw) -> Records: ...
 
 
 @dataclass(frozen=True)
 class Refusal:
     """An item that a server would not answer: no result, so that the next start asks again."""
 
-    item: Item
+    item: SynthesisItem
     reason: str
 
 
 @dataclass(frozen=True)
-class Shard:
+class ItemShard:
     """One of `count` shards: the items whose index it is, modulo `count`."""
 
     folder: Path  # of the whole synthesis
@@ -62,7 +66,7 @@ class Shard:
         """Where its journal stands."""
         return self.folder / "shards" / f"{self.number:05d}"
 
-    def items(self, items: Iterable[Item]) -> Iterator[Item]:
+    def items(self, items: Iterable[SynthesisItem]) -> Iterator[SynthesisItem]:
         """Its own of all."""
         return (item for item in items if item.index % self.count == self.number)
 
@@ -79,9 +83,9 @@ def workshop(
 
 
 def run(
-    shard: Shard,
+    shard: ItemShard,
     capability: Capability,
-    items: Iterable[Item],
+    items: Iterable[SynthesisItem],
     shared: Workshop,
     at_once: int,
     progress: Callable[[Counter[str]], None] = lambda outcome: None,
@@ -113,14 +117,14 @@ def run(
     return outcome
 
 
-def _known(item: Item, finished: set[str], outcome: Counter[str]) -> bool:
+def _known(item: SynthesisItem, finished: set[str], outcome: Counter[str]) -> bool:
     outcome["before"] += item.id in finished
     return item.id in finished
 
 
-def _make(capability: Capability, item: Item, shared: Workshop, before: Steps) -> dict[str, Any] | Refusal:
+def _make(capability: Capability, item: SynthesisItem, shared: Workshop, before: Steps) -> dict[str, Any] | Refusal:
     """An item's line of results.jsonl."""
-    draw, records, dropped = Draw(item, shared, before), dict[str, Any](), None
+    draw, records, dropped = ItemDraw(item, shared, before), dict[str, Any](), None
     try:
         records = {kind: list(made) for kind, made in capability.make(item, draw).items() if made}
     except Dropped as error:
@@ -136,12 +140,11 @@ def _make(capability: Capability, item: Item, shared: Workshop, before: Steps) -
         "models": {role: sorted(names) for role, names in sorted(draw.by.items())},
     }
     counts = {name: count for name, count in sorted(draw.counts.items()) if count}
-    return {"item": item.id, "index": item.index, "dropped": dropped, "records": records, "counts": counts} | {
-        "provenance": origin
-    }
+    result = {"item": item.id, "index": item.index, "dropped": dropped, "records": records, "counts": counts}
+    return {**result, "provenance": origin} | ({"excerpt": item.text[:EXCERPT]} if dropped is not None else {})
 
 
-def _enough(outcome: Counter[str], last: Refusal, shard: Shard) -> None:
+def _enough(outcome: Counter[str], last: Refusal, shard: ItemShard) -> None:
     answered = outcome["kept"] + outcome["dropped"]
     if outcome["refused"] + answered >= JUDGED and outcome["refused"] > MOST_REFUSED * (outcome["refused"] + answered):
         raise config.RunError(
@@ -151,7 +154,11 @@ def _enough(outcome: Counter[str], last: Refusal, shard: Shard) -> None:
 
 
 def _each[T](
-    items: Iterator[Item], make: Callable[[Item], T], at_once: int, shared: Workshop, drained: Callable[[], None]
+    items: Iterator[SynthesisItem],
+    make: Callable[[SynthesisItem], T],
+    at_once: int,
+    shared: Workshop,
+    drained: Callable[[], None],
 ) -> Iterator[T]:
     """Results as they come in, of at most `at_once` items at a time; after an error no item is begun."""
     executor, under_way, more, ended = ThreadPoolExecutor(at_once), set[Future[T]](), True, False

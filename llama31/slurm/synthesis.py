@@ -1,0 +1,62 @@
+"""Synthesis on Slurm: an array of shards, and after all of them the job that gathers what they made."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from llama31 import config
+from llama31.slurm import arrays, jobs, sbatch
+
+SCRIPT = sbatch.SCRIPTS / "synthesize.sh"
+OWN = ("submit", "dry_run", "shard", "part")  # what the submitting command keeps to itself
+MAKE, GATHER = "make", "gather"
+
+
+def command(
+    run: config.Synthesize, part: str, shards: Sequence[int], words: Sequence[str], after: str | None
+) -> list[str]:
+    """The command that submits a part: the array of `shards`, or the gathering once the job `after` has succeeded.
+
+    `words` are the arguments of the recipe.
+    """
+    options = ["sbatch", "--parsable", f"--job-name={run.name}-{part}", f"--comment={_comment(run, part)}"]
+    logs = str((Path(run.folder) / "logs").resolve()).replace("%", "%%")
+    if part == MAKE:
+        at_once = f"%{run.job.at_once}" if run.job.at_once else ""
+        options += [f"--array={arrays.ranges(shards)}{at_once}", f"--cpus-per-task={run.job.cpus}"]
+    options.append(f"--output={logs}/{part}-{'%A_%a' if part == MAKE else '%j'}.out")
+    given = {"partition": run.job.partition, "account": run.job.account, "time": run.job.time}
+    options += [f"--{name}={value}" for name, value in given.items() if value is not None]
+    own, rest = sbatch.dependency(shlex.split(run.job.options), after)
+    options += [*own, *sbatch.export(rest, os.environ), *rest]
+    kept = [word for word in words if word.partition("=")[0] not in OWN and not word.startswith("job.")]
+    return [*options, str(SCRIPT), *kept, *([f"part={GATHER}"] if part == GATHER else [])]
+
+
+def _comment(run: config.Synthesize, part: str) -> str:
+    """By which a job is known again."""
+    return f"{Path(run.folder).resolve()}/{part}"
+
+
+def submit(run: config.Synthesize, missing: Sequence[int], words: Sequence[str], say: Callable[[str], None]) -> None:
+    """Submit the shards in `missing`, and the gathering after them; in a dry run print it alone.
+
+    Raises RunError with what Slurm said, and ValueError where a part of this folder is queued already.
+    """
+    if not run.dry_run:
+        for job in jobs.queued():
+            if job.comment in (_comment(run, MAKE), _comment(run, GATHER)):
+                raise ValueError(f"folder={run.folder}: it is queued as job {job.number}; wait for it, or scancel it")
+        (Path(run.folder) / "logs").mkdir(parents=True, exist_ok=True)
+    after = None
+    for part in (*([MAKE] if missing else []), GATHER):
+        built = command(run, part, missing, words, after)
+        if run.dry_run:
+            say(shlex.join(built))
+            after = f"<{part}>"
+            continue
+        after = jobs.ask(built).strip().split(";")[0]
+        say(f"{part}: job {after}" + (f", {len(missing)} of {run.shards} shards" if part == MAKE else ""))

@@ -1,0 +1,145 @@
+"""What was synthesised as one HTML page: how many items went where, what programs counted, and records to read."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llama31.report.style import CSS, SCRIPT
+from llama31.report.tables import Cell, table
+from llama31.report.text import escape, percent, plain
+from llama31.runs import files
+from llama31.synth.pipeline import gather
+
+NAME = "summary.html"
+STYLE = """
+.bar{height:13px;border-radius:3px;background:var(--good);min-width:1px}.bar.gone{background:var(--lost)}
+.track{width:100%;min-width:180px;background:var(--line);border-radius:3px}
+.said{border-left:3px solid var(--good);padding-left:10px;margin:10px 0}.said.dropped{border-color:var(--lost)}
+.said small{color:var(--soft)}.said pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:2px 0 8px}
+"""
+
+
+def write(folder: Path, title: str, summary: Mapping[str, Any], samples: int = 5, characters: int = 3000) -> Path:
+    """Write summary.html, whole or not at all, with so many records of each kind and items of each reason."""
+    kept, dropped = _drawn(folder, samples)
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="sub">{escape(folder)}</p>',
+        _tiles(summary),
+        f"<h2>Why items were dropped</h2>{_reasons(summary)}",
+        f"<h2>Counted on the way</h2>{_counts(summary)}",
+        "<h2>To read</h2><p class='sub'>Drawn by a hash of each item's name, whatever the number of shards.</p>",
+        *(_records(kind, records, characters) for kind, records in kept.items()),
+        *(_items(reason, items, characters) for reason, items in dropped.items()),
+        f"<h2>Made with</h2>{_made_with(summary)}",
+    ]
+    page = (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{CSS}{STYLE}</style></head><body><main>{''.join(parts)}"
+        f"<footer>The same in numbers: {gather.SUMMARY}.</footer></main><script>{SCRIPT}</script></body></html>\n"
+    )
+    files.write_whole(folder / NAME, page)
+    return folder / NAME
+
+
+def _drawn(folder: Path, count: int) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+    """Records by kind and dropped items by reason, the `count` of each whose hashes are lowest."""
+    heaps: dict[tuple[bool, str], list[tuple[int, int, Any]]] = defaultdict(list)
+    for number, result in enumerate(gather.results(folder)):
+        rank = -int.from_bytes(hashlib.sha256(result["item"].encode()).digest()[:8], "big")
+        shown = [((True, kind), record) for kind, made in result["records"].items() for record in made[:1]]
+        shown = shown or [((False, result["dropped"]), {"item": result["item"], "text": result.get("excerpt", "")})]
+        for key, record in shown:
+            (heapq.heappush if len(heaps[key]) < count else heapq.heappushpop)(heaps[key], (rank, number, record))
+    order = {key: [record for _, _, record in sorted(heap, reverse=True)] for key, heap in sorted(heaps.items())}
+    return {name: one for (kept, name), one in order.items() if kept}, {
+        name: one for (kept, name), one in order.items() if not kept
+    }
+
+
+def _tiles(summary: Mapping[str, Any]) -> str:
+    kept = summary["kept"] / summary["items"] if summary["items"] else None
+    cells = [("items", plain(summary["items"]), f"{plain(summary.get('missing', 0))} have no result yet")]
+    cells += [("kept", plain(summary["kept"]), percent(kept))]
+    cells += [
+        (kind, plain(count), f"{plain(summary['repeated'].get(kind, 0))} repeated one of them")
+        for kind, count in summary["records"].items()
+    ]
+    tiles = (
+        f'<div class="tile"><span>{escape(a)}</span><b>{b}</b><small>{escape(c)}</small></div>' for a, b, c in cells
+    )
+    return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _bar(share: float, kind: str = "") -> str:
+    return f'<div class="track"><div class="bar {kind}" style="width:{100 * min(1.0, share):.2f}%"></div></div>'
+
+
+def _reasons(summary: Mapping[str, Any]) -> str:
+    if not summary["dropped"]:
+        return '<div class="card"><p class="none">Nothing was dropped.</p></div>'
+    rows = (
+        [
+            Cell(reason),
+            Cell(plain(count), right=True),
+            Cell(percent(count / summary["items"]), right=True),
+            Cell(_bar(count / summary["items"], "gone"), markup=True),
+        ]
+        for reason, count in summary["dropped"].items()
+    )
+    return table(["reason", "items", "share", ""], rows, wide=True)
+
+
+def _counts(summary: Mapping[str, Any]) -> str:
+    if not summary["counts"]:
+        return '<div class="card"><p class="none">Nothing.</p></div>'
+    return table(
+        ["what", "count"], ([Cell(name), Cell(plain(count), right=True)] for name, count in summary["counts"].items())
+    )
+
+
+def _records(kind: str, records: Sequence[Mapping[str, Any]], characters: int) -> str:
+    said = "".join(f'<div class="said">{_spoken(record, characters)}</div>' for record in records)
+    return f'<div class="card wide"><details open><summary>{escape(kind)}</summary>{said}</details></div>'
+
+
+def _spoken(record: Mapping[str, Any], characters: int) -> str:
+    """A record's messages by who says them; what is no dialog as its JSON."""
+    turns = record.get("messages")
+    if not isinstance(turns, list):
+        return f"<pre>{escape(_cut(json.dumps(record, indent=1, ensure_ascii=False), characters))}</pre>"
+    parts = []
+    for turn in turns:
+        content = turn.get("content") or ""
+        if turn.get("tool_calls"):
+            content = f"{content}\n{json.dumps(turn['tool_calls'], ensure_ascii=False)}".strip()
+        content = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+        parts.append(f"<small>{escape(turn.get('role'))}</small><pre>{escape(_cut(content, characters))}</pre>")
+    return "".join(parts)
+
+
+def _items(reason: str, items: Sequence[Mapping[str, Any]], characters: int) -> str:
+    said = "".join(
+        f'<div class="said dropped"><small>{escape(one["item"])}</small>'
+        f"<pre>{escape(_cut(one['text'], characters))}</pre></div>"
+        for one in items
+    )
+    return f'<div class="card wide"><details><summary>dropped: {escape(reason)}</summary>{said}</details></div>'
+
+
+def _cut(text: str, characters: int) -> str:
+    return text if len(text) <= characters else f"{text[:characters]} ... ({len(text):,} characters)"
+
+
+def _made_with(summary: Mapping[str, Any]) -> str:
+    rows = [(f"prompt {name}", fingerprint) for name, fingerprint in summary["prompts"].items()]
+    rows += [(f"{role}", ", ".join(names)) for role, names in summary["models"].items()]
+    rows += [(name, json.dumps(value)) for name, value in summary["settings"].items()]
+    return table(["what", "value"], ([Cell(name), Cell(value)] for name, value in rows))

@@ -1,0 +1,18 @@
+#!/bin/bash
+# sbatch --array=0-7 slurm/synthesize.sh task=factuality name=facts input=snippets.jsonl shards=8 'server.urls=[http://n1:8000/v1]'
+# Data that models write: an element for each shard, which asks servers that are up (slurm/vllm.sh) and checks on its own
+# cores. `python -m recipes.synthesize submit=true ...` submits what is missing, and the job that gathers it.
+#
+# bill: --nodes=1
+#       0 GPUs; those of the servers are theirs
+#
+#SBATCH --job-name=synthesize
+#SBATCH --nodes=1 --ntasks=1 --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --requeue --open-mode=append --output=%x-%A_%a.out
+command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -n1)
+: "${LLAMA31_HOME:=$(cd "${SLURM_SUBMIT_DIR:-.}" && cd "${command%%synthesize.sh*}.." && pwd)}"
+source "$LLAMA31_HOME/slurm/env.sh" ||
+    { echo "$LLAMA31_HOME/slurm/env.sh: set LLAMA31_HOME=CHECKOUT before sbatch, or --export=LLAMA31_HOME" >&2 && exit 2; }
+# No torch, so no launch.sh: a shard that dies is requeued by Slurm and goes on where it was.
+exec "$PYTHON" -m recipes.synthesize "$@" ${SLURM_ARRAY_TASK_ID:+part=make "shard=$SLURM_ARRAY_TASK_ID"}

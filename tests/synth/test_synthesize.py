@@ -1,0 +1,125 @@
+"""`recipes.synthesize` from the command line to the files, with a server that says what a test wants."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama31 import config
+from llama31.command import entry, inputs
+from llama31.sampling.drawing import read_lines
+from llama31.slurm import synthesis
+from recipes import synthesize
+from tests.conftest import ROOT
+from tests.sampling.scripted import Script, serving
+
+
+@dataclass
+class Teacher(Script):
+    """A chat model that asks of each snippet's colour, knows only blue, and judges by the snippet."""
+
+    def text(self, number: int, prompt: Any, body: Mapping[str, Any], choice: int) -> str:
+        last = prompt[-1]["content"]
+        if "Write one question" in last:
+            return f"What colour is {last.split('=====')[1].split()[0]}?"
+        if "source that counts" in last:
+            return f"Verdict: {'yes' if 'is blue' in last.split('=====')[1] else 'no'}"
+        if "informative" in last:
+            return "Verdict: yes"
+        return "I do not know." if "not certain" in last else "Blue."
+
+
+def words(folder: Path, url: str, *more: str) -> list[str]:
+    given = folder / "snippets.jsonl"
+    if not given.exists():
+        colours = ["blue", "red", "green", "blue", "blue", "red"]
+        given.write_text("".join(json.dumps({"text": f"item{n} is {c}."}) + "\n" for n, c in enumerate(colours)))
+    begin = ["task=factuality", "name=facts", f"folder={folder}/made", f"input={given}", f"server.urls=[{url}]"]
+    return [*begin, "factuality.answers=2", *more]
+
+
+def run(*arguments: str) -> None:
+    loaded = entry.read(config.Synthesize, "synthesize", list(arguments))[0]
+    inputs.check(loaded)
+    synthesize.main(loaded)
+
+
+def test_from_snippets_to_dialogs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(Teacher()) as url:
+        run(*words(tmp_path, url, "shards=2", "part=make", "shard=1"))
+        assert not (tmp_path / "made" / "dialogs.jsonl").exists()
+        run(*words(tmp_path, url, "shards=2", "samples=6"))
+        said = capsys.readouterr().out
+        assert "shard 1: 0 kept, 0 dropped, 3 done before" in said and "6 of 6 items kept" in said
+        lines = read_lines(tmp_path / "made" / "dialogs.jsonl")
+        answers = [line["messages"][-1]["content"] for line in lines]
+        assert answers == ["Blue.", "I do not know.", "I do not know.", "Blue.", "Blue.", "I do not know."]
+        origin = lines[1]["provenance"]
+        assert origin["models"] == {"judge": ["tiny"], "policy": ["tiny"]} and origin["sampling"]["seed"] == 1234
+        assert origin["prompts"].keys() == {f"factuality/{n}" for n in (
+            "answer", "correct", "informative", "question", "refusal")}  # fmt: skip
+        page = (tmp_path / "made" / "summary.html").read_text()
+        assert "What colour is item1?" in page and "right answers" in page
+        with pytest.raises(ValueError, match=r"begun with shards=2 \(now 3\)"):
+            run(*words(tmp_path, url, "shards=3"))
+    # Gathering asks nobody.
+    run(*words(tmp_path, url, "shards=2", "part=gather"))
+
+
+def test_a_killed_run_goes_on_to_the_same_files(tmp_path: Path) -> None:
+    """Killed while its server answers slowly, at a moment of its own."""
+    kept = {}
+    for name in ("whole", "killed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        with serving(Teacher(slow_s=0.05 if name == "killed" else 0.0)) as url:
+            given = words(folder, url, "server.concurrency=1")
+            if name == "killed":
+                command = [sys.executable, "-m", "recipes.synthesize", *given]
+                child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                steps = folder / "made" / "shards" / "00000" / "steps.jsonl"
+                try:
+                    while child.poll() is None and not (steps.exists() and steps.stat().st_size > 3000):
+                        pass
+                    assert child.poll() is None
+                finally:
+                    child.kill()
+                    child.wait(30)
+            run(*given)
+        kept[name] = [(folder / "made" / file).read_bytes() for file in ("dialogs.jsonl", "summary.json")]
+    assert kept["whole"] == kept["killed"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["task=nothing"], "task=nothing: no such choice"),
+        (["shard=4"], "shard=4: there are 1 shards; give at most 0"),
+        (["server.urls=[]"], r"server.urls=\[\]: answers come from a chat model behind a server"),
+        (["input=nowhere.jsonl"], "input=nowhere.jsonl: there is no such file"),
+        (["prompts=nowhere"], "prompts=nowhere: there is no such folder"),
+    ],
+)
+def test_wrong_keys_are_refused(tmp_path: Path, given: list[str], said: str) -> None:
+    with pytest.raises(config.ConfigError, match=said):
+        run(*words(tmp_path, "http://nowhere:1/v1"), *given)
+
+
+def test_shards_are_an_array_and_the_gathering_waits_for_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x").mkdir()
+    with serving(Teacher()) as url:
+        given = words(tmp_path, url, "shards=3")
+        run(*given, "part=make", "shard=1")
+        capsys.readouterr()
+        run(*given, "dry_run=true", "job.at_once=2", "job.partition=cpu")
+    array, gather = capsys.readouterr().out.splitlines()
+    assert "--array=0,2%2" in array and "--partition=cpu" in array and f"{synthesis.SCRIPT}" in array
+    assert "--dependency=afterok:<make>" in gather.replace("'", "") and re.search(r"part=gather$", gather)
