@@ -33,7 +33,7 @@ TORCH_FREE = (
     "scaling",
     "post_train",
 )
-TORCH_FREE += ("curate", "synth")
+TORCH_FREE += ("curate", "sandbox", "synth")
 TORCH_FREE += ("evaluate.confidence", "evaluate.tasks", "evaluate.haystack", "evaluate.scorecard", "evaluate.probe")
 TORCH_FREE += ("judging.calibration", "judging.embedded", "judging.judge", "judging.ranking", "judging.rejection")
 TORCH_FREE += ("judging.scored", "judging.distribution")
