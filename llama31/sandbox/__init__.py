@@ -1,6 +1,6 @@
 """Programs that a model wrote, run where they can harm nothing; without such a place none is run.
 
-    sandbox = Sandbox(Limits(wall_seconds=10), readable=(Path("/opt/packages"),))     # from isolation, limits
+    sandbox = Sandbox(SandboxLimits(wall_seconds=10), readable=(Path("/opt/packages"),))     # from isolation, limits
     outcome = sandbox.run(["python3", "-I", "-S", "a.py"], {"a.py": source}, stdin="3\\n")
     outcome.passed, outcome.reason, outcome.returncode, outcome.stdout, outcome.stderr, outcome.seconds
 
@@ -9,6 +9,6 @@ with the remedy. `run` blocks its thread: `workers.Workers` does many at once, `
 
 Imports: config. Starts other people's programs (bubblewrap, prlimit, setpriv), and is the only package that may run
 what a model wrote.
-Offers: limits (Limits, Outcome), isolation (Sandbox), probe, workers; beneath them bubblewrap (its command line),
-seccomp (system calls that are refused) and usage (what the processes inside take).
+Offers: limits (SandboxLimits, Execution), isolation (Sandbox), probe, workers; beneath them running, bubblewrap (its
+command line), seccomp (system calls that are refused) and usage (what the processes inside take).
 """

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
 from pathlib import Path, PurePosixPath
 
-from llama31.sandbox.limits import Limits
+from llama31.sandbox.limits import SandboxLimits
 
 WORK = "/tmp/work"
 HOST = "sandbox"
@@ -64,7 +64,7 @@ def becomes_nobody() -> bool:
 def command(
     program: str,
     held: int,
-    limits: Limits,
+    limits: SandboxLimits,
     readable: Iterable[Path],
     files: Mapping[str, int],
     filter_: int,
@@ -108,8 +108,8 @@ def _system() -> list[str]:
     return words
 
 
-def _bounded(limits: Limits) -> list[str]:
-    """Limits that the kernel holds for each process (setrlimit(2)), those of processes for all."""
+def _bounded(limits: SandboxLimits) -> list[str]:
+    """SandboxLimits that the kernel holds for each process (setrlimit(2)), those of processes for all."""
     data = limits.memory_bytes * 5 // 4  # a little beyond what `usage` ends, so that there is something to see
     return [
         _needed("prlimit"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llama31.sandbox import bubblewrap, probe, running
-from llama31.sandbox.limits import Limits, Outcome
+from llama31.sandbox.limits import Execution, SandboxLimits
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Sandbox:
         anything of yours. program: bubblewrap, where it is not in PATH.
     """
 
-    limits: Limits = field(default_factory=Limits)
+    limits: SandboxLimits = field(default_factory=SandboxLimits)
     readable: tuple[Path, ...] = ()
     program: str | None = None
 
@@ -39,7 +39,7 @@ class Sandbox:
         files: Mapping[str, str | bytes] | None = None,
         stdin: str | bytes = b"",
         build: Sequence[Sequence[str]] = (),
-    ) -> Outcome:
+    ) -> Execution:
         """Run a program with these files in its work folder, and wait for its end; several threads may at once.
 
         build: commands that come before it under the same limits, as a compiler; where one fails, `reason` is build.
@@ -52,7 +52,7 @@ class Sandbox:
         contents = {bubblewrap.checked_name(name): _bytes(text) for name, text in (files or {}).items()}
         if (size := sum(map(len, contents.values()))) > self.limits.disk_bytes:
             record = f"sandbox: files of {size:,} bytes do not fit into disk_bytes={self.limits.disk_bytes:,}"
-            return Outcome(1, "", record, "disk", 0.0)
+            return Execution(1, "", record, "disk", 0.0)
         bwrap = probe.require(self.program)
         return running.run(bwrap, self.limits, self.readable, words, contents, _bytes(stdin))
 

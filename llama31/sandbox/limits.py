@@ -18,7 +18,7 @@ class SandboxUnavailable(config.RunError):
 
 
 @dataclass(frozen=True)
-class Limits:
+class SandboxLimits:
     """Bounds of one run, of all its processes together unless said otherwise. The values are ours.
 
     memory_bytes: what they have in memory beside files; looked at every 50 ms, so what is touched within them comes
@@ -44,7 +44,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Execution:
     """How a program ended.
 
     reason: finished (by itself, whatever its return code), build (one of the commands before it failed), or the limit

@@ -9,14 +9,14 @@ import subprocess
 from dataclasses import dataclass
 
 from llama31.sandbox import bubblewrap, running, seccomp, usage
-from llama31.sandbox.limits import Limits, SandboxUnavailable
+from llama31.sandbox.limits import SandboxLimits, SandboxUnavailable
 
 OLDEST_LINUX = (5, 14)  # before it, processes were counted by user and not by sandbox
 OLDEST_BUBBLEWRAP = (0, 8)  # --disable-userns
 
 
 @dataclass(frozen=True)
-class Probe:
+class Support:
     """What this machine has. `missing` is empty where programs can be run."""
 
     program: str | None
@@ -31,7 +31,7 @@ class Probe:
 
 
 @functools.cache
-def probe(program: str | None = None) -> Probe:
+def probe(program: str | None = None) -> Support:
     """Look, once in a process. Nothing but /bin/sh is started inside."""
     found = bubblewrap.find(program)
     missing = []
@@ -48,7 +48,7 @@ def probe(program: str | None = None) -> Probe:
         missing.append(bubblewrap.explain(f"Unknown option --disable-userns in {version or found}"))
     if not missing:
         missing += _held(found or "")
-    return Probe(found, version, platform.release(), tuple(missing))
+    return Support(found, version, platform.release(), tuple(missing))
 
 
 def require(program: str | None = None) -> str:
@@ -77,7 +77,7 @@ true
 def _held(program: str) -> list[str]:
     """What does not hold inside, or why there is no inside."""
     try:
-        outcome = running.run(program, Limits(), (), ["/bin/sh", "-c", QUESTIONS], {}, b"")
+        outcome = running.run(program, SandboxLimits(), (), ["/bin/sh", "-c", QUESTIONS], {}, b"")
     except SandboxUnavailable as error:
         return [str(error)]
     if not outcome.passed:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llama31.sandbox import bubblewrap, seccomp, usage
-from llama31.sandbox.limits import Limits, Outcome, SandboxUnavailable, reason_of
+from llama31.sandbox.limits import Execution, SandboxLimits, SandboxUnavailable, reason_of
 
 LOOK_SECONDS = 0.05  # between two looks at what it takes
 KILLED = 128 + 9
@@ -22,12 +22,12 @@ SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEA
 
 def run(
     program: str,
-    limits: Limits,
+    limits: SandboxLimits,
     readable: Sequence[Path],
     words: Sequence[str],
     files: Mapping[str, bytes],
     stdin: bytes,
-) -> Outcome:
+) -> Execution:
     """Start `program`, bubblewrap, with these words inside it and these files in the work folder; wait for the end.
 
     Raises SandboxUnavailable where bubblewrap fails; the words have not run then.
@@ -61,7 +61,7 @@ def run(
 class _Watch:
     """One run: reads what it writes, ends it at a limit, and tells how it ended."""
 
-    def __init__(self, process: subprocess.Popen[bytes], status: int, limits: Limits, begin: float) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], status: int, limits: SandboxLimits, begin: float) -> None:
         assert process.stdout is not None and process.stderr is not None
         self.process, self.limits, self.begin = process, limits, begin
         self.streams = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
@@ -70,7 +70,7 @@ class _Watch:
         self.reason: str | None = None
         self.looked = begin
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> Execution:
         """Until nothing is left of it."""
         try:
             for events in self._events():
@@ -137,19 +137,19 @@ class _Watch:
         if self.process.poll() is None:
             self.process.kill()
 
-    def _told(self, stdout: str, stderr: str, seconds: float) -> Outcome:
+    def _told(self, stdout: str, stderr: str, seconds: float) -> Execution:
         if self.reason is not None:
-            return Outcome(KILLED, stdout, stderr, self.reason, seconds)
+            return Execution(KILLED, stdout, stderr, self.reason, seconds)
         ended = re.search(rb'"exit-code": (\d+)', self.record)
         if ended is None:
             if self.process.returncode == -9:  # bubblewrap itself was killed, by nobody here
-                return Outcome(KILLED, stdout, stderr, "killed", seconds)
+                return Execution(KILLED, stdout, stderr, "killed", seconds)
             raise SandboxUnavailable(bubblewrap.explain(stderr))
         code = int(ended[1])
         if code == bubblewrap.FIRST_BUILD_FAILED and (failed := _failed_build(stderr)):
             reason = reason_of(int(failed[1]), failed[0])
-            return Outcome(int(failed[1]), stdout, failed[0], "build" if reason == "finished" else reason, seconds)
-        return Outcome(code, stdout, stderr, reason_of(code, stderr), seconds)
+            return Execution(int(failed[1]), stdout, failed[0], "build" if reason == "finished" else reason, seconds)
+        return Execution(code, stdout, stderr, reason_of(code, stderr), seconds)
 
 
 def _failed_build(stderr: str) -> tuple[str, str] | None:

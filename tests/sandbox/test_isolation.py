@@ -18,15 +18,15 @@ import pytest
 
 from llama31.sandbox import bubblewrap, probe, running, seccomp, usage
 from llama31.sandbox.isolation import Sandbox
-from llama31.sandbox.limits import MIB, Limits, Outcome, SandboxUnavailable, reason_of
+from llama31.sandbox.limits import MIB, Execution, SandboxLimits, SandboxUnavailable, reason_of
 from tests import processes
 from tests.sandbox import bwrap
 
-# Limits that a program which does not try to pass them never meets, however busy the machine.
-WIDE = Limits(memory_bytes=512 * MIB, cpu_seconds=300, wall_seconds=processes.LIMIT_S)
+# SandboxLimits that a program which does not try to pass them never meets, however busy the machine.
+WIDE = SandboxLimits(memory_bytes=512 * MIB, cpu_seconds=300, wall_seconds=processes.LIMIT_S)
 
 
-def python(source: str, stdin: str = "", readable: tuple[Path, ...] = (), **limits: float) -> Outcome:
+def python(source: str, stdin: str = "", readable: tuple[Path, ...] = (), **limits: float) -> Execution:
     if not shutil.which(bwrap.PYTHON[0]):
         pytest.skip("no python3 in /usr/bin")
     sandbox = Sandbox(dataclasses.replace(WIDE, **limits), readable, bwrap.program())  # type: ignore[arg-type]
@@ -252,7 +252,7 @@ def test_odd_input() -> None:
     with pytest.raises(ValueError, match="readable=nowhere: not there"):
         Sandbox(readable=(Path("nowhere"),))
     with pytest.raises(ValueError, match="wall_seconds=0: not a positive number"):
-        Limits(wall_seconds=0)
+        SandboxLimits(wall_seconds=0)
 
 
 def test_last_words_tell_of_a_limit_unless_it_succeeded() -> None:

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from llama31.sandbox.isolation import Sandbox
-from llama31.sandbox.limits import Outcome
+from llama31.sandbox.limits import Execution
 from llama31.sandbox.workers import Workers
 from tests.sandbox import bwrap
 
@@ -38,7 +38,7 @@ def test_as_many_run_at_once_as_asked() -> None:
 def test_coroutines_await_programs() -> None:
     sandbox = Sandbox(program=bwrap.program())
 
-    async def all_of_them(workers: Workers) -> list[Outcome]:
+    async def all_of_them(workers: Workers) -> list[Execution]:
         runs = (workers.run(sandbox.run, ["cat"], None, f"{i}") for i in range(6))
         return await asyncio.gather(*runs)
 
