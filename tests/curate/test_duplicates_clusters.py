@@ -92,7 +92,9 @@ def in_one_task(folder: Path, tasks: int, memory: int = 1 << 20) -> list[int]:
     return sorted(listed(folder / "one", tasks))
 
 
-def in_several(folder: Path, tasks: int, partitions: int, rounds: int, memory: int = 1) -> tuple[list[int], int]:
+def in_several(
+    folder: Path, tasks: int, partitions: int, rounds: int, memory: int = 1, round_memory: int = 1 << 24
+) -> tuple[list[int], int]:
     """What is listed, and the edges that the rounds left."""
     signatures, pairs, leaves, many, rest, last = (
         str(folder / name) for name in ("signatures", "pairs", "leaves", "many", "rest", "last")
@@ -100,9 +102,9 @@ def in_several(folder: Path, tasks: int, partitions: int, rounds: int, memory: i
     edges = [str(folder / f"edges{number}") for number in range(rounds + 1)]
     alone(lambda: ClusterEdges(signatures, pairs, edges[0], partitions, memory), 3)
     for before, after in itertools.pairwise(edges):
-        alone(lambda before=before, after=after: ClusterRound(before, after), partitions)
-    alone(lambda: ClusterLeaves(signatures, edges[-1], leaves), partitions)
-    counts = alone(lambda: ClusterSurvivors(signatures, leaves, many, rest), partitions)
+        alone(lambda before=before, after=after: ClusterRound(before, after, round_memory), partitions)
+    alone(lambda: ClusterLeaves(signatures, edges[-1], leaves, round_memory), partitions)
+    counts = alone(lambda: ClusterSurvivors(signatures, leaves, many, rest, round_memory), partitions)
     alone(lambda: Clusters(signatures, rest, last), 1)
     return sorted(listed(Path(many), tasks) + listed(Path(last), tasks)), counts["rest"]
 
@@ -155,6 +157,22 @@ def test_what_hangs_on_one_that_is_no_first_is_not_finished_alone(tmp_path: Path
     pairs = [pair for a in range(0, 300, 3) for pair in ((a, a + 1), (a + 1, a + 2))]
     wanted = expected(300, pairs, plant(tmp_path, 300, 1, pairs, 2))
     assert in_several(tmp_path, 1, 1, 0, memory=1 << 20) == (wanted, 200)
+
+
+def test_rounds_hold_no_more_than_their_memory_and_say_when_it_is_too_little(tmp_path: Path) -> None:
+    # 60 documents of which all have pairs, in each of 20 files: 1,180 pairs, and 60 documents to hold.
+    pairs = [(a, b) for a, b in itertools.combinations(range(60), 2) if b - a < 24][:1180]
+    wanted = expected(60, pairs, plant(tmp_path, 60, 4, pairs, 20))
+    # Half of it holds 100 edges, and each task reads hundreds.
+    assert in_several(tmp_path, 4, 2, 2, memory=1000, round_memory=200 * 100)[0] == wanted
+    with pytest.raises(ValueError, match="memory_bytes=2000 holds 10 documents .* minhash.cluster_tasks"):
+        alone(lambda: ClusterRound(str(tmp_path / "edges0"), str(tmp_path / "x"), 2000), 2)
+    for step in (ClusterLeaves, ClusterSurvivors):
+        places = [str(tmp_path / name) for name in ("signatures", "edges2", "x", "y")]
+        if step is ClusterSurvivors:
+            places[1] = str(tmp_path / "leaves")
+        with pytest.raises(ValueError, match="memory_bytes=2000 holds 10 edges of a task's share"):
+            alone(lambda step=step, places=places: step(*places[: 3 + (step is ClusterSurvivors)], 2000), 2)
 
 
 def test_what_is_missing_or_too_much_is_told(tmp_path: Path) -> None:

@@ -25,8 +25,7 @@ datatrove's stage is one task that holds all documents which have a pair in dict
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +41,7 @@ from llama31.curate.duplicates.removal import LISTED, write_listed
 EDGES, PIECES, LEAVES, REST = ".edges", ".pieces.json", ".leaves", ".rest"
 EDGE = np.dtype([("at", "<u8"), ("other", "<u8")])
 LEAF = np.dtype([*EDGE.descr, ("leaf", "u1"), ("preference", "<u8"), ("identity", "<u8")])
+MEMORY_BYTES = 8 << 30
 EDGE_BYTES = 100  # of memory for an edge: read, sorted, numbered, connected
 SHIFT = np.uint64(32)
 
@@ -74,6 +74,37 @@ def reduced(pairs: Nodes) -> Nodes:
     return edges[nodes != labels]
 
 
+def at_once(memory_bytes: int) -> int:
+    """Edges that half of a memory holds."""
+    return max(1, memory_bytes // (2 * EDGE_BYTES))
+
+
+def too_many(memory_bytes: int, what: str) -> ValueError:
+    """What to do where a task's memory does not hold what it has to."""
+    return ValueError(
+        f"memory_bytes={memory_bytes} holds {at_once(memory_bytes)} {what}, and there are more; give it more, or run "
+        "ClusterEdges, ClusterRound and so on in more tasks (minhash.memory_gb and minhash.cluster_tasks)"
+    )
+
+
+def connecting(pieces: Iterable[Nodes], memory_bytes: int) -> Nodes:
+    """Edges, shape (edges, 2), that connect what all pieces connect, of which there may be many more.
+
+    Memory: `memory_bytes`, and ValueError where the documents are too many for it.
+    """
+    edges, hand, most = np.zeros((0, 2), np.uint64), list[Nodes](), at_once(memory_bytes)
+    for piece in pieces:
+        hand.append(piece)
+        if sum(map(len, hand)) > most:
+            edges, hand = reduced(np.concatenate([edges, *hand])), []
+        if len(edges) > most:
+            raise too_many(memory_bytes, "documents that have a pair")
+    edges = reduced(np.concatenate([edges, *hand]))
+    if len(edges) > most:
+        raise too_many(memory_bytes, "documents that have a pair")
+    return edges
+
+
 class Clusters(PipelineStep):
     """List all documents of each cluster but one, in one task.
 
@@ -95,26 +126,16 @@ class Clusters(PipelineStep):
         signature_folder: DataFolderLike,
         pairs_folder: DataFolderLike,
         output_folder: DataFolderLike,
-        memory_bytes: int = 8 << 30,
+        memory_bytes: int = MEMORY_BYTES,
     ) -> None:
         super().__init__()
         self.signature_folder, self.pairs_folder = get_datafolder(signature_folder), get_datafolder(pairs_folder)
         self.output_folder, self.memory_bytes = get_datafolder(output_folder), memory_bytes
 
-    def _edges(self, buckets: int) -> Nodes:
+    def _pairs(self, buckets: int) -> Iterator[Nodes]:
         left = self.pairs_folder.list_files(glob_pattern=f"*{REST}")
-        names = shards.complete(self.pairs_folder, REST) if left else pair_files(self.pairs_folder, buckets)
-        at_once = max(1, self.memory_bytes // (2 * EDGE_BYTES))
-        edges = np.zeros((0, 2), np.uint64)
-        for name in names:
-            for pairs in read_pairs(self.pairs_folder, name, at_once):
-                edges = reduced(np.concatenate([edges, pairs]))
-                if len(edges) > at_once:
-                    raise ValueError(
-                        f"memory_bytes={self.memory_bytes} holds {at_once} documents that have a pair, and there are "
-                        f"more; give it more, or run ClusterEdges, ClusterRound and so on in several tasks before"
-                    )
-        return edges
+        for name in shards.complete(self.pairs_folder, REST) if left else pair_files(self.pairs_folder, buckets):
+            yield from read_pairs(self.pairs_folder, name, at_once(self.memory_bytes))
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
         """Find all clusters."""
@@ -122,7 +143,8 @@ class Clusters(PipelineStep):
             raise ValueError(f"tasks={world_size}, but Clusters is one task; give tasks=1, or ClusterEdges and so on")
         tasks = len(shards.complete(self.signature_folder, shards.SEEN))
         with self.track_time("task"):
-            edges = self._edges(shards.load_seen(self.signature_folder, 0, tasks)["buckets"])
+            buckets = shards.load_seen(self.signature_folder, 0, tasks)["buckets"]
+            edges = connecting(self._pairs(buckets), self.memory_bytes)
             nodes, labels = stars(edges)
             gone = losers(nodes, labels, preferences(self.signature_folder, nodes, tasks))
             list_documents(self.output_folder, 0, 1, tasks, gone)
@@ -198,81 +220,100 @@ def save_pieces(folder: DataFolder, rank: int, world_size: int, pieces: int, tas
         file.write(json.dumps(content).encode())
 
 
-def read_shares(
-    folder: DataFolder, suffix: str, rank: int, world_size: int, dtype: np.dtype[Any]
-) -> tuple[shards.Records, int]:
-    """What the step before shared out to this task, and the number of tasks of the first stage."""
-    found, tasks = [np.zeros(0, dtype)], 0
+def shared_out(folder: DataFolder, world_size: int) -> tuple[list[str], int]:
+    """What the step before shared out, as paths without their suffix, and the number of tasks of the first stage."""
+    found, tasks = list[str](), 0
     for name in shards.complete(folder, PIECES):
         with folder.open(name, "rb") as file:
             content = json.loads(file.read())
         tasks, partitions = content["tasks"], content["partitions"]
         if partitions != world_size:
             raise ValueError(f"tasks={world_size}, but {folder.path} is for {partitions}; give tasks={partitions}")
-        for piece in range(content["pieces"]):
-            path = f"{piece:05d}/{name.removesuffix(PIECES)}{suffix}"
-            found.append(shards.read_section(folder, path, partitions, rank, dtype))
-    return np.concatenate(found), tasks
+        found += [f"{piece:05d}/{name.removesuffix(PIECES)}" for piece in range(content["pieces"])]
+    return found, tasks
+
+
+def distinct(records: shards.Records) -> shards.Records:
+    """Edges in order, each once."""
+    records = records[np.lexsort((records["other"], records["at"]))]
+    return records[merging.starts(records["at"]) | merging.starts(records["other"])]
 
 
 class ClusterRound(PipelineStep):
     """One round: what a task sees to be connected is tied to one document.
 
-    As many tasks as ClusterEdges had partitions. Statistics: `edges`. Memory: about 100 bytes per edge of this task's
-    share of documents; an edge of each document of a cluster lies with the cluster's first one.
+    As many tasks as ClusterEdges had partitions. Statistics: `edges`. Memory: about 100 bytes for each document of this
+    task's share and each that is tied to one, up to half of `memory_bytes`, beyond which ValueError says so; an edge of
+    each document of a cluster lies with the cluster's first one.
 
     Args:
         input_folder: what ClusterEdges or the round before wrote.
         output_folder: for at most 32 bytes per edge.
+        memory_bytes: of this task.
     """
 
     name = "Cluster round"
     type = "Deduplication"
 
-    def __init__(self, input_folder: DataFolderLike, output_folder: DataFolderLike) -> None:
+    def __init__(
+        self, input_folder: DataFolderLike, output_folder: DataFolderLike, memory_bytes: int = MEMORY_BYTES
+    ) -> None:
         super().__init__()
         self.input_folder, self.output_folder = get_datafolder(input_folder), get_datafolder(output_folder)
+        self.memory_bytes = memory_bytes
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
         """Connect what this task sees."""
         with self.track_time("task"):
-            records, tasks = read_shares(self.input_folder, EDGES, rank, world_size, EDGE)
-            edges = reduced(np.stack([records["at"], records["other"]], axis=1))
+            names, tasks = shared_out(self.input_folder, world_size)
+            edges = connecting(self._seen(names, rank, world_size), self.memory_bytes)
             self.stat_update("edges", value=len(edges))
             piece = f"00000/{shards.name_of(rank, world_size, EDGES)}"
             write_shares(self.output_folder, piece, both_ways(edges), tasks, world_size)
             save_pieces(self.output_folder, rank, world_size, 1, tasks, world_size)
+
+    def _seen(self, names: list[str], rank: int, world_size: int) -> Iterator[Nodes]:
+        most = at_once(self.memory_bytes)
+        for name in names:
+            records = shards.read_section(self.input_folder, f"{name}{EDGES}", world_size, rank, EDGE)
+            for start in range(0, len(records), most):
+                piece = records[start : start + most]
+                yield np.stack([piece["at"], piece["other"]], axis=1)
 
 
 class ClusterLeaves(PipelineStep):
     """After the rounds: each document tells those before it that it is tied to whether it is tied to them alone.
 
     One that is not, and has another before it, says so to itself: it is no cluster's first. Statistics: `leaves`. As
-    many tasks as the rounds. Memory: 100 bytes per edge of this task's share, and 16 per document of one task of the
-    first stage.
+    many tasks as the rounds. Memory: 100 bytes per edge of this task's share, up to half of `memory_bytes`, beyond
+    which ValueError says so, and 16 per document of one task of the first stage.
 
     Args:
         signature_folder: what MinhashSignatures wrote.
         input_folder: what the last round wrote.
         output_folder: for 33 bytes per edge.
+        memory_bytes: of this task.
     """
 
     name = "Cluster leaves"
     type = "Deduplication"
 
     def __init__(
-        self, signature_folder: DataFolderLike, input_folder: DataFolderLike, output_folder: DataFolderLike
+        self,
+        signature_folder: DataFolderLike,
+        input_folder: DataFolderLike,
+        output_folder: DataFolderLike,
+        memory_bytes: int = MEMORY_BYTES,
     ) -> None:
         super().__init__()
-        self.signature_folder = get_datafolder(signature_folder)
+        self.signature_folder, self.memory_bytes = get_datafolder(signature_folder), memory_bytes
         self.input_folder, self.output_folder = get_datafolder(input_folder), get_datafolder(output_folder)
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
         """Tell what this task's documents are."""
         with self.track_time("task"):
-            records, tasks = read_shares(self.input_folder, EDGES, rank, world_size, EDGE)
-            records = records[np.lexsort((records["other"], records["at"]))]
-            records = records[merging.starts(records["at"]) | merging.starts(records["other"])]
+            names, tasks = shared_out(self.input_folder, world_size)
+            records = self._edges(names, rank, world_size)
             _, places, degrees = np.unique(records["at"], return_inverse=True, return_counts=True)
             alone = degrees[places] == 1
             up = records["other"] < records["at"]
@@ -290,18 +331,29 @@ class ClusterLeaves(PipelineStep):
             write_shares(self.output_folder, piece, np.concatenate([told, no_first]), tasks, world_size)
             save_pieces(self.output_folder, rank, world_size, 1, tasks, world_size)
 
+    def _edges(self, names: list[str], rank: int, world_size: int) -> shards.Records:
+        """Of this task's documents, each once: the rounds tell one in as many files as there are tasks."""
+        records = np.zeros(0, EDGE)
+        for name in names:
+            read = shards.read_section(self.input_folder, f"{name}{EDGES}", world_size, rank, EDGE)
+            records = distinct(np.concatenate([records, read]))
+            if len(records) > at_once(self.memory_bytes):
+                raise too_many(self.memory_bytes, "edges of a task's share")
+        return records
+
 
 class ClusterSurvivors(PipelineStep):
     """Of several tasks the last: list all documents of each finished cluster but one, and leave the others' edges.
 
     As many tasks as the rounds. Statistics: `clusters`, `listed`, `rest` (edges of clusters that are not finished).
-    Memory: 100 bytes per edge of this task's share, and 16 per document of one task of the first stage.
+    Memory: as ClusterLeaves.
 
     Args:
         signature_folder: what MinhashSignatures wrote.
         input_folder: what ClusterLeaves wrote.
         output_folder: for 4 bytes per document that is listed.
         rest_folder: for Clusters, which must follow.
+        memory_bytes: of this task.
     """
 
     name = "Cluster survivors"
@@ -313,15 +365,21 @@ class ClusterSurvivors(PipelineStep):
         input_folder: DataFolderLike,
         output_folder: DataFolderLike,
         rest_folder: DataFolderLike,
+        memory_bytes: int = MEMORY_BYTES,
     ) -> None:
         super().__init__()
         self.signature_folder, self.input_folder = get_datafolder(signature_folder), get_datafolder(input_folder)
         self.output_folder, self.rest_folder = get_datafolder(output_folder), get_datafolder(rest_folder)
+        self.memory_bytes = memory_bytes
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
         """Finish the clusters whose first document is in this task's share."""
         with self.track_time("task"):
-            records, tasks = read_shares(self.input_folder, LEAVES, rank, world_size, LEAF)
+            names, tasks = shared_out(self.input_folder, world_size)
+            told = [shards.read_section(self.input_folder, f"{one}{LEAVES}", world_size, rank, LEAF) for one in names]
+            records = np.concatenate([np.zeros(0, LEAF), *told])
+            if len(records) > at_once(self.memory_bytes):
+                raise too_many(self.memory_bytes, "edges of a task's share")
             firsts, places = np.unique(records["at"], return_inverse=True)
             unfinished = np.bincount(places, records["leaf"] == 0, len(firsts)) > 0
             done = records[~unfinished[places]]
