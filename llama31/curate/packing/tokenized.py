@@ -130,7 +130,10 @@ class _Shard:
 
 
 class PackedSources(PipelineStep):
-    """What all tasks left of a bucket, in the order of the tasks, to a packed source that pre-training reads."""
+    """What all tasks left of a bucket, in the order of the tasks, to a packed source that pre-training reads.
+
+    `suffix`: of its name, where it is one of several parts.
+    """
 
     type, name = "🔢 - TOKENIZER", "Token files"
 
@@ -178,10 +181,13 @@ class PackedSources(PipelineStep):
         return self._record(folder, splits, vocabulary, name, len(shards))
 
     def _heldout(self, keys: list[NDArray[np.uint64]]) -> list[NDArray[np.bool_]]:
-        """Which documents are held out. One at least where there are two and some are asked for, and never all."""
+        """Which documents are held out. One at least where there are two and some are asked for, and never all.
+
+        Of several parts none has to have one: together they hold out what one part does.
+        """
         threshold, every = self.settings.heldout_fraction * 2**64, np.concatenate(keys)
         mask = every < threshold if threshold else np.zeros(every.size, bool)
-        if threshold and every.size > 1 and not mask.any():
+        if threshold and every.size > 1 and not mask.any() and not self.suffix:
             mask[every.argmin()] = True
         if mask.all():
             mask[every.argmax()] = False
