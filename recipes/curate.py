@@ -36,18 +36,13 @@ def main(run: config.Curate) -> None:
 
 def alone(run: config.Curate, known: list[CurationStage]) -> None:
     """Tasks of a stage, as an element of an array runs them, or the report, which comes after all of them."""
-    from llama31.curate.running import stages, tasks
+    from llama31.curate.running import local, stages
 
     if run.stage == "report":
         finish(run, known)
         return
     stage = stages.named(known, str(run.stage))
-    for rank in range(run.task or 0, stage.tasks, run.stride or stage.tasks):
-        outcome = tasks.execute(run, stage, rank, {one.name: one for one in known})
-        rest = (
-            "done before" if outcome.was_done else f"done, {outcome.documents:,} documents in {outcome.seconds:.1f} s"
-        )
-        print(f"{stage.name}, task {rank}: {rest}", flush=True)
+    local.element(run, known, stage, range(run.task or 0, stage.tasks, run.stride or stage.tasks))
 
 
 def submit(run: config.Curate, known: list[CurationStage], inputs: dict[str, Any]) -> None:

@@ -107,7 +107,11 @@ class DocumentDeduplication:
     buckets: int = key(14, "buckets of hashes; two documents that agree in one are duplicates (FineWeb's)", low=1)
     hashes_per_bucket: int = key(8, "hashes of a bucket: with 14 buckets half of the pairs at 0.72 are found", low=1)
     seed: int = key(1, "seed of the hash functions", low=0, high=2**32 - 1)
-    memory_gb: float = key(8.0, "memory of the task that finds the clusters, about 100 bytes per document", above=0)
+    memory_gb: float = key(8.0, "memory of a task that finds clusters: half of it holds 100 bytes a document", above=0)
+    cluster_tasks: int | None = key(
+        None, "tasks that find the clusters together; which stay does not depend on it; null: one per 512 shards", low=1
+    )
+    cluster_rounds: int = key(3, "rounds of several tasks; what is left after them goes to one", low=1, high=99)
 
 
 @dataclass

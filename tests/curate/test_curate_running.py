@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -11,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,12 +18,11 @@ from datatrove.io import get_datafolder
 from llama31 import config
 from llama31.command import entry
 from llama31.curate.heuristics import token_counts
-from llama31.curate.passage.shards import ShardReader
 from llama31.curate.running import folder, ledger, local, stages, tasks
-from llama31.curate.running.stages import CurationStage
 from llama31.tokens.indexed import IndexedReader
 from tests.conftest import ROOT
 from tests.curate import debian
+from tests.curate.curated import composed, outputs, run, texts
 from tests.processes import LIMIT_S, search_path
 
 
@@ -44,43 +41,6 @@ def words(pages: Path, target: Path, *further: str) -> list[str]:
     given = ["name=x", f"folder={target}", f"sources.help.input={pages}", "sources.help.format=html"]
     given += ["tokenizer.kind=bpe", f"tokenizer.path={target}/bpe", "tokenizer.vocab_size=700", "report.samples=2"]
     return [*given, *further]
-
-
-def composed(words: Sequence[str]) -> config.Curate:
-    return entry.compose(config.Curate, "curate", words)
-
-
-def run(words: Sequence[str]) -> tuple[config.Curate, list[CurationStage]]:
-    """Everything in this process."""
-    made = composed([*words, "workers=1"])
-    known = stages.stages(made, folder.opened(made).tasks)
-    local.execute(made, known, known)
-    return made, known
-
-
-def outputs(target: Path) -> dict[str, str]:
-    """What every task left, by path."""
-    left = [
-        target / name
-        for name in (
-            "extract",
-            "filter",
-            "minhash_clusters",
-            "deduplicate",
-            "lines",
-            "vocabulary",
-            "tokenize",
-            "tokens",
-        )
-    ]
-    paths = [path for one in left for path in one.rglob("*") if path.is_file()]
-    kept = [path for path in paths if path.relative_to(target).parts[1] not in ("manifests", "samples", "partial")]
-    return {str(path.relative_to(target)): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
-
-
-def texts(target: Path, stage: str) -> list[tuple[str, str]]:
-    documents = ShardReader(sorted(target.glob(f"{stage}/documents/*"))).run(None)
-    return sorted((document.id, document.text) for document in documents)
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,7 @@ def _blocks(
 
 def _empty(block: dict[str, Any]) -> dict[str, Any]:
     numbers = {"documents_in": 0, "bytes_in": 0, "documents": 0, "bytes": 0, "seconds": 0.0}
-    reads = block["class"] == "_Files"
+    reads = block["class"] == "Files"
     return {
         "name": block["name"],
         "reads": reads,

@@ -5,11 +5,14 @@ Texts are drawn by a hash of the document's name, so that the same ones are show
 
 from __future__ import annotations
 
+import contextlib
 import heapq
+import resource
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +23,21 @@ from datatrove.pipeline.base import PipelineStep
 MOST_REASONS = 500  # of one block and task; what comes beyond is counted together
 UNKNOWN = "without a reason"
 BEYOND = "other reasons"
+
+
+def reset_peak() -> None:
+    """Forget what the process had of memory before: a pool's have run other tasks."""
+    with contextlib.suppress(OSError):  # of systems that cannot
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """The most resident memory of the process since `reset_peak`."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def size(text: str) -> int:

@@ -7,7 +7,7 @@ import email.utils
 import math
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import orjson
@@ -57,6 +57,8 @@ class CountingReader(BaseDiskReader):
         super().__init__(data_folder, paths_file, limit, glob_pattern=glob_pattern or self.glob)
         self.source, self.language, self.limit_bytes = source, language, limit_bytes
         self._named: set[str] = set()
+        self.files_read = 0
+        self.place: Callable[[], int] = int  # where in the file at hand it is, in bytes of it; 0 where that is unknown
 
     def left_out(self, reason: Unreadable, where: str) -> None:
         """Count one that is not yielded; the first of each kind is logged."""
@@ -73,6 +75,7 @@ class CountingReader(BaseDiskReader):
             self.left_out(reason, filepath)
         except BROKEN as error:
             self.left_out(Unreadable("broken file", f"{type(error).__name__}: {error}"), filepath)
+        self.files_read, self.place = self.files_read + 1, int
 
     def documents(self, filepath: str) -> Iterator[Document]:
         """The documents of a file."""

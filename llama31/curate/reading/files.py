@@ -162,6 +162,7 @@ class ParquetReader(RecordsReader):
         """The documents of a file."""
         with self.data_folder.open(filepath, "rb") as file, parquet.ParquetFile(file, pre_buffer=False) as rows:
             _has(rows.schema_arrow, self.columns["text"])
+            self.place = file.tell
             for number, batch in enumerate(rows.iter_batches(batch_size=ROWS)):
                 yield from _documents(self, batch, f"{filepath}, rows {number * ROWS} on")
 
@@ -185,6 +186,7 @@ class DatasetReader(RecordsReader):
                 raise Unreadable("dataset by indices", "save it after flatten_indices()")
         with self.data_folder.open(filepath, "rb") as file, pyarrow.ipc.open_stream(file) as batches:
             _has(batches.schema, self.columns["text"])
+            self.place = file.tell
             for number, batch in enumerate(batches):
                 yield from _documents(self, batch, f"{filepath}, batch {number}")
 

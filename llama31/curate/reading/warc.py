@@ -38,6 +38,7 @@ class ArchiveReader(CountingReader):
         """The pages of one archive."""
         with self.data_folder.open(filepath, "rb") as file:
             stream, records, cut = _stream(file), 0, False
+            self.place = file.tell
             for record in ArchiveIterator(stream, parse_http=False, auto_decode="none", max_header_len=HEADER_BYTES):
                 where = f"{filepath}, record {records}"
                 records, cut = records + 1, False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -11,7 +13,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from llama31 import config
 from llama31.curate.duplicates.buckets import MinhashBuckets
-from llama31.curate.duplicates.clusters import Clusters
+from llama31.curate.duplicates.clusters import ClusterEdges, ClusterLeaves, ClusterRound, Clusters, ClusterSurvivors
 from llama31.curate.duplicates.lines import LineDuplicates, LineSignatures, RemoveLines
 from llama31.curate.duplicates.preference import Keep
 from llama31.curate.duplicates.removal import DropListed
@@ -43,19 +45,18 @@ from llama31.curate.scoring.ranking import RankFilter, ScoreCounter
 
 RECORDS = ("text_key", "id_key", "url_key", "date_key", "language_key")
 SIGNATURES = ("ngram", "buckets", "hashes_per_bucket", "seed", "keep")  # keys of MinHash
-share = folder.share
 
 
 def build(given: Assignment) -> list[PipelineStep]:
     """The blocks of a task. Raises ValueError for keys that one of them refuses."""
-    return BUILDERS[given.stage.name](given)
+    return BUILDERS[re.sub(r"_\d+$", "", given.stage.name)](given)
 
 
 def extract(given: Assignment) -> list[PipelineStep]:
     """Pages of this task's files, as text, and what their URLs are."""
     run = given.run
     mine = folder.share(given.folder, given.rank)["files"]
-    readers = [_Files(reader(run, name), paths, run.sources[name]) for name, paths in mine.items()]
+    readers = [Files(reader(run, name), found, run.sources[name]) for name, found in mine.items()]
     blocks: list[PipelineStep] = [*readers]
     crawled = any(source.format == "warc" for source in run.sources.values())
     known, words = (crawled if one is None else one for one in (run.domains.bundled, run.domains.bundled_words))
@@ -103,16 +104,48 @@ def minhash_buckets(given: Assignment) -> list[PipelineStep]:
 
 def minhash_clusters(given: Assignment) -> list[PipelineStep]:
     """Which documents go."""
-    signed, pairs = str(given.folder / "filter/minhash"), str(given.folder / "minhash_buckets/pairs")
-    return [Clusters(signed, pairs, str(given.out / "listed"), int(given.run.minhash.memory_gb * 1e9))]
+    pairs = str(given.folder / given.stage.needs[0])
+    return [Clusters(_signed(given), pairs, str(given.out / "listed"), _memory(given))]
+
+
+def minhash_edges(given: Assignment) -> list[PipelineStep]:
+    """Pairs as edges for the tasks of the rounds."""
+    pairs = str(given.folder / given.stage.needs[0])
+    return [ClusterEdges(_signed(given), pairs, str(given.out / "edges"), given.stage.tasks, _memory(given))]
+
+
+def minhash_round(given: Assignment) -> list[PipelineStep]:
+    """Edges of the next round."""
+    return [ClusterRound(str(given.folder / given.stage.needs[0]), str(given.out / "edges"), _memory(given))]
+
+
+def minhash_leaves(given: Assignment) -> list[PipelineStep]:
+    """Which documents are tied to one alone."""
+    edges = str(given.folder / given.stage.needs[0])
+    return [ClusterLeaves(_signed(given), edges, str(given.out / "leaves"), _memory(given))]
+
+
+def minhash_survivors(given: Assignment) -> list[PipelineStep]:
+    """Which documents of whole clusters go, and the edges of the others."""
+    leaves, listed, rest = given.folder / given.stage.needs[0], given.out / "listed", given.out / "rest"
+    return [ClusterSurvivors(_signed(given), str(leaves), str(listed), str(rest), _memory(given))]
+
+
+def _signed(given: Assignment) -> str:
+    return str(given.folder / "filter/minhash")
+
+
+def _memory(given: Assignment) -> int:
+    return int(given.run.minhash.memory_gb * 1e9)
 
 
 def deduplicate(given: Assignment) -> list[PipelineStep]:
     """Documents that are no near duplicates, and a number for each of their lines."""
     blocks: list[PipelineStep] = [_shard(given)]
-    signed = str(given.folder / "filter/minhash")
+    signed = _signed(given)
     if given.run.minhash.enabled:
-        blocks.append(DropListed(signed, str(given.folder / "minhash_clusters/listed"), "near duplicate"))
+        listed = [str(given.folder / name) for name in given.stage.needs]
+        blocks.append(DropListed(signed, listed, "near duplicate"))
     blocks.append(ShardWriter(given.documents))
     if given.run.lines.enabled:
         # Somewhat more documents than come to this stage, which makes buckets somewhat smaller.
@@ -189,20 +222,29 @@ def reader(run: config.Curate, name: str) -> CountingReader:
     return folder.READERS[source.format](data_folder, name, **others)
 
 
-class _Files(PipelineStep):
-    """A reader at work on the files of a task, and the class of its source, where that is of one class."""
+class Files(PipelineStep):
+    """A reader at work on the files of a task, and the class of its source, where that is of one class.
+
+    `files`: of each its bytes and when it was changed (`folder.share`).
+    """
 
     type = "📖 - READER"
 
-    def __init__(self, inner: CountingReader, paths: list[str], source: config.PageSource) -> None:
-        self.inner, self.paths, self.source, self.stats = inner, paths, source, inner.stats
+    def __init__(self, inner: CountingReader, files: dict[str, list[Any]], source: config.PageSource) -> None:
+        self.inner, self.files, self.source, self.stats = inner, files, source, inner.stats
         self.name = f"{inner.name}, {inner.source}"
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of the files that were read so far, as they lie there."""
+        whole = itertools.islice(self.files.values(), self.inner.files_read)
+        return sum(int(size) for size, _ in whole) + self.inner.place()
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         """What came before, and the pages."""
         if data:
             yield from data
-        for document in self.inner.read_files_shard(self.paths):
+        for document in self.inner.read_files_shard(list(self.files)):
             if self.source.kind:
                 document.metadata["class"] = self.source.kind
             yield document
@@ -270,6 +312,10 @@ BUILDERS: dict[str, Callable[[Assignment], list[PipelineStep]]] = {
         token_counts,
         filter,
         minhash_buckets,
+        minhash_edges,
+        minhash_round,
+        minhash_leaves,
+        minhash_survivors,
         minhash_clusters,
         deduplicate,
         line_duplicates,

@@ -25,13 +25,15 @@ from datatrove.io import DataFolder, get_datafolder
 from llama31 import config
 from llama31.curate.reading.files import DatasetReader, FolderReader, LinesReader, ParquetReader
 from llama31.curate.reading.warc import ArchiveReader
-from llama31.curate.running import stages
+from llama31.curate.running import attempts, stages
 from llama31.runs import files
 
 NAME = "curation.json"
 # What says where, how fast or how it is shown, and not what comes out.
 FREE = frozenset({"name", "folder", "workers", "stage", "task", "stride", "overwrite", "dry_run", "report", "tasks"})
-FREE |= {"submit", "job", "mixture"}
+FREE |= {"submit", "job", "mixture", "minhash.memory_gb"}
+CHANGES = ("mtime", "ETag", "etag", "LastModified")  # what file systems call it
+Listed = dict[str, list[Any]]  # files with their bytes and when they were changed
 VERSIONS = ("datatrove", "resiliparse", "fastwarc", "faust-cchardet", "fasttext-numpy2-wheel", "tiktoken", "tokenizers")
 READERS: dict[str, Any] = {
     "warc": ArchiveReader,
@@ -45,7 +47,8 @@ READERS: dict[str, Any] = {
 def decisive(run: config.Curate) -> dict[str, Any]:
     """The keys that decide what comes out, by their dotted names."""
     plain = dataclasses.asdict(run)
-    return dict(_leaves({name: value for name, value in plain.items() if name not in FREE}, ""))
+    leaves = _leaves({name: value for name, value in plain.items() if name not in FREE}, "")
+    return {name: value for name, value in leaves if name not in FREE}
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
@@ -84,12 +87,21 @@ def opened(run: config.Curate) -> Begun:
     inputs = _described(listed)
     if known is not None and not run.overwrite:
         _refuse_other_files(run, known["inputs"], inputs)
-    order = [stage.name for stage in stages.stages(run, tasks)]
-    content = {"tasks": tasks, "keys": now, "stages": order, "inputs": inputs}
+    order = stages.stages(run, tasks)
+    content = {"tasks": tasks, "keys": now, "stages": [stage.name for stage in order], "inputs": inputs}
     if not run.dry_run and content != known:
         _share(Path(run.folder) / "inputs", listed, tasks)
+        for stage in order:
+            _forget_beyond(Path(run.folder), stage)
         files.write_whole(path, json.dumps(content, indent=1) + "\n")
     return Begun(tasks, inputs)
+
+
+def _forget_beyond(folder: Path, stage: stages.CurationStage) -> None:
+    """Take away what tasks left that a stage does not have any more; what reads all of it would take it for its own."""
+    for path in sorted((folder / stage.name / "manifests").glob("*.json")):
+        if int(path.stem) >= stage.tasks:
+            attempts.forget(folder, stage.name, int(path.stem))
 
 
 def _refuse_other_files(run: config.Curate, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -142,13 +154,19 @@ def place(source: config.PageSource) -> tuple[DataFolder, list[str] | None]:
     return folder, None
 
 
-def _files(name: str, source: config.PageSource) -> dict[str, int]:
+def _stamp(info: dict[str, Any]) -> list[Any]:
+    """Bytes of a file, and when it was changed, as far as its file system tells."""
+    found = (info[name] for name in CHANGES if info.get(name))
+    return [int(info["size"] or 0), str(next(found, ""))]
+
+
+def _files(name: str, source: config.PageSource) -> Listed:
     folder, only = place(source)
     pattern = source.files or READERS[source.format].glob
     if only is not None:
-        return {only[0]: int(folder.info(only[0])["size"])}
+        return {only[0]: _stamp(folder.info(only[0]))}
     there = {path: info for path, info in folder.find("", detail=True).items() if info["type"] == "file"}
-    taken = {path: int(there[path]["size"] or 0) for path in sorted(folder.glob(pattern)) if path in there}
+    taken = {path: _stamp(there[path]) for path in sorted(folder.glob(pattern)) if path in there}
     if not taken:
         raise ValueError(
             f"sources.{name}.files={source.files}: {source.input} holds {len(there)} files and none like {pattern}; "
@@ -160,35 +178,50 @@ def _files(name: str, source: config.PageSource) -> dict[str, int]:
     return taken
 
 
-def _described(listed: dict[str, dict[str, int]]) -> dict[str, Any]:
+def _described(listed: dict[str, Listed]) -> dict[str, Any]:
     return {
         name: {
             "files": len(found),
-            "bytes": sum(found.values()),
+            "bytes": sum(size for size, _ in found.values()),
             "sha256": hashlib.sha256(json.dumps(found).encode()).hexdigest(),
         }
         for name, found in listed.items()
     }
 
 
-def _share(folder: Path, listed: dict[str, dict[str, int]], tasks: int) -> None:
+def _share(folder: Path, listed: dict[str, Listed], tasks: int) -> None:
     """Write which files each task reads: the largest first, each to the task with the fewest bytes so far."""
     folder.mkdir(parents=True, exist_ok=True)
     shares: list[dict[str, list[str]]] = [{} for _ in range(tasks)]
     loads = [(0, rank) for rank in range(tasks)]
-    ordered = sorted(((-size, name, path) for name, found in listed.items() for path, size in found.items()))
+    ordered = sorted(((-found[0], name, path) for name, known in listed.items() for path, found in known.items()))
     for size, name, path in ordered:
         load, rank = heapq.heappop(loads)
         shares[rank].setdefault(name, []).append(path)
         heapq.heappush(loads, (load - size + 4096, rank))  # opening a file takes a while, too
     for rank, share in enumerate(shares):
-        content = {"bytes": 0, "files": {name: sorted(paths) for name, paths in sorted(share.items())}}
-        content["bytes"] = sum(listed[name][path] for name, paths in share.items() for path in paths)
-        files.write_whole(folder / f"{rank:05d}.json", json.dumps(content, indent=1) + "\n")
+        mine = {name: {path: listed[name][path] for path in sorted(paths)} for name, paths in sorted(share.items())}
+        content = {"bytes": sum(size for found in mine.values() for size, _ in found.values()), "files": mine}
+        files.write_whole(folder / f"{rank:05d}.json", json.dumps(content) + "\n")
+
+
+def changed(run: config.Curate, share: dict[str, Any]) -> str | None:
+    """What is other with the files that a task reads than when the folder was begun."""
+    for name, known in share["files"].items():
+        folder, source = place(run.sources[name])[0], f"sources.{name}.input={run.sources[name].input}"
+        for path, (size, when) in known.items():
+            try:
+                info = folder.info(path)
+            except FileNotFoundError:
+                return f"{source}: {path} is not there any more"
+            # Listings of object stores tell more of a file than it tells itself.
+            if (now := _stamp(info))[0] != size or ("mtime" in info and now[1] != when):
+                return f"{source}: {path} was changed since {run.folder} was begun"
+    return None
 
 
 def share(folder: Path, rank: int) -> dict[str, Any]:
-    """Which files a task reads, by source, and their bytes."""
+    """Which files a task reads, by source, with the bytes of each and when it was changed, and all their bytes."""
     content = files.read_object(folder / "inputs" / f"{rank:05d}.json")
     if content is None:
         raise ValueError(f"folder={folder}: inputs/{rank:05d}.json is not there; run without stage= first, or submit")

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +28,12 @@ PIECE = 1 << 22
 
 @dataclass(frozen=True)
 class Left:
-    """A file that a task left: its path below the stage's folder."""
+    """A file that a task left: its path below the stage's folder, and when it was written."""
 
     path: str
     bytes: int
     xxh64: str
+    changed_ns: int = 0
 
 
 def manifest(folder: Path, stage: str, rank: int) -> Path:
@@ -41,7 +43,24 @@ def manifest(folder: Path, stage: str, rank: int) -> Path:
 
 def read(folder: Path, stage: str, rank: int) -> dict[str, Any] | None:
     """The record of a task; None where it is not done."""
-    return files.read_object(manifest(folder, stage, rank))
+    record = files.read_object(manifest(folder, stage, rank))
+    return None if record is None or record.get("unfinished") else record
+
+
+def reopen(folder: Path, stage: str, rank: int, more: Iterable[Left] = ()) -> list[Left]:
+    """Record that a task is not done, and which files lie there all the same, or will, as `more`; returns the former.
+
+    Nothing is recorded of a task that has left nothing.
+    """
+    path = manifest(folder, stage, rank)
+    record = files.read_object(path) or {"left": []}
+    found = left(record)
+    together = {one.path: one for one in (*found, *more)}
+    if together:
+        content = {"unfinished": True, "left": [dataclasses.asdict(one) for one in together.values()]}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_whole(path, json.dumps(content) + "\n")
+    return found
 
 
 def left(record: dict[str, Any]) -> list[Left]:
@@ -49,12 +68,21 @@ def left(record: dict[str, Any]) -> list[Left]:
     return [Left(**one) for one in record["left"]]
 
 
-def key(run: config.Curate, stage: CurationStage, rank: int, before: Iterable[dict[str, Any]]) -> str:
-    """What decides the files of a task: the keys of its stage, its number, and what the tasks `before` left."""
-    sections = {name: _plain(getattr(run, name)) for name in stage.keys}
-    inputs = [[one["stage"], one["rank"], one["left"]] for one in before]
-    decisive = [VERSION, stage.name, rank, stage.tasks, sections, inputs]
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+def sections(run: config.Curate, stage: CurationStage) -> dict[str, Any]:
+    """The keys that decide what a stage leaves, and hashes of the files that they name."""
+    return {name: _plain(operator.attrgetter(name)(run)) for name in stage.keys}
+
+
+def key(decisive: dict[str, Any], stage: CurationStage, rank: int, before: Iterable[dict[str, Any]]) -> str:
+    """What decides the files of a task: the `sections` of its stage, its number, and what the tasks `before` left."""
+    inputs = [[one["stage"], one["rank"], _content(one["left"])] for one in before]
+    content = [VERSION, stage.name, rank, stage.tasks, decisive, inputs]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _content(left: Any) -> Any:
+    """Files without when they were written: those that are made again are the same."""
+    return [[one["path"], one["bytes"], one["xxh64"]] for one in left] if isinstance(left, list) else left
 
 
 def _plain(section: Any) -> Any:
@@ -62,13 +90,16 @@ def _plain(section: Any) -> Any:
         return {name: _plain(inner) for name, inner in section.items()}
     if dataclasses.is_dataclass(section) and not isinstance(section, type):
         plain = dataclasses.asdict(section)
-        return plain | {"content": content(Path(plain["model"]))} if plain.get("model") else plain
+        named = [plain.get("model"), *(plain["lists"].values() if "lists" in plain else [])]
+        if isinstance(section, config.Tokenizer) and section.kind != "bpe":  # a BPE is made here, and its stage says it
+            named.append(section.path)
+        return plain | {"content": [content(Path(path)) for path in named if path]}
     return section
 
 
 def content(model: Path) -> list[list[Any]]:
-    """Files of a model with their bytes and, up to a gigabyte, hashes: another one may stand at the same path later."""
-    paths = sorted(path for path in model.rglob("*") if path.is_file()) if model.is_dir() else [model]
+    """Files of a model or a list with bytes and, up to a gigabyte, hashes: others may stand at the same path later."""
+    paths = sorted(path for path in (model.rglob("*") if model.is_dir() else [model]) if path.is_file())
     return [[path.name, path.stat().st_size, _known_digest(path, path.stat().st_mtime_ns)] for path in paths]
 
 
@@ -88,11 +119,31 @@ def digest(path: Path) -> str:
 
 def recorded(folder: Path, path: Path) -> Left:
     """A file as it is now."""
-    return Left(path.relative_to(folder).as_posix(), path.stat().st_size, digest(path))
+    about = path.stat()
+    return Left(path.relative_to(folder).as_posix(), about.st_size, digest(path), about.st_mtime_ns)
+
+
+def doubtful(folder: Path, record: dict[str, Any]) -> bool:
+    """Whether a file of a record is not there, or was written to since; none is read."""
+    for one in left(record):
+        path = folder / record["stage"] / one.path
+        if not path.is_file():
+            return True
+        about = path.stat()
+        if (about.st_size, about.st_mtime_ns) != (one.bytes, one.changed_ns):
+            return True
+    return False
+
+
+def confirm(folder: Path, record: dict[str, Any]) -> None:
+    """Record when files were written that `damage` found to be whole, as those of a copied folder are."""
+    about = [folder / record["stage"] / one.path for one in left(record)]
+    together = [one | {"changed_ns": path.stat().st_mtime_ns} for one, path in zip(record["left"], about)]
+    files.write_whole(manifest(folder, record["stage"], record["rank"]), json.dumps(record | {"left": together}) + "\n")
 
 
 def damage(folder: Path, record: dict[str, Any]) -> str | None:
-    """What is wrong with the files of a record; None where they are as they were written."""
+    """What is wrong with the files of a record; None where they are as they were written. All are read."""
     for one in left(record):
         path = folder / record["stage"] / one.path
         if not path.is_file():

@@ -6,10 +6,8 @@ import fcntl
 import itertools
 import multiprocessing
 import os
-import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -17,9 +15,8 @@ from pathlib import Path
 
 from llama31 import config
 from llama31.curate.running import tasks
+from llama31.curate.running.progress import StageProgress
 from llama31.curate.running.stages import CurationStage
-
-SAID_S = 15.0  # between two lines of progress where nobody looks at a terminal
 
 
 def workers(run: config.Curate, stage: CurationStage) -> int:
@@ -52,14 +49,26 @@ def execute(run: config.Curate, known: list[CurationStage], chosen: list[Curatio
     by_name = {stage.name: stage for stage in known}
     with _Processes(max(workers(run, stage) for stage in chosen)) as processes:
         for number, stage in enumerate(chosen, start=1):
-            progress = StageProgress(f"{number}/{len(chosen)} {stage.name}", stage.tasks)
-            count = workers(run, stage)
-            if count == 1:
-                for rank in range(stage.tasks):
-                    progress.ended(tasks.execute(run, stage, rank, by_name))
-            else:
-                processes.run(run, stage, by_name, count, progress)
-            progress.close()
+            title, count = f"{number}/{len(chosen)} {stage.name}", workers(run, stage)
+            with StageProgress(title, stage.tasks, Path(run.folder) / stage.name) as progress:
+                if count > 1:
+                    processes.run(run, stage, by_name, count, progress)
+                for rank in range(stage.tasks) if count == 1 else ():
+                    count_in(progress, tasks.execute(run, stage, rank, by_name))
+
+
+def element(run: config.Curate, known: list[CurationStage], stage: CurationStage, ranks: Sequence[int]) -> None:
+    """Tasks of a stage one after the other in this process, as an element of an array runs them."""
+    by_name, folder = {one.name: one for one in known}, Path(run.folder) / stage.name
+    for rank in ranks:
+        title = f"{stage.name}, task {rank}"
+        with StageProgress(title, 1, folder, f"{rank:05d}-*") as progress:
+            count_in(progress, tasks.execute(run, stage, rank, by_name))
+
+
+def count_in(progress: StageProgress, outcome: tasks.Outcome) -> None:
+    """Count a task that ended."""
+    progress.ended(outcome.was_done, outcome.documents, outcome.bytes)
 
 
 class _Processes:
@@ -96,10 +105,9 @@ class _Processes:
                     waiting.add(self.pool.submit(tasks.execute, run, stage, rank, by_name))
                 if not waiting:
                     return
-                done, waiting = wait(waiting, SAID_S, FIRST_COMPLETED)
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for one in done:
-                    progress.ended(one.result())
-                progress.say()
+                    count_in(progress, one.result())
         except BrokenProcessPool as error:
             raise config.RunError(
                 f"{stage.name}: a process was killed, for lack of memory perhaps; what is done stays: run the same "
@@ -117,52 +125,3 @@ def _end_with_parent() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-class StageProgress:
-    """A line that says how far a stage is, and how long it will take."""
-
-    def __init__(self, title: str, total: int) -> None:
-        self.title, self.total, self.done, self.before, self.documents = title, total, 0, 0, 0
-        self.begun = self.said = time.monotonic()
-        self.terminal = sys.stderr.isatty()
-
-    def ended(self, outcome: tasks.Outcome) -> None:
-        """Count a task."""
-        self.done += 1
-        self.before += outcome.was_done
-        self.documents += 0 if outcome.was_done else outcome.documents
-        self.say()
-
-    def text(self, now: float) -> str:
-        """The line."""
-        seconds, made = max(now - self.begun, 1e-9), self.done - self.before
-        parts = [f"{self.title}: {self.done}/{self.total} tasks"]
-        parts += [f"{self.before} done before"] if self.before else []
-        if self.documents:
-            parts += [f"{self.documents:,} documents", f"{self.documents / seconds:,.0f}/s"]
-        if made and self.done < self.total:
-            parts.append(f"{clock(seconds / made * (self.total - self.done))} left")
-        elif self.done == self.total:
-            parts.append(clock(seconds))
-        return ", ".join(parts)
-
-    def say(self) -> None:
-        """Print it, on a terminal over the last one, elsewhere now and then."""
-        now = time.monotonic()
-        if self.terminal:
-            print(f"\r{self.text(now)}\033[K", end="", file=sys.stderr, flush=True)
-        elif now - self.said >= SAID_S and self.done < self.total:
-            self.said = now
-            print(self.text(now), file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """The last word of a stage."""
-        end = "\r" if self.terminal else ""
-        print(f"{end}{self.text(time.monotonic())}", file=sys.stderr, flush=True)
-
-
-def clock(seconds: float) -> str:
-    """Seconds as hours, minutes and seconds."""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"

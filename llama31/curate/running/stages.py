@@ -11,6 +11,11 @@ from dataclasses import dataclass
 from llama31 import config
 
 GATHERED = 64  # shards of the corpus for each task of a stage that all others wait for
+CLUSTERED = 512  # the same of those that find clusters: of 20,000 documents each, they have 10M and hold 40M
+# What decides the signatures and what goes with them; more memory or other tasks for the clusters change neither.
+SIGNED = tuple(f"minhash.{name}" for name in ("enabled", "ngram", "buckets", "hashes_per_bucket", "seed", "keep"))
+
+LISTING = ("minhash_survivors", "minhash_clusters")
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class CurationStage:
         reads: the stage whose documents it reads, shard by shard; "" for the sources themselves.
         needs: folders, `STAGE/FOLDER`, of which it reads the files of all tasks; `shared` where each of its tasks reads
             those of every so many-th task alone.
-        keys: sections of the config that decide what it leaves.
+        keys: sections of the config, or keys of them, that decide what it leaves.
     """
 
     name: str
@@ -61,7 +66,7 @@ def stages(run: config.Curate, tasks: int) -> list[CurationStage]:
             CurationStage("token_counts", "tokens of each language", 1, 2.0, needs=counted, keys=("divergence",))
         )
         listed += ("token_counts/merged",)
-    rules = ("urls", "repetition", "quality", "divergence", "repeated", "c4", "adult", "personal", "minhash")
+    rules = ("urls", "repetition", "quality", "divergence", "repeated", "c4", "adult", "personal", *SIGNED)
     built.append(
         CurationStage("filter", "same URL, heuristics, privacy", tasks, 1.5, reads="extract", needs=listed, keys=rules)
     )
@@ -96,18 +101,16 @@ def _scores(run: config.Curate, tasks: int, last: str) -> list[CurationStage]:
 def _duplicates(run: config.Curate, tasks: int) -> list[CurationStage]:
     """Near duplicates, then lines: what is kept of the first is counted for the second."""
     built, last, few = [], "filter", -(-tasks // GATHERED)
-    keys: tuple[str, ...] = ("minhash",)
     if run.minhash.enabled:
         several = min(run.minhash.buckets, tasks)
         signed = ("filter/minhash",)
         built.append(
-            CurationStage("minhash_buckets", "pairs of near duplicates", several, 2.0, needs=signed, keys=keys)
+            CurationStage("minhash_buckets", "pairs of near duplicates", several, 2.0, needs=signed, keys=SIGNED)
         )
-        memory, pairs = 1.25 * run.minhash.memory_gb, ("minhash_buckets/pairs", "filter/minhash")
-        built.append(CurationStage("minhash_clusters", "one of each cluster", 1, memory, needs=pairs, keys=keys))
+        built += _clusters(run, tasks)
     if run.minhash.enabled or run.lines.enabled:
-        needs = ("minhash_clusters/listed",) if run.minhash.enabled else ()
-        keys = ("minhash", "lines")
+        needs = tuple(f"{stage.name}/listed" for stage in built if stage.name in LISTING)
+        keys: tuple[str, ...] = ("minhash.enabled", "lines")
         built.append(
             CurationStage("deduplicate", "without near duplicates", tasks, 2.0, reads=last, needs=needs, keys=keys)
         )
@@ -118,6 +121,28 @@ def _duplicates(run: config.Curate, tasks: int) -> list[CurationStage]:
         needs = ("line_duplicates/often",)
         built.append(CurationStage("lines", "without frequent lines", tasks, 2.0, reads=last, needs=needs, keys=keys))
     return built
+
+
+def _clusters(run: config.Curate, tasks: int) -> list[CurationStage]:
+    """One task, or several in rounds and one for what they left: `duplicates/clusters.py`."""
+    memory, signed, built = 1.25 * run.minhash.memory_gb, "filter/minhash", list[CurationStage]()
+    several = min(tasks, run.minhash.cluster_tasks or -(-tasks // CLUSTERED))
+    pairs = "minhash_buckets/pairs"
+    keys = ("minhash.cluster_tasks", "minhash.cluster_rounds")
+    if several > 1:
+        stage = CurationStage("minhash_edges", "pairs, dealt out", several, memory, needs=(pairs, signed), keys=keys)
+        built, edges = [stage], "minhash_edges/edges"
+        for number in range(1, run.minhash.cluster_rounds + 1):
+            name = f"minhash_round_{number}"
+            built.append(CurationStage(name, "what hangs together", several, memory, needs=(edges,), keys=keys))
+            edges = f"{name}/edges"
+        for name, what, before in (
+            ("minhash_leaves", "whole clusters", edges),
+            ("minhash_survivors", "one of each of them", "minhash_leaves/leaves"),
+        ):
+            built.append(CurationStage(name, what, several, memory, needs=(before, signed), keys=keys))
+        pairs = "minhash_survivors/rest"
+    return [*built, CurationStage("minhash_clusters", "one of each cluster", 1, memory, needs=(pairs, signed))]
 
 
 def _tokens(run: config.Curate, tasks: int, last: str) -> list[CurationStage]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-import resource
-import secrets
-import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,15 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.utils.logging import logger
 
 from llama31 import config
+from llama31.curate.passage import meters
 from llama31.curate.passage.meters import BlockMeter, RemovedDocuments, Samples, counts
-from llama31.curate.running import blocks, ledger
+from llama31.curate.running import attempts, blocks, ledger, progress
+from llama31.curate.running import folder as sharing
 from llama31.curate.running.assignment import Assignment
 from llama31.curate.running.stages import CurationStage
 from llama31.runs import files
+
+Lookup = Callable[[Path, str, int], list[dict[str, Any]] | None]  # the files of a task, by stage and number
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,17 @@ class Outcome:
 
     was_done: bool
     documents: int = 0
+    bytes: int = 0
     seconds: float = 0.0
 
 
+def _left(folder: Path, stage: str, rank: int) -> list[dict[str, Any]] | None:
+    record = ledger.read(folder, stage, rank)
+    return None if record is None else list(record["left"])
+
+
 def before(
-    run: config.Curate, stage: CurationStage, rank: int, known: dict[str, CurationStage]
+    run: config.Curate, stage: CurationStage, rank: int, known: dict[str, CurationStage], left: Lookup = _left
 ) -> list[dict[str, Any]]:
     """The records of the tasks whose files a task reads, without others. Raises RunError where one is not done."""
     folder, wanted = Path(run.folder), [(f"{stage.reads}/documents", rank)] if stage.reads else []
@@ -46,34 +54,45 @@ def before(
     records = []
     for needed, number in wanted:
         name, _, part = needed.partition("/")
-        record = ledger.read(folder, name, number)
-        if record is None:
+        found = left(folder, name, number)
+        if found is None:
             raise config.RunError(f"{stage.name}, task {rank}: task {number} of {name} is not done; run that first")
-        left = [one for one in record["left"] if not part or one["path"].startswith(f"{part}/")]
-        records.append({"stage": name, "rank": number, "left": left})
+        found = [one for one in found if not part or one["path"].startswith(f"{part}/")]
+        records.append({"stage": name, "rank": number, "left": found})
     return records
 
 
 def missing(run: config.Curate, known: list[CurationStage]) -> dict[str, list[int]]:
-    """Of every stage the tasks that have to run, as far as their records tell; files are looked at when they do."""
+    """Of every stage the tasks that have to run, as records, sizes and times tell; what files hold is read later.
+
+    Records are read once, of which a corpus of thousands of shards has as many for each task behind a barrier.
+    """
     found: dict[str, list[int]] = {}
-    by_name = {stage.name: stage for stage in known}
+    by_name, left = {stage.name: stage for stage in known}, functools.cache(_left)
     for stage in known:
         if any(found[name] for name in stage.depends):
             found[stage.name] = list(range(stage.tasks))
         else:
-            found[stage.name] = [rank for rank in range(stage.tasks) if not _is_recorded(run, stage, rank, by_name)]
+            decisive = ledger.sections(run, stage)
+            ranks = range(stage.tasks)
+            found[stage.name] = [n for n in ranks if not _is_recorded(run, stage, n, by_name, decisive, left)]
     return found
 
 
-def _is_recorded(run: config.Curate, stage: CurationStage, rank: int, known: dict[str, CurationStage]) -> bool:
+def _is_recorded(
+    run: config.Curate,
+    stage: CurationStage,
+    rank: int,
+    known: dict[str, CurationStage],
+    decisive: dict[str, Any],
+    left: Lookup,
+) -> bool:
     folder = Path(run.folder)
     record = ledger.read(folder, stage.name, rank)
-    if record is None:
+    if record is None or ledger.doubtful(folder, record):
         return False
-    decisive = [*before(run, stage, rank, known), *_files(folder, stage, rank)]
-    there = all((folder / stage.name / one.path).is_file() for one in ledger.left(record))
-    return there and record["key"] == ledger.key(run, stage, rank, decisive)
+    inputs = [*before(run, stage, rank, known, left), *_files(folder, stage, rank)]
+    return bool(record["key"] == ledger.key(decisive, stage, rank, inputs))
 
 
 def execute(run: config.Curate, stage: CurationStage, rank: int, known: dict[str, CurationStage]) -> Outcome:
@@ -83,44 +102,61 @@ def execute(run: config.Curate, stage: CurationStage, rank: int, known: dict[str
     """
     folder = Path(run.folder)
     inputs = before(run, stage, rank, known)
-    decisive = [*inputs, *_files(folder, stage, rank)]
-    key, record = ledger.key(run, stage, rank, decisive), ledger.read(folder, stage.name, rank)
+    mine = _files(folder, stage, rank)
+    key = ledger.key(ledger.sections(run, stage), stage, rank, [*inputs, *mine])
+    record = ledger.read(folder, stage.name, rank)
     if record is not None and record["key"] == key:
         if (wrong := ledger.damage(folder, record)) is None:
-            return Outcome(True, _passed(record))
+            if ledger.doubtful(folder, record):
+                ledger.confirm(folder, record)
+            return Outcome(True, *_passed(record))
         print(f"{stage.name}, task {rank}: {wrong}; it is made again", flush=True)
-    for one in inputs:
-        if wrong := ledger.damage(folder, one):
-            raise config.RunError(f"{stage.name}, task {rank}: {wrong}; run {one['stage']} again, which makes it anew")
+    _refuse_damage(stage, rank, folder, inputs)
+    for share in mine:
+        if wrong := sharing.changed(run, share["left"]):
+            raise config.RunError(f"{stage.name}, task {rank}: {wrong}; give it back, or overwrite=true without task=")
     return _run(run, stage, rank, inputs, key)
+
+
+def _refuse_damage(stage: CurationStage, rank: int, folder: Path, inputs: list[dict[str, Any]]) -> None:
+    """Raise RunError where a file is not what was written: of the one shard that a task reads by what it holds.
+
+    Of files that all tasks of a stage read a part of, what they hold is looked at only where they were changed since:
+    else each task would read all that all others left, which for thousands takes longer than its work.
+    """
+    for one in inputs:
+        whole = stage.shared or one["stage"] == stage.reads or ledger.doubtful(folder, one)
+        if whole and (wrong := ledger.damage(folder, one)):
+            remedy = f"run {one['stage']} again, which makes it anew"
+            raise config.RunError(f"{stage.name}, task {rank}: {wrong}; {remedy}")
 
 
 def _files(folder: Path, stage: CurationStage, rank: int) -> list[dict[str, Any]]:
     if stage.reads != "":
         return []
-    return [{"stage": "", "rank": rank, "left": blocks.share(folder, rank)}]
+    return [{"stage": "", "rank": rank, "left": sharing.share(folder, rank)}]
 
 
-def _passed(record: dict[str, Any]) -> int:
-    return max((int(block["documents"]) for block in record["blocks"]), default=0)
+def _passed(record: dict[str, Any]) -> tuple[int, int]:
+    """Documents and bytes of the block that most have passed."""
+    passed = [(int(block["documents"]), int(block["bytes"])) for block in record["blocks"]]
+    return max(passed, default=(0, 0))
 
 
 def _run(run: config.Curate, stage: CurationStage, rank: int, inputs: list[dict[str, Any]], key: str) -> Outcome:
-    folder = Path(run.folder) / stage.name
-    staged = folder / "partial" / f"{rank:05d}-{secrets.token_hex(4)}"
-    for old in folder.glob(f"partial/{rank:05d}-*"):  # of a task that was killed
-        shutil.rmtree(old, ignore_errors=True)
-    ledger.manifest(Path(run.folder), stage.name, rank).unlink(missing_ok=True)
-    staged.mkdir(parents=True)
+    folder = Path(run.folder)
+    staged = attempts.begin(folder, stage.name, rank)
     begun, cpu = time.monotonic(), time.process_time()
+    meters.reset_peak()
     try:
         pipeline = blocks.build(Assignment(run, stage, rank, staged, inputs))
         passage = _Passage(run, pipeline, staged, rank, stage.tasks)
-        passage.drain()
-        left = _published(staged, folder, ledger.read(Path(run.folder), stage.name, rank))
+        with progress.told(staged, passage.passed, _fraction(folder, stage, rank, pipeline, passage)):
+            passage.drain()
+        left = attempts.publish(staged, folder, stage.name, rank)
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
-    record = {
+        attempts.end(staged)
+    record: dict[str, Any] = {
         "stage": stage.name,
         "rank": rank,
         "tasks": stage.tasks,
@@ -129,24 +165,28 @@ def _run(run: config.Curate, stage: CurationStage, rank: int, inputs: list[dict[
         "blocks": passage.record(),
         "seconds": round(time.monotonic() - begun, 3),
         "cpu_seconds": round(time.process_time() - cpu, 3),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": meters.peak_bytes(),
     }
-    path = ledger.manifest(Path(run.folder), stage.name, rank)
-    for place, content in ((folder / "samples" / path.name, passage.samples()), (path, record)):
+    path = ledger.manifest(folder, stage.name, rank)
+    for place, content in ((folder / stage.name / "samples" / path.name, passage.samples()), (path, record)):
         place.parent.mkdir(parents=True, exist_ok=True)
         files.write_whole(place, json.dumps(content, ensure_ascii=True) + "\n")
-    return Outcome(False, _passed(record), time.process_time() - cpu)
+    return Outcome(False, *_passed(record), seconds=record["seconds"])
 
 
-def _published(staged: Path, folder: Path, record: dict[str, Any] | None) -> list[ledger.Left]:
-    """Move what was made into its place, and say what it is."""
-    moved = []
-    for path in sorted(path for path in staged.rglob("*") if path.is_file()):
-        target = folder / path.relative_to(staged)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(target)
-        moved.append(ledger.recorded(folder, target))
-    return moved
+def _fraction(
+    folder: Path, stage: CurationStage, rank: int, pipeline: list[PipelineStep], passage: _Passage
+) -> Callable[[], float | None]:
+    """How much of what a task reads has been read; None where nobody knows how much there is."""
+    if stage.reads == "":
+        total, readers = (
+            sharing.share(folder, rank)["bytes"],
+            [one for one in pipeline if isinstance(one, blocks.Files)],
+        )
+        return lambda: min(1.0, sum(one.read_bytes for one in readers) / total) if total else None
+    record = ledger.read(folder, stage.reads, rank) if stage.reads else None
+    written = [one["documents"] for one in record["blocks"] if one["class"] == "ShardWriter"] if record else []
+    return lambda: passage.meters[0].documents / written[-1] if written and written[-1] else None
 
 
 def _names(pipeline: list[PipelineStep]) -> list[str]:
@@ -183,6 +223,10 @@ class _Passage:
             data = meter.behind(data) if data is not None else None
         for document in data or ():
             self.kept.add(document)
+
+    def passed(self) -> tuple[int, int]:
+        """Documents and bytes so far, of the block that most have passed."""
+        return max(((meter.documents, meter.bytes) for meter in self.meters), default=(0, 0))
 
     def record(self) -> list[dict[str, Any]]:
         """What each block did."""

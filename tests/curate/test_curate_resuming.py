@@ -1,0 +1,279 @@
+"""What is killed, changed, damaged or begun twice, over all stages: scores and clusters in several tasks as well."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from datatrove.data import Document
+
+from llama31 import config
+from llama31.curate.mixing.sources import of_folder
+from llama31.curate.outcome import sources
+from llama31.curate.running import attempts, folder, ledger, progress, tasks
+from llama31.curate.scoring import quality
+from llama31.tokens.indexed import IndexedReader
+from tests import processes
+from tests.curate.curated import opened, outputs, run, texts
+
+SYLLABLES = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
+WORDS = [first + second for first in SYLLABLES[:12] for second in SYLLABLES[::7]]
+OFTEN = "this line stands in many documents and is none of theirs"
+SEVERAL = ("tasks=4", "minhash.cluster_tasks=2", "minhash.cluster_rounds=2", "tokens.parts=3")
+
+
+def text(seed: int, good: bool) -> str:
+    drawn, words = random.Random(seed), WORDS[: len(WORDS) // 2] if good else WORDS[len(WORDS) // 2 :]
+    return "\n".join(" ".join(drawn.choices(words, k=12)) + f" {seed}." for _ in range(5))
+
+
+def rows(number: int) -> Iterator[dict[str, str]]:
+    """Documents of a file: good ones and bad ones, near duplicates of other files' ones, a line that stands often."""
+    for i in range(40):
+        seed = 1000 * number + i
+        made = text(i if i < 10 else seed, good=i % 2 == 0)  # the first ten stand in every file, but for a word
+        made = f"{made} {WORDS[number]}" + (f"\n{OFTEN}" if i % 4 == 0 else "")
+        yield {"id": f"{number}-{i}", "text": made, "language": "de" if i % 3 == 0 else "en"}
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sources of two files each, and a model that tells good documents."""
+    place = tmp_path_factory.mktemp("pages")
+    for number, source in enumerate(("web", "web", "code", "code")):
+        (place / source).mkdir(exist_ok=True)
+        written = "".join(json.dumps(row) + "\n" for row in rows(number))
+        (place / source / f"{number}.jsonl").write_text(written)
+    good, bad = ([Document(text(n, kind), str(n)) for n in range(5000, 5060)] for kind in (True, False))
+    quality.train(good, bad, place / "cited.bin")
+    return place
+
+
+def words(pages: Path, target: Path, *further: str) -> list[str]:
+    given = ["name=x", f"folder={target}", f"cited.model={pages}/cited.bin", "best.score=cited", "best.share=0.6"]
+    given += [f"sources.{name}.input={pages}/{name}" for name in ("web", "code")]
+    given += [f"sources.{name}.format=jsonl" for name in ("web", "code")]
+    given += [f"{name}.enabled=false" for name in ("repetition", "quality", "c4")]  # no prose
+    given += ["sources.code.kind=code", "tokenizer.kind=bpe", f"tokenizer.path={pages}/bpe"]
+    return [*given, "tokenizer.vocab_size=540", "tokens.heldout_fraction=0.2", "report.samples=1", *further]
+
+
+@pytest.fixture(scope="module")
+def several(pages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without disturbance: of all that may be in several tasks, several."""
+    target = tmp_path_factory.mktemp("several")
+    _, known = run(words(pages, target, *SEVERAL))
+    names = {stage.name for stage in known}
+    assert {"minhash_edges", "minhash_round_2", "minhash_survivors", "lines", "score", "ranking", "select"} <= names
+    return target
+
+
+@pytest.fixture(scope="module")
+def one(pages: Path, several: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in one task."""
+    target = tmp_path_factory.mktemp("one")
+    _, known = run(words(pages, target, "tasks=1"))
+    assert {stage.tasks for stage in known} == {1}
+    return target
+
+
+def test_one_task_and_several_keep_the_same_documents(one: Path, several: Path) -> None:
+    numbers = []
+    for stage in ("filter", "deduplicate", "lines", "score", "select"):
+        assert texts(one, stage) == texts(several, stage)
+        numbers.append(len(texts(one, stage)))
+    # 40 of 160 are others but for a word; then lines go, not documents; then a part of each language.
+    assert numbers[0] > numbers[1] == numbers[2] == numbers[3] > numbers[4] > 50
+    assert OFTEN in str(texts(one, "deduplicate")) and OFTEN not in str(texts(one, "lines"))
+
+
+def documents(folder: Path, source: str, split: str) -> Counter[bytes]:
+    """The tokens of a source's documents, of all its parts."""
+    prefixes = [path.with_suffix("") for path in folder.glob(f"tokens/{source}*/{split}.bin")]
+    readers = [IndexedReader(prefix) for prefix in prefixes]
+    return Counter(reader.document(i).tobytes() for reader in readers for i in range(len(reader)))
+
+
+def test_parts_of_token_files_hold_together_what_one_has(one: Path, several: Path) -> None:
+    names = {path.name for path in one.glob("tokens/*") if path.name not in ("manifests", "samples", "partial")}
+    assert names == {"general-en", "general-de", "code-en", "code-de"}
+    for name in names:
+        assert len(list(several.glob(f"tokens/{name}-0[0-2]/packed.json"))) > 1
+        for split in ("train", "heldout"):
+            assert documents(one, name, split) == documents(several, name, split)
+            assert documents(one, name, split)
+    whole, parts = ({(s.part, s.language): 0 for s in of_folder(place / "tokens")} for place in (one, several))
+    for counts, place in ((whole, one), (parts, several)):
+        for source in of_folder(place / "tokens"):
+            counts[source.part, source.language] += source.tokens
+    assert whole == parts
+    weights = [Counter[tuple[str, str]](), Counter[tuple[str, str]]()]
+    for weight, place in zip(weights, (one, several)):
+        for mixed in sources.mixed(place, config.MixtureShares())[0].sources:
+            weight[mixed.source.part, mixed.source.language] += mixed.weight
+    assert {*weights[0]} == {*weights[1]}
+    assert all(weights[0][key] == pytest.approx(weights[1][key], rel=1e-12) for key in weights[0])
+
+
+KILLED = """
+import os, random, signal, sys
+from tests.curate.curated import run
+generator, kills, allowed = random.Random(11), 0, 0.1
+while True:
+    seconds = generator.uniform(0.05, allowed)
+    if not (child := os.fork()):
+        # Of processor time, after which the kernel ends it as SIGKILL does: nothing of it runs any more.
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        run(sys.argv[1:])
+        os._exit(0)
+
+    _, status = os.waitpid(child, 0)
+    if not os.WIFSIGNALED(status):
+        break
+    kills, allowed = kills + 1, allowed * 1.15
+    assert os.WTERMSIG(status) == signal.SIGPROF
+print("killed", kills)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def test_killed_again_and_again_at_random_it_leaves_the_bytes_of_a_run_that_was_not(
+    pages: Path, several: Path, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "PYTHONPATH": processes.search_path()}
+    given = words(pages, tmp_path, *SEVERAL, f"tokenizer.path={tmp_path}/bpe")
+    ended = processes.run([sys.executable, "-c", KILLED, *given], env=environment)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert int(ended.stdout.split("killed ")[1]) >= 8
+    assert outputs(tmp_path) == outputs(several) and len(outputs(several)) > 100
+    assert not list(tmp_path.glob("*/partial/0*"))
+
+
+def test_fewer_tasks_and_parts_leave_nothing_of_more(pages: Path, one: Path, several: Path, tmp_path: Path) -> None:
+    shutil.copytree(several, tmp_path, dirs_exist_ok=True)
+    run(words(pages, tmp_path, "tasks=1", "overwrite=true"))
+    own = {path: digest for path, digest in outputs(tmp_path).items() if path.split("/")[0] not in ROUNDS}
+    assert own == outputs(one)
+
+
+ROUNDS = ("minhash_edges", "minhash_round_1", "minhash_round_2", "minhash_leaves", "minhash_survivors")
+
+
+def test_memory_and_tasks_for_clusters_do_not_make_the_filters_anew(pages: Path, several: Path, tmp_path: Path) -> None:
+    shutil.copytree(several, tmp_path, dirs_exist_ok=True)
+    more = [*SEVERAL, "minhash.memory_gb=9"]
+    made, known = opened(words(pages, tmp_path, *more, "dry_run=true"))
+    assert not any(tasks.missing(made, known).values())
+    with pytest.raises(ValueError, match="minhash.cluster_tasks=3: .* was made with 2"):
+        opened(words(pages, tmp_path, *more, "minhash.cluster_tasks=3"))
+    made, known = opened(words(pages, tmp_path, *more, "minhash.cluster_tasks=3", "overwrite=true"))
+    missing = tasks.missing(made, known)
+    assert not missing["filter"] and not missing["minhash_buckets"] and missing["minhash_edges"] == [0, 1, 2]
+
+
+def test_files_of_another_time_are_looked_into_and_of_other_content_refused(
+    pages: Path, several: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(several, tmp_path, dirs_exist_ok=True)
+    made, known = opened(words(pages, tmp_path, *SEVERAL))
+    by_name = {stage.name: stage for stage in known}
+    (listed,) = tmp_path.glob("minhash_survivors/listed/00000-*")
+    os.utime(listed, ns=(1, 1))
+    assert tasks.missing(made, known)["minhash_survivors"] == [0]
+    assert tasks.execute(made, by_name["minhash_survivors"], 0, by_name).was_done
+    assert not any(tasks.missing(made, known).values())
+    listed.write_bytes(b"x" * listed.stat().st_size)
+    ledger.manifest(tmp_path, "deduplicate", 3).unlink()
+    with pytest.raises(config.RunError, match="other content than was written; run minhash_survivors again"):
+        tasks.execute(made, by_name["deduplicate"], 3, by_name)
+
+
+def test_input_that_was_changed_or_is_gone(pages: Path, tmp_path: Path) -> None:
+    mine, target = tmp_path / "pages", tmp_path / "target"
+    shutil.copytree(pages, mine)
+    (mine / "list").write_text("a.example\n")
+    short = [f"{name}.enabled=false" for name in ("tokens", "minhash", "lines")]
+    given = words(mine, target, "tasks=2", *short, f"domains.lists={{a: {mine}/list}}")
+    made, known = run(given)
+    before = ledger.read(target, "extract", 0), ledger.read(target, "extract", 1)
+    assert not any(tasks.missing(made, known).values())
+    (mine / "list").write_text("b.example\n")
+    assert tasks.missing(made, known)["extract"] == [0, 1]
+    (mine / "list").write_text("a.example\n")
+    page = mine / "web/0.jsonl"
+    page.write_bytes(page.read_bytes().replace(b"0-0", b"0-Z"))
+    with pytest.raises(ValueError, match="sources.web.input=.*: its files are not those"):
+        opened(given)
+    for rank in (0, 1):
+        ledger.manifest(target, "extract", rank).unlink()
+    rank = next(rank for rank in (0, 1) if "0.jsonl" in folder.share(target, rank)["files"].get("web", ()))
+    with pytest.raises(config.RunError, match="0.jsonl was changed since .* was begun; give it back, or overwrite"):
+        tasks.execute(made, known[0], rank, {known[0].name: known[0]})
+    page.unlink()
+    with pytest.raises(config.RunError, match="0.jsonl is not there any more"):
+        tasks.execute(made, known[0], rank, {known[0].name: known[0]})
+    assert not tasks.execute(made, known[0], 1 - rank, {known[0].name: known[0]}).was_done
+    assert ledger.read(target, "extract", 1 - rank)["left"][0]["xxh64"] == before[1 - rank]["left"][0]["xxh64"]  # type: ignore[index]
+
+
+def test_of_two_attempts_the_later_one_counts_and_never_half_of_one(tmp_path: Path) -> None:
+    first = attempts.begin(tmp_path, "stage", 3)
+    (first / "documents").mkdir()
+    (first / "documents/00003").write_text("all of it")
+    second = attempts.begin(tmp_path, "stage", 3)
+    with pytest.raises(config.RunError, match="stage, task 3: another process has begun it too"):
+        attempts.publish(first, tmp_path, "stage", 3)
+    # A block makes its folder as it needs it, also where the attempt's own is gone.
+    (first / "late").mkdir(parents=True)
+    (first / "late/file").write_text("the second half")
+    with pytest.raises(config.RunError, match="another process has begun it too"):
+        attempts.publish(first, tmp_path, "stage", 3)
+    attempts.end(first)
+    assert not list(tmp_path.glob("stage/documents/*")) and ledger.read(tmp_path, "stage", 3) is None
+    (second / "whole").write_text("x")
+    assert [left.path for left in attempts.publish(second, tmp_path, "stage", 3)] == ["whole"]
+    assert (tmp_path / "stage/whole").read_text() == "x"
+
+
+def test_what_an_attempt_published_before_it_was_killed_goes_with_the_next(tmp_path: Path) -> None:
+    first = attempts.begin(tmp_path, "tokens", 0)
+    for name in ("en-00", "de-00"):
+        (first / name).mkdir()
+        (first / name / "packed.json").write_text("{}")
+    attempts.publish(first, tmp_path, "tokens", 0)  # and no record of it
+    attempts.end(first)
+    assert ledger.read(tmp_path, "tokens", 0) is None
+    second = attempts.begin(tmp_path, "tokens", 0)
+    (second / "en").mkdir()
+    (second / "en/packed.json").write_text("{}")
+    attempts.publish(second, tmp_path, "tokens", 0)
+    assert [path.name for path in tmp_path.glob("tokens/*-*")] == []
+    attempts.forget(tmp_path, "tokens", 0)
+    assert not [path for path in tmp_path.glob("tokens/**/*") if path.is_file() and "partial" not in path.parts]
+
+
+def test_a_task_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "TOLD_S", 0.01)
+    staged = attempts.begin(tmp_path, "filter", 7)
+    counted = iter(range(1, 1000))
+    with progress.told(staged, lambda: (next(counted), 5_000_000), lambda: 0.25):
+        while not (working := progress.at_work(tmp_path / "filter", 0.0)):
+            pass
+    assert working[0]["documents"] >= 1 and working[0]["fraction"] == 0.25
+    assert not progress.at_work(tmp_path / "filter", working[0]["told"] + 3600)  # of a run before
+    shown = progress.StageProgress("2/9 filter", 10, tmp_path / "filter")
+    shown.begun = 100.0
+    assert shown.text(110.0, working[:0]) == "2/9 filter: 0/10 tasks"
+    said = shown.text(110.0, [{"documents": 3000, "bytes": 5_000_000, "fraction": 0.25}] * 2)
+    assert said == "2/9 filter: 0/10 tasks, 2 at work, 25% through, 6,000 documents, 10 MB, 600/s, 0:03:10 left"
+    shown.ended(True, 50, 100)
+    shown.ended(False, 1000, 1_000_000)
+    said = shown.text(110.0, [])
+    assert "2/10 tasks, 1 done before, 1,000 documents, 1 MB, 100/s, 0:01:20 left" in said
