@@ -59,6 +59,7 @@ OWNERS = {
     "matplotlib": ("llama31/runs/plots.py",),
     "safetensors": ("llama31/convert/hf.py",),
     "scipy": ("llama31/scaling/",),
+    "sympy": ("llama31/synth/equality/",),
     "httpx2": ("llama31/sampling/servers.py",),
 }
 # Whole configs: what a recipe's `main` is given, and what all that train have in common.
