@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from llama31.config import Issue, Synthesize
-from llama31.dialogs import store
 
 
 def problems(run: Synthesize) -> list[Issue]:
@@ -22,6 +21,8 @@ def problems(run: Synthesize) -> list[Issue]:
 
 def missing(run: Synthesize) -> list[Issue]:
     """What it reads and is not there."""
+    from llama31.dialogs import store  # numpy, which --help does not wait for
+
     issues = []
     folders = any(Path(part.strip()).is_dir() for part in run.input.split(","))
     if not folders and not any(path.is_file() for path in store.files(run.input)):

@@ -165,6 +165,17 @@ class RoundRecipe:
 
 
 @dataclass
+class RoundSynthesis:
+    """Data that a chat model writes in every round: `recipes.synthesize`, whose servers stand in `set`."""
+
+    task: str = key(MISSING, "what is made, as recipes.synthesize calls it")
+    config_name: str | None = key(None, "root file in conf/ or --config-dir; null: the recipe's own")
+    set: list[str] = key([], "overrides, input and server.urls among them; {round} is the number of the round")
+    dialogs: bool = key(True, "SFT learns from its dialogs")
+    preferences: bool = key(False, "DPO learns from its preferences too")
+
+
+@dataclass
 class PostTrain:
     """Keys of `recipes.post_train`: rounds of reward model, sampling, SFT, DPO, averages and the judge."""
 
@@ -188,6 +199,9 @@ class PostTrain:
     config_dir: str | None = key(None, "--config-dir of every stage")
     reward: RoundRecipe = field(default_factory=RoundRecipe)
     sample: RoundRecipe = field(default_factory=RoundRecipe)
+    synthesize: dict[str, RoundSynthesis] = key(
+        {}, "further data of each round, by names of your own: synthesize.NAME.task=code synthesize.NAME.set=[...]"
+    )
     sft: RoundRecipe = field(default_factory=RoundRecipe)
     dpo: RoundRecipe = field(default_factory=RoundRecipe)
     judge: RoundRecipe = field(default_factory=RoundRecipe)

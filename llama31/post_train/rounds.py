@@ -1,6 +1,7 @@
 """Rounds of post-training (report, section 4.1): commands in their order, and which of them are done.
 
-    <folder>/round-01/reward  sample  sft  dpo  answers  judge  best      best leads to the model that the judge prefers
+    <folder>/round-01/reward  sample  synthesize-NAME  sft  dpo  answers  judge  best
+                                                          best leads to the model that the judge prefers
 
 Reward models and, in the report, SFT begin with the pre-trained model in every round; what a round hands to the next is
 the model that answers (`best`). A stage with variants trains each in STAGE-VARIANT and averages them to STAGE. A stage
@@ -83,11 +84,15 @@ class _Round:
 
         dialogs = {"sampled": str(here / "sample" / drawing.BEST)}
         dialogs |= {"dialogs": self._file(run.dialogs)} if run.dialogs else {}
+        made = list(self._synthesized())
+        yield from made
+        dialogs |= self._made("dialogs")
         begin = self.policy if run.sft_from == "best" else run.pretrained
-        yield from self._trained("sft", run.sft, begin, dialogs, (self._of("sample"),))
+        yield from self._trained("sft", run.sft, begin, dialogs, (self._of("sample"), *(one.name for one in made)))
 
         newest = {f"preferences_{self.tag}": self._file(run.preferences)}
         newest |= {"sampled": str(here / "sample" / drawing.PAIRS)} if run.pairs else {}
+        newest |= self._made("preferences")
         yield from self._trained("dpo", run.dpo, str(here / "sft"), newest, (self._of("sft"),))
         yield from self._judged(reward)
 
@@ -110,6 +115,18 @@ class _Round:
         )  # fmt: skip
         after = (self._of("answers"), self._of("previous"))
         yield RoundStage(self._of("judge"), "judge", arguments, after, (here / "judge" / judge.NAME).is_file)
+
+    def _synthesized(self) -> Iterator[RoundStage]:
+        for name, wanted in self.run.synthesize.items():
+            folder = self.folder / f"synthesize-{name}"
+            given = (f"task={wanted.task}", f"name={self.run.name}-{self.tag}-{name}", f"folder={folder}")
+            arguments = (*self._root(wanted), *given, *self._filled(wanted.set))
+            yield RoundStage(self._of(folder.name), "synthesize", arguments, self.waits, _made_whole(folder))
+
+    def _made(self, kind: str) -> dict[str, str]:
+        """Files of the round's synthesis that hold records of a kind, by their sources' names."""
+        wanted = [name for name, one in self.run.synthesize.items() if getattr(one, kind)]
+        return {name: str(self.folder / f"synthesize-{name}" / f"{kind}.jsonl") for name in wanted}
 
     def _variants(self, target: Path) -> list[Path]:
         wanted: config.RoundRecipe = getattr(self.run, target.name)
@@ -148,7 +165,7 @@ class _Round:
         done = _ranked(folder, self.folder / "reward")
         return RoundStage(self._of(name), "sample", arguments, (*after, *self.waits), done, wanted.processes)
 
-    def _root(self, wanted: config.RoundRecipe) -> tuple[str, ...]:
+    def _root(self, wanted: config.RoundRecipe | config.RoundSynthesis) -> tuple[str, ...]:
         folder = () if self.run.config_dir is None else ("--config-dir", self.run.config_dir)
         return folder + (() if wanted.config_name is None else ("--config-name", wanted.config_name))
 
@@ -173,6 +190,15 @@ def _listed(words: Any) -> str:
 def _finished(folder: Path) -> Callable[[], bool]:
     def done() -> bool:
         return (files.read_object(folder / "outcome.json") or {}).get("outcome") == "finished"
+
+    return done
+
+
+def _made_whole(folder: Path) -> Callable[[], bool]:
+    """Whether every item of a synthesis has its result."""
+
+    def done() -> bool:
+        return (files.read_object(folder / drawing.SUMMARY) or {}).get("missing") == 0
 
     return done
 

@@ -34,6 +34,7 @@ SCHEMAS: dict[str, type] = {
     "average": config.Average,
     "evaluate": config.Evaluate,
     "convert": config.Convert,
+    "synthesize": config.Synthesize,
 }
 SHORT = {"recipe": "submit.recipe", "dry_run": "submit.dry_run"}  # what stands first in every command line
 SCRIPTS = sbatch.SCRIPTS

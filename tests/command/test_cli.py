@@ -143,6 +143,7 @@ def refused(run: object) -> str:
     return str(caught.value)
 
 
+DATA = "data=code_expert|demo|multilingual_expert|own|report|report_anneal"
 SECTION = "is a section with keys of its own; "
 
 
@@ -162,8 +163,8 @@ SECTION = "is a section with keys of its own; "
         ),
         ("schedule.ramp=[{from_tokens: 1e30, batch_tokens: 5, sequence_length: 5}]", "out of range; give at most 1000"),
         ("schedule.ramp=[{from_tokens: 1, batch_tokens: 1e30, sequence_length: 5}]", "out of range; give at most 1000"),
-        ("data.sources=null", f"data.sources=null: {SECTION}choose data=demo|own|report|report_anneal, or name"),
-        ("data.sources={}", f"data.sources={{}}: {SECTION}choose data=demo|own|report|report_anneal, or name"),
+        ("data.sources=null", f"data.sources=null: {SECTION}choose {DATA}, or name"),
+        ("data.sources={}", f"data.sources={{}}: {SECTION}choose {DATA}, or name"),
         ("data.sources.docs=x", f"data.sources.docs=x: {SECTION}give data.sources.docs.KEY=VALUE"),
         ("optimizer=null", f"optimizer=null: {SECTION}give optimizer.KEY=VALUE"),
         ("data.sources.a/b.input=x", "data.sources.a/b.input=x: no name for a source; give letters, digits, _ and -"),

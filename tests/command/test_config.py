@@ -92,11 +92,14 @@ PARTNERS = {
     "data=own": ["data.sources.books.input=x"],
     "data=report": [f"data.sources.{name}.input=x" for name in ("general", "mathematics", "code", "multilingual")],
 }
-PARTNERS["data=report_anneal"] = PARTNERS["data=report"]
+SHARED = ("report_anneal", "code_expert", "multilingual_expert")
+PARTNERS |= {f"data={name}": PARTNERS["data=report"] for name in SHARED}
 SCHEMAS = {
     "pretrain": (config.Pretrain, RUN),
     "long_context": (config.Pretrain, [*RUN, "init_from=x", "gates.baseline=y"]),
     "anneal": (config.Pretrain, [*RUN, "init_from=x"]),
+    "code_expert": (config.Pretrain, [*RUN, "init_from=x"]),
+    "multilingual_expert": (config.Pretrain, [*RUN, "init_from=x"]),
     "demo": (config.Pretrain, []),
     "pack": (config.Pack, ["data=demo", "tokenizer=demo"]),
     "evaluate": (config.Evaluate, ["checkpoint=x", "data=demo", "tokenizer=demo"]),
@@ -114,7 +117,7 @@ def combinations() -> list[tuple[str, str]]:
     return [
         (root, f"{group}={choice}")
         for root, (schema, _) in SCHEMAS.items()
-        if root not in ("demo", "long_context", "anneal")  # the keys of pretrain
+        if root not in ("demo", "long_context", "anneal", "code_expert", "multilingual_expert")  # the keys of pretrain
         for group, choices in usage.groups(schema, [entry.CONF]).items()
         for choice in choices
     ]
@@ -310,7 +313,7 @@ def test_missing_keys_are_named_together() -> None:
         entry.compose(config.Pretrain, "pretrain", ["tokenizer=llama3"])
     said = str(caught.value)
     assert [issue.key for issue in caught.value.issues] == ["name", "model", "schedule", "tokenizer.path", "data"]
-    for key in ("model.layers", "schedule.total_tokens", "model=16m|1b|3b|405b|70b|8b|tiny", "data=demo|own"):
+    for key in ("model.layers", "schedule.total_tokens", "model=16m|1b|3b|405b|70b|8b|tiny", "data=code_expert|demo"):
         assert key in said
 
 

@@ -68,6 +68,34 @@ def test_what_feeds_what() -> None:
     assert argument(found["round-01/judge"], "reward") == "runs/r/round-01/reward"
 
 
+SYNTHESIS = (
+    "synthesize.facts.task=factuality",
+    'synthesize.facts.set=["input=snippets-{round}.jsonl","server.urls=[http://n1:8000/v1]"]',
+    "synthesize.rules.task=steerability",
+    'synthesize.rules.set=["input=prompts.jsonl","server.urls=[http://n1:8000/v1]"]',
+    "synthesize.rules.preferences=true",
+)
+
+
+def test_synthesis_feeds_the_round_it_stands_in(tmp_path: Path) -> None:
+    found = stages(*SYNTHESIS, folder=tmp_path)
+    facts = found["round-02/synthesize-facts"]
+    assert argument(facts, "input") == "snippets-02.jsonl" and argument(facts, "task") == "factuality"
+    assert facts.after == ("round-01/judge",) and "round-02/synthesize-facts" in found["round-02/sft"].after
+    here = tmp_path / "round-02"
+    assert set(inputs_of(found["round-02/sft"])) == {
+        str(here / "sample/best.jsonl"), str(here / "synthesize-facts/dialogs.jsonl"),
+        str(here / "synthesize-rules/dialogs.jsonl"),
+    }  # fmt: skip
+    assert str(here / "synthesize-rules/preferences.jsonl") in inputs_of(found["round-02/dpo"])
+    assert not any("synthesize-facts" in path for path in inputs_of(found["round-02/dpo"]))
+    assert not facts.done()
+    (here / "synthesize-facts").mkdir(parents=True)
+    for missing, done in ((3, False), (0, True)):
+        (here / "synthesize-facts/summary.json").write_text(json.dumps({"missing": missing}))
+        assert facts.done() is done
+
+
 def test_every_stage_comes_after_what_it_needs() -> None:
     seen: set[str] = set()
     for name, stage in stages('sft.variants.a.set=["seed=1"]', 'sft.variants.b.set=["seed=2"]').items():
