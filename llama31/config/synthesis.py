@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 from llama31.config.keys import MISSING, key
 from llama31.config.sampling import Server
 
-SYNTHESES = ("factuality", "steerability", "safety", "guard")
+SYNTHESES: tuple[str, ...] = ("factuality", "steerability", "safety", "guard")
+SYNTHESES += ("code", "translate_code", "backtranslate", "review_code")
+CODE_LANGUAGES = ("python", "javascript", "typescript", "c", "cpp", "java", "rust", "php", "sql", "bash")
+PROGRAM_LANGUAGES = tuple(name for name in CODE_LANGUAGES if name != "sql")  # that read standard input
+BACKTRANSLATIONS = ("explain", "document", "debug")
 
 
 @dataclass
@@ -18,6 +22,84 @@ class SynthesisSampling:
     top_p: float = key(1.0, "nucleus", above=0, high=1)
     max_new_tokens: int = key(2048, "longest answer; what does not end by then is asked for once more", low=1)
     seed: int = key(1234, "seed of all answers", low=0)
+
+
+@dataclass
+class SynthesisPrograms:
+    """What a program that a model wrote may take in the sandbox, where all of them run. The bounds are ours."""
+
+    wall_s: float = key(20.0, "seconds of the clock", above=0)
+    cpu_s: float = key(15.0, "seconds of the processor, compilers counted", above=0)
+    memory_mib: int = key(1024, "memory in MiB", low=1)
+    processes: int = key(64, "processes and threads", low=1)
+    output_bytes: int = key(2**20, "bytes of output", low=1)
+    disk_mib: int = key(64, "files in MiB", low=1)
+    readable: list[str] = key([], "folders beside /usr that they may read; tools in the bin of each are found")
+    bubblewrap: str | None = key(None, "path of bwrap; null: the one in PATH")
+
+
+@dataclass
+class CodeSynthesis:
+    """task=code: solutions that pass tests, mended by what running them has said. The report states no numbers."""
+
+    languages: list[str] = key(
+        list(CODE_LANGUAGES), "languages to solve problems in; one without a tool chain here is skipped and counted",
+        choices=CODE_LANGUAGES,
+    )  # fmt: skip
+    snippet_lines: int = key(15, "lines of a snippet that a problem is made from, at most", low=1)
+    least_tests: int = key(3, "tests that have to pass, at least", low=1)
+    repairs: int = key(3, "times that a solution or its tests are mended", low=0)
+    lint: bool = key(True, "whether linters that are found (ruff, shellcheck) have a say")
+    dialog: str = key(
+        "repairs",
+        "repairs: with the turns that mended it, as in the report; final: the problem and the last solution alone",
+        choices=("repairs", "final"),
+    )
+    learn_faulty: bool = key(False, "whether faulty answers of these turns are learned, or context (weight 0)")
+    with_judge: bool = key(False, "whether a judge's two points are needed as well (review_code)")
+
+
+@dataclass
+class TranslateCodeSynthesis:
+    """task=translate_code: a program in a rarer language, which says the same on the same inputs."""
+
+    targets: list[str] = key(
+        ["php", "rust", "typescript", "bash", "c", "cpp", "java"],
+        "languages to translate to",
+        choices=PROGRAM_LANGUAGES,
+    )  # fmt: skip
+    as_is: bool = key(False, "whether records are programs that read standard input already, or a model makes them")
+    snippet_lines: int = key(60, "lines of a snippet that a program is made from, at most", low=1)
+    inputs: int = key(6, "inputs on which both are run, at most", low=2)
+    least_inputs: int = key(3, "inputs on which the original has to run", low=2)
+    wait_s: int = key(5, "seconds for a program on one input", low=1)
+    repairs: int = key(3, "times that a translation is mended", low=0)
+    dialog: str = key(
+        "repairs", "repairs: with the turns that mended it; final: the last translation alone",
+        choices=("repairs", "final"),
+    )  # fmt: skip
+
+
+@dataclass
+class BacktranslateSynthesis:
+    """task=backtranslate: explaining, documenting, mending code, held against the code itself."""
+
+    kinds: list[str] = key(list(BACKTRANSLATIONS), "what is made, one of them for each item", choices=BACKTRANSLATIONS)
+    snippet_lines: int = key(80, "lines of a snippet, at most", low=1)
+    least_lines: int = key(5, "lines of a snippet that say something, at least", low=1)
+    candidates: int = key(4, "answers of which the best is kept", low=1)
+    least_score: int = key(4, "what the judge has to give it, of 1 to 5", low=1, high=5)
+
+
+@dataclass
+class ReviewCodeSynthesis:
+    """task=review_code: a judge's points for correctness and style; both are needed."""
+
+    revise: str = key(
+        "hardest", "answers below 2 of 2 that are revised: to problems that the judge calls hard, all, or none",
+        choices=("hardest", "all", "none"),
+    )  # fmt: skip
+    revisions: int = key(3, "times that an answer is revised until it has both points", low=0)
 
 
 @dataclass
@@ -96,6 +178,11 @@ class Synthesize:
     safety: SafetySynthesis = field(default_factory=SafetySynthesis)
     guard: GuardSynthesis = field(default_factory=GuardSynthesis)
     samples: int = key(5, "records of each kind, and dropped items of each reason, shown on the page", low=0, high=100)
+    programs: SynthesisPrograms = field(default_factory=SynthesisPrograms)
+    code: CodeSynthesis = field(default_factory=CodeSynthesis)
+    translate_code: TranslateCodeSynthesis = field(default_factory=TranslateCodeSynthesis)
+    backtranslate: BacktranslateSynthesis = field(default_factory=BacktranslateSynthesis)
+    review_code: ReviewCodeSynthesis = field(default_factory=ReviewCodeSynthesis)
     submit: bool = key(False, "submit the shards to Slurm as an array, and after it the gathering")
     job: SynthesisJobs = field(default_factory=SynthesisJobs)
     dry_run: bool = key(False, "print what is done, and the commands of Slurm, and run nothing")

@@ -10,6 +10,8 @@ from typing import Any
 from tqdm import tqdm
 
 from llama31 import config
+from llama31.sandbox.isolation import Sandbox
+from llama31.sandbox.limits import MIB, SandboxLimits
 from llama31.synth.pipeline import folder, gather, items, journal, page, shard
 from llama31.synth.pipeline.chat_models import ServedModel
 from llama31.synth.pipeline.draw import JUDGE, POLICY, Settings
@@ -44,12 +46,58 @@ def _guard(run: config.Synthesize) -> Capability:
     return HazardGuard(run.guard)
 
 
+def _code(run: config.Synthesize) -> Capability:
+    from llama31.synth.code.execution import CodeExecution
+    from llama31.synth.code.running.bench import Bench
+
+    bench = Bench(lambda: sandboxed(run.programs), run.code.languages, "code.languages", _tools(run), run.code.lint)
+    return CodeExecution(run.code, run.review_code, bench)
+
+
+def _translate_code(run: config.Synthesize) -> Capability:
+    from llama31.synth.code.running.bench import Bench
+    from llama31.synth.code.translation import CodeTranslation
+
+    bench = Bench(lambda: sandboxed(run.programs), config.PROGRAM_LANGUAGES, "task=translate_code of", _tools(run))
+    return CodeTranslation(run.translate_code, bench)
+
+
+def _backtranslate(run: config.Synthesize) -> Capability:
+    from llama31.synth.code.backtranslation import CodeBacktranslation
+
+    return CodeBacktranslation(run.backtranslate)
+
+
+def _review_code(run: config.Synthesize) -> Capability:
+    from llama31.synth.code.review import CodeReview
+
+    return CodeReview(run.review_code)
+
+
+def sandboxed(keys: config.SynthesisPrograms) -> Sandbox:
+    """Where programs run that models wrote. Raises SandboxUnavailable where there is no such place, with the remedy."""
+    limits = SandboxLimits(
+        keys.memory_mib * MIB, keys.processes, keys.cpu_s, keys.wall_s, keys.output_bytes, keys.disk_mib * MIB
+    )
+    return Sandbox(limits, tuple(Path(folder).absolute() for folder in keys.readable), keys.bubblewrap)
+
+
+def _tools(run: config.Synthesize) -> list[str]:
+    """Where tools lie beside the sandbox's PATH."""
+    return [f"{Path(folder).absolute()}/bin" for folder in run.programs.readable]
+
+
 BUILD: Mapping[str, Callable[[config.Synthesize], Capability]] = {
     "factuality": _factuality,
     "steerability": _steerability,
     "safety": _safety,
     "guard": _guard,
+    "code": _code,
+    "translate_code": _translate_code,
+    "backtranslate": _backtranslate,
+    "review_code": _review_code,
 }
+BESIDE = {"code": ("review_code",)}  # sections that decide as well
 DECIDING = ("task", "text_key", "shards", "sampling")  # keys beside the task's own section that decide what is made
 
 
@@ -61,7 +109,9 @@ def build(run: config.Synthesize) -> Capability:
 def opened(run: config.Synthesize, capability: Capability) -> BegunSynthesis:
     """The folder of the run, begun with its keys. Raises ValueError where it was begun with others."""
     plain = asdict(run)
-    settings: dict[str, Any] = {name: plain[name] for name in (*DECIDING, run.task) if name in plain}
+    settings: dict[str, Any] = {
+        name: plain[name] for name in (*DECIDING, run.task, *BESIDE.get(run.task, ())) if name in plain
+    }
     settings["models"] = {"server": run.server.model, "judge": run.judge.model}
     provenance = {"sampling": plain["sampling"]}
     return folder.opened(Path(run.folder), settings, provenance, run.prompts, capability.prompts)

@@ -1,0 +1,176 @@
+"""What a parser, a linter, tests and inputs say of code. Nothing of it runs outside the sandbox.
+
+No answer's own words about results count: what counts is what programs have written, and how they ended.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from llama31.sandbox.limits import Execution
+from llama31.synth.code.running.languages import Language, Words, filled
+
+MOST_CHARACTERS = 2000  # of a stream that feedback shows; the middle is left out
+MOST_OUTPUT = 20_000  # bytes that a program may write of one input
+_FOLDER = ["mkdir", "-p", "built"]
+_PASSED = re.compile(r"^(?:ok\b.*|.*\.\.\. ok)$", re.MULTILINE)  # as prescribed; TAP, unittest and Rust's are alike
+_FAILED = re.compile(r"^not ok\b", re.MULTILINE)
+_ENDED = {
+    "timeout": "it did not end in time", "cpu": "it did not end in time", "memory": "it took too much memory",
+    "output": "it wrote too much", "processes": "it started too many processes", "disk": "it wrote too large files",
+    "killed": "it was killed",
+}  # fmt: skip
+
+
+class Runner(Protocol):
+    """A place where programs that nobody has read may run: `llama31.sandbox.isolation.Sandbox`. Many threads ask."""
+
+    def run(
+        self, command: Sequence[str], files: Mapping[str, str | bytes] | None = None, stdin: str | bytes = b"",
+        build: Sequence[Sequence[str]] = (),
+    ) -> Execution:  # fmt: skip
+        """Run a program with these files beside it; `build` are commands that come before it."""
+        ...
+
+
+@dataclass(frozen=True)
+class CodeVerdict:
+    """What the first step that failed has said, or that all passed.
+
+    stage: parser, linter, or tests. problem: in a sentence. passed_tests: how many tests said that they passed.
+    """
+
+    passed: bool
+    stage: str = "tests"
+    problem: str = ""
+    command: str = ""
+    returncode: int = 0
+    stdout: str = ""
+    stderr: str = ""
+    passed_tests: int = 0
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a program made of one input. `failed`: why there is no result, "" where there is one."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    failed: str = ""
+
+
+@dataclass(frozen=True)
+class Checker:
+    """Runs parsers, linters, tests and programs. `folders`: with tools, before those of the runner's own PATH."""
+
+    runner: Runner
+    folders: Sequence[str] = ()
+
+    def _words(self, words: Words, file: str) -> list[str]:
+        """A command, its tool by path where one of the folders has it: the first that the shell finds."""
+        said = filled(words, file)
+        if not self.folders or said[0].startswith("built/"):
+            return said
+        look = f'PATH={":".join(self.folders)}:$PATH exec "$@"'
+        return ["/bin/sh", "-c", look, "sh", *said]
+
+    def has(self, tool: str) -> bool:
+        """Whether a tool is found and says its version."""
+        ended = self.runner.run(self._words((tool, "--version"), ""), {})
+        return ended.reason == "finished" and ended.returncode == 0
+
+    def run(self, language: Language, files: Mapping[str, str], linters: Sequence[Words], least: int) -> CodeVerdict:
+        """Parser, linters, and the tests where there are any: `least` have to pass, and fail without the solution."""
+        if (rejected := self.read(language, files, linters)) is not None:
+            return rejected
+        if language.tests not in files:
+            return CodeVerdict(True, "parser")
+        verdict = self.test(language, files, least)
+        if verdict.passed and self.test(language, {**files, language.solution: ""}, least).passed:
+            problem = "The tests pass with an empty solution as well: they do not test it."
+            return replace(verdict, passed=False, problem=problem)
+        return verdict
+
+    def read(self, language: Language, files: Mapping[str, str], linters: Sequence[Words]) -> CodeVerdict | None:
+        """What the parser, or the first linter, has against the solution; None for nothing."""
+        solution = {language.solution: files[language.solution]}
+        for stage, words in [("parser", language.check), *(("linter", one) for one in linters)]:
+            if words:
+                command = self._words(words, language.solution)
+                ended = self.runner.run(command, solution, build=[_FOLDER] if language.build else [])
+                if ended.reason != "finished" or ended.returncode != 0:
+                    return _verdict(stage, f"The {stage} rejects the solution.", words, language.solution, ended)
+        return None
+
+    def test(self, language: Language, files: Mapping[str, str], least: int) -> CodeVerdict:
+        """What the tests say. They pass where the program does, no line begins with `not ok`, and `least` with `ok`."""
+        ended = self._program(language, language.tests, files)
+        count = len(_PASSED.findall(ended.stdout)) + len(_PASSED.findall(ended.stderr))
+        if ended.reason != "finished" or ended.returncode != 0 or _FAILED.search(ended.stdout):
+            problem = _ENDED.get(ended.reason, "it did not compile" if ended.reason == "build" else "")
+            problem = f"The tests fail{': ' * bool(problem)}{problem}."
+        elif count < least:
+            problem = f"{count} tests have passed (lines that begin with `ok`), and at least {least} are needed."
+        else:
+            problem = ""
+        return _verdict("tests", problem, language.run, language.tests, ended, count)
+
+    def _program(self, language: Language, file: str, files: Mapping[str, str], after: Words = ()) -> Execution:
+        """Build a file of these, and run it, or `after`, a command that does."""
+        build = [_FOLDER, *(self._words(words, file) for words in language.build)] if language.build else []
+        return self.runner.run(after or self._words(language.run, file), files, build=build)
+
+    def outputs(self, language: Language, program: str, inputs: Sequence[str], wait_s: int) -> list[Ran]:
+        """What a program writes for each input; where it cannot be built, or all together take too much, no result."""
+        run = self._words(language.run, language.program)
+        given = {f"inputs/{number}": text for number, text in enumerate(inputs)}
+        lines = ["sh", "-c", _EACH, "sh", str(len(inputs)), str(wait_s), str(MOST_OUTPUT + 1), *run]
+        ended = self._program(language, language.program, {**given, language.program: program}, lines)
+        found = [Ran(int(code), _decoded(out), _decoded(err)) for code, out, err in _LINE.findall(ended.stdout)]
+        if ended.reason != "finished" or ended.returncode != 0 or len(found) != len(inputs):
+            why = "it does not compile" if ended.reason == "build" else _ENDED.get(ended.reason, "it cannot be run")
+            return [Ran(ended.returncode, shortened(ended.stdout), shortened(ended.stderr), why)] * len(inputs)
+        return [_judged(one) for one in found]
+
+
+# For each input a line with the return code, standard output and error; 124 is `timeout`'s.
+_EACH = """
+count=$1 wait=$2 most=$3; shift 3; number=0
+while [ $number -lt $count ]; do
+    timeout $wait "$@" < inputs/$number > inputs/.out 2> inputs/.err; code=$?
+    echo "$code o$(head -c $most inputs/.out | base64 -w0) e$(head -c $most inputs/.err | base64 -w0)"
+    number=$((number + 1))
+done
+"""
+_LINE = re.compile(r"^(\d+) o([\w+/=]*) e([\w+/=]*)$", re.MULTILINE)
+
+
+def _decoded(text: str) -> str:
+    return base64.b64decode(text).decode("utf-8", "replace")
+
+
+def _judged(one: Ran) -> Ran:
+    failed = "it did not end in time" if one.returncode == 124 else "it fails" if one.returncode else ""
+    if len(one.stdout) > MOST_OUTPUT:
+        failed = f"it writes more than {MOST_OUTPUT} characters"
+    return Ran(one.returncode, one.stdout, shortened(one.stderr), failed)
+
+
+def _verdict(stage: str, problem: str, words: Words, file: str, ended: Execution, count: int = 0) -> CodeVerdict:
+    command = " ".join(filled(words, file)[:1]) if stage != "tests" else " ".join(filled(words, file))
+    return CodeVerdict(
+        not problem, stage, problem, command, ended.returncode, shortened(ended.stdout), shortened(ended.stderr), count
+    )
+
+
+def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
+    """The beginning and the end of a text, and how much was left out between them."""
+    if len(text) <= most:
+        return text
+    left = len(text) - most
+    return f"{text[: most // 2]}\n[{left} characters left out]\n{text[-(most - most // 2) :]}"
