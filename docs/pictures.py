@@ -134,7 +134,9 @@ def post_training(top: float, down: float) -> list[str]:
     parts = [rectangle(136, top, 692, 168, "frame"), label(150, top + 22, "Post-training, in rounds", "head")]
     parts.append(label(322, top + 22, "post_train", "code"))
     row, height = top + 36, 82
-    parts += box(16, row, 104, height, "Records", ("dialogs, prompts,", "preferences"), ("synthesize",), "data")
+    parts += box(
+        16, row, 104, height, "Records", ("dialogs, prompts,", "preferences"), ("synthesize", "filter_data"), "data"
+    )
     stages = (
         ("Reward", "model", ("reward", "score")),
         ("Sampling", "best of K", ("sample",)),

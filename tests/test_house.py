@@ -192,8 +192,9 @@ COMPOSERS = {
     "llama31/post_train/": {"PostTrain"},
     "llama31/curate/running/": {"Curate"},
     "llama31/slurm/arrays.py": {"Curate"},
-    "llama31/slurm/synthesis.py": {"Synthesize"},
+    "llama31/slurm/synthesis.py": {"FilterData", "Synthesize"},
     "llama31/synth/tasks.py": {"Synthesize"},
+    "llama31/synth/quality/": {"FilterData"},
 }
 
 

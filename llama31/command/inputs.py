@@ -21,6 +21,7 @@ from llama31.config import (
     Data,
     Dialogs,
     Evaluate,
+    FilterData,
     Issue,
     Judge,
     Needle,
@@ -72,7 +73,7 @@ def check(run: Any) -> None:
         issues += _tokenizer(run.tokenizer) if run.tokens.enabled and run.tokenizer.kind != "bpe" else []
     elif isinstance(run, Classify):
         issues += curating.classifier_missing(run)
-    elif isinstance(run, Synthesize):
+    elif isinstance(run, Synthesize | FilterData):
         issues += synthesizing.missing(run)
     elif isinstance(run, Average):
         issues += [issue for folder in run.inputs for issue in _weights("inputs", folder)]

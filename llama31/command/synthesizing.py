@@ -1,34 +1,100 @@
-"""What the keys of `recipes.synthesize` must satisfy together, and whether its files are there."""
+"""What keys of `recipes.synthesize` and `recipes.filter_data` must satisfy together, and whether files are there."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from llama31.config import Issue, Synthesize
+from llama31.config import FilterData, Issue, Synthesize
+
+NONE_GIVEN = "there is none"
+NO_FILE = ("there is no such file", "give files of JSON lines or Parquet, a folder of them or a glob")
 
 
 def problems(run: Synthesize) -> list[Issue]:
     """All that is wrong with the keys."""
-    issues = []
-    if run.shard is not None and run.shard >= run.shards:
-        reason = f"there are {run.shards} shards"
-        issues.append(Issue("shard", run.shard, reason, f"give at most {run.shards - 1}"))
+    issues = _shard(run)
     if not run.server.urls and run.part != "gather" and not run.dry_run:
         remedy = "give the address of one: 'server.urls=[http://node1:8000/v1]'"
         issues.append(Issue("server.urls", "[]", "answers come from a chat model behind a server", remedy))
     return issues
 
 
-def missing(run: Synthesize) -> list[Issue]:
+def missing(run: Synthesize | FilterData) -> list[Issue]:
     """What it reads and is not there."""
-    from llama31.dialogs import store  # numpy, which --help does not wait for
-
-    issues = []
+    issues = _prompts(run)
+    if isinstance(run, FilterData):
+        return issues + _filter_missing(run)
     folders = any(Path(part.strip()).is_dir() for part in run.input.split(","))
-    if not folders and not any(path.is_file() for path in store.files(run.input)):
+    if not folders and not _any(run.input):
         remedy = "give JSON lines, Parquet, a folder of files or a glob"
         issues.append(Issue("input", run.input, "there is no such file", remedy))
-    if run.prompts is not None and not Path(run.prompts).is_dir():
-        remedy = "give a folder with files TASK/NAME.txt, or leave it out"
-        issues.append(Issue("prompts", run.prompts, "there is no such folder", remedy))
     return issues
+
+
+def _shard(run: Synthesize | FilterData) -> list[Issue]:
+    if run.shard is None or run.shard < run.shards:
+        return []
+    return [Issue("shard", run.shard, f"there are {run.shards} shards", f"give at most {run.shards - 1}")]
+
+
+def _prompts(run: Synthesize | FilterData) -> list[Issue]:
+    if run.prompts is None or Path(run.prompts).is_dir():
+        return []
+    remedy = "give a folder with files TASK/NAME.txt, or leave it out"
+    return [Issue("prompts", run.prompts, "there is no such folder", remedy)]
+
+
+def filter_problems(run: FilterData) -> list[Issue]:
+    """Values that do not go together."""
+    issues = _shard(run)
+    if unknown := [name for name in run.topic.only if run.topic.model is None and name not in run.topic.classes]:
+        known = ", ".join(run.topic.classes)
+        issues.append(Issue("topic.only", unknown[0], "no class of topic.classes", f"give some of {known}"))
+    if run.topic.only and not run.topic.enabled:
+        issues.append(
+            Issue("topic.only", run.topic.only, "no topic is asked for", "give topic.enabled=true, or no topic")
+        )
+    return issues
+
+
+def _filter_missing(run: FilterData) -> list[Issue]:
+    """Files, folders and servers of the filters that are on."""
+    issues = [] if _any(run.input) else [Issue("input", run.input, *NO_FILE)]
+    if run.decontamination.enabled and not run.decontamination.sets:
+        remedy = "give decontamination.sets.NAME.path=FILE, or decontamination.enabled=false"
+        issues.append(Issue("decontamination.sets", "{}", NONE_GIVEN, remedy))
+    for name, one in run.decontamination.sets.items() if run.decontamination.enabled else ():
+        issues += [] if _any(one.path) else [Issue(f"decontamination.sets.{name}.path", one.path, *NO_FILE)]
+    if run.topic.enabled and run.topic.model is not None and not Path(run.topic.model).exists():
+        issues.append(Issue("topic.model", run.topic.model, "there is no such file or folder", "give another, or null"))
+    issues += _asked(run) if run.part != "gather" and not run.dry_run else []
+    return issues + (_encoder(run) if run.part != "make" else [])
+
+
+def _any(given: str) -> bool:
+    from llama31.dialogs import store  # numpy, which --help does not wait for
+
+    return any(path.is_file() for path in store.files(given))
+
+
+def _asked(run: FilterData) -> list[Issue]:
+    sections = {
+        "topic": run.topic.enabled and run.topic.model is None,
+        "intentions": run.intentions.enabled,
+        "difficulty": run.difficulty.enabled,
+        "quality.judge": run.quality.judge.enabled,
+    }
+    asked = [name for name, enabled in sections.items() if enabled]
+    if run.judge.urls or not asked:
+        return []
+    remedy = f"give judge.urls=[...], or {' '.join(f'{name}.enabled=false' for name in asked)}"
+    return [Issue("judge.urls", "[]", f"{NONE_GIVEN} to ask for {', '.join(asked)}", remedy)]
+
+
+def _encoder(run: FilterData) -> list[Issue]:
+    folder = run.deduplication.encoder
+    if not run.deduplication.enabled or (folder is not None and (Path(folder) / "config.json").is_file()):
+        return []
+    problem = NONE_GIVEN if folder is None else "there is no config.json in it"
+    remedy = "give a folder of Hugging Face's with an encoder, or deduplication.enabled=false"
+    return [Issue("deduplication.encoder", folder, problem, remedy)]

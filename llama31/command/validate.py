@@ -27,6 +27,7 @@ from llama31.config import (
     Data,
     Dialogs,
     Evaluate,
+    FilterData,
     Issue,
     Model,
     Needle,
@@ -144,6 +145,7 @@ def _sections(run: Any) -> list[Issue]:
         Curate: curating.problems,
         Classify: curating.classifier_problems,
         Synthesize: synthesizing.problems,
+        FilterData: synthesizing.filter_problems,
     }
     further = [check for schema, check in own.items() if isinstance(run, schema)]
     for check in (_empty, _output, _start, _post_training, *further):

@@ -1,4 +1,6 @@
-"""Keys of `recipes.synthesize`: data that models write and programs check (report, sections 4.2.3 and 4.3)."""
+"""Keys of `recipes.synthesize`, data that models write and programs check (report, section 4.3), and of
+`recipes.filter_data`, which dialogs are kept (section 4.2.3). Where the report states no number, it is ours.
+"""
 
 from __future__ import annotations
 
@@ -186,3 +188,176 @@ class Synthesize:
     submit: bool = key(False, "submit the shards to Slurm as an array, and after it the gathering")
     job: SynthesisJobs = field(default_factory=SynthesisJobs)
     dry_run: bool = key(False, "print what is done, and the commands of Slurm, and run nothing")
+
+
+# Coarse and fine, as the report names "mathematical reasoning" and "geometry and trigonometry"; the others are ours.
+TOPICS = {
+    "mathematical reasoning": [
+        "arithmetic and word problems", "algebra", "geometry and trigonometry", "calculus and analysis",
+        "probability and statistics", "logic and puzzles", "higher mathematics",
+    ],
+    "code": [
+        "writing programs", "debugging", "explaining code", "data and databases", "web development",
+        "systems and tools", "algorithms",
+    ],
+    "science and technology": ["physics", "chemistry", "biology", "medicine and health", "engineering", "computing"],
+    "society and humanities": ["history", "law and politics", "economics and business", "philosophy and religion"],
+    "language": ["translation", "grammar and vocabulary", "summaries", "rewriting and editing"],
+    "writing": ["stories and poems", "letters and messages", "advertising and marketing", "speeches and scripts"],
+    "everyday life": ["advice and relationships", "food and home", "travel", "work and careers", "sports and games"],
+    "conversation": ["small talk", "role play", "questions about the assistant"],
+}  # fmt: skip
+
+
+@dataclass
+class JudgeSampling:
+    """How a judge's answers are drawn: near its likeliest one, and so that another draw may parse where one did not."""
+
+    temperature: float = key(0.3, "0: greedy, so that what does not parse never will", low=0)
+    top_p: float = key(1.0, "nucleus", above=0, high=1)
+    max_new_tokens: int = key(512, "longest answer; what does not end by then is asked for once more", low=1)
+    seed: int = key(1234, "seed of all answers", low=0)
+
+
+@dataclass
+class RuleCleaning:
+    """Dialogs with an answer that has too many emoji or exclamation marks (report)."""
+
+    enabled: bool = key(True, "drop them")
+    emoji_per_word: float = key(0.05, "most emoji per word of an answer, beyond the first", low=0)
+    exclamations_per_sentence: float = key(0.5, "most exclamation marks per sentence, beyond the first", low=0)
+
+
+@dataclass
+class BenchmarkSet:
+    """Prompts that a benchmark asks."""
+
+    path: str = key(MISSING, "records of the set: JSON lines or Parquet, folders or globs, comma-separated")
+    prompt: str = key("{question}", "a prompt's text; {FIELD} is a field of the record, dots lead into objects")
+    threshold: float = key(
+        0.5, "T_D: share of a prompt's words within n-grams of a dialog from which the dialog is dropped (report: its "
+        "own for each set, not stated)", above=0, high=1,
+    )  # fmt: skip
+
+
+@dataclass
+class Decontamination:
+    """Dialogs that hold what a benchmark asks (report, sections 4.2.3 and 5.1.4)."""
+
+    enabled: bool = key(True, "drop them")
+    exact: bool = key(True, "drop dialogs in which a user says a benchmark's prompt and nothing else (report)")
+    ngram: int = key(8, "words of a run that both have (report: 8 tokens)", low=2, high=64)
+    sets: dict[str, BenchmarkSet] = key({}, "benchmarks by name: decontamination.sets.NAME.path=FILE")
+
+
+@dataclass
+class TopicLabels:
+    """What dialogs are about, in coarse and fine classes (report: by a fine-tuned 8B model)."""
+
+    enabled: bool = key(True, "label them")
+    model: str | None = key(
+        None, "fastText model or folder of an encoder whose classes are COARSE or COARSE/FINE; null: the judge is asked"
+    )
+    classes: dict[str, list[str]] = key(TOPICS, "of the judge: coarse topics, and the fine ones of each")
+    only: list[str] = key([], "coarse topics that are kept; empty: all")
+
+
+@dataclass
+class IntentionTags:
+    """Difficulty as the number of intentions of a dialog's user (report: more are more complex; Lu et al. 2023)."""
+
+    enabled: bool = key(True, "ask the judge for them")
+
+
+@dataclass
+class DifficultyGrade:
+    """Difficulty of a dialog as the judge grades it: 1 to 3 (report: three points)."""
+
+    enabled: bool = key(True, "ask the judge for it")
+
+
+@dataclass
+class RewardQuality:
+    """Dialogs that the reward model holds for best."""
+
+    enabled: bool = key(True, "keep the best by reward")
+    reward_key: str = key("reward", "field with the reward; recipes.score writes it")
+    share: float = key(0.25, "share that is best (report: the top quartile)", above=0, high=1)
+
+
+@dataclass
+class JudgedQuality:
+    """Dialogs to which the judge gives every point: three of general ones, two of code (report)."""
+
+    enabled: bool = key(True, "keep those that have all points")
+
+
+@dataclass
+class QualitySelection:
+    """Kept is what is best by reward or by judge: their union (report: it recalls most); with neither, everything."""
+
+    reward: RewardQuality = field(default_factory=RewardQuality)
+    judge: JudgedQuality = field(default_factory=JudgedQuality)
+
+
+@dataclass
+class SemanticDeduplication:
+    """Dialogs that say nearly the same as a better and harder one of their cluster (report, section 4.2.3)."""
+
+    enabled: bool = key(True, "drop them")
+    encoder: str | None = key(None, "folder of a RoBERTa-class encoder of Hugging Face's (report: RoBERTa)")
+    threshold: float = key(
+        0.95, "cosine to one that is kept from which a dialog is dropped; it depends on the encoder", above=0, high=1.01
+    )
+    clusters: int | None = key(None, "clusters of k-means; null: one for each thousand dialogs", low=1)
+    iterations: int = key(20, "of k-means, at most", low=1)
+    max_tokens: int = key(512, "of a window of the encoder; its own limit where that is lower", low=8)
+    batch_tokens: int = key(16_384, "tokens of a batch, padding included", low=8)
+    threads: int = key(1, "of the encoder, where there is no GPU", low=1)
+    seed: int = key(1234, "of the first centres", low=0)
+
+
+@dataclass
+class ApologyBalance:
+    """Dialogs in which an assistant says sorry, which models do too often (report: their share is balanced)."""
+
+    enabled: bool = key(True, "drop the worst of them beyond the share")
+    share: float = key(0.1, "largest share of what is kept", low=0, high=1)
+
+
+@dataclass
+class FilterData:
+    """Keys of `recipes.filter_data`: dialogs, and which of them are worth learning from."""
+
+    name: str = key(MISSING, "name of what is kept")
+    folder: str = key("filtered/${name}", "folder of all files; the same command goes on where it stopped")
+    input: str = key(MISSING, "dialogs: JSON lines or Parquet, folders or globs, comma-separated")
+    added_key: str = key("quality", "field that is added to every record")
+    limit: int | None = key(None, "records to read, from the first; null: all", low=1)
+    shards: int = key(1, "shards of the questions, each an element of an array on Slurm", low=1, high=100_000)
+    shard: int | None = key(None, "ask about this shard alone; null: all", low=0)
+    part: str = key(
+        "all",
+        "all, make (the answers of the judge), or gather (select by what was answered)",
+        choices=("all", "make", "gather"),
+    )
+    prompts: str | None = key(None, "folder of own prompts, quality/NAME.txt, in the place of those of conf/prompts")
+    longest_characters: int = key(
+        40_000, "of a dialog that the judge is shown; of a longer one the middle is left out, said so and counted",
+        low=1000,
+    )  # fmt: skip
+    items_at_once: int | None = key(None, "dialogs at work; null: four for each request that servers take", low=1)
+    judge: Server = field(default_factory=Server)
+    sampling: JudgeSampling = field(default_factory=JudgeSampling)
+    rules: RuleCleaning = field(default_factory=RuleCleaning)
+    decontamination: Decontamination = field(default_factory=Decontamination)
+    topic: TopicLabels = field(default_factory=TopicLabels)
+    intentions: IntentionTags = field(default_factory=IntentionTags)
+    difficulty: DifficultyGrade = field(default_factory=DifficultyGrade)
+    quality: QualitySelection = field(default_factory=QualitySelection)
+    deduplication: SemanticDeduplication = field(default_factory=SemanticDeduplication)
+    apologies: ApologyBalance = field(default_factory=ApologyBalance)
+    samples: int = key(5, "dialogs of each reason that the page shows", low=0, high=100)
+    submit: bool = key(False, "submit the shards to Slurm as an array, and after it the selection")
+    job: SynthesisJobs = field(default_factory=SynthesisJobs)
+    dry_run: bool = key(False, "print the commands of Slurm, and run nothing")

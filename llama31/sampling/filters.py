@@ -67,10 +67,8 @@ def why_not(one: Candidate, asked: str, wanted: Sequence[tuple[str, Any]], filte
         return "garbage"
     if repetition(text) > filters.repeated_share:
         return "repeats itself"
-    if emoji(text) - 1 > filters.emoji_per_word * len(text.split()):
-        return "emoji"
-    if text.count("!") - 1 > filters.exclamations_per_sentence * max(1, len(verifiers.sentences(text))):
-        return "exclamation marks"
+    if (sign := overdone(text, filters.emoji_per_word, filters.exclamations_per_sentence)) is not None:
+        return sign
     if filters.same_script and not writing_systems.as_asked(asked, text):
         return "another script"
     if filters.format and verifiers.broken(text, wanted):
@@ -89,6 +87,15 @@ def repetition(text: str) -> float:
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
+def overdone(text: str, emoji_per_word: float, exclamations_per_sentence: float) -> str | None:
+    """What a text has too much of, beyond the first: emoji per word, or exclamation marks per sentence."""
+    if emoji(text) - 1 > emoji_per_word * len(text.split()):
+        return "emoji"
+    if text.count("!") - 1 > exclamations_per_sentence * max(1, len(verifiers.sentences(text))):
+        return "exclamation marks"
+    return None
+
+
 def emoji(text: str) -> int:
     """Pictures among the characters: symbols beyond U+2600, which mathematics and currencies do not use."""
     return sum(unicodedata.category(char) == "So" and ord(char) >= 0x2600 for char in text)
@@ -97,6 +104,11 @@ def emoji(text: str) -> int:
 def apologises(text: str) -> bool:
     """Whether a text says sorry."""
     return _APOLOGY.search(text) is not None
+
+
+def most_apologies(share: float, apologising: int, others: int) -> int:
+    """How many of `apologising` texts may stay beside the others, for them to be at most that share of all."""
+    return apologising if share >= 1 else min(apologising, math.floor(share * others / (1 - share)))
 
 
 def normalised(text: str) -> str:
@@ -145,9 +157,7 @@ def _balance(selection: Selection, filters: config.Filters) -> None:
     keep = math.ceil(filters.keep_share * len(ordered))
     selection.dropped["prompts below keep_share"] += len(ordered) - keep
     sorry = [one for one in ordered[:keep] if apologises(one.answers[0][0].text)]
-    others = keep - len(sorry)
-    share = filters.apologies_share
-    allowed = len(sorry) if share >= 1 else math.floor(share * others / (1 - share))
+    allowed = most_apologies(filters.apologies_share, len(sorry), keep - len(sorry))
     gone = {one.prompt for one in [*ordered[keep:], *sorry[allowed:]]}
     selection.dropped["prompts that only apologise"] += len(sorry[allowed:])
     selection.best = [one for one in selection.best if one.prompt not in gone]

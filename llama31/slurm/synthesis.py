@@ -1,4 +1,4 @@
-"""Synthesis on Slurm: an array of shards, and after all of them the job that gathers what they made."""
+"""Synthesis, and the filters of dialogs, on Slurm: an array of shards, then the job that gathers what they made."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from llama31 import config
 from llama31.slurm import arrays, jobs, sbatch
 
 SCRIPT = sbatch.SCRIPTS / "synthesize.sh"
+FILTER_SCRIPT = sbatch.SCRIPTS / "filter_data.sh"
 OWN = ("submit", "dry_run", "shard", "part")  # what the submitting command keeps to itself
 MAKE, GATHER = "make", "gather"
 
 
 def command(
-    run: config.Synthesize, part: str, shards: Sequence[int], words: Sequence[str], after: str | None
+    run: config.Synthesize | config.FilterData,
+    part: str,
+    shards: Sequence[int],
+    words: Sequence[str],
+    after: str | None,
 ) -> list[str]:
     """The command that submits a part: the array of `shards`, or the gathering once the job `after` has succeeded.
 
@@ -33,15 +38,18 @@ def command(
     own, rest = sbatch.dependency(shlex.split(run.job.options), after)
     options += [*own, *sbatch.export(rest, os.environ), *rest]
     kept = [word for word in words if word.partition("=")[0] not in OWN and not word.startswith("job.")]
-    return [*options, str(SCRIPT), *kept, *([f"part={GATHER}"] if part == GATHER else [])]
+    script = SCRIPT if isinstance(run, config.Synthesize) else FILTER_SCRIPT
+    return [*options, str(script), *kept, *([f"part={GATHER}"] if part == GATHER else [])]
 
 
-def _comment(run: config.Synthesize, part: str) -> str:
+def _comment(run: config.Synthesize | config.FilterData, part: str) -> str:
     """By which a job is known again."""
     return f"{Path(run.folder).resolve()}/{part}"
 
 
-def submit(run: config.Synthesize, missing: Sequence[int], words: Sequence[str], say: Callable[[str], None]) -> None:
+def submit(
+    run: config.Synthesize | config.FilterData, missing: Sequence[int], words: Sequence[str], say: Callable[[str], None]
+) -> None:
     """Submit the shards in `missing`, and the gathering after them; in a dry run print it alone.
 
     Raises RunError with what Slurm said, and ValueError where a part of this folder is queued already.

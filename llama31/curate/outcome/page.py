@@ -109,7 +109,8 @@ def _tiles(summary: Summary, stages: list[Summary]) -> str:
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
-def _bar(share: float, kind: str = "") -> str:
+def bar(share: float, kind: str = "") -> str:
+    """A bar of that length, 0 to 1; `kind` is its colour, as in STYLE."""
     return f'<div class="track"><div class="bar {kind}" style="width:{100 * min(1.0, share):.2f}%"></div></div>'
 
 
@@ -119,7 +120,7 @@ def _funnel(stages: list[Summary]) -> str:
         [
             Cell(stage["name"]),
             Cell(block["name"]),
-            Cell(_bar(block["documents"] / documents if documents else 0), markup=True),
+            Cell(bar(block["documents"] / documents if documents else 0), markup=True),
             Cell(f"{block['documents']:,}", right=True),
             Cell(f"{block['documents_in'] - block['documents']:,}", right=True),
             Cell(percent(1 - block["documents"] / block["documents_in"]), right=True),
@@ -147,7 +148,7 @@ def _reasons(stages: list[Summary]) -> str:
         [
             Cell(f"{stage}: {block}"),
             Cell(reason),
-            Cell(_bar(number / most, "gone"), markup=True),
+            Cell(bar(number / most, "gone"), markup=True),
             Cell(f"{number:,}", right=True),
             Cell(NONE if removed["bytes"] is None else f"{count(removed['bytes'])}B", right=True),
             Cell(count(removed["tokens_estimated"]) if removed["tokens_estimated"] else NONE, right=True),
@@ -181,7 +182,7 @@ def _time(stages: list[Summary]) -> str:
     )[:14]
     most = max((seconds for seconds, _, _ in blocks), default=0) or 1
     rows = [
-        [Cell(f"{stage}: {name}"), Cell(_bar(seconds / most), markup=True), Cell(duration(seconds), right=True)]
+        [Cell(f"{stage}: {name}"), Cell(bar(seconds / most), markup=True), Cell(duration(seconds), right=True)]
         for seconds, stage, name in blocks
     ]
     return table(["time of cores", "", ""], rows)
@@ -195,7 +196,7 @@ def _languages(stages: list[Summary]) -> str:
     rows = [
         [
             Cell(language or "unknown"),
-            Cell(_bar(last.get(language, 0) / (max(first.values()) or 1)), markup=True),
+            Cell(bar(last.get(language, 0) / (max(first.values()) or 1)), markup=True),
             Cell(f"{number:,}", right=True),
             Cell(f"{last.get(language, 0):,}", right=True),
             Cell(percent(last.get(language, 0) / number), right=True),
@@ -210,7 +211,7 @@ def _packed(packed: dict[str, Summary]) -> str:
     rows = [
         [
             Cell(name),
-            Cell(_bar(one["train"]["tokens"] / total), markup=True),
+            Cell(bar(one["train"]["tokens"] / total), markup=True),
             Cell(f"{one['train']['tokens']:,}", right=True),
             Cell(f"{one['train']['documents']:,}", right=True),
             Cell(f"{one['heldout']['tokens']:,}", right=True),
@@ -239,8 +240,7 @@ def _samples(stage: Summary) -> str:
 
 def _folded(title: str, texts: Sequence[Summary], kind: str) -> str:
     inner = "".join(
-        f'<div class="text {kind}"><small>{escape(_whence(text))}</small>'
-        f"<pre>{escape(_clean(text['text']))}</pre></div>"
+        f'<div class="text {kind}"><small>{escape(_whence(text))}</small><pre>{escape(clean(text["text"]))}</pre></div>'
         for text in texts
     )
     return f"<details><summary>{escape(title)}</summary>{inner}</details>"
@@ -251,7 +251,7 @@ def _whence(text: Summary) -> str:
     return " · ".join(str(one) for one in known if one)
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Without characters that HTML has no place for."""
     return "".join(c if c in "\n\t" or c >= " " else "\N{REPLACEMENT CHARACTER}" for c in text)
 

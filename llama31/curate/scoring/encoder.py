@@ -143,8 +143,13 @@ class Encoder:
 
 
 def prepared(text: str, max_tokens: int) -> str:
-    """As much of a text as can be read, without halves of surrogate pairs and zero bytes."""
-    text = text[: CHARACTERS_PER_TOKEN * max_tokens].replace("\0", " ")
+    """As much of a text as can be read."""
+    return readable(text[: CHARACTERS_PER_TOKEN * max_tokens])
+
+
+def readable(text: str) -> str:
+    """A text without halves of surrogate pairs and zero bytes."""
+    text = text.replace("\0", " ")
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
