@@ -158,7 +158,7 @@ def test_share_of_safety_data_falls_with_the_size() -> None:
 
 @pytest.mark.parametrize(
     ("answer", "codes"),
-    [("safe", ()), (" Safe\n", ()), ("unsafe\nS1", ("S1",)), ("unsafe\n\nS10, S2", ("S2", "S10"))],
+    [("safe", ()), (" Safe.\n", ()), ("unsafe\nS1", ("S1",)), ("unsafe\n\nS10, S2", ("S2", "S10"))],
 )
 def test_labels_of_the_guard_are_read(answer: str, codes: tuple[str, ...]) -> None:
     assert guard.read(answer, guard.HAZARDS) == codes

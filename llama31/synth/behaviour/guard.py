@@ -44,10 +44,10 @@ def read(answer: str, known: Mapping[str, str]) -> tuple[str, ...]:
 
     Raises ValueError for anything else than `safe`, or `unsafe` and codes.
     """
-    lines = [line.strip() for line in answer.strip().splitlines() if line.strip()]
+    lines = [line.strip(" .,*`") for line in answer.strip().splitlines() if line.strip()]
     if [line.casefold() for line in lines] == [SAFE]:
         return ()
-    codes = set(re.split(r"[,\s]+", " ".join(lines[1:]).strip(" ,."))) if len(lines) > 1 else set()
+    codes = set(re.split(r"[,\s]+", " ".join(lines[1:]))) if len(lines) > 1 else set()
     if not lines or lines[0].casefold() != UNSAFE or not codes or not codes <= known.keys():
         raise ValueError("neither safe nor unsafe with codes")
     return tuple(code for code in known if code in codes)
