@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,20 @@ safe
 [user]
 {{ hazards[:0] }}{{ role[:0] }}{{ conversation }}
 """
+
+
+def beginning(folder: Path, bpe: Path, vocab_size: int) -> Path:
+    """A run folder with a checkpoint of random weights and this tokenizer, as SFT begins with."""
+    from llama31.convert import checkpoints
+    from tests.convert import test_convert
+
+    model = replace(test_convert.MODEL, vocab_size=vocab_size)
+    weights = {name: 0.02 * weight for name, weight in test_convert.weights_of(model).items()}
+    source = test_convert.write_hf(folder / "hf", model, weights)
+    for path in bpe.iterdir():
+        shutil.copy(path, source)
+    checkpoints.run(test_convert.settings("from_hf", source, folder / "beginning", dtype="fp32"))
+    return folder / "beginning"
 
 
 def test_a_task_runs_through_to_sft_with_a_real_model(tmp_path: Path) -> None:
@@ -59,13 +75,19 @@ def test_a_task_runs_through_to_sft_with_a_real_model(tmp_path: Path) -> None:
     lines = read_lines(made / "dialogs.jsonl")
     assert {line["messages"][-1]["content"].split("\n")[0] for line in lines} <= {"safe", "unsafe"}
     assert all("smollm2" in line["provenance"]["models"]["judge"][0] for line in lines)
-    size_of = tokenizers.train_bpe([line["messages"][0]["content"] for line in lines], 560, tmp_path / "bpe").vocab_size
-    size = ["model=tiny", "model.layers=1", "model.hidden_size=32", "model.ffn_hidden_size=64", "model.heads=2"]
-    size += ["model.kv_heads=1", f"model.vocab_size={size_of}", "precision=fp32"]
+    vocabulary = tokenizers.train_bpe([line["messages"][0]["content"] for line in lines], 520, tmp_path / "bpe")
+    start = beginning(tmp_path, tmp_path / "bpe", vocabulary.vocab_size)
+    size = ["model=tiny", "model.layers=2", "model.hidden_size=32", "model.ffn_hidden_size=48", "model.kv_heads=2"]
+    size += [f"model.vocab_size={vocabulary.vocab_size}", "precision=fp32", f"init_from={start}"]
     train = ["name=s", f"folder={tmp_path / 'sft'}", f"data.sources.guard.input={made / 'dialogs.jsonl'}"]
-    train += ["data.heldout_fraction=0", "tokenizer.kind=bpe", f"tokenizer.path={tmp_path / 'bpe'}"]
+    train += [
+        "data.heldout_fraction=0",
+        "tokenizer.kind=bpe",
+        "tokenizer.vocab_size=520",
+        f"tokenizer.path={tmp_path / 'bpe'}",
+    ]
     train += [f"data.folder={tmp_path / 'data'}", "schedule.batch_tokens=1024", "schedule.sequence_length=1024"]
-    train += ["schedule.total_tokens=3072", "schedule.warmup_tokens=0"]
+    train += ["schedule.total_tokens=3072", "schedule.warmup_tokens=0", "schedule.peak_lr=1e-2"]
     learned = entry.load(config.Sft, "guard", [*size, *train], lambda run: 1)
     inputs.check(learned)
     sft.main(learned)
