@@ -26,7 +26,7 @@ NEEDED = {
 
 def problems(run: Curate) -> list[Issue]:
     """All that is wrong with the keys."""
-    return [*_sources(run), *_rules(run), *_tokens(run), *_stage(run)]
+    return [*_sources(run), *_rules(run), *_scores(run), *_tokens(run), *_stage(run)]
 
 
 def classifier_problems(run: Classify) -> list[Issue]:
@@ -83,6 +83,24 @@ def _rules(run: Curate) -> Iterator[Issue]:
     if run.divergence.enabled and not run.extraction.count_tokens:
         remedy = "give extraction.count_tokens=true, or divergence.enabled=false"
         yield Issue("divergence.enabled", True, "no tokens are counted that documents could be compared with", remedy)
+    if run.language.languages and not run.language.model:
+        remedy = "give language.model=FILE, or leave it out"
+        yield Issue("language.languages", run.language.languages, "nobody says which language a text is in", remedy)
+
+
+def _scores(run: Curate) -> Iterator[Issue]:
+    for name, one in run.encoders.items():
+        if not re.fullmatch("[A-Za-z0-9_]+", name):
+            yield Issue("encoders", name, "no name for a score", "give letters, digits and _ alone")
+        if not one.model:
+            yield Issue(f"encoders.{name}.model", "", "there is nothing to score by", "give the folder of an encoder")
+    asked = [*(["cited"] if run.cited.model else []), *run.encoders]
+    if run.best.score and run.best.score not in asked:
+        known = f"give one of {', '.join(asked)}" if asked else "give cited.model=FILE or an encoder, or leave it out"
+        yield Issue("best.score", run.best.score, "nobody gives that score", known)
+    given = {"share": run.best.share < 1, "shares": bool(run.best.shares)}
+    for name in (name for name, is_given in given.items() if is_given and not run.best.score):
+        yield Issue(f"best.{name}", getattr(run.best, name), "best by which score?", "give best.score too")
 
 
 def _tokens(run: Curate) -> Iterator[Issue]:
@@ -113,11 +131,22 @@ def _stage(run: Curate) -> Iterator[Issue]:
 
 
 def missing(run: Curate) -> list[Issue]:
-    """Sources that are not there; those of other file systems are seen when they are opened."""
+    """Sources, models and lists that are not there; those of other file systems are seen when they are opened."""
     given = {f"sources.{name}.input": source.input for name, source in run.sources.items()}
+    given |= {f"{name}.model": getattr(run, name).model for name in ("language", "cited", "knowledge")}
+    for section in ("domains", "adult"):
+        given |= {f"{section}.lists.{name}": path for name, path in getattr(run, section).lists.items()}
     remedy = "give a folder or a file that is there"
-    return [
+    issues = [
         Issue(key, path, "there is no such folder or file", remedy)
         for key, path in given.items()
-        if "://" not in path and not Path(path).exists()
+        if path and "://" not in path and not Path(path).exists()
+    ]
+    folders = {f"encoders.{name}.model": Path(one.model) for name, one in run.encoders.items()}
+    if run.knowledge.model and Path(run.knowledge.model).is_dir():  # a file is one of fastText
+        folders["knowledge.model"] = Path(run.knowledge.model)
+    return issues + [
+        Issue(key, path, "there is no config.json in it", "give the folder of an encoder")
+        for key, path in folders.items()
+        if not (path / "config.json").is_file()
     ]

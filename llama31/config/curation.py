@@ -212,7 +212,9 @@ class KnowledgeClasses:
     """What documents are about, and fewer of what there is too much of (report, section 3.1.2)."""
 
     model: str = key("", "fastText model or folder of an encoder; empty: not asked")
-    largest_share: float = key(0.2, "most of all characters that a class may have; 1: none goes", above=0, high=1)
+    largest_share: float = key(
+        0.2, "most of all characters that a class may have; 1, or too few classes for it: none goes", above=0, high=1
+    )
     largest_shares: dict[str, float] = key({}, "other shares of single classes", low=0, high=1)
 
 

@@ -25,8 +25,11 @@ from functools import cache
 
 import regex
 
-# Languages (ISO 639-1) that put no space between words: their words, as counted here, are characters or clusters.
-SPACELESS = frozenset({"th", "lo", "km", "my", "bo", "dz", "zh", "ja"})
+# Languages (ISO 639-1) that put no space between words, and how many of their characters or clusters, which are their
+# words here, say what a word of English does: 3.0 in Thai and Khmer, 2.8 in Burmese, 2.7 in Japanese, 1.6 in Chinese,
+# by 600 to 2,700 messages of Firefox and their translations. Of the others none were at hand.
+PIECES = {"zh": 2, **dict.fromkeys(("th", "lo", "km", "my", "bo", "dz", "ja"), 3)}
+SPACELESS = frozenset(PIECES)
 # Of these, the ones that end a sentence by a space alone.
 UNPOINTED = frozenset({"th", "lo"})
 # Closed in French, where `aujourd'hui` is a word; in Italian and Catalan an apostrophe within a word is an elision.

@@ -25,7 +25,7 @@ def curated(folder_: Path, *further: str) -> dict[str, Any]:
     )
     known = stages.stages(run, folder.opened(run).tasks)
     local.execute(run, known, known)
-    content = summary.summary(Path(run.folder), "x", known, 3)
+    content = summary.summary(Path(run.folder), "x", known, run.report.samples)
     json.dumps(content, allow_nan=False)
     assert "<h1>Curation of x</h1>" in page.html(content)
     return content

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datatrove.data import Document
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast, RobertaConfig
+from transformers import RobertaConfig
 
 from llama31 import config
 from llama31.command import entry
@@ -22,11 +21,10 @@ from llama31.curate.scoring.encoder import Encoder, EncoderFilter
 from llama31.curate.scoring.labels import Labelled
 from llama31.curate.scoring.training import EncoderSettings
 from recipes import classify
-from tests.curate import multilingual
+from tests.curate import multilingual, roberta
 
 pytestmark = pytest.mark.torch
 
-SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 QUICK = EncoderSettings(epochs=3, learning_rate=2e-3, batch_size=16, max_tokens=64, share=0.3)
 
 
@@ -37,23 +35,7 @@ def pages() -> list[tuple[str, str, str]]:
 
 @pytest.fixture(scope="module")
 def base(pages: list[tuple[str, str, str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small RoBERTa without weights, with a tokenizer of its own."""
-    folder = tmp_path_factory.mktemp("base")
-    words = Tokenizer(models.BPE(unk_token="<unk>"))
-    words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    words.train_from_iterator(
-        (text for _, _, text in pages), trainers.BpeTrainer(vocab_size=1500, special_tokens=SPECIAL)
-    )
-    words.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, bos_token="<s>", cls_token="<s>", eos_token="</s>", sep_token="</s>", pad_token="<pad>",
-        unk_token="<unk>", mask_token="<mask>",
-    ).save_pretrained(folder)  # fmt: skip
-    RobertaConfig(
-        vocab_size=words.get_vocab_size(), hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=96, max_position_embeddings=130, pad_token_id=1, type_vocab_size=1,
-    ).save_pretrained(folder)  # fmt: skip
-    return folder
+    return roberta.write(tmp_path_factory.mktemp("base"), (text for _, _, text in pages))
 
 
 def pieces(pages: list[tuple[str, str, str]], languages: dict[str, str]) -> list[Labelled]:

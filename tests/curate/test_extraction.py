@@ -214,4 +214,4 @@ def test_nothing_crashes_and_everything_is_counted() -> None:
     )
     assert stats["dropped"] == stats["empty"] + stats.get("unreadable", 0)
     assert len(documents[-1].text) >= 400_000, "nothing is cut"
-    assert documents[-1].metadata == {"extraction": "general"}
+    assert documents[-1].metadata == {"extraction": "general", "format": "text"}

@@ -57,7 +57,9 @@ class Extracted:
 
 
 def is_technical(lower: str, marks: int) -> bool:
-    """Whether a page, in lower case, holds as many blocks of code and formulas."""
+    """Whether a page, in lower case, holds as many blocks of code and formulas; with 0 every page does."""
+    if not marks:
+        return True
     count = 0
     for mark in TECHNICAL:
         if mark in lower:
@@ -76,7 +78,7 @@ def extract(html: str, *, remove_markdown: bool = True, technical_marks: int = 3
     Args:
         html: the page.
         remove_markdown: take the markers of Markdown out of everything but code.
-        technical_marks: from how many blocks of code and formulas on a page takes the path of its own; ours.
+        technical_marks: from how many blocks of code and formulas on a page takes the path of its own; ours. 0: all do.
     """
     html = html.replace("\ufdd0", "\ufffd") if "\ufdd0" in html else html
     if not html.isascii():
@@ -137,9 +139,11 @@ class PageExtractor(BaseExtractor):
 
     datatrove's own extractors hand each page to a second process, which can be ended; this one works in the pipeline's,
     for what takes long, the choice of main content of a deep page, is left out. Documents whose metadata say `format`
-    "text" are text already (WET files, most JSON lines); Markdown's markers alone go. Adds metadata: extraction,
-    "technical" or "general". Counts: `technical`, `formulas`, and, of what is dropped, `empty` (no text) and
-    `unreadable` (the parser refused it; one is logged).
+    "text" are text already (WET files, most JSON lines); Markdown's markers alone go. Those whose metadata say `class`
+    "code" or "mathematics", because all of their source is that, take the technical path. Text of code, and what an
+    earlier run has called technical, stays as it is: a heading in Markdown is a comment there. Sets metadata:
+    extraction, "technical" or "general", and format, "text". Counts: `technical`, `formulas`, and, of what is dropped,
+    `empty` (no text) and `unreadable` (the parser refused it; one is logged).
     """
 
     name = "Pages"
@@ -153,9 +157,14 @@ class PageExtractor(BaseExtractor):
         return extract(text, remove_markdown=self.remove_markdown, technical_marks=self.technical_marks).text
 
     def _page(self, document: Document) -> Extracted:
+        kind = document.metadata.get("class")
+        technical = kind in ("code", "mathematics")
         if document.metadata.get("format") != "text":
-            return extract(document.text, remove_markdown=self.remove_markdown, technical_marks=self.technical_marks)
-        return Extracted(markdown.remove(document.text) if self.remove_markdown else document.text, False, 0)
+            marks = 0 if technical else self.technical_marks
+            return extract(document.text, remove_markdown=self.remove_markdown, technical_marks=marks)
+        before = document.metadata.get("extraction") == "technical"
+        marked = self.remove_markdown and not before and kind != "code"
+        return Extracted(markdown.remove(document.text) if marked else document.text, technical or before, 0)
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         """The documents whose pages have text."""
@@ -175,7 +184,7 @@ class PageExtractor(BaseExtractor):
                 self.stat_update("empty", StatHints.dropped)
                 continue
             document.text = page.text
-            document.metadata["extraction"] = "technical" if page.technical else "general"
+            document.metadata |= {"extraction": "technical" if page.technical else "general", "format": "text"}
             if page.technical:
                 self.stat_update("technical")
             self.stat_update(StatHints.forwarded)

@@ -14,7 +14,7 @@ from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
-from llama31.curate import spans
+from llama31.curate import spans, words
 from llama31.curate.heuristics import repetition
 
 Verdict = bool | tuple[bool, str]
@@ -28,7 +28,8 @@ class RepeatedContentFilter(BaseFilter):
     metadata `repeated_content` to those: the share of their words' characters in such lines.
 
     Args:
-        n: words of a run. 6: ours, the middle of Gopher's 5 to 10 that takes no common phrase for a repetition.
+        n: words of a run; where words are characters, two or three times as many (`words.PIECES`). 6: ours, the middle
+            of Gopher's 5 to 10 that takes no common phrase for a repetition.
         max_coverage: a line goes whose ratio is higher. 0.8: ours.
         max_removed: documents go of whose words' characters more lie in such lines, reason `repeated_content`. 0.8:
             ours. What is left of a log is a line or two.
@@ -60,8 +61,9 @@ class RepeatedContentFilter(BaseFilter):
         if self.keep_technical and document.metadata.get("extraction") == "technical":
             self.stat_update("technical")
             return True
-        found = spans.of(document.text, document.metadata.get("language") or "")
-        inside = repeated_words(document.text, found, self.n, self.fold_numbers)
+        language = document.metadata.get("language") or ""
+        found, n = spans.of(document.text, language), self.n * words.PIECES.get(language, 1)
+        inside = repeated_words(document.text, found, n, self.fold_numbers)
         if not inside.any():
             return True
         lines = document.text.split("\n")

@@ -18,8 +18,35 @@ META = re.compile(
 READ_AS = {"iso-8859-1": "cp1252", "latin-1": "cp1252", "us-ascii": "cp1252", "ascii": "cp1252", "gb2312": "gb18030"}
 READ_AS |= {"gbk": "gb18030", "shift_jis": "cp932", "shift-jis": "cp932", "euc-kr": "cp949", "iso-8859-9": "cp1254"}
 READ_AS |= {"tis-620": "cp874", "iso-8859-11": "cp874", "big5": "big5hkscs", "windows-31j": "cp932"}
+DETECTED = {"KOI8-R": "koi8-u"}  # the same letters, and those of Ukrainian for some of the lines of boxes
 LATIN = ("cp1252", "iso8859-15", "cp1254", "latin-1")
-OTHER_SCRIPTS = re.compile(r"1251|koi8|866|8859-5|1253|8859-7|1255|8859-8|1256|8859-6|874|tis|gb|big5|jis|euc|949")
+OTHER_SCRIPTS = re.compile(r"1251|koi8|866|8859-5|1253|8859-7|1255|8859-8|1256|8859-6|874|tis|gb|big5|jis|euc|932|949")
+# What languages are written in where it is no Unicode (WHATWG's defaults by locale), and what is for the same script.
+WRITTEN_IN = {
+    "cp1252": "af ca da de en es eu fi fr ga gl id is it ms nb nl nn no pt sq sv",
+    "cp1250": "bs cs hr hu pl ro sk sl",
+    "cp1251": "be bg mk ru sr uk",
+    "cp1253": "el",
+    "cp1254": "tr",
+    "cp1255": "he",
+    "cp1256": "ar fa ur",
+    "cp1257": "et lt lv",
+    "cp1258": "vi",
+    "cp874": "th",
+    "cp932": "ja",
+    "cp949": "ko",
+    "gb18030": "zh",
+}
+CHARSETS = {language: charset for charset, languages in WRITTEN_IN.items() for language in languages.split()}
+AKIN = {"cp1252": ("iso8859-15",), "cp1250": ("iso8859-2", "iso8859-16"), "cp1253": ("iso8859-7",)}
+AKIN |= {"cp1251": ("koi8-u", "iso8859-5", "cp866", "mac-cyrillic"), "cp1255": ("iso8859-8",)}
+AKIN |= {"cp1256": ("iso8859-6",), "cp1257": ("iso8859-13", "iso8859-4"), "cp932": ("euc_jp",)}
+AKIN |= {"gb18030": ("big5hkscs",)}
+LANG = re.compile(rb"<html[^>]{0,500}?\slang\s*=\s*[\"']?([A-Za-z]{2})\b", re.I)
+TAG = re.compile(rb"<[^>]*>")
+RUN = re.compile(rb"[\x80-\xff]+")
+CONTROLS = re.compile(rb"[\x80-\x9f]")  # in ISO 8859; in what Windows has instead quotation marks and dashes
+BEYOND_ASCII = re.compile(r"[^\x00-\x7f]+")
 SAMPLE = 1 << 16
 
 
@@ -148,9 +175,12 @@ def joined(body: bytes) -> bytes:
 def text(body: bytes, declared: str | None = None) -> tuple[str, str]:
     """A body's text, and how its charset was known: utf-8, declared, meta, detected, or replaced.
 
-    Bytes that are valid UTF-8 are read so, whatever is declared. Then what HTTP declares, what the page does; where the
-    two differ the detector decides between them, and where Latin letters are declared, as servers do for everything,
-    and the detector is sure of another script, it is heard. `replaced`: some characters could not be read.
+    Bytes that are valid UTF-8 are read so, whatever is declared, and so are those of which most are, but for a
+    character that was cut: any of Latin's charsets would read them without an error, and make two wrong letters of
+    each right one. Then what HTTP declares, what the page does; where the two differ the detector decides between them.
+    Where nothing is declared, or Latin letters, as servers do for everything, the detector is heard if it is sure of
+    another script, or if letters beyond ASCII stand three and more together, as they do in no language of Latin
+    letters; and so is the language that the page says to be in. `replaced`: some characters could not be read.
     """
     for mark, name in (
         (codecs.BOM_UTF8, "utf-8-sig"),
@@ -164,23 +194,39 @@ def text(body: bytes, declared: str | None = None) -> tuple[str, str]:
         b"\x1b" in body or b"~{" in body or b"\0" in body[:SAMPLE]
     ):
         return body.decode(said, "replace"), "declared"
+    if b"\x1b$B" in body[:SAMPLE]:  # Japanese in ISO-2022-JP is ASCII throughout, and so valid UTF-8
+        return body.decode("iso2022_jp", "replace"), "detected"
     if b"\0" in body[:SAMPLE]:
         name = "utf-16-be" if body[:SAMPLE:2].count(0) > body[1:SAMPLE:2].count(0) else "utf-16-le"
         return body.decode(name, "replace"), "detected"
     try:
         return body.decode("utf-8"), "utf-8"
-    except UnicodeDecodeError:
+    except UnicodeDecodeError as error:
+        if _mostly_utf8(body, error.start, "utf-8" in names):
+            return body.decode("utf-8", "replace"), "replaced"
         return _of_other(body, names, bool(_codec(declared)))
+
+
+def _mostly_utf8(body: bytes, at: int, declared: bool) -> bool:
+    """Whether most characters beyond ASCII around the first that is wrong are UTF-8: four of five, or half if declared.
+
+    Few bytes of other charsets happen to be: of Chinese in GBK a tenth, of Latin letters hardly any.
+    """
+    around = body[max(0, at - SAMPLE) : at + SAMPLE].decode("utf-8", "replace")
+    wrong = max(1, around.count("\ufffd"))
+    right = sum(len(run) for run in BEYOND_ASCII.findall(around)) - wrong
+    return right > 0 and right >= wrong * (1 if declared else 4)
 
 
 def _of_other(body: bytes, names: list[str], by_http: bool) -> tuple[str, str]:
     found = cchardet.detect(body[:SAMPLE])
-    detected, sure = _codec(found["encoding"]), (found["confidence"] or 0) >= 0.9
+    detected, sure = DETECTED.get(found["encoding"], _codec(found["encoding"])), (found["confidence"] or 0) >= 0.9
     how = {name: "declared" if by_http and i == 0 else "meta" for i, name in reversed([*enumerate(names)])}
+    names = [name for name in names if name != "utf-8"]  # which it is not
+    if latin := not names or names[0] in LATIN:
+        detected, sure = _judged(body[:SAMPLE], detected, sure)
     order = [*names]
-    if detected and (
-        detected in names[1:] or (sure and names and names[0] in LATIN and OTHER_SCRIPTS.search(detected))
-    ):
+    if detected and (detected in names[1:] or (latin and sure)):
         order.insert(0, detected)
     for name in [*order, *([detected] if detected else [])]:
         try:
@@ -189,6 +235,19 @@ def _of_other(body: bytes, names: list[str], by_http: bool) -> tuple[str, str]:
             continue
     names = [name for name in order if name != "utf-8"]
     return body.decode(names[0] if names else detected or "utf-8", "replace"), "replaced"
+
+
+def _judged(body: bytes, detected: str | None, sure: bool) -> tuple[str | None, bool]:
+    """What was detected, or the charset of the language that a page says to be in; whether Latin letters give way."""
+    runs = [len(run) for run in RUN.findall(TAG.sub(b" ", body))]
+    together = 2 * sum(length for length in runs if length >= 3) > sum(runs)
+    said = LANG.search(body)
+    written = CHARSETS.get(said[1].decode().lower()) if said else None
+    if written and together == (OTHER_SCRIPTS.search(written) is not None):
+        akin = detected in AKIN.get(written, ()) and not ("iso8859" in str(detected) and CONTROLS.search(body))
+        return (detected if akin else written), written != "cp1252"
+    other = detected is not None and OTHER_SCRIPTS.search(detected) is not None
+    return detected, other and (sure or together)
 
 
 def _meta(body: bytes) -> str | None:

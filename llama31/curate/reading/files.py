@@ -101,8 +101,12 @@ class RecordsReader(CountingReader):
             return None
         id_, url = (str(taken[key]) if taken[key] is not None else "" for key in ("id_", "url"))
         language = taken["language"] if isinstance(taken["language"], str) else ""
+        if not language and self.format == "html":
+            language = declared_language(taken["text"])
         others = {key: value for key, value in row.items() if key not in ("source", "text", "id_", "where", "self")}
-        others |= {"format": row.get("format") or self.format, "language": language}
+        if row.get("format") not in (None, "text", "html"):  # a column of theirs
+            others["given_format"] = row["format"]
+        others |= {"format": self.format, "language": language}
         return self.document(taken["text"], id_ or f"{self.source}/{where}", url, taken["date"], where, **others)
 
 

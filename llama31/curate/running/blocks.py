@@ -245,8 +245,11 @@ class Files(PipelineStep):
         if data:
             yield from data
         for document in self.inner.read_files_shard(list(self.files)):
-            if self.source.kind:
-                document.metadata["class"] = self.source.kind
+            given = document.metadata.pop("class", None)
+            if self.source.kind or given in config.PAGE_KINDS:  # as an earlier run of ours left it
+                document.metadata["class"] = self.source.kind or given
+            elif given is not None:  # a column of theirs
+                document.metadata["given_class"] = given
             yield document
 
 

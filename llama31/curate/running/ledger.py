@@ -70,7 +70,7 @@ def left(record: dict[str, Any]) -> list[Left]:
 
 def sections(run: config.Curate, stage: CurationStage) -> dict[str, Any]:
     """The keys that decide what a stage leaves, and hashes of the files that they name."""
-    return {name: _plain(operator.attrgetter(name)(run)) for name in stage.keys}
+    return {name: _plain(operator.attrgetter(name)(run), name) for name in stage.keys}
 
 
 def key(decisive: dict[str, Any], stage: CurationStage, rank: int, before: Iterable[dict[str, Any]]) -> str:
@@ -85,9 +85,11 @@ def _content(left: Any) -> Any:
     return [[one["path"], one["bytes"], one["xxh64"]] for one in left] if isinstance(left, list) else left
 
 
-def _plain(section: Any) -> Any:
+def _plain(section: Any, name: str) -> Any:
     if isinstance(section, dict):
-        return {name: _plain(inner) for name, inner in section.items()}
+        return {key: _plain(inner, key) for key, inner in section.items()}
+    if section and name.endswith(".model"):
+        return [section, content(Path(section))]
     if dataclasses.is_dataclass(section) and not isinstance(section, type):
         plain = dataclasses.asdict(section)
         named = [plain.get("model"), *(plain["lists"].values() if "lists" in plain else [])]

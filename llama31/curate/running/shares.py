@@ -66,8 +66,17 @@ class Shares(PipelineStep):
             for path in self.counted:
                 if path.parent.name == "classes":
                     total.update(json.loads(path.read_text(encoding="utf-8")))
-            kept = knowledge.kept_parts(total, self.classes.largest_share, self.classes.largest_shares)
+            kept = knowledge.kept_parts(total, self._largest(total), self.classes.largest_shares)
             files.write_whole(self.out / CLASSES, json.dumps(kept, indent=1) + "\n")
+
+    def _largest(self, total: Counter[str]) -> float:
+        """The share that no class may exceed; 1, counted, where there are too few classes for such a share of each."""
+        single, most = self.classes.largest_shares, self.classes.largest_share
+        shares = [single.get(name, most) for name, count in total.items() if count]
+        if sum(shares) >= 1 or set(total) <= set(single):
+            return most
+        self.stat_update(f"{len(shares)} classes are too few for largest_share; none of the others is made smaller")
+        return 1.0
 
 
 def kept_classes(folder: Path) -> dict[str, float]:

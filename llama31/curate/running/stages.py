@@ -85,9 +85,9 @@ def _scores(run: config.Curate, tasks: int, last: str) -> list[CurationStage]:
     """Scores and classes where there is a model, and a second pass where something is to be chosen by all of them."""
     if not (run.cited.model or run.encoders or run.knowledge.model):
         return []
-    keys = ("cited", "encoders", "class_threshold", "knowledge", "best")
-    memory = 4.0 if run.encoders or run.knowledge.model else 2.0
-    built = [CurationStage("score", "scores and classes", tasks, memory, reads=last, keys=keys)]
+    asked = ("cited", "encoders", "class_threshold", "knowledge.model", "best.score")
+    memory, keys = 4.0 if run.encoders or run.knowledge.model else 2.0, ("knowledge", "best")
+    built = [CurationStage("score", "scores and classes", tasks, memory, reads=last, keys=asked)]
     if run.best.score or run.knowledge.model:
         counted = ("score/scores", "score/classes")
         built.append(CurationStage("ranking", "thresholds and shares of all", 1, 1.5, needs=counted, keys=keys))

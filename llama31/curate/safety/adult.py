@@ -17,7 +17,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from llama31.curate import spans
-from llama31.curate.words import SPACELESS
+from llama31.curate.words import PIECES, SPACELESS
 
 Verdict = bool | tuple[bool, str]
 # A letter, digit or mark at a border says that a word goes on; `re` takes no mark for a part of a word.
@@ -68,7 +68,8 @@ class AdultWordsFilter(BaseFilter):
         found = phrases.find(document.text, language)
         if not found:
             return True
-        per_1000 = 1000 * len(found) / max(1, len(spans.of(document.text, language)))
+        length = len(spans.of(document.text, language)) / PIECES.get(language, 1)
+        per_1000 = 1000 * len(found) / max(1, length)
         counts = {"total": len(found), "distinct": len(set(found)), "per_1000_words": round(per_1000, 2)}
         document.metadata["adult_words"] = counts
         self.stat_update("documents with listed words")
