@@ -16,7 +16,8 @@ class Job:
         "recipe to run, the other arguments being its own; or give chain=NAME",
         choices=(
             *("pretrain", "long_context", "anneal", "probe", "average"),
-            *("sft", "reward", "dpo", "sample", "score", "judge", "evaluate", "convert", "synthesize"),
+            *("sft", "reward", "dpo", "sample", "score", "judge", "evaluate", "convert"),
+            *("synthesize", "filter_data"),
         ),
     )
     nodes: int | None = key(None, "nodes; null: as many as the layout asks for", low=1)

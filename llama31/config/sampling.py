@@ -176,6 +176,15 @@ class RoundSynthesis:
 
 
 @dataclass
+class RoundFilter:
+    """Which dialogs of a round SFT learns from: `recipes.filter_data` over all of them."""
+
+    enabled: bool = key(False, "filter the sampled, the given and the synthesised dialogs before SFT")
+    config_name: str | None = key(None, "root file in conf/ or --config-dir; null: the recipe's own")
+    set: list[str] = key([], "overrides, judge.urls among them where a judge is asked; {round} is the round's number")
+
+
+@dataclass
 class PostTrain:
     """Keys of `recipes.post_train`: rounds of reward model, sampling, SFT, DPO, averages and the judge."""
 
@@ -202,6 +211,7 @@ class PostTrain:
     synthesize: dict[str, RoundSynthesis] = key(
         {}, "further data of each round, by names of your own: synthesize.NAME.task=code synthesize.NAME.set=[...]"
     )
+    filter: RoundFilter = field(default_factory=RoundFilter)
     sft: RoundRecipe = field(default_factory=RoundRecipe)
     dpo: RoundRecipe = field(default_factory=RoundRecipe)
     judge: RoundRecipe = field(default_factory=RoundRecipe)

@@ -1,6 +1,6 @@
 """Rounds of post-training (report, section 4.1): commands in their order, and which of them are done.
 
-    <folder>/round-01/reward  sample  synthesize-NAME  sft  dpo  answers  judge  best
+    <folder>/round-01/reward  sample  synthesize-NAME  filter  sft  dpo  answers  judge  best
                                                           best leads to the model that the judge prefers
 
 Reward models and, in the report, SFT begin with the pre-trained model in every round; what a round hands to the next is
@@ -28,6 +28,7 @@ from llama31.sampling import drawing
 from llama31.slurm import chains, jobs, submission
 
 OF_MANY = ("sampling.answers=", "sampling.temperature=", "filters.", "pairs.", "limit=", "part=")  # no judge's business
+KEPT = "kept.jsonl"  # of recipes.filter_data
 GREEDY = ("sampling.answers=1", "sampling.temperature=0")  # answers that are judged
 
 
@@ -87,8 +88,12 @@ class _Round:
         made = list(self._synthesized())
         yield from made
         dialogs |= self._made("dialogs")
+        after = [self._of("sample"), *(one.name for one in made)]
+        if run.filter.enabled:
+            yield self._filtered_data(dialogs, after)
+            dialogs, after = {"kept": str(here / "filter" / KEPT)}, [self._of("filter")]
         begin = self.policy if run.sft_from == "best" else run.pretrained
-        yield from self._trained("sft", run.sft, begin, dialogs, (self._of("sample"), *(one.name for one in made)))
+        yield from self._trained("sft", run.sft, begin, dialogs, after)
 
         newest = {f"preferences_{self.tag}": self._file(run.preferences)}
         newest |= {"sampled": str(here / "sample" / drawing.PAIRS)} if run.pairs else {}
@@ -122,6 +127,14 @@ class _Round:
             given = (f"task={wanted.task}", f"name={self.run.name}-{self.tag}-{name}", f"folder={folder}")
             arguments = (*self._root(wanted), *given, *self._filled(wanted.set))
             yield RoundStage(self._of(folder.name), "synthesize", arguments, self.waits, _made_whole(folder))
+
+    def _filtered_data(self, dialogs: dict[str, str], after: Sequence[str]) -> RoundStage:
+        folder, wanted = self.folder / "filter", self.run.filter
+        given = (f"name={self.run.name}-{self.tag}-filter", f"folder={folder}", f"input={','.join(dialogs.values())}")
+        arguments = (*self._root(wanted), *given, *self._filled(wanted.set))
+        return RoundStage(
+            self._of("filter"), "filter_data", arguments, tuple(after), (folder / drawing.SUMMARY).is_file
+        )
 
     def _made(self, kind: str) -> dict[str, str]:
         """Files of the round's synthesis that hold records of a kind, by their sources' names."""
@@ -165,7 +178,7 @@ class _Round:
         done = _ranked(folder, self.folder / "reward")
         return RoundStage(self._of(name), "sample", arguments, (*after, *self.waits), done, wanted.processes)
 
-    def _root(self, wanted: config.RoundRecipe | config.RoundSynthesis) -> tuple[str, ...]:
+    def _root(self, wanted: config.RoundRecipe | config.RoundSynthesis | config.RoundFilter) -> tuple[str, ...]:
         folder = () if self.run.config_dir is None else ("--config-dir", self.run.config_dir)
         return folder + (() if wanted.config_name is None else ("--config-name", wanted.config_name))
 

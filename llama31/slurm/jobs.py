@@ -35,6 +35,7 @@ SCHEMAS: dict[str, type] = {
     "evaluate": config.Evaluate,
     "convert": config.Convert,
     "synthesize": config.Synthesize,
+    "filter_data": config.FilterData,
 }
 SHORT = {"recipe": "submit.recipe", "dry_run": "submit.dry_run"}  # what stands first in every command line
 SCRIPTS = sbatch.SCRIPTS

@@ -96,6 +96,20 @@ def test_synthesis_feeds_the_round_it_stands_in(tmp_path: Path) -> None:
         assert facts.done() is done
 
 
+def test_filters_stand_between_all_dialogs_and_sft(tmp_path: Path) -> None:
+    found = stages(*SYNTHESIS, "filter.enabled=true", 'filter.set=["rules.enabled=true"]', folder=tmp_path)
+    here, one = tmp_path / "round-01", found["round-01/filter"]
+    given = [
+        here / "sample/best.jsonl",
+        here / "synthesize-facts/dialogs.jsonl",
+        here / "synthesize-rules/dialogs.jsonl",
+    ]
+    assert argument(one, "input") == ",".join(map(str, given)) and argument(one, "rules.enabled") == "true"
+    assert set(one.after) == {f"round-01/{name}" for name in ("sample", "synthesize-facts", "synthesize-rules")}
+    assert inputs_of(found["round-01/sft"]) == [str(here / "filter/kept.jsonl")]
+    assert found["round-01/sft"].after == ("round-01/filter",) and not one.done()
+
+
 def test_every_stage_comes_after_what_it_needs() -> None:
     seen: set[str] = set()
     for name, stage in stages('sft.variants.a.set=["seed=1"]', 'sft.variants.b.set=["seed=2"]').items():

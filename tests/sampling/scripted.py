@@ -182,8 +182,8 @@ class Script:
 
 
 @contextlib.contextmanager
-def serving(script: Script) -> Iterator[str]:
-    """The address of a server that follows `script`."""
+def serving(script: Script, host: str = "127.0.0.1") -> Iterator[str]:
+    """The address of a server that follows `script`, on this host."""
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -235,12 +235,12 @@ def serving(script: Script) -> Iterator[str]:
             with contextlib.suppress(OSError, ValueError):
                 super().finish()
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((host, 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+        yield f"http://{host}:{server.server_address[1]}/v1"
     finally:
         server.shutdown()
         server.server_close()
