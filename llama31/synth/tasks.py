@@ -87,17 +87,28 @@ def _tools(run: config.Synthesize) -> list[str]:
     return [f"{Path(folder).absolute()}/bin" for folder in run.programs.readable]
 
 
+def _long(run: config.Synthesize) -> Capability:
+    from llama31.synth.long_context import building
+
+    settings: config.LongSynthesis = getattr(run, run.task)
+    return building.build(run.task, settings)
+
+
 BUILD: Mapping[str, Callable[[config.Synthesize], Capability]] = {
     "factuality": _factuality,
     "steerability": _steerability,
     "safety": _safety,
     "guard": _guard,
+    "long_questions": _long,
+    "long_summaries": _long,
+    "long_code": _long,
     "code": _code,
     "translate_code": _translate_code,
     "backtranslate": _backtranslate,
     "review_code": _review_code,
 }
 BESIDE = {"code": ("review_code",)}  # sections that decide as well
+NOT_DECIDING = ("short", "share")  # keys of a section that speak of what is gathered
 DECIDING = ("task", "text_key", "shards", "sampling")  # keys beside the task's own section that decide what is made
 
 
@@ -112,6 +123,7 @@ def opened(run: config.Synthesize, capability: Capability) -> BegunSynthesis:
     settings: dict[str, Any] = {
         name: plain[name] for name in (*DECIDING, run.task, *BESIDE.get(run.task, ())) if name in plain
     }
+    settings[run.task] = {name: value for name, value in plain[run.task].items() if name not in NOT_DECIDING}
     settings["models"] = {"server": run.server.model, "judge": run.judge.model}
     provenance = {"sampling": plain["sampling"]}
     return folder.opened(Path(run.folder), settings, provenance, run.prompts, capability.prompts)
@@ -119,6 +131,10 @@ def opened(run: config.Synthesize, capability: Capability) -> BegunSynthesis:
 
 def read(run: config.Synthesize) -> Iterable[SynthesisItem]:
     """The items of the run's input."""
+    if run.task == "long_code":
+        from llama31.synth.long_context import folders
+
+        return folders.read(run.input, run.text_key, run.limit)
     return items.read(run.input, run.text_key, run.limit)
 
 
@@ -165,4 +181,9 @@ def _shard(
 def finish(run: config.Synthesize, begun: BegunSynthesis) -> tuple[dict[str, Any], Path]:
     """Gather all shards; returns what summary.json says, and the page."""
     summary = gather.gather(begun.path, begun.provenance, expected=sum(1 for _ in read(run)))
+    if run.task.startswith("long_"):
+        from llama31.synth.long_context import mixing
+
+        settings: config.LongSynthesis = getattr(run, run.task)
+        print(mixing.write(begun.path, settings.short, settings.share), flush=True)
     return summary, page.write(begun.path, f"{run.name}: {run.task}", summary, run.samples)

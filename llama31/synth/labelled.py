@@ -1,0 +1,44 @@
+"""Answers in labelled parts (`Question: ...`), in JSON, and what may not stand in a part. All raise ValueError."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+_FENCED = re.compile(r"```[\w+-]*\n(.*?)\n?```", re.DOTALL)
+_ASIDE = re.compile(r"\b(?:this|the|given|above)\s+(?:passage|excerpt|text|chunk|section|snippet)\b", re.IGNORECASE)
+
+
+def parts(answer: str, labels: Sequence[str]) -> list[tuple[str, str]]:
+    """(label, text) of the parts of an answer, in order: each begins on a line with `LABEL:` and ends before the next.
+
+    Raises ValueError for text before the first label, and for a part without text.
+    """
+    mark = re.compile(rf"^[*#\s]*({'|'.join(labels)})\**\s*:\**[ \t]*", re.IGNORECASE | re.MULTILINE)
+    found = list(mark.finditer(answer))
+    if not found or answer[: found[0].start()].strip():
+        raise ValueError(f"the answer does not begin with one of {', '.join(labels)}")
+    ends = [one.start() for one in found[1:]] + [len(answer)]
+    known = {label.casefold(): label for label in labels}
+    result = [(known[one[1].casefold()], answer[one.end() : end].strip()) for one, end in zip(found, ends, strict=True)]
+    if empty := [label for label, text in result if not text]:
+        raise ValueError(f"{empty[0]}: nothing is said")
+    return result
+
+
+def json_value(answer: str) -> Any:
+    """The JSON value that an answer is, or that its one fenced block is. Raises ValueError."""
+    fenced = _FENCED.findall(answer)
+    if len(fenced) > 1:
+        raise ValueError("several blocks; one was asked for")
+    try:
+        return json.loads(fenced[0] if fenced else answer)
+    except RecursionError as error:
+        raise ValueError("JSON too deep to be read") from error
+
+
+def speaks_of_excerpt(text: str) -> bool:
+    """Whether a question points at an excerpt that whoever reads the whole document does not know of."""
+    return bool(_ASIDE.search(text))
