@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import checkpoints, extension, long_rows, post_training, small_rounds, timing
+from benchmarks import checkpoints, curate_pipeline, extension, long_rows, post_training, small_rounds, timing
 from benchmarks.gpu import conductor, plan, tables
 from benchmarks.machine import calibration
 from benchmarks.peers import Case, Work
@@ -18,7 +18,20 @@ from llama31.runs import files
 from recipes import start
 
 MACHINE = ("calibrate", "predict")
-PARTS = ("train", "pack", "convert", "start", "checkpoint", "length", "align", "extend", "rounds", "gpu", *MACHINE)
+PARTS = (
+    "train",
+    "pack",
+    "convert",
+    "start",
+    "checkpoint",
+    "length",
+    "align",
+    "extend",
+    "rounds",
+    "curate",
+    "gpu",
+    *MACHINE,
+)
 
 
 def expanded(argv: Sequence[str]) -> list[str]:
@@ -38,6 +51,8 @@ def check(run: config.Benchmark) -> list[str]:
         problems.append(f"rows={run.rows}: not a multiple of micro_batch={run.micro_batch}; give {run.micro_batch}")
     if "predict" in run.parts and run.processes is not None:
         problems.append(f"processes={run.processes}: predict measures with two and with one; leave it out")
+    if "curate" in run.parts and not run.pages:
+        problems.append("pages=[]: curate has nothing to read; give folders of HTML, such as a package of Debian's")
     if run.write is not None:
         problems += _file_problems(run)
     for name in run.cases:
@@ -140,6 +155,8 @@ def main(run: config.Benchmark) -> None:
     printed += long_rows.tables(run, params) if "length" in run.parts else []
     printed += post_training.tables(run) if "align" in run.parts else []
     printed += extension.tables(run) if "extend" in run.parts else []
+    if "curate" in run.parts:
+        printed.append(curate_pipeline.table(run.pages, run.llama3_tokenizer, run.timeout_s))
     machine = "predict" if "predict" in run.parts else "calibrate" if "calibrate" in run.parts else None
     printed += [getattr(calibration, machine)(run, params)] if machine else []
     printed += [gpu(run)] if "gpu" in run.parts else []

@@ -68,7 +68,7 @@ ROOTS = {"Training", *re.findall(r"^def main\(run: config\.(\w+)", MAINS, re.MUL
 # The benchmark runs the peers it compares with, each in its own process.
 EXEMPT = ("benchmarks/peers.py", "benchmarks/post_training.py", "benchmarks/gpu/trainers.py", "benchmarks/gpu/micro.py")
 EXEMPT += ("benchmarks/curate_extract.py", "benchmarks/curate_duplicates.py")
-EXEMPT += ("benchmarks/curate_scoring.py", "benchmarks/curate_filters.py")
+EXEMPT += ("benchmarks/curate_scoring.py", "benchmarks/curate_filters.py", "benchmarks/curate_pipeline.py")
 
 
 def name_of(path: Path) -> str:

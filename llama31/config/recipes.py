@@ -212,10 +212,11 @@ class Benchmark:
 
     parts: list[str] = key(
         ["train", "pack", "convert", "start", "checkpoint", "length", "align"],
-        "what to measure: train, pack, convert, start, checkpoint, length, align; minutes each: extend (is long "
-        "context learned?), rounds (does every stage of post-training improve what it is meant to?), gpu (one step on "
-        "a GPU; --config-name gpu, or the word gpu, has its shapes), calibrate (constants of this machine for "
-        "recipes.plan), predict (those, and steps of small models beside what is predicted of them)",
+        "what to measure: train, pack, convert, start, checkpoint, length, align; minutes each: curate (pages to token "
+        "files, beside datatrove's own blocks), extend (is long context learned?), rounds (does every stage of "
+        "post-training improve what it is meant to?), gpu (one step on a GPU; --config-name gpu, or the word gpu, has "
+        "its shapes), calibrate (constants of this machine for recipes.plan), predict (those, and steps of small "
+        "models beside what is predicted of them)",
     )
     part: str = key(
         "first",
@@ -264,6 +265,7 @@ class Benchmark:
     attention_lengths: list[int] = key([2048, 8192, 32768], "tokens per row of the part `length`")
     cp_length: int = key(4096, "tokens per row where it compares two processes with one", low=16)
     align_records: int = key(24, "dialogs that the part `align` reads; half as many preferences", low=8)
+    pages: list[str] = key([], "folders of English HTML that the part `curate` reads")
     heat_map: str | None = key(None, "PNG file for the needles that the part `extend` finds; null: none")
     timeout_s: int = key(600, "seconds after which one run has failed", low=1)
     llama3_tokenizer: str | None = key(

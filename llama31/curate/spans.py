@@ -227,7 +227,9 @@ def _bounds(kinds: Kinds, hard: bool) -> tuple[Ints, Ints, Ints] | None:
     alone = (kinds[last] & SPACE) != 0
     first, last = first[alone], last[alone]
     lengths = last - first
-    at = np.arange(lengths.sum()) + np.repeat(first - np.cumsum(lengths) + lengths, lengths)
+    at = first
+    if len(longer):
+        at = np.arange(lengths.sum()) + np.repeat(first - np.cumsum(lengths) + lengths, lengths)
     if hard and inside[at].any():
         return None  # joiners, which are part of a word and punctuation both
     inside[at] = 1

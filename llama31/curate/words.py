@@ -57,10 +57,14 @@ CLUSTERS = (
 LETTER = rf"[[\w\u00ad\u200c\u200d]--[{BY_CHARACTER}{BY_CLUSTER}]]"
 
 CLOSING = "\"'”’»)\\]」』"
+MARKS = ".!?…؟。！？｡।॥"
 ENDED = re.compile(
-    # Not after an initial ("J. Smith"), nor before a small letter ("e.g. this").
-    rf"(?:(?<!\b[^\W\d_a-z])\.|[!?…؟]|(?<=\.)\.)[.!?…]*[{CLOSING}]*(?:\s+(?![a-zà-ÿ])|$)"
-    rf"|[。！？｡।॥]+[{CLOSING}]*\s*|\n+"
+    # One mark first, which is searched for quickly. Not after an initial ("J. Smith"), nor before a small letter
+    # ("e.g. this"); the marks of Chinese, Japanese and Hindi anywhere.
+    rf"[{MARKS}\n](?:"
+    rf"(?<=[.!?…؟])(?:(?<!\b[^\W\d_a-z]\.)|(?<=\.\.))[.!?…]*[{CLOSING}]*(?:\s+(?![a-zà-ÿ])|$)"
+    rf"|(?<=[。！？｡।॥])[。！？｡।॥]*[{CLOSING}]*\s*"
+    r"|(?<=\n)\n*)"
 )
 SPACED = re.compile(r"\s+")
 

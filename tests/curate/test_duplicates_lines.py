@@ -185,7 +185,8 @@ def test_buckets_hold_about_as_many_documents_as_they_should(tmp_path: Path) -> 
     over(lambda: LineSignatures(signatures, str(tmp_path), documents=300), [documents])
     then = shards.load_seen(LineDuplicates(signatures, signatures).signature_folder, 0, 1)
     assert then["buckets"] == {"en": 4}
-    keys = LineKeys(then["buckets"], ()).of(documents, [shards.identity(one) for one in documents])[0]
+    data = [one.text.encode() for one in documents]
+    keys = LineKeys(then["buckets"], ()).of(documents, data, [shards.identity(one) for one in documents])[0]
     sizes = Counter(keys.tolist())  # of lines that are all 0000
     assert len(sizes) == 4 and all(abs(size - 250) < 50 for size in sizes.values())
 

@@ -3,6 +3,7 @@
 # ruff: noqa: RUF001 - characters of all languages
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from llama31.curate import spans, words
 from llama31.curate.extraction import page
+from llama31.curate.heuristics import repetition
 from llama31.curate.heuristics.c4 import LineFilter, LineLimits
 from llama31.curate.heuristics.quality import QualityFilter, QualityLimits
 from llama31.curate.heuristics.repetition import RepetitionFilter, RepetitionLimits
@@ -170,6 +172,25 @@ def test_verdicts_are_datatroves_for_any_text(name: str, parts: list[tuple[str, 
         patch.setattr(c4_filters, "split_into_sentences", words.sentences)
         ours, theirs = FILTERS[name]
         assert outcome(ours, text) == outcome(theirs, text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("a \n", min_size=1, max_size=30))
+def test_lines_and_paragraphs_are_those_of_an_expression(text: str) -> None:
+    assert repetition.lines(text) == re.split(r"\n+", text)
+    if stripped := text.strip():
+        assert repetition.paragraphs(stripped) == re.split(r"\n{2,}", stripped)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(FEW, max_size=60), st.integers(1, 3))
+def test_no_more_is_repeated_than_the_bound(words_: list[str], times: int) -> None:
+    """The bound alone decides that a text is not looked at closely; it is of little use where it is loose."""
+    found = spans.Spans(" ".join(words_ * times), "en")
+    for n, most in zip((1, 4, 9), repetition.most_repeated(found, [1, 4, 9])):
+        repeats = repetition.Repeats(found, n)
+        inside = repetition.covered(repeats.positions, n, len(found))
+        assert repeats.characters() <= most == found.lengths[inside].sum()
 
 
 @pytest.mark.parametrize("text", ["", " \n ", "\x00", "\ud800 \ud800", "#", "...", "-\n-\n-", "a" * 2_000_000])

@@ -108,11 +108,15 @@ class LineKeys:
             self._seeds[place] = xxhash.xxh64_intdigest(shards.encoded(f"{place[0]}\0{place[1]}"))
         return self._seeds[place]
 
-    def of(self, documents: list[Document], identities: list[int]) -> tuple[Keys, npt.NDArray[np.bool_], list[int]]:
-        """Of all lines of some documents the key and whether the line counts; of each document the number of lines."""
+    def of(
+        self, documents: list[Document], data: list[bytes], identities: list[int]
+    ) -> tuple[Keys, npt.NDArray[np.bool_], list[int]]:
+        """Of all lines of some documents the key and whether the line counts; of each document the number of lines.
+
+        `data` are their texts in UTF-8.
+        """
         texts = [
-            b"" if one.metadata.get("extraction") in self.exempt else bare(shards.encoded(one.text))
-            for one in documents
+            b"" if one.metadata.get("extraction") in self.exempt else bare(text) for one, text in zip(documents, data)
         ]
         counts = [text.count(b"\n") + 1 for text in texts]
         hashes, counting = hashed_lines(b"\n".join([*texts, b""]))
@@ -259,9 +263,10 @@ class LineSignatures(PipelineStep):
         for batch in batches(data):
             with self.track_time("batch"):
                 self.stat_update(StatHints.total, value=len(batch))
-                identities = seen.add_all(batch)
+                data = [shards.encoded(one.text) for one in batch]
+                identities = seen.add_all(batch, data)
                 self.stat_update("exempt", value=sum(one.metadata.get("extraction") in self.exempt for one in batch))
-                numbers, counting, _ = line_keys.of(batch, identities)
+                numbers, counting, _ = line_keys.of(batch, data, identities)
                 keys.add(numbers[counting])
             yield from batch
         with self.track_time("task"):
@@ -326,11 +331,10 @@ def without(text: str, gone: npt.NDArray[np.bool_]) -> str:
     """
     lines = text.split("\n")
     kept: list[str] = []
-    at = 0
-    borders = np.flatnonzero(np.diff(gone, prepend=False, append=False)).tolist()  # where runs begin and end
-    for begin, end in zip(borders[::2], borders[1::2]):
+    at, flags = 0, gone.tobytes() + b"\0"
+    while (begin := flags.find(1, at)) >= 0:
         kept += lines[at:begin]
-        at = end
+        at = end = flags.find(0, begin)
         while at < len(lines) and _blank(lines[at]):
             at += 1
         if at > end and kept and not _blank(kept[-1]):
@@ -384,7 +388,8 @@ class RemoveLines(BaseFilter):
     def filter_batch(self, batch: list[Document]) -> list[bool | tuple[bool, str]]:
         """The same of several."""
         assert self._seen is not None and self._keys is not None  # run sets them
-        keys, counting, counts = self._keys.of(batch, self._seen.add_all(batch))
+        data = [shards.encoded(one.text) for one in batch]
+        keys, counting, counts = self._keys.of(batch, data, self._seen.add_all(batch, data))
         places = np.searchsorted(self._often, keys)
         places[places == len(self._often)] = 0
         gone = (self._often[places] == keys) & counting if len(self._often) else np.zeros(len(keys), bool)

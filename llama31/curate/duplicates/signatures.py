@@ -65,8 +65,8 @@ def hashed(split: list[str], ngram: int, precision: int) -> Hashes:
     width = min(ngram, len(starts))
     starts, ends = starts[: len(starts) - width + 1], ends[width - 1 :]
     digest = xxhash.xxh64_intdigest if precision == 64 else xxhash.xxh32_intdigest
-    pieces = map(data.__getitem__, map(slice, starts.tolist(), ends.tolist()))
-    return np.fromiter(map(digest, pieces), np.uint64, len(starts))
+    # A list of slices written out: Python makes no object of each, as it does for `map`, and takes half the time.
+    return np.array([digest(data[start:end]) for start, end in zip(starts.tolist(), ends.tolist())], np.uint64)
 
 
 class Permutations:

@@ -14,7 +14,7 @@ from typing import Any
 
 from llama31.curate.extraction import structure
 
-MARKS = ("<math", "math/tex", "katex", "<mjx-")
+MARKS = {"math": ("<math", "math/tex"), "katex": ("katex",), "<mjx": ("<mjx-",)}  # by what a page with one must hold
 DEEPEST = 100  # levels of MathML that are read as elements; below, their bare text
 DRAWN = (
     ".MathJax, .MathJax_Preview, .MathJax_Display, .MathJax_SVG, .MathJax_SVG_Display, .MathJax_CHTML, .MJXc-display"
@@ -25,7 +25,7 @@ CONTAINERS = ".mwe-math-element, .katex, mjx-container, math"
 
 def rewrite(tree: Any, lower: str) -> int:
     """Put the formulas of a parsed page, `lower` its source in lower case, in as text; how many there were."""
-    if not any(mark in lower for mark in MARKS):
+    if not any(mark in lower for common, marks in MARKS.items() if common in lower for mark in marks):
         return 0
     body, count = tree.body, 0
     scripts = body.query_selector_all('script[type^="math/tex"], script[type^="math/mml"]').values()

@@ -20,17 +20,16 @@ from resiliparse.parse.html import HTMLParserException, HTMLTree
 
 from llama31.curate.extraction import markdown, mathematics, structure
 
-TECHNICAL = (
-    "<pre",
-    'class="math',
-    "<math",
-    "math/tex",
-    'class="katex',
-    "<mjx-container",
-    r"\(",
-    "$$",
-    'class="highlight',
-)
+# Marks of code and formulas, by what a page must hold to have one: most pages hold none of these.
+TECHNICAL = {
+    "<pre": ("<pre",),
+    "math": ('class="math', "<math", "math/tex"),
+    "katex": ('class="katex',),
+    "<mjx": ("<mjx-container",),
+    "\\": (r"\(",),
+    "$": ("$$",),
+    "highlight": ('class="highlight',),
+}
 BOILERPLATE = (
     'nav, footer, aside, form, [role="navigation"], [role="search"], [role="banner"], [role="contentinfo"], .related, '
     ".sphinxsidebar, .sidebar, .navbar, .breadcrumb, .breadcrumbs, .footer, .cookie-banner, .site-header, .site-footer"
@@ -61,9 +60,9 @@ def is_technical(lower: str, marks: int) -> bool:
     if not marks:
         return True
     count = 0
-    for mark in TECHNICAL:
-        if mark in lower:
-            count += lower.count(mark)
+    for common, technical in TECHNICAL.items():
+        if common in lower:
+            count += sum(map(lower.count, technical))
             if count >= marks:
                 return True
     return False

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
@@ -23,6 +23,7 @@ from llama31.curate.heuristics import languages
 
 Verdict = bool | tuple[bool, str]
 PHRASES = ("lorem ipsum", "javascript", *POLICY_SUBSTRINGS)
+DROPPING = ("lorem_ipsum", "curly_bracket")  # the whole document
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class LineFilter(BaseFilter):
         counts: Counter[str] = Counter()
         verdict, text = lines(document.text, language, self.limits.of(language), counts)
         for name, count in counts.items():
-            self.stat_update(f"line-{name}", value=count)
+            if count:
+                self.stat_update(f"line-{name}", value=count)
         if verdict is True:
             document.text = text
         return verdict
@@ -91,54 +93,75 @@ class LineFilter(BaseFilter):
 
 def lines(text: str, language: str, limits: LineLimits, counts: Counter[str]) -> tuple[Verdict, str]:
     """True and the lines that are left, or False with the reason, and ""; counts gets lines by what became of them."""
-    low = text.lower()
-    # What stands between the halves of a phrase may be a citation, so there each line is looked at.
-    suspect = (limits.remove_citations and "[" in text) or any(phrase in low for phrase in PHRASES)
-    bracket = limits.curly_bracket and "{" in text
-    kept: list[str] = []
-    sentences, least = 0, limits.min_sentences or 0
-    for line in _prose(text, language, limits, counts):
-        reason = _phrase(line.lower(), line, limits) if suspect or bracket else ""
-        if reason in ("lorem_ipsum", "curly_bracket"):
-            return (False, reason), ""
-        if reason:
-            counts[f"filter-{reason}"] += 1
-            continue
-        if sentences < least:
-            sentences += len(words.sentences(line, language))
-        kept.append(line)
-        counts["kept"] += 1
-    if sentences < least:
+    whole = text.splitlines()
+    prose = _prose(whole, language, limits)
+    reasons = _reasons([line for _, line in prose.lines], limits)
+    for number, reason in sorted(reasons.items()):
+        if reason in DROPPING:  # what comes behind is not looked at
+            prose = _prose(whole[: prose.lines[number][0]], language, limits)
+            break
+        counts[f"filter-{reason}"] += 1
+    else:
+        reason = ""
+    counts.update(prose.removed | {"kept": len(prose.lines) - counts.total(), "total": prose.total + bool(reason)})
+    if reason:
+        return (False, reason), ""
+    kept = [line for number, (_, line) in enumerate(prose.lines) if number not in reasons]
+    if not _has_sentences(kept, language, limits.min_sentences or 0):
         return (False, "too_few_sentences"), ""
     return True, "\n".join(kept).strip()
 
 
-def _prose(text: str, language: str, limits: LineLimits, counts: Counter[str]) -> Iterator[str]:
-    """Lines that have the form of prose, without their citations; the others are counted."""
-    ends, longest, citations = limits.ends, limits.max_word_length or sys.maxsize, limits.remove_citations
-    least, spaceless = limits.min_words or 0, language in words.SPACELESS
-    for whole in text.splitlines():
-        counts["total"] += 1
-        line = whole = whole.strip()
-        if len(whole) > longest and any(len(word) > longest for word in whole.split()):
-            counts["filter-too_long_word"] += 1
+class _Prose(NamedTuple):
+    """Lines that have the form of prose, without their citations, by their place; how many of all went, by reason."""
+
+    lines: list[tuple[int, str]]
+    removed: dict[str, int]
+    total: int
+
+
+def _prose(whole: list[str], language: str, limits: LineLimits) -> _Prose:
+    ends, longest, least = limits.ends, limits.max_word_length or sys.maxsize, limits.min_words or 0
+    cited, spaceless = limits.remove_citations, language in words.SPACELESS
+    lasts = frozenset(end[-1:] for end in ends or ())  # most lines fail by their last character
+    kept: list[tuple[int, str]] = []
+    long = short = 0
+    for place, stripped in enumerate(map(str.strip, whole)):
+        if len(stripped) > longest and any(len(word) > longest for word in stripped.split()):
+            long += 1
             continue
-        if citations and "[" in whole:
-            line = CITATION_REGEX.sub("", whole)
-        if ends is not None and (not line.endswith(ends) or line.endswith(ELLIPSIS)):
-            counts["filter-no_terminal_punc"] += 1
-        elif len(words.split(whole, language) if spaceless else whole.split(None, least)) < least:
-            counts["filter-too_few_words"] += 1
+        line = CITATION_REGEX.sub("", stripped) if cited and "[" in stripped else stripped
+        if ends is not None and (line[-1:] not in lasts or not line.endswith(ends) or line.endswith(ELLIPSIS)):
+            continue
+        if len(words.split(stripped, language) if spaceless else stripped.split(None, least)) < least:
+            short += 1
         else:
-            yield line
+            kept.append((place, line))
+    unended = len(whole) - long - short - len(kept)
+    removed = {"too_long_word": long, "too_few_words": short, "no_terminal_punc": unended}
+    return _Prose(kept, {f"filter-{reason}": count for reason, count in removed.items()}, len(whole))
 
 
-def _phrase(low: str, line: str, limits: LineLimits) -> str:
-    """What a line speaks of, in datatrove's order."""
-    if limits.lorem_ipsum and "lorem ipsum" in low:
-        return "lorem_ipsum"
-    if limits.javascript and "javascript" in low:
-        return "javascript"
-    if limits.curly_bracket and "{" in line:
-        return "curly_bracket"
-    return "policy" if limits.policy and any(phrase in low for phrase in POLICY_SUBSTRINGS) else ""
+def _reasons(kept: list[str], limits: LineLimits) -> dict[int, str]:
+    """Why lines go that are prose in their form, by their place among those: what they speak of."""
+    rules = [("lorem_ipsum", limits.lorem_ipsum, PHRASES[:1]), ("javascript", limits.javascript, PHRASES[1:2])]
+    rules += [("curly_bracket", limits.curly_bracket, ("{",)), ("policy", limits.policy, PHRASES[2:])]
+    low = "\n".join(kept).lower()
+    each, reasons = low.split("\n"), dict[int, str]()
+    for why, asked, phrases in reversed(rules):  # in datatrove's order the first one counts
+        for phrase in phrases if asked else ():
+            if phrase in low:
+                reasons |= {number: why for number, line in enumerate(each) if phrase in line}
+    return reasons
+
+
+def _has_sentences(kept: list[str], language: str, least: int) -> bool:
+    """Whether there are as many; each line that is not blank has one at least, which mostly is enough to know."""
+    if len(kept) >= least and sum(bool(line) and not line.isspace() for line in kept) >= least:
+        return True
+    count = 0
+    for line in kept:
+        count += len(words.sentences(line, language))
+        if count >= least:
+            return True
+    return count >= least

@@ -110,15 +110,17 @@ def _symbols(text: str, found: spans.Spans, limits: QualityLimits) -> str:
 
 
 def _lines(text: str, found: spans.Spans, limits: QualityLimits) -> str:
-    # No line is looked at where the whole text has too few of the characters.
-    lines = text.splitlines()
+    # No line is looked at where the whole text has too few of the characters; it has as many lines as ends of them.
+    least = text.count("\n")
     most = limits.max_bullets
-    if most and text.count("-") + text.count("•") > most * len(lines):
+    if most and text.count("-") + text.count("•") > most * least:
+        lines = text.splitlines()
         begun = sum(line.lstrip().startswith(("•", "-")) for line in lines)
         if begun / len(lines) > most:
             return "gopher_too_many_bullets"
     most = limits.max_ellipses
-    if most and text.count("...") + text.count("…") > most * len(lines):
+    if most and text.count("...") + text.count("…") > most * least:
+        lines = text.splitlines()
         ended = sum(line.rstrip().endswith(("...", "…")) for line in lines)
         if ended / len(lines) > most:
             return "gopher_too_many_end_ellipsis"
@@ -131,9 +133,12 @@ def _kinds(text: str, found: spans.Spans, limits: QualityLimits) -> str:
     if limits.min_alphabetic and count and alphabetic / count < limits.min_alphabetic:
         return "gopher_below_alpha_threshold"
     if limits.min_stop_words:
-        present = np.isin(_stop_words(limits.stop_words), found.hashes)
-        if np.count_nonzero(present) < limits.min_stop_words:
-            return "gopher_enough_stop_words"
+        present = 0
+        for word in _stop_words(limits.stop_words):
+            present += bool((found.hashes == word).any())
+            if present >= limits.min_stop_words:
+                return ""
+        return "gopher_enough_stop_words"
     return ""
 
 

@@ -6,7 +6,6 @@ hashes (`spans`), and what costs more is left out where a bound that costs less 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,6 @@ from llama31.curate.heuristics import languages
 Verdict = bool | tuple[bool, str]
 MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)  # odd; apart from BASE, so that a pair is no longer word
 PADDING = np.random.default_rng(0).integers(0, 1 << 64, 1 << 10, np.uint64)
-PARAGRAPHS, LINES = re.compile(r"\n{2,}"), re.compile(r"\n+")
 
 
 @dataclass(frozen=True)
@@ -75,10 +73,29 @@ def repetition(text: str, language: str, limits: RepetitionLimits) -> Verdict:
     """True, or False and the first rule that a text breaks."""
     if not text:
         return False, "empty"
-    reason = _pieces(PARAGRAPHS.split(text.strip()), len(text), limits.paragraphs, limits.paragraph_characters, "para")
-    reason = reason or _pieces(LINES.split(text), len(text), limits.lines, limits.line_characters, "line")
-    reason = reason or _ngrams(spans.of(text, language), len(text), limits)
+    reason = _lines(text, limits) or _ngrams(spans.of(text, language), len(text), limits)
     return (False, reason) if reason else True
+
+
+def _lines(text: str, limits: RepetitionLimits) -> str:
+    stripped = text.strip()
+    every = lines(text)
+    # Paragraphs are made of lines: where no line stands twice, no paragraph does.
+    if len(stripped) == len(text) and len(set(every)) == len(every):
+        return ""
+    reason = _pieces(paragraphs(stripped), len(text), limits.paragraphs, limits.paragraph_characters, "para")
+    return reason or _pieces(every, len(text), limits.lines, limits.line_characters, "line")
+
+
+def paragraphs(text: str) -> list[str]:
+    r"""`re.split(r"\n{2,}", text)` of a text without white space at its ends, at a third of its time."""
+    return [piece.lstrip("\n") for piece in text.split("\n\n") if piece]
+
+
+def lines(text: str) -> list[str]:
+    r"""`re.split(r"\n+", text)` likewise: line feeds at either end leave an empty line."""
+    pieces = [piece for piece in text.split("\n") if piece]
+    return [*[""][: text.startswith("\n")], *pieces, *[""][: text.endswith("\n")]]
 
 
 def _pieces(pieces: list[str], length: int, share: float | None, characters: float | None, name: str) -> str:
@@ -102,11 +119,9 @@ def _ngrams(found: spans.Spans, length: int, limits: RepetitionLimits) -> str:
     reason = _most_frequent(found, length, short, limits)
     if reason or not limits.duplicates:
         return reason
-    for (n, share), count in zip(limits.duplicates, repeats_by_length(found, [n for n, _ in limits.duplicates])):
-        if count and count * found.longest(n) > share * short:
-            repeats = Repeats(found, n)
-            if repeats.most_characters() > share * short and repeats.characters() / length > share:
-                return f"duplicated_{n}_n_grams"
+    for (n, share), most in zip(limits.duplicates, most_repeated(found, [n for n, _ in limits.duplicates])):
+        if most > share * short and Repeats(found, n).characters() / length > share:
+            return f"duplicated_{n}_n_grams"
     return ""
 
 
@@ -119,11 +134,18 @@ def _most_frequent(found: spans.Spans, length: int, short: float, limits: Repeti
     for n, share in limits.top:
         wide = found.longest(n) + (n - 1) * len(limits.separator)
         times = int(share * short / wide) if wide else len(ordered)
-        if times >= len(ordered) or not (ordered[times:] == ordered[: len(ordered) - times]).any():
+        if not _more_than(ordered, times):
+            continue
+        if n != least and not _more_than(np.sort(grams(found.hashes, n)), times):
             continue
         if most_frequent(found, n, limits.separator) / length > share:
             return f"top_{n}_gram"
     return ""
+
+
+def _more_than(ordered: spans.Hashes, times: int) -> bool:
+    """Whether one of sorted values stands more often than so many times."""
+    return times < len(ordered) and bool((ordered[times:] == ordered[: len(ordered) - times]).any())
 
 
 def grams(hashes: spans.Hashes, n: int) -> spans.Hashes:
@@ -140,23 +162,44 @@ def most_frequent(found: spans.Spans, n: int, separator: str = " ") -> int:
     """Characters of the most frequent n-gram, the first of several, as often as it stands; 0 without any."""
     if len(found) < n:
         return 0
-    _, first, counts = np.unique(grams(found.hashes, n), return_index=True, return_counts=True)
+    values = grams(found.hashes, n)
+    ordered = np.sort(values)
+    ends = np.flatnonzero(ordered[1:] != ordered[:-1])
+    counts = np.diff(ends, prepend=-1, append=len(ordered) - 1)
     most = int(counts.max())
-    at = int(first[counts == most].min())
+    frequent = ordered[np.append(ends, len(ordered) - 1)[counts == most]]
+    at = int((values == frequent[0]).argmax() if len(frequent) == 1 else np.isin(values, frequent).argmax())
     return most * (int(found.starts[at + n] - found.starts[at]) + (n - 1) * len(separator))
 
 
-def repeats_by_length(found: spans.Spans, lengths: list[int]) -> list[int]:
-    """How many runs of n words stood before (see Repeats), for each n; at times one more."""
-    sums, inverses = found.sums
+def most_repeated(found: spans.Spans, lengths: list[int]) -> list[int]:
+    """Numbers that `Repeats(found, n).characters()` does not exceed, for each n: all words of runs that stood before.
+
+    One sort of each n gives values and places, for the place stands in the low bits of the value. That values of the
+    same upper bits are equal is an accident of about words^3 / 2^64, which makes a number larger and no verdict.
+    """
+    count, (sums, inverses) = len(found), found.sums
     # Behind the end stand sums of no text, so that all n have as many runs.
     padded = np.concatenate([sums, PADDING[: max(lengths)]])
-    runs = np.stack([padded[n : n + len(found)] for n in lengths])
+    runs = np.stack([padded[n : n + count] for n in lengths])
     runs -= sums[:-1]
-    runs *= inverses[:-1]
+    runs *= inverses[:-1] * MULTIPLIER  # so that what differs in its low bits does in the upper ones
+    bits = np.uint64(count.bit_length())
+    runs >>= bits
+    runs <<= bits
+    runs |= np.arange(count, dtype=np.uint64)
     runs.sort(axis=1)
-    counts: list[int] = np.count_nonzero(runs[:, 1:] == runs[:, :-1], axis=1).tolist()
-    return counts
+    upper = runs >> bits
+    rows, columns = np.nonzero(upper[:, 1:] == upper[:, :-1])
+    if not len(rows):
+        return [0] * len(lengths)
+    places = (runs[rows, columns + 1] & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
+    marks = np.zeros((len(lengths), count + max(lengths) + 1), np.int32)
+    marks[rows, places] += 1
+    marks[rows, places + np.array(lengths)[rows]] -= 1
+    inside = np.cumsum(marks[:, :count], axis=1) > 0
+    most: list[int] = (inside * found.lengths).sum(axis=1).tolist()
+    return most
 
 
 def again(grams: spans.Hashes) -> tuple[spans.Ints, spans.Ints]:
@@ -191,10 +234,6 @@ class Repeats:
     def __init__(self, found: spans.Spans, n: int) -> None:
         self.found, self.n = found, n
         self.positions, self.firsts = again(found.runs(n))
-
-    def most_characters(self) -> int:
-        """A number that `characters` does not exceed, at less cost."""
-        return int(self.found.lengths[covered(self.positions, self.n, len(self.found))].sum())
 
     def characters(self) -> int:
         """Characters in runs that stood before, each counted once: after one the next run begins behind it.

@@ -96,7 +96,7 @@ class TokenShards(PipelineStep):
             ids: NDArray[Any] = self.vocabulary.encode_array(text)
         else:
             ids = np.array(self.vocabulary.encode(text), self.dtype)
-        target.tokens += [self.head, ids.astype(self.dtype), self.tail]
+        target.tokens += [self.head, ids.astype(self.dtype, copy=False), self.tail]
         length = len(self.head) + len(ids) + len(self.tail)
         target.lengths.append(length)
         target.keys.append(pack.heldout_key(text, self.settings.seed))
