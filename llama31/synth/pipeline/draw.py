@@ -17,7 +17,7 @@ from typing import Any, NoReturn, cast
 from llama31.sampling.drawing import seed_of
 from llama31.synth.pipeline import chat_models
 from llama31.synth.pipeline.chat_models import ChatModel, Drawn
-from llama31.synth.pipeline.items import SynthesisItem
+from llama31.synth.pipeline.items import SynthesisItem, writable
 from llama31.synth.pipeline.journal import Appended, Steps, digest
 from llama31.synth.pipeline.prompt_files import PromptFiles
 
@@ -174,7 +174,8 @@ class ItemDraw:
             value: dict[str, Any] = known[1]
         else:
             answer, name = self.shared.models[model].reply(messages, drawn, tools)
-            value = {"text": answer.text, "finish": answer.finish, "message": chat_models.message(answer), "by": name}
+            said = {"text": answer.text, "finish": answer.finish, "message": chat_models.message(answer), "by": name}
+            value = writable(said)
             self._record(step, asked, value)
         self.by.setdefault(model, set()).add(value["by"])
         return value

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from llama31.dialogs import store
 
@@ -35,6 +35,7 @@ def read(given: str, text_key: str, limit: int | None = None) -> Iterator[Synthe
     seen: dict[str, str] = {}
     index = 0
     for place, record in _records(given):
+        record = writable(record)
         text = record.get(text_key, "")
         if not isinstance(text, str):
             raise ValueError(f"input: {place}: {text_key} is no text; give text_key=NAME of the field that is")
@@ -50,6 +51,16 @@ def read(given: str, text_key: str, limit: int | None = None) -> Iterator[Synthe
             return
     if not seen:
         raise ValueError(f"input={given}: there is no record in it; give JSON lines, Parquet, or a folder of files")
+
+
+def writable[T](value: T) -> T:
+    """A value of JSON as a file can hold it: halves of surrogate pairs, which are no UTF-8, become U+FFFD."""
+    said = json.dumps(value, ensure_ascii=False)
+    try:
+        said.encode()
+    except UnicodeEncodeError:
+        return cast(T, json.loads(said.encode("utf-8", "surrogatepass").decode("utf-8", "replace")))
+    return value
 
 
 def _digest(record: Mapping[str, Any]) -> str:
