@@ -55,7 +55,7 @@ class Bench:
             verdict = checker.read(language, files, []) or checker.test(language, files, least=2)
             if verdict.passed:
                 tools = language.linters if self.lint else ()
-                linters[language.name] = [words for words in tools if checker.has(words[0])]
+                linters[language.name] = [words for words in tools if checker.read(language, files, [words]) is None]
             else:
                 said = (verdict.stderr or verdict.stdout).strip()
                 missing[language.name] = f"{verdict.problem} {said[-300:]}".strip()
@@ -65,6 +65,8 @@ class Bench:
                 f"{self.key}=[{','.join(self.wanted)}]: none of them works in the sandbox ({told}); install a tool "
                 "chain under /usr, or name its folder in programs.readable"
             )
+        for words in (words for found in linters.values() for words in found):
+            self.say(f"linter: {words[0]}")
         for name, why in missing.items():
             self.say(f"skipped, for its tool chain does not work in the sandbox: {name}: {why}")
         return ToolChains(checker, linters, missing)

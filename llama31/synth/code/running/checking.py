@@ -79,11 +79,6 @@ class Checker:
         look = f'PATH={":".join(self.folders)}:$PATH exec "$@"'
         return ["/bin/sh", "-c", look, "sh", *said]
 
-    def has(self, tool: str) -> bool:
-        """Whether a tool is found and says its version."""
-        ended = self.runner.run(self._words((tool, "--version"), ""), {})
-        return ended.reason == "finished" and ended.returncode == 0
-
     def run(self, language: Language, files: Mapping[str, str], linters: Sequence[Words], least: int) -> CodeVerdict:
         """Parser, linters, and the tests where there are any: `least` have to pass, and fail without the solution."""
         if (rejected := self.read(language, files, linters)) is not None:
@@ -104,7 +99,9 @@ class Checker:
                 command = self._words(words, language.solution)
                 ended = self.runner.run(command, solution, build=[_FOLDER] if language.build else [])
                 if ended.reason != "finished" or ended.returncode != 0:
-                    return _verdict(stage, f"The {stage} rejects the solution.", words, language.solution, ended)
+                    why = _ENDED.get(ended.reason, "")
+                    problem = f"The {stage} rejects the solution{': ' * bool(why)}{why}."
+                    return _verdict(stage, problem, words, language.solution, ended)
         return None
 
     def test(self, language: Language, files: Mapping[str, str], least: int) -> CodeVerdict:

@@ -19,7 +19,7 @@ _WARNINGS = ("-O1", "-Wall", "-Wextra", "-Wno-unused-function", "-Werror", "-fsy
 _JVM = ("-Xmx512m", "-Xss16m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 _JAVAC = ("javac", *(f"-J{word}" for word in _JVM), "-encoding", "utf-8", "-proc:none", "-d", "built")
 _LINT = "-Xlint:cast,divzero,empty,fallthrough,finally,overrides,rawtypes,static,unchecked"
-_TSC = ("tsc", "--strict", "--target", "es2020", "--module", "commonjs", "--types", "")
+_TSC = ("tsc", "--strict", "--target", "es2020", "--module", "commonjs", "--skipLibCheck")
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ _ALL = (
     ),
     _language(
         "bash", "Bash", "bash sh shell", ".sh .bash", r"^\s*(source|\.) .*solution\.sh", ("bash", "-n", "{file}"),
-        ("bash", "{file}"), linters=(("shellcheck", "--severity=warning", "{file}"),),
+        ("bash", "{file}"), linters=(("shellcheck", "--shell=bash", "--severity=warning", "{file}"),),
     ),
 )  # fmt: skip
 LANGUAGES = {language.name: language for language in _ALL}

@@ -1,0 +1,98 @@
+"""The real sandbox under the tasks of code, and the command from its keys to its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama31 import config
+from llama31.sampling.drawing import read_lines
+from llama31.sandbox.limits import SandboxUnavailable
+from llama31.synth import tasks
+from llama31.synth.code.execution import CodeExecution
+from llama31.synth.code.running.bench import Bench
+from tests.sampling.scripted import Script, serving
+from tests.sandbox import bwrap
+from tests.synth import scripted
+from tests.synth.code.teacher import MARKS, Teacher
+from tests.synth.test_synthesize import run
+
+RIGHT = "def f(a):\n    return a + 1\n"
+TESTS = "from solution import f\n\n" + "".join(f"assert f({n}) == {n + 1}\nprint('ok {n}')\n" for n in range(3))
+
+
+def python(text: str) -> str:
+    return f"```python\n{text}```"
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("while True: pass", "it did not end in time"),
+        ("open({planted!r}).read()", "FileNotFoundError"),
+        ("open('/usr/planted', 'w')", "Read-only file system"),
+        ("import socket; socket.create_connection(('127.0.0.1', 1), 2)", "Error: [Errno"),
+        ("'a' * 10**10", "it took too much memory"),
+    ],
+)
+def test_what_a_solution_may_not_do_is_told_and_mended(tmp_path: Path, body: str, told: str) -> None:
+    planted = tmp_path / "planted"
+    planted.write_text("secret of this machine")
+    planted.chmod(0o644)
+    bad = f"def f(a):\n    {body.format(planted=str(planted))}\n    return a + 1\n"
+    says = {"problem": ["<problem>f(a)</problem>"], "solve": [python(bad)], "tests": [python(TESTS)]}
+    teacher = Teacher({**says, "mend": [python(RIGHT)]})
+    keys = config.SynthesisPrograms(bubblewrap=bwrap.program(), wall_s=10, cpu_s=1, memory_mib=256)
+    bench = Bench(lambda: tasks.sandboxed(keys), ["python"])
+    capability = CodeExecution(config.CodeSynthesis(), config.ReviewCodeSynthesis(), bench)
+    result = scripted.run(tmp_path / "made", capability, scripted.items({"text": "x = 1\n"}), teacher)["0"]
+    assert result["counts"]["kept: first wrong, then mended"] == 1
+    said = teacher.heard["mend"][0][-1]["content"]
+    assert told in said and "secret of this machine" not in said
+
+
+@dataclass
+class Server(Script):
+    """Solves a problem rightly, wrongly with a right repair, or never, as its snippet says."""
+
+    def text(self, number: int, prompt: Any, body: Mapping[str, Any], choice: int) -> str:
+        last = prompt[-1]["content"]
+        kind = next((name for name, mark in MARKS.items() if mark in last), "")
+        if kind == "problem":
+            return f"<problem>{last.split('=====')[1].strip()}: f(a) is a + 1.</problem>"
+        wrong = RIGHT.replace("+ 1", "+ 2")
+        said = "\n".join(message["content"] for message in prompt)
+        answers = {"right": (RIGHT, RIGHT), "mended": (wrong, RIGHT), "never": (wrong, wrong)}
+        first, later = next((pair for name, pair in answers.items() if f"{name}:" in said), (RIGHT, RIGHT))
+        return python({"solve": first, "mend": later, "tests": TESTS}.get(kind, ""))
+
+
+def words(folder: Path, url: str) -> list[str]:
+    lines = ["right", "mended", "never"]
+    (folder / "in.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    begin = ["task=code", "name=c", f"folder={folder}/made", f"input={folder}/in.jsonl", f"server.urls=[{url}]"]
+    return [*begin, "code.languages=[python]", "code.repairs=1"]
+
+
+def test_the_command_from_snippets_to_dialogs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(Server()) as url:
+        run(*words(tmp_path, url), f"programs.bubblewrap={bwrap.program()}")
+    dialogs = read_lines(tmp_path / "made" / "dialogs.jsonl")
+    assert [(one["solution"], one["repairs"]) for one in dialogs] == [(RIGHT, 0), (RIGHT, 1)]
+    assert [len(one["messages"]) for one in dialogs] == [2, 4]
+    summary = json.loads((tmp_path / "made" / "summary.json").read_text())
+    assert summary["dropped"] == {"never passed: tests": 1}
+    assert summary["counts"]["kept: first wrong, then mended"] == summary["counts"]["kept: right at once"] == 1
+    assert "2 of 3 items kept" in capsys.readouterr().out
+
+
+def test_without_a_sandbox_the_command_refuses_with_the_remedy(tmp_path: Path) -> None:
+    server = Server()
+    with serving(server) as url, pytest.raises(SandboxUnavailable, match="apt-get install bubblewrap"):
+        run(*words(tmp_path, url), "programs.bubblewrap=/nowhere/bwrap")
+    assert not list(tmp_path.glob("made/**/dialogs.jsonl"))
