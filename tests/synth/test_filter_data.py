@@ -229,7 +229,7 @@ def test_near_duplicates_go_by_worth(
     monkeypatch.setattr(
         embedding, "embedded",
         lambda folder, texts, asked, progress: np.array(
-            [[np.cos(a), np.sin(a)] for text in texts for a in [angles[text.split()[0]]]], np.float32
+            [[np.cos(a), np.sin(a)] for _, text in texts for a in [angles[text.split()[0]]]], np.float32
         ),
     )  # fmt: skip
     summary = filtered(words("deduplication.enabled=true", "deduplication.clusters=1", "quality.reward.share=1"))

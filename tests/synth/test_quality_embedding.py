@@ -95,19 +95,20 @@ def test_chunks_are_kept_and_made_anew_where_something_else_is_asked(
 ) -> None:
     monkeypatch.setattr(embedding, "CHUNK", 2)
     asked = config.SemanticDeduplication(encoder=encoder)
+    named = [(f"id{number}", text) for number, text in enumerate(TEXTS[:5])]
     done: list[int] = []
-    first = embedding.embedded(tmp_path, iter(TEXTS[:5]), asked, done.append)
-    assert first.shape == (5, 32) and done == [2, 4, 5] and len(list(tmp_path.glob("*.npy"))) == 3
+    first = embedding.embedded(tmp_path, named, asked, done.append)
+    assert first.shape == (5, 32) and done == [0, 2, 4, 5] and len(list(tmp_path.rglob("*.npz"))) == 3
+    assert np.allclose(first, DialogEmbedder(asked).embed(TEXTS[:5]), atol=1e-5)
     made: list[list[str]] = []
     embed = DialogEmbedder.embed
     monkeypatch.setattr(DialogEmbedder, "embed", lambda self, texts: made.append(texts) or embed(self, texts))
-    again = embedding.embedded(tmp_path, iter(TEXTS[:5]), asked)
-    assert (again == first).all() and made == []
-    embedding.embedded(tmp_path, iter([*TEXTS[:4], "another"]), asked)
-    assert made == [["another"]]
-    embedding.embedded(tmp_path, iter(TEXTS[:2]), config.SemanticDeduplication(encoder=encoder, max_tokens=16))
+    assert (embedding.embedded(tmp_path, named, asked) == first).all() and made == []
+    other = embedding.embedded(tmp_path, [named[4], ("new", "another"), named[0]], asked)
+    assert made == [["another"]] and (other[[0, 2]] == first[[4, 0]]).all() and len(list(tmp_path.rglob("*.npz"))) == 4
+    embedding.embedded(tmp_path, named[:2], config.SemanticDeduplication(encoder=encoder, max_tokens=16))
     assert made == [["another"], TEXTS[:2]]
-    assert embedding.embedded(tmp_path, iter(()), asked).shape == (0, 1)
+    assert embedding.embedded(tmp_path, (), asked).shape == (0, 1)
     with pytest.raises(ValueError, match="deduplication.encoder=/nowhere: no config.json"):
         DialogEmbedder(config.SemanticDeduplication(encoder="/nowhere"))
 

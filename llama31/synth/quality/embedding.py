@@ -1,9 +1,9 @@
 """Embeddings of whole dialogs by an encoder, such as the report's RoBERTa: Hugging Face's folder, mean of all tokens.
 
 A dialog that is longer than the encoder reads goes through in windows; the mean is over the tokens of all of them, so
-nothing is cut. Embeddings are kept by what they are of, in chunks, so that a killed command goes on.
+nothing is cut. Embeddings are kept, in chunks, so that a killed command goes on and another selection makes few anew.
 
-    <folder>/<key>.npy   FP32 [dialogs, d] of a chunk; the key is that of its texts, encoder and settings
+    <folder>/<key>/*.npz   ids and FP32 vectors [dialogs, d] of a chunk; the key is that of encoder and settings
 
 torch and transformers are imported when an embedder is made.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -104,45 +104,67 @@ def _pieces(text: str) -> Iterator[str]:
 
 def embedded(
     folder: Path,
-    texts: Iterator[str],
+    dialogs: Iterable[tuple[str, str]],
     settings: config.SemanticDeduplication,
     progress: Callable[[int], None] = lambda done: None,
 ) -> NDArray[np.float32]:
-    """Embeddings [texts, d] of all texts, in their order; chunks that lie in the folder are not made again.
+    """Embeddings [dialogs, d] of dialogs, given by id and text, in their order; those that the folder has are not made.
 
     `progress` takes how many are done.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    place = folder / _key(settings)
+    place.mkdir(parents=True, exist_ok=True)
+    known = {one: path for path in sorted(place.glob("*.npz")) for one in np.load(path)["ids"].tolist()}
     model: DialogEmbedder | None = None
-    chunks: list[NDArray[np.float32]] = []
-    for chunk in _chunks(texts):
-        path = folder / f"{_key(chunk, settings)}.npy"
-        if not path.is_file():
-            model = model or DialogEmbedder(settings)
-            _save(path, model.embed(chunk))
-        chunks.append(np.load(path))
-        progress(sum(map(len, chunks)))
-    return np.concatenate(chunks) if chunks else np.zeros((0, 1), np.float32)
+    order: list[str] = []
+    for chunk in _missing(dialogs, known, order):
+        progress(len(order) - len(chunk))
+        model = model or DialogEmbedder(settings)
+        _save(place, list(chunk), model.embed(list(chunk.values())))
+        known |= dict.fromkeys(chunk, place / _name(list(chunk)))
+    progress(len(order))
+    return _together(order, known)
 
 
-def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    for text in texts:
-        chunk.append(text)
+def _missing(
+    dialogs: Iterable[tuple[str, str]], known: Mapping[str, Path], order: list[str]
+) -> Iterator[dict[str, str]]:
+    """Chunks of the dialogs that are not known, by id; `order` becomes the ids of all that were read so far."""
+    chunk: dict[str, str] = {}
+    for one, text in dialogs:
+        order.append(one)
+        if one not in known:
+            chunk[one] = text
         if len(chunk) == CHUNK:
             yield chunk
-            chunk = []
+            chunk = {}
     if chunk:
         yield chunk
 
 
-def _key(texts: Sequence[str], settings: config.SemanticDeduplication) -> str:
-    digest = hashlib.sha256(f"{settings.encoder} {settings.max_tokens} {settings.batch_tokens}".encode())
-    for text in texts:
-        digest.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
-    return digest.hexdigest()[:16]
+def _together(order: Sequence[str], known: Mapping[str, Path]) -> NDArray[np.float32]:
+    """The embeddings of these dialogs out of the files that have them."""
+    places = {one: place for place, one in enumerate(order)}
+    result = np.zeros((0, 1), np.float32)
+    for path in sorted({known[one] for one in order}):
+        with np.load(path) as kept:
+            ids, vectors = kept["ids"].tolist(), kept["vectors"]
+        rows = [(places[one], row) for row, one in enumerate(ids) if one in places]
+        if not result.size:
+            result = np.zeros((len(order), vectors.shape[1]), np.float32)
+        result[[place for place, _ in rows]] = vectors[[row for _, row in rows]]
+    return result
 
 
-def _save(path: Path, vectors: NDArray[Any]) -> None:
-    with files.whole(path) as draft, draft.open("wb") as file:
-        np.save(file, vectors)
+def _key(settings: config.SemanticDeduplication) -> str:
+    """What embeddings depend on, beside the text."""
+    return hashlib.sha256(f"{settings.encoder} {settings.max_tokens} {settings.batch_tokens}".encode()).hexdigest()[:16]
+
+
+def _name(ids: Sequence[str]) -> str:
+    return f"{hashlib.sha256(' '.join(ids).encode()).hexdigest()[:16]}.npz"
+
+
+def _save(folder: Path, ids: Sequence[str], vectors: NDArray[Any]) -> None:
+    with files.whole(folder / _name(ids)) as draft, draft.open("wb") as file:
+        np.savez(file, ids=np.array(ids), vectors=vectors)

@@ -151,10 +151,10 @@ def _tell(bar: Any, done: int) -> None:
     bar.update(done - bar.n)
 
 
-def _texts(run: config.FilterData, places: list[int]) -> Iterator[str]:
+def _texts(run: config.FilterData, places: list[int]) -> Iterator[tuple[str, str]]:
     wanted = set(places)
     read = dialog_records.read(run.input, run.added_key, run.limit)
-    return (one.text() for one in read if one.index in wanted)
+    return ((one.id, one.text()) for one in read if one.index in wanted)
 
 
 def _apologies(state: Filtered, asked: config.ApologyBalance, worths: Floats) -> None:
