@@ -1,12 +1,12 @@
 """A real ladder on this machine: three budgets, real text, the law through their minima, and larger runs held out.
 
 `python -m benchmarks.small_ladder FOLDER [try]`: about 20 minutes on two cores, and 15 more for what is held out; `try`
-shows in a few that it works, with models that are too small to say anything. Everything is done by the commands that a user types, two runs at a
-time, each on a core of its own; what is there already is not done again. The text is what every machine has
-(`data=demo`), in bytes, so that the head does not outweigh models of 8,000 parameters.
+shows in a few that it works, with models that are too small to say anything. Everything is done by the commands that a
+user types, two runs at a time, each on a core of its own; what is there already is not done again. The text is what
+every machine has (`data=demo`), in bytes, so that the head does not outweigh models of 8,000 parameters.
 
-At the held-out budget two models are trained: near the tokens that the law says, and a larger one on fewer tokens. The
-first ought to be the better one, and the formula to say the losses of both. A smaller one would take as many steps more.
+At the held-out budget two models are trained: near the tokens that the law says, and a larger one on fewer. The first
+ought to be the better one, and the formula to say the losses of both. A smaller one would take as many steps more.
 """
 
 from __future__ import annotations
