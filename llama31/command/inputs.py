@@ -62,6 +62,7 @@ def check(run: Any) -> None:
     elif isinstance(run, Sample):
         issues += _weights("policy", run.policy) + ([] if run.reward is None else _checkpoint("reward", run.reward))
         issues += _lines("prompts", run.prompts) + (_tokenizer(run.tokenizer) if run.tokenizer.path else [])
+        issues += synthesizing.language_model("filters.language_model", run.filters.language_model)
     elif isinstance(run, Score):
         issues += _lines("input", run.input) + _checkpoint("reward", run.reward)
     elif isinstance(run, Judge):

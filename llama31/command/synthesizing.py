@@ -9,11 +9,13 @@ from llama31.config import FilterData, Issue, Synthesize
 NONE_GIVEN = "there is none"
 NO_FILE = ("there is no such file", "give files of JSON lines or Parquet, a folder of them or a glob")
 
+UNASKED = ("templates",)  # tasks that ask no model
+
 
 def problems(run: Synthesize) -> list[Issue]:
     """All that is wrong with the keys."""
     issues = _shard(run)
-    if not run.server.urls and run.part != "gather" and not run.dry_run:
+    if not run.server.urls and run.task not in UNASKED and run.part != "gather" and not run.dry_run:
         remedy = "give the address of one: 'server.urls=[http://node1:8000/v1]'"
         issues.append(Issue("server.urls", "[]", "answers come from a chat model behind a server", remedy))
     return issues
@@ -28,6 +30,11 @@ def missing(run: Synthesize | FilterData) -> list[Issue]:
     if not folders and not _any(run.input):
         remedy = "give JSON lines, Parquet, a folder of files or a glob"
         issues.append(Issue("input", run.input, "there is no such file", remedy))
+    folder = run.templates.folder
+    if run.task == "templates" and folder is not None and not Path(folder).is_dir():
+        issues.append(Issue("templates.folder", folder, "there is no such folder", "give one with templates, *.txt"))
+    models = {"templates": run.templates.language_model, "translate_reasoning": run.translate_reasoning.language_model}
+    issues += language_model(f"{run.task}.language_model", models.get(run.task))
     return issues
 
 
@@ -98,3 +105,11 @@ def _encoder(run: FilterData) -> list[Issue]:
     problem = NONE_GIVEN if folder is None else "there is no config.json in it"
     remedy = "give a folder of Hugging Face's with an encoder, or deduplication.enabled=false"
     return [Issue("deduplication.encoder", folder, problem, remedy)]
+
+
+def language_model(key: str, path: str | None) -> list[Issue]:
+    """Whether a fastText model is there, where one is given."""
+    if path is None or Path(path).is_file():
+        return []
+    remedy = "give a fastText model such as lid.176.bin, or leave it out"
+    return [Issue(key, path, "there is no such file", remedy)]

@@ -9,6 +9,14 @@ A new recipe is one dataclass in `recipes.py`, one `conf/<recipe>.yaml` and one 
 
 from __future__ import annotations
 
+from llama31.config.capabilities.reasoning import (
+    MathematicsSynthesis,
+    PythonSolutions,
+    QuestionsSynthesis,
+    ReasoningTranslation,
+    StepSearch,
+    TemplatesSynthesis,
+)
 from llama31.config.curation import (
     PAGE_FORMATS,
     PAGE_KINDS,
@@ -205,6 +213,7 @@ __all__ = [
     "LongQuestionsSynthesis",
     "LongSummariesSynthesis",
     "LongSynthesis",
+    "MathematicsSynthesis",
     "Mix",
     "Mixing",
     "MixtureShares",
@@ -227,9 +236,12 @@ __all__ = [
     "Prior",
     "Probe",
     "Profile",
+    "PythonSolutions",
     "QualitySelection",
+    "QuestionsSynthesis",
     "Ramp",
     "Ranked",
+    "ReasoningTranslation",
     "Records",
     "RepeatedContent",
     "Report",
@@ -255,12 +267,14 @@ __all__ = [
     "Source",
     "Stack",
     "SteerabilitySynthesis",
+    "StepSearch",
     "Submit",
     "SynthesisJobs",
     "SynthesisPrograms",
     "SynthesisSampling",
     "Synthesize",
     "Task",
+    "TemplatesSynthesis",
     "TokenDivergence",
     "TokenFiles",
     "Tokenizer",

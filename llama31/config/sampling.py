@@ -41,6 +41,12 @@ class Sampling:
 
     answers: int = key(10, "answers per prompt, K (report: 10 to 30)", low=1)
     temperature: float = key(1.0, "0: greedy, and K has to be 1; the report states none for English", low=0)
+    temperature_to: float | None = key(
+        None,
+        "each prompt's temperature is drawn evenly between sampling.temperature and this (report, multilingual: 0.2 to "
+        "1, and 0.6 for all in the last round); null: sampling.temperature for all",
+        above=0,
+    )
     top_p: float = key(1.0, "nucleus", above=0, high=1)
     max_new_tokens: int = key(512, "longest answer (report: a limit, so that memory is known beforehand)", low=1)
     seed: int = key(1234, "seed of all answers", low=0)
@@ -60,6 +66,11 @@ class Filters:
     exclamations_per_sentence: float = key(0.5, "most exclamation marks per sentence, beyond the first", low=0)
     same_script: bool = key(
         True, "the answer is in the prompt's script, Latin, Thai ..., or in one that it holds or names"
+    )
+    language_model: str | None = key(
+        None,
+        "fastText model by which answers in another language than their prompt asks for are found, which no reward "
+        "model ranks (report: checked before it); null: same_script alone",
     )
     format: bool = key(True, "drop answers that break a check which their prompt carries")
     apologies_share: float = key(

@@ -6,12 +6,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from llama31.config.capabilities.reasoning import (
+    MathematicsSynthesis,
+    QuestionsSynthesis,
+    ReasoningTranslation,
+    TemplatesSynthesis,
+)
 from llama31.config.keys import MISSING, key
 from llama31.config.sampling import Server
 
 SYNTHESES: tuple[str, ...] = ("factuality", "steerability", "safety", "guard")
 SYNTHESES += ("long_questions", "long_summaries", "long_code")
 SYNTHESES += ("code", "translate_code", "backtranslate", "review_code")
+SYNTHESES += ("questions", "mathematics", "templates", "translate_reasoning")
 CODE_LANGUAGES = ("python", "javascript", "typescript", "c", "cpp", "java", "rust", "php", "sql", "bash")
 PROGRAM_LANGUAGES = tuple(name for name in CODE_LANGUAGES if name != "sql")  # that read standard input
 BACKTRANSLATIONS = ("explain", "document", "debug")
@@ -224,6 +231,10 @@ class Synthesize:
     long_questions: LongQuestionsSynthesis = field(default_factory=LongQuestionsSynthesis)
     long_summaries: LongSummariesSynthesis = field(default_factory=LongSummariesSynthesis)
     long_code: LongCodeSynthesis = field(default_factory=LongCodeSynthesis)
+    questions: QuestionsSynthesis = field(default_factory=QuestionsSynthesis)
+    mathematics: MathematicsSynthesis = field(default_factory=MathematicsSynthesis)
+    templates: TemplatesSynthesis = field(default_factory=TemplatesSynthesis)
+    translate_reasoning: ReasoningTranslation = field(default_factory=ReasoningTranslation)
     samples: int = key(5, "records of each kind, and dropped items of each reason, shown on the page", low=0, high=100)
     programs: SynthesisPrograms = field(default_factory=SynthesisPrograms)
     code: CodeSynthesis = field(default_factory=CodeSynthesis)

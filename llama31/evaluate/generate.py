@@ -24,14 +24,14 @@ from llama31.quantise import delayed
 GREEDY = 1e-5  # temperatures below would overflow the quotient, and choose the likeliest all the same
 
 
-def sample(logits: Tensor, temperature: float, top_p: float, uniforms: Tensor) -> Tensor:
+def sample(logits: Tensor, temperature: float | Tensor, top_p: float, uniforms: Tensor) -> Tensor:
     """Choose one token per row of FP32 logits [b, v]; returns int64 [b].
 
-    Temperature 0 takes the likeliest. Otherwise the smallest set of likeliest tokens that together reach `top_p` is
-    kept (the nucleus, Holtzman et al. 2020), and `uniforms` [b] in [0, 1) say where in their cumulative probability
-    each row's choice falls: all chance comes from outside.
+    `temperature`: of all rows, or [b, 1], each at least `GREEDY`. 0 takes the likeliest. Otherwise the smallest set of
+    likeliest tokens that together reach `top_p` is kept (the nucleus, Holtzman et al. 2020), and `uniforms` [b] in
+    [0, 1) say where in their cumulative probability each row's choice falls: all chance comes from outside.
     """
-    if temperature < GREEDY:
+    if isinstance(temperature, float | int) and temperature < GREEDY:
         return logits.argmax(-1)
     likely, order = torch.softmax(logits.double() / temperature, -1).sort(dim=-1, descending=True, stable=True)
     kept = likely.cumsum(-1) - likely < top_p
@@ -47,7 +47,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     stop_ids: Collection[int] = (),
-    temperature: float = 0.0,
+    temperature: float | Sequence[float] = 0.0,
     top_p: float = 1.0,
     seed: int = 1234,
     vocab_size: int | None = None,
@@ -56,6 +56,7 @@ def generate(
 
     Prompts are dealt out to the data-parallel replicas and each replica decodes its own in one batch. What is sampled
     depends on (seed, index of the prompt) alone, not on the other prompts or the layout (up to rounding of the logits).
+    `temperature`: of all prompts, or one for each, then 0 for all or for none.
     `vocab_size` is that of the tokenizer where the model's is padded: ids from there on are never chosen. Collective.
     Raises ValueError for a layout with context parallelism, interleaving or sequence parallelism, an empty prompt,
     prompts that do not fit the model's positions or vocabulary, and FP8 by scales that nothing has taught.
@@ -68,15 +69,21 @@ def generate(
             "precision=fp8_tensorwise, or precision=bf16"
         )
     _check_prompts(chunks[0], prompts, max_new_tokens)
-    if temperature < 0 or not 0 < top_p <= 1:
+    given = [temperature] * len(prompts) if isinstance(temperature, float | int) else list(temperature)
+    if len(given) != len(prompts) or min(given, default=0) < 0 or not 0 < top_p <= 1:
         raise ValueError(f"temperature={temperature}, top_p={top_p}: give at least 0, and above 0 up to 1")
+    one = next(iter(set(given))) if len(set(given)) == 1 else None
+    if one is None and min(given, default=1) < GREEDY:
+        raise ValueError(f"temperature={temperature}: give 0 to all prompts or to none")
 
     known = min(vocab_size or chunks[0].vocab_size, chunks[0].vocab_size)
 
-    def choose(logits: Tensor, uniforms: Tensor) -> Tensor:
-        return sample(logits[:, :known], temperature, top_p, uniforms)
-
     mine = range(grid.dp_rank, len(prompts), grid.dp)
+    of_rows = torch.tensor([[given[i]] for i in mine], dtype=torch.float64, device=grid.device)
+
+    def choose(logits: Tensor, uniforms: Tensor) -> Tensor:
+        return sample(logits[:, :known], of_rows if one is None else one, top_p, uniforms)
+
     chance = torch.zeros(len(mine), max_new_tokens, dtype=torch.float64)
     for row, index in enumerate(mine):
         chance[row] = torch.from_numpy(np.random.default_rng([seed, index]).random(max_new_tokens))

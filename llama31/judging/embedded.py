@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama31 import config
 from llama31.sampling import answers
-from llama31.sampling.drawing import Policy, Task, line_of, seed_of
+from llama31.sampling.drawing import Policy, Task, line_of, seed_of, temperature_of
 from llama31.tokens import chat, template
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ class Embedded:
             seed = seed_of(run.seed, *(f"{prompt.id}:{k}" for prompt, k in batch))
             fits = [(number, task) for number, task in enumerate(batch) if len(task[0].ids) <= room]
             new = generate(
-                self.chunks, self.grid, [task[0].ids for _, task in fits], run.max_new_tokens, ends, run.temperature,
-                run.top_p, seed, self.tokenizer.vocab_size,
+                self.chunks, self.grid, [task[0].ids for _, task in fits], run.max_new_tokens, ends,
+                [temperature_of(task[0], run) for _, task in fits], run.top_p, seed, self.tokenizer.vocab_size,
             )  # fmt: skip
             drawn = dict(zip((number for number, _ in fits), enumerate(new)))
             yield [self._line(task, seed, drawn.get(number), room) for number, task in enumerate(batch)]

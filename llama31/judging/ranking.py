@@ -8,7 +8,7 @@ import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -69,9 +69,29 @@ def rewards(
     return scores
 
 
-def unscored(by_prompt: Mapping[str, Sequence[Candidate]], known: Scores) -> list[Candidate]:
-    """Answers that still need a reward."""
-    return [one for several in by_prompt.values() for one in several if (one.prompt, one.k) not in known]
+def foreign(
+    by_prompt: Mapping[str, Sequence[Candidate]], prompts: Sequence[Prompt],
+    matches: Callable[[str, str, str | None], bool],
+) -> frozenset[tuple[str, int]]:  # fmt: skip
+    """Answers, as (prompt, k), in another language than was asked for.
+
+    matches(prompt, answer, language): `language` is what the prompt's record says.
+    """
+    known = {prompt.id: (prompt.asked, str(prompt.record.get("language") or "") or None) for prompt in prompts}
+    return frozenset(
+        (one.prompt, one.k)
+        for several in by_prompt.values()
+        for one in several
+        if not matches(known[one.prompt][0], one.text, known[one.prompt][1])
+    )
+
+
+def unscored(
+    by_prompt: Mapping[str, Sequence[Candidate]], known: Scores, left_out: Collection[tuple[str, int]] = ()
+) -> list[Candidate]:
+    """Answers that still need a reward; those that are left out need none."""
+    every = (one for several in by_prompt.values() for one in several)
+    return [one for one in every if (one.prompt, one.k) not in known and (one.prompt, one.k) not in left_out]
 
 
 def score(
@@ -105,12 +125,13 @@ def score(
 def publish(
     folder: Path, prompts: Sequence[Prompt], by_prompt: Mapping[str, Sequence[Candidate]],
     known: Scores, model: Policy, wanted: config.Filters, pairing: config.Pairs, further: Mapping[str, Any],
+    foreign: Collection[tuple[str, int]] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Write best.jsonl, pairs.jsonl and summary.json, and return the summary."""
+    """Write best.jsonl, pairs.jsonl and summary.json, and return the summary. `foreign` as of the function."""
     by_id, servers = {prompt.id: prompt for prompt in prompts}, drawing.Register(folder).known
     asked = {prompt.id: prompt.asked for prompt in prompts}
     checks = {prompt.id: prompt.checks for prompt in prompts}
-    kept = filters.select(by_prompt, known, asked, checks, wanted)
+    kept = filters.select(by_prompt, known, asked, checks, wanted, foreign)
     best = [_dialog(by_id[one.prompt], *one.answers[0], model, servers) for one in kept.best]
     pairs = [pair for one in kept.best if (pair := _pair(by_id[one.prompt], one, model, pairing, servers))]
     for name, records in ((drawing.BEST, best), (drawing.PAIRS, pairs)):

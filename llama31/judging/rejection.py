@@ -153,6 +153,7 @@ class Pending:
     refused: int
     scores: ranking.Scores
     unscored: Sequence[Candidate]
+    foreign: frozenset[tuple[str, int]] = frozenset()  # answers in another language than was asked for
 
 
 def to_rank(session: Session, reward: str) -> Pending:
@@ -168,8 +169,19 @@ def to_rank(session: Session, reward: str) -> Pending:
     if dist.is_initialized():
         dist.barrier()  # all answers are in the file
     answers, refused = ranking.candidates(folder, drawing.known(session.prompts), run.sampling.answers)
+    foreign = _foreign(session, answers)
     scores = ranking.rewards(drawing.read_lines(folder / drawing.SCORES), model.fingerprint, answers, limit)
-    return Pending(model, limit, answers, refused, scores, ranking.unscored(answers, scores))
+    return Pending(model, limit, answers, refused, scores, ranking.unscored(answers, scores, foreign), foreign)
+
+
+def _foreign(session: Session, answers: Mapping[str, Sequence[Candidate]]) -> frozenset[tuple[str, int]]:
+    """Answers that no reward model need read, by `filters.language_model`."""
+    model = session.run.filters.language_model
+    if model is None:
+        return frozenset()
+    from llama31.synth.multilingual.languages import LanguageMatch
+
+    return ranking.foreign(answers, session.prompts, LanguageMatch(model).matches)
 
 
 def score(session: Session, pending: Pending, scorer: RewardScorer) -> None:
@@ -211,6 +223,7 @@ def _publish(session: Session, pending: Pending) -> None:
         session.run.filters,
         session.run.pairs,
         further,
+        pending.foreign,
     )
     dropped = (
         ", ".join(f"{reason} {count:,}" for reason, count in Counter(summary["dropped"]).most_common()) or "nothing"

@@ -27,7 +27,12 @@ from llama31.runs import files
 from llama31.sampling import drawing
 from llama31.slurm import chains, jobs, submission
 
-OF_MANY = ("sampling.answers=", "sampling.temperature=", "filters.", "pairs.", "limit=", "part=")  # no judge's business
+OF_MANY: tuple[str, ...] = (
+    "sampling.answers=",
+    "sampling.temperature=",
+    "sampling.temperature_to=",
+)  # no judge's business
+OF_MANY += ("filters.", "pairs.", "limit=", "part=")
 KEPT = "kept.jsonl"  # of recipes.filter_data
 GREEDY = ("sampling.answers=1", "sampling.temperature=0")  # answers that are judged
 

@@ -40,6 +40,7 @@ CANDIDATES, SCORES, SETTINGS, SUMMARY = "candidates.jsonl", "scores.jsonl", "sam
 PROMPTS, BEST, PAIRS, PICTURE = "prompts.jsonl", "best.jsonl", "pairs.jsonl", "rewards.png"
 SERVERS = "servers.json"
 MOST_REFUSED, JUDGED = 0.5, 20  # share of refused prompts, out of at least so many, that ends a run
+DRAWN_WITH = ("temperature", "temperature_to", "top_p", "max_new_tokens", "seed")
 Task = tuple[Prompt, int]  # a prompt and which of its K answers
 
 
@@ -160,6 +161,12 @@ class Register:
 
 def check(run: config.Sample, world: int) -> None:
     """Raises ValueError for what cannot be asked together, before anything is loaded."""
+    low, high = run.sampling.temperature, run.sampling.temperature_to
+    if high is not None and not 0 < low <= high:
+        raise ValueError(
+            f"sampling.temperature_to={high}: temperatures are drawn from sampling.temperature={low} up to it; give "
+            "sampling.temperature above 0 and at most that, as 0.2 and 1"
+        )
     if run.sampling.temperature == 0 and run.sampling.answers > 1:
         raise ValueError(
             f"sampling.answers={run.sampling.answers}: at sampling.temperature=0 all answers to a prompt are one; "
@@ -191,7 +198,7 @@ def settle(
     """
     drawn_with = {"policy": policy.name, "fingerprint": policy.fingerprint, **further}
     if sampling is not None:
-        drawn_with |= {name: getattr(sampling, name) for name in ("temperature", "top_p", "max_new_tokens", "seed")}
+        drawn_with |= {name: getattr(sampling, name) for name in DRAWN_WITH}
     path = folder / SETTINGS
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -260,16 +267,25 @@ def draw(
     return done
 
 
+def temperature_of(prompt: Prompt, sampling: config.Sampling) -> float:
+    """The temperature of a prompt's answers: that of all, or one drawn evenly by the seed and the prompt's name."""
+    if sampling.temperature_to is None:
+        return sampling.temperature
+    share = seed_of(sampling.seed, prompt.id, "temperature") / 2**31
+    return round(sampling.temperature + share * (sampling.temperature_to - sampling.temperature), 4)
+
+
 def line_of(task: Task, policy: Policy, sampling: config.Sampling, seed: int, **result: Any) -> dict[str, Any]:
     """A line of candidates.jsonl."""
     prompt, k = task
-    drawn = {"asked": asked(prompt), "seed": seed, "temperature": sampling.temperature, "top_p": sampling.top_p}
+    drawn = {"asked": asked(prompt), "seed": seed, "temperature": temperature_of(prompt, sampling)}
+    drawn |= {"top_p": sampling.top_p}
     return {"prompt": prompt.id, "k": k, **result, **drawn, "policy": asdict(policy), "time_s": round(time.time(), 3)}
 
 
 def request_of(prompt: Prompt, run: config.Sampling, seed: int = 1, n: int = 1) -> servers.Request:
     """A prompt as a request to a server."""
-    drawn = (run.temperature, run.top_p, run.max_new_tokens)
+    drawn = (temperature_of(prompt, run), run.top_p, run.max_new_tokens)
     return servers.Request(prompt.ids, prompt.openai(), *drawn, seed, n, tuple(prompt.tools))
 
 

@@ -9,7 +9,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,10 +122,12 @@ def select(
     asked: Mapping[str, str],
     wanted: Mapping[str, Sequence[tuple[str, Any]]],
     filters: config.Filters,
+    foreign: Collection[tuple[str, int]] = (),
 ) -> Selection:
     """Rank the answers of every prompt by `rewards` and keep, over prompts, what the filters let through.
 
-    `rewards` by (prompt, k), None where the reward model could not read the answer. Ties go to the lower k, so the
+    `rewards` by (prompt, k), None where the reward model could not read the answer; `foreign`: answers in another
+    language than was asked for, which have none. Ties go to the lower k, so the
     result is a function of what was drawn, not of the order in which it came in.
     """
     selection = Selection()
@@ -134,6 +136,8 @@ def select(
         for one in sorted(answers, key=lambda one: one.k):
             reward = rewards.get((prompt, one.k))
             reason = why_not(one, asked[prompt], wanted.get(prompt, ()), filters)
+            if reason is None and (prompt, one.k) in foreign:
+                reason = "another language"
             if reason is None and filters.duplicates and normalised(one.text) in seen:
                 reason = "duplicate"
             if reason is None and (reward is None or not math.isfinite(reward)):

@@ -94,6 +94,37 @@ def _long(run: config.Synthesize) -> Capability:
     return building.build(run.task, settings)
 
 
+def _questions(run: config.Synthesize) -> Capability:
+    from llama31.synth.mathematics.questions import MathematicsQuestions
+
+    return MathematicsQuestions(run.questions)
+
+
+def _mathematics(run: config.Synthesize) -> Capability:
+    from llama31.synth.equality.bounded import Comparer
+    from llama31.synth.mathematics.solving import Mathematics
+
+    runner = sandboxed(run.programs) if run.mathematics.python.enabled else None
+    return Mathematics(run.mathematics, run.questions, Comparer(run.checks), runner)
+
+
+def _templates(run: config.Synthesize) -> Capability:
+    from llama31.synth.multilingual import templates
+    from llama31.synth.multilingual.languages import LanguageMatch
+
+    found, match = templates.read(run.templates.folder), LanguageMatch(run.templates.language_model)
+    return templates.TemplateDialogs(run.templates, found, match)
+
+
+def _translate_reasoning(run: config.Synthesize) -> Capability:
+    from llama31.synth.equality.bounded import Comparer
+    from llama31.synth.multilingual.languages import LanguageMatch
+    from llama31.synth.multilingual.reasoning import TranslatedReasoning
+
+    wanted = run.translate_reasoning
+    return TranslatedReasoning(wanted, Comparer(run.checks), LanguageMatch(wanted.language_model))
+
+
 BUILD: Mapping[str, Callable[[config.Synthesize], Capability]] = {
     "factuality": _factuality,
     "steerability": _steerability,
@@ -106,8 +137,12 @@ BUILD: Mapping[str, Callable[[config.Synthesize], Capability]] = {
     "translate_code": _translate_code,
     "backtranslate": _backtranslate,
     "review_code": _review_code,
+    "questions": _questions,
+    "mathematics": _mathematics,
+    "templates": _templates,
+    "translate_reasoning": _translate_reasoning,
 }
-BESIDE = {"code": ("review_code",)}  # sections that decide as well
+BESIDE = {"code": ("review_code",), "mathematics": ("questions",)}  # sections that decide as well
 NOT_DECIDING = ("short", "share")  # keys of a section that speak of what is gathered
 DECIDING = ("task", "text_key", "shards", "sampling")  # keys beside the task's own section that decide what is made
 
@@ -146,6 +181,8 @@ def unfinished(run: config.Synthesize, begun: BegunSynthesis) -> list[int]:
 
 def make(run: config.Synthesize, begun: BegunSynthesis, capability: Capability, numbers: Iterable[int]) -> None:
     """Make what is missing of these shards, by the run's servers, and say how far it is."""
+    if not capability.prompts:
+        return _make_alone(run, begun, capability, numbers)
     policy = ServedModel(run.server)
     judge = ServedModel(run.judge, "judge") if run.judge.urls else policy
     total = sum(1 for _ in read(run))
@@ -157,6 +194,16 @@ def make(run: config.Synthesize, begun: BegunSynthesis, capability: Capability, 
             f"{refused}; fewer than {policy.room} requests under way in {policy.occupancy.short_share:.1%} of the time",
             flush=True,
         )
+
+
+def _make_alone(run: config.Synthesize, begun: BegunSynthesis, capability: Capability, numbers: Iterable[int]) -> None:
+    """The same for a capability that asks nobody."""
+    settings = Settings(**asdict(run.sampling))
+    for number in numbers:
+        one = ItemShard(begun.path, number, run.shards)
+        with shard.workshop(one.path, {}, begun.prompts, settings, 1, run.checks) as shared:
+            outcome = shard.run(one, capability, read(run), shared, run.items_at_once or shard.AHEAD)
+        print(f"shard {number}: {outcome['kept']} kept, {outcome['dropped']} dropped, {outcome['before']} done before")
 
 
 def _shard(

@@ -92,6 +92,15 @@ def test_sampling_follows_the_seed_alone(grid: Grid, chunks: list[Llama]) -> Non
     assert generate(chunks, grid, PROMPTS, 12, temperature=1.0, top_p=1e-6) == nearly_greedy
 
 
+def test_rows_may_have_temperatures_of_their_own() -> None:
+    logits, uniforms = torch.randn(6, 50, generator=torch.Generator().manual_seed(1)), torch.linspace(0.05, 0.95, 6)
+    wanted = [0.2, 1.0, 3.0, 0.2, 1.0, 3.0]
+    each = [sample(logits[i : i + 1], one, 0.9, uniforms[i : i + 1].double()) for i, one in enumerate(wanted)]
+    rows = torch.tensor(wanted, dtype=torch.float64)[:, None]
+    assert torch.equal(sample(logits, rows, 0.9, uniforms.double()), torch.cat(each))
+    assert len({int(sample(logits[:1], one, 1.0, torch.tensor([0.9]).double())) for one in wanted}) > 1
+
+
 def frequencies(logits: Tensor, temperature: float, top_p: float, draws: int = 20_000) -> Tensor:
     uniforms = torch.rand(draws, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     chosen = sample(logits.expand(draws, -1), temperature, top_p, uniforms)

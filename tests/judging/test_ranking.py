@@ -234,3 +234,31 @@ def test_our_own_decoder_says_what_ended_an_answer() -> None:
     assert (
         spoken(answers.message(answers.of_ids([*b"Hi", WORDS.eos_id], FORM, WORDS, ends).record()))[-1] == WORDS.eot_id
     )
+
+
+def test_answers_in_another_language_are_not_ranked(tmp_path: Path) -> None:
+    """Nor read by the reward model. What is asked for is what the record says, or the prompt."""
+    asked = [
+        prompts._prompt({"id": str(n), "prompt": f"Say {n}", "language": "fr" if n else ""}, FORM) for n in range(2)
+    ]
+    with serving(Script()) as url:
+        drawn(tmp_path, http(connected([url])), asked)
+    texts = {(line["prompt"], line["k"]): line["text"] for line in lines(tmp_path)}
+    result, _ = ranking.candidates(tmp_path, drawing.known(asked), 3)
+    told: list[tuple[str, str | None]] = []
+
+    def matches(prompt: str, answer: str, language: str | None) -> bool:
+        told.append((prompt, language))
+        return answer not in (texts["0", 1], texts["1", 0], texts["1", 1], texts["1", 2])
+
+    foreign = ranking.foreign(result, asked, matches)
+    assert foreign == {("0", 1), ("1", 0), ("1", 1), ("1", 2)}
+    assert set(told) == {("Say 0", None), ("Say 1", "fr")}
+    todo = ranking.unscored(result, {}, foreign)
+    assert [(one.prompt, one.k) for one in todo] == [("0", 0), ("0", 2)]
+    scores = ranking.score(tmp_path, asked, todo, REWARD, by_length, 100)
+    run = config.Sample(folder=str(tmp_path), prompts="", policy="")
+    record = ranking.publish(tmp_path, asked, result, scores, REWARD, run.filters, run.pairs, {}, foreign)
+    assert record["kept"] == 1 and record["dropped"]["another language"] == 4
+    (best,) = drawing.read_lines(tmp_path / drawing.BEST)
+    assert best["id"] == "0" and best["messages"][-1]["content"] in (texts["0", 0], texts["0", 2])

@@ -344,3 +344,35 @@ def test_one_id_one_prompt(tmp_path: Path) -> None:
         prompts.read(file, FORM)
     with pytest.raises(ValueError, match="prompts=nowhere: no such file"):
         prompts.read("nowhere", FORM)
+
+
+def test_each_prompt_may_have_a_temperature_of_its_own(tmp_path: Path) -> None:
+    script, run = Script(n=False), replace(RUN, temperature=0.2, temperature_to=1.0)
+    with serving(script) as url:
+        found = connected([url])
+        probes = len(script.asked)
+        drawn(tmp_path, http(found, run), given(6))
+    asked = {(body["seed"], body["temperature"]) for body in script.asked[probes:]}
+    by_prompt = {line["prompt"]: set[float]() for line in lines(tmp_path)}
+    for line in lines(tmp_path):
+        by_prompt[line["prompt"]].add(line["temperature"])
+        assert (line["seed"], line["temperature"]) in asked
+    assert all(len(values) == 1 for values in by_prompt.values()), "the answers to a prompt share it"
+    several = {value for values in by_prompt.values() for value in values}
+    assert len(several) == 6 and 0.2 <= min(several) < max(several) <= 1.0
+    # by seed and prompt, whatever the order
+    again = {prompt.id: drawing.temperature_of(prompt, run) for prompt in reversed(given(6))}
+    assert {name: {value} for name, value in again.items()} == by_prompt
+    assert drawing.temperature_of(given(1)[0], replace(run, seed=5)) != again[given(1)[0].id]
+    even = [drawing.temperature_of(prompt, run) for prompt in given(400)]
+    assert abs(sum(even) / 400 - 0.6) < 0.05
+    drawing.settle(tmp_path, POLICY, run, {}, given(6))
+    with pytest.raises(ValueError, match="drawn with temperature_to=1.0"):
+        drawing.settle(tmp_path, POLICY, replace(run, temperature_to=None), {}, given(6))
+
+
+@pytest.mark.parametrize("low", [0.0, 1.2])
+def test_temperatures_are_drawn_upwards_from_above_0(low: float) -> None:
+    run = config.Sample(sampling=config.Sampling(answers=1, temperature=low, temperature_to=1.0))
+    with pytest.raises(ValueError, match="sampling.temperature_to=1.0: temperatures are drawn from"):
+        drawing.check(run, 1)

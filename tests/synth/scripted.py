@@ -63,8 +63,9 @@ def run(
     count: int = 1,
     settings: Settings = DEFAULTS,
     at_once: int = 4,
+    requests: int = 4,
 ) -> dict[str, dict[str, Any]]:
-    """Results by item, of one shard."""
+    """Results by item, of one shard. With one request at a time several answers come in the order of the script."""
     from llama31.sampling.drawing import read_lines
     from llama31.synth.pipeline import journal
 
@@ -72,6 +73,6 @@ def run(
     models = {POLICY: model, JUDGE: judge or model}
     prompts = PromptFiles()
     prompts.check(capability.prompts)
-    with shard.workshop(one.path, models, prompts, settings, 4) as shared:
+    with shard.workshop(one.path, models, prompts, settings, requests) as shared:
         shard.run(one, capability, given, shared, at_once)
     return {line["item"]: line for line in read_lines(one.path / journal.RESULTS)}

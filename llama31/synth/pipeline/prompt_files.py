@@ -15,6 +15,7 @@ from typing import Any
 
 import jinja2
 import jinja2.meta
+from jinja2 import TemplateError as TemplateError  # of a template that its fields do not fit
 
 OURS = Path(__file__).resolve().parents[3] / "conf" / "prompts"
 _ROLE = re.compile(r"^\[(system|user|assistant)\][ \t]*\n", re.MULTILINE)
