@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import checkpoints, curate_pipeline, extension, long_rows, post_training, small_rounds, timing
+from benchmarks import checkpoints, curate_pipeline, extension, long_rows, post_training, sandbox, small_rounds, timing
 from benchmarks.gpu import conductor, plan, tables
 from benchmarks.machine import calibration
 from benchmarks.peers import Case, Work
@@ -18,20 +18,8 @@ from llama31.runs import files
 from recipes import start
 
 MACHINE = ("calibrate", "predict")
-PARTS = (
-    "train",
-    "pack",
-    "convert",
-    "start",
-    "checkpoint",
-    "length",
-    "align",
-    "extend",
-    "rounds",
-    "curate",
-    "gpu",
-    *MACHINE,
-)
+DEFAULT = ("train", "pack", "convert", "start", "checkpoint", "length", "align")
+PARTS = (*DEFAULT, "extend", "rounds", "curate", "sandbox", "gpu", *MACHINE)
 
 
 def expanded(argv: Sequence[str]) -> list[str]:
@@ -151,6 +139,8 @@ def main(run: config.Benchmark) -> None:
         figures |= checkpoints.checkpoint_speed(params, run.timeout_s)
     if "rounds" in run.parts:
         figures |= small_rounds.measure(run.timeout_s)
+    if "sandbox" in run.parts:
+        figures |= sandbox.measure()
     printed += [timing.figures_table(figures)] if figures else []
     printed += long_rows.tables(run, params) if "length" in run.parts else []
     printed += post_training.tables(run) if "align" in run.parts else []

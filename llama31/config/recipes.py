@@ -214,9 +214,9 @@ class Benchmark:
         ["train", "pack", "convert", "start", "checkpoint", "length", "align"],
         "what to measure: train, pack, convert, start, checkpoint, length, align; minutes each: curate (pages to token "
         "files, beside datatrove's own blocks), extend (is long context learned?), rounds (does every stage of "
-        "post-training improve what it is meant to?), gpu (one step on a GPU; --config-name gpu, or the word gpu, has "
-        "its shapes), calibrate (constants of this machine for recipes.plan), predict (those, and steps of small "
-        "models beside what is predicted of them)",
+        "post-training improve what it is meant to?), sandbox (what one costs), gpu (one step on a GPU; --config-name "
+        "gpu, or the word gpu, has its shapes), calibrate (constants of this machine for recipes.plan), predict "
+        "(those, and steps of small models beside what is predicted of them)",
     )
     part: str = key(
         "first",

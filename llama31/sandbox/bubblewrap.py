@@ -44,7 +44,7 @@ CAUSES = (
     (r"Unknown option", "this bubblewrap is too old", "0.8 or newer is needed: " + INSTALL),
     (r"namespace|uid map|RTM_NEWADDR|Operation not permitted|mount proc", "no namespace for it", NAMESPACES),
     (r"setpriv", "root cannot become another user here", "start the command as another user than root"),
-    (r"prlimit", "no prlimit in /usr/bin", "apt-get install util-linux"),
+    (r"prlimit|choom", "no prlimit or choom in /usr/bin", "apt-get install util-linux"),
 )
 
 
@@ -76,10 +76,12 @@ def command(
     files: relative names -> descriptors to read them from. filter_: descriptor of the system calls' filter.
     status: descriptor to which bubblewrap writes the first process inside and how it ended.
     """
-    words = [program]
+    # Where memory runs out in spite of all, of the machine or of a job of Slurm, the kernel ends these first.
+    words, inside = [_needed("choom"), "-n", "1000", "--"], [program]
     if becomes_nobody():
         drop = (f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all")
-        words = [_needed("setpriv"), *drop, "--", f"/proc/self/fd/{held}"]
+        inside = [_needed("setpriv"), *drop, "--", f"/proc/self/fd/{held}"]
+    words += inside
     words += [f"--unshare-{name}" for name in ("user", "pid", "net", "ipc", "uts", "cgroup")]
     words += ["--disable-userns", "--die-with-parent", "--new-session", "--uid", USER, "--gid", USER]
     # bubblewrap closes this descriptor for the program.

@@ -32,7 +32,7 @@ class SandboxLimits:
     memory_bytes: int = 1024 * MIB
     processes: int = 64
     cpu_seconds: float = 10.0
-    wall_seconds: float = 20.0
+    wall_seconds: float = 30.0
     output_bytes: int = MIB
     disk_bytes: int = 64 * MIB
 

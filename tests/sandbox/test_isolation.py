@@ -218,6 +218,36 @@ Sandbox(program=sys.argv[1]).run(["/bin/sh", "-c", "sleep 1000 & setsid sleep 10
         time.sleep(0.01)
 
 
+def test_an_ordinary_user_has_the_same_sandbox() -> None:
+    """Where root asks, user 65534 runs programs; here that is left out, for root has become somebody else before."""
+    if not bubblewrap.becomes_nobody():
+        pytest.skip("this is no root, so all other tests have shown it")
+    source = """
+import os, sys
+from llama31.sandbox.isolation import Sandbox
+from llama31.sandbox.limits import SandboxLimits
+import llama31.sandbox.workers, selectors, subprocess
+os.setgroups([]); os.setgid(12345); os.setuid(12345)
+sandbox = Sandbox(SandboxLimits(processes=5, wall_seconds=1800), program=sys.argv[1])
+print(sandbox.run(["/bin/sh", "-c", "id -u; cat /proc/self/uid_map; ls -d /home /root"]).stdout.split())
+many = "for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done; wait"
+print([sandbox.run(["/bin/sh", "-c", many]).reason for _ in range(2)])
+"""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o755)
+        program = shutil.copy(bwrap.program(), folder)
+        environment = {**os.environ, "PYTHONPATH": processes.search_path()}
+        said = processes.run([sys.executable, "-c", source, program], env=environment, merged=True)
+    assert said.stdout.splitlines() == ["['1000', '1000', '0', '1']", "['processes', 'processes']"]
+
+
+def test_where_memory_runs_out_it_goes_first() -> None:
+    outcome = Sandbox(WIDE, program=bwrap.program()).run(["cat", "/proc/self/oom_score_adj", "/proc/1/oom_score_adj"])
+    assert outcome.stdout == "1000\n1000\n"
+    killed = Sandbox(WIDE, program=bwrap.program()).run(["/bin/sh", "-c", "kill -9 $$"])
+    assert (killed.reason, killed.returncode) == ("killed", 137)
+
+
 def test_what_it_leaves_running_ends_with_it() -> None:
     outcome = Sandbox(WIDE, program=bwrap.program()).run(["/bin/sh", "-c", "sleep 1000 & echo $$"])
     assert outcome.passed and outcome.seconds < 1000
