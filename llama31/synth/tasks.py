@@ -125,6 +125,15 @@ def _translate_reasoning(run: config.Synthesize) -> Capability:
     return TranslatedReasoning(wanted, Comparer(run.checks), LanguageMatch(wanted.language_model))
 
 
+def _calling(run: config.Synthesize) -> Capability:
+    from llama31.synth.tools import building
+
+    if run.task == "function_calls":
+        return building.functions(run.function_calls, lambda: sandboxed(run.programs))
+    settings: config.ToolsSynthesis = getattr(run, run.task)
+    return building.build(run.task, settings, lambda: sandboxed(run.programs))
+
+
 BUILD: Mapping[str, Callable[[config.Synthesize], Capability]] = {
     "factuality": _factuality,
     "steerability": _steerability,
@@ -133,6 +142,10 @@ BUILD: Mapping[str, Callable[[config.Synthesize], Capability]] = {
     "long_questions": _long,
     "long_summaries": _long,
     "long_code": _long,
+    "tool_single": _calling,
+    "tool_multi": _calling,
+    "tool_files": _calling,
+    "function_calls": _calling,
     "code": _code,
     "translate_code": _translate_code,
     "backtranslate": _backtranslate,
@@ -170,6 +183,10 @@ def read(run: config.Synthesize) -> Iterable[SynthesisItem]:
         from llama31.synth.long_context import folders
 
         return folders.read(run.input, run.text_key, run.limit)
+    if run.task == "tool_files":
+        from llama31.synth.tools import files
+
+        return files.read(run.input, run.limit)
     return items.read(run.input, run.text_key, run.limit)
 
 
