@@ -39,6 +39,9 @@ def tell(summary: Mapping[str, Any], page: Path) -> None:
         print(f"  {count:>9,} dropped: {reason}")
     for kind, count in summary["records"].items():
         print(f"  {count:>9,} records in {page.parent / kind}.jsonl")
+    for name, count in summary["counts"].items():
+        if name.startswith("kept: "):
+            print(f"  {count:>9,} ({count / summary['kept']:.1%}) {name}")
     print(f"page: {page}")
 
 

@@ -209,6 +209,18 @@ def test_linters_that_are_found_have_a_say(tmp_path: Path) -> None:
     assert "the linter `ruff`" in told and "F401 unused" in told
 
 
+def test_what_was_asked_and_checked_before_a_kill_is_not_asked_or_checked_again(tmp_path: Path) -> None:
+    before, _ = made(tmp_path, [python(WRONG)], [python(TESTS)], [python(RIGHT)])
+    next(tmp_path.rglob("results.jsonl")).unlink()
+    runner, teacher = Plain(), Teacher({})
+    bench = Bench(lambda: runner, ["python"])
+    assert bench.tools.linters
+    tried = len(runner.commands)
+    capability = CodeExecution(config.CodeSynthesis(), config.ReviewCodeSynthesis(), bench)
+    assert scripted.run(tmp_path, capability, SNIPPET, teacher)["0"] == before
+    assert teacher.heard == {} and len(runner.commands) == tried
+
+
 def scores(*points: str) -> list[str]:
     return [f"Found this and that.\n\nCorrectness: {one[0]}\nStyle: {one[1]}" for one in points]
 
