@@ -31,8 +31,10 @@ def text_of(page: str) -> str:
 def test_copies_are_planted_by_turns(tmp_path: Path) -> None:
     for i in range(24):
         (tmp_path / f"{i}.html").write_text(f"<html><p>{i} {TEXT}</p></html>")
-    kinds = curate_pipeline.write_pages([str(tmp_path)], tmp_path / "pages.jsonl")
-    rows = {row["id"]: row for row in map(json.loads, (tmp_path / "pages.jsonl").read_text().splitlines())}
+    count, kinds = curate_pipeline.write_pages([str(tmp_path)], tmp_path / "work")
+    few, lines = ((tmp_path / "work" / name / "pages/pages.jsonl").read_text().splitlines() for name in ("few", "all"))
+    rows = {row["id"]: row for row in map(json.loads, lines)}
+    assert count == len(rows) and few == lines[::10]
     assert list(kinds.values()) == ["exact", "0.95", "0.9", "0.8", "exact", "0.95"]
     assert len(rows) == 30 and kinds.keys() < rows.keys()
     same = [rows[name]["text"] == rows[name.removesuffix("-copy")]["text"] for name in kinds]
@@ -46,6 +48,10 @@ def test_recall_is_of_copies_that_came_and_precision_by_exact_similarity() -> No
     found = Deduplicated(came, {"a", "c"}, tokens=0)
     assert curate_pipeline.recall(found, kinds) == {"exact": (1, 1), "0.95": (0, 0), "0.9": (0, 1), "0.8": (0, 0)}
     assert curate_pipeline.precision(found) == 0.5
+
+
+def test_a_rate_is_without_what_a_run_of_few_takes() -> None:
+    assert curate_pipeline.rate(100, {"few": {"cpu_s": 3.0}, "all": {"cpu_s": 12.0}}) == 10
 
 
 def test_pages_are_asked_for() -> None:

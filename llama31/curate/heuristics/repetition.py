@@ -184,16 +184,17 @@ def most_repeated(found: spans.Spans, lengths: list[int]) -> list[int]:
     runs = np.stack([padded[n : n + count] for n in lengths])
     runs -= sums[:-1]
     runs *= inverses[:-1] * MULTIPLIER  # so that what differs in its low bits does in the upper ones
-    bits = np.uint64(count.bit_length())
-    runs >>= bits
-    runs <<= bits
+    bits = count.bit_length()
+    low = np.uint64((1 << bits) - 1)
+    runs &= ~low
     runs |= np.arange(count, dtype=np.uint64)
     runs.sort(axis=1)
-    upper = runs >> bits
-    rows, columns = np.nonzero(upper[:, 1:] == upper[:, :-1])
-    if not len(rows):
+    upper = runs >> np.uint64(bits)
+    same = upper[:, 1:] == upper[:, :-1]
+    if not same.any():
         return [0] * len(lengths)
-    places = (runs[rows, columns + 1] & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
+    rows, columns = np.nonzero(same)
+    places = (runs[rows, columns + 1] & low).astype(np.int64)
     marks = np.zeros((len(lengths), count + max(lengths) + 1), np.int32)
     marks[rows, places] += 1
     marks[rows, places + np.array(lengths)[rows]] -= 1

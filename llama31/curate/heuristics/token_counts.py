@@ -47,17 +47,42 @@ class TokenCounts(PipelineStep):
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         """The documents as they came."""
-        counts: dict[str, Counts] = {}
+        counts = _Counting()
         for document in data:
             with self.track_time():
                 language = document.metadata.get("language") or ""
-                if language not in counts:
-                    counts[language] = np.zeros(BUCKETS, np.int64)
                 found = tokens(document.text, language)
-                counts[language] += np.bincount(found, minlength=BUCKETS)
+                counts.add(language, found)
                 self.stat_update("tokens", value=len(found))
             yield document
-        write(self.folder, f"{rank:05d}.npz", counts)
+        write(self.folder, f"{rank:05d}.npz", counts.all())
+
+
+class _Counting:
+    """Counts by language, of many documents at once: to add up all buckets takes longer than to split a short page."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, Counts] = {}
+        self.waiting: dict[str, list[npt.NDArray[np.int64]]] = {}
+        self.lengths: dict[str, int] = {}
+
+    def add(self, language: str, found: npt.NDArray[np.int64]) -> None:
+        """Take a document's tokens."""
+        self.waiting.setdefault(language, []).append(found)
+        self.lengths[language] = self.lengths.get(language, 0) + len(found)
+        if self.lengths[language] >= BUCKETS:
+            self._flush(language)
+
+    def _flush(self, language: str) -> None:
+        found = np.bincount(np.concatenate(self.waiting.pop(language)), minlength=BUCKETS)
+        self.counts[language] = self.counts.get(language, 0) + found
+        self.lengths[language] = 0
+
+    def all(self) -> dict[str, Counts]:
+        """The counts of all that came."""
+        for language in list(self.waiting):
+            self._flush(language)
+        return self.counts
 
 
 class MergeTokenCounts(PipelineStep):
