@@ -118,7 +118,7 @@ def _finished(text: str, remove_markdown: bool) -> str:
     kept: list[str] = []
     prose: list[str] = []
     depth = 0
-    for part in MARKS.split(text):
+    for part in MARKS.split(text) if structure.OPEN[0] in text else (text,):
         if part == structure.OPEN:
             depth += 1
         elif part == structure.CLOSE:

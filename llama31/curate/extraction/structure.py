@@ -150,7 +150,7 @@ def _integer(text: str | None, otherwise: int) -> int:
 
 def raised(tree: Any, lower: str) -> None:
     """Powers and indices."""
-    if "<sup" not in lower and "<sub" not in lower:
+    if "<su" not in lower or ("<sup" not in lower and "<sub" not in lower):
         return
     for element in all_of(tree.body, "sup, sub"):
         text = element.text.strip()
