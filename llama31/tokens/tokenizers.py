@@ -166,7 +166,8 @@ class ByteLevelTokenizer:
     def encode_array(self, text: str) -> NDArray[np.uint32]:
         """The same as an array, without a list: a third faster. tiktoken's takes no lone surrogates."""
         pieces = [text] if len(text) <= _RUN_CHARS else _pieces(text)
-        return np.concatenate([self._model.encode_to_numpy(_valid(one), disallowed_special=()) for one in pieces])
+        ids = [self._model.encode_to_numpy(_valid(one), disallowed_special=()) for one in pieces]
+        return ids[0] if len(ids) == 1 else np.concatenate(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special ones spelled out; bytes that are no UTF-8 become U+FFFD."""
@@ -262,11 +263,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 def _valid(text: str) -> str:
     """`text` with lone surrogates (JSON may hold them) replaced as tiktoken replaces them."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _byte_alphabet() -> dict[str, int]:
