@@ -18,6 +18,8 @@ _PLACEHOLDER = re.compile(r"\[[^\[\]\n]+\]")
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+\S", re.MULTILINE)
 # A closing mark with what closes beside it; languages that write no spaces need none behind theirs.
 _END = re.compile(r"(?:[.!?…।]+[\"'”’»)\]*_]*(?=\s|$))|[。！？]+[」』”’)]*")  # noqa: RUF001 - of all languages
+_NEXT = re.compile(r"\S")
+LOOK_BACK = 200  # characters before a mark that decide about it; a text of one long sentence is gone through once
 # A full stop behind these ends no sentence: never, or before a number, or unless a capital follows.
 _NEVER = re.compile(
     r"dr|mr|mrs|ms|prof|st|rev|gen|col|capt|lt|sgt|gov|sen|hon|messrs|mme|mlle|sra?|srta|dott|vs|cf|e\.g|i\.e|viz|"
@@ -40,15 +42,19 @@ def sentences(text: str) -> list[str]:
     """
     parts, begin, cased = [], 0, text != text.lower()
     for mark in _END.finditer(text):
-        if _ends(text[begin : mark.start()], mark[0], text[mark.end() :].lstrip(), cased):
+        before, behind = text[max(begin, mark.start() - LOOK_BACK) : mark.start()], _NEXT.search(text, mark.end())
+        if _ends(before, mark[0], behind[0] if behind else "", cased):
             parts.append(text[begin : mark.end()].strip())
             begin = mark.end()
     return [one for one in [*parts, text[begin:].strip()] if WORD.search(one)]
 
 
-def _ends(before: str, mark: str, after: str, cased: bool) -> bool:
-    """Whether a closing mark ends a sentence; `cased`: small letters are told from capitals in this text."""
-    follows, last = after[:1], before.split()[-1].lstrip("(\"'\u201c\u2018[*") if before.split() else ""
+def _ends(before: str, mark: str, follows: str, cased: bool) -> bool:
+    """Whether a closing mark ends a sentence; `cased`: small letters are told from capitals in this text.
+
+    `follows` is the first character behind it that is no white space, "" at the end.
+    """
+    last = before.split()[-1].lstrip("(\"'\u201c\u2018[*") if before.split() else ""
     if mark == "." and follows:
         word, initial = last.casefold(), len(last) == 1 and last.isupper() and last != "I"
         if initial or _NEVER.fullmatch(word) or re.search(r"(?:^|\n)\s*\d+$", before):

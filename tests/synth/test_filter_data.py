@@ -187,7 +187,7 @@ def test_every_filter_can_be_off(tmp_path: Path, words: Callable[..., list[str]]
 
 
 def test_apologies_and_odd_texts(tmp_path: Path, words: Callable[..., list[str]]) -> None:
-    odd = ["", "half \ud800", "zero \0", "\N{GRINNING FACE}", "word " * 200_000]
+    odd = ["", "half \ud800", "zero \0", "\N{GRINNING FACE}", "Word. " * 170_000 + "No. 1 " * 9]
     given = [dialog(text, f"{text}x" if len(text) < 99 else text, reward=i) for i, text in enumerate(odd)]
     given += [dialog("sorry?", f"I'm sorry, {i}.", reward=10 + i) for i in range(4)]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(one) + "\n" for one in given))
@@ -200,7 +200,7 @@ def test_apologies_and_odd_texts(tmp_path: Path, words: Callable[..., list[str]]
     assert [one["messages"][1]["content"] for one in kept[5:]] == ["I'm sorry, 2.", "I'm sorry, 3."]
     assert summary["questions"]["topic"]["counts"] == {"shown in part": 1}
     (long,) = {one[-1]["content"] for one in model.asked if "left out here" in str(one) and "Which topic" in str(one)}
-    assert len(long) < 45_000 and "[1960019 characters are" in long
+    assert len(long) < 45_000 and "[2000127 characters are" in long
 
 
 def test_a_topic_model_needs_no_server(

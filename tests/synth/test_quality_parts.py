@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
 from llama31 import config
+from llama31.sampling import filters
 from llama31.synth.quality import contamination, dialog_records, questions, selection, semantic
 from llama31.synth.quality.contamination import Benchmarks
 
@@ -171,6 +172,7 @@ def test_apologies_of_least_worth_go() -> None:
     assert selection.too_many_apologies(sorry, worths, 0.2).tolist() == [2, 0]  # one beside four is a fifth
     assert selection.too_many_apologies(sorry, worths, 1.0).tolist() == []
     assert selection.too_many_apologies(sorry, worths, 0.0).tolist() == [4, 2, 0]
+    assert filters.most_apologies(0.5, 10, 4) == 4 and filters.most_apologies(0.1, 10, 90) == 10
 
 
 # --- answers ---
