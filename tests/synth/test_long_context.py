@@ -313,6 +313,17 @@ def test_imports_of_each_language() -> None:
     assert imports.wildcards(OTHERS) == {"j/org/a/Util.java"}
 
 
+def test_imports_of_odd_texts_end() -> None:
+    odd = {
+        "a.ts": "import " * 30_000,
+        "b.rs": "use crate::{" * 20_000,
+        "c.java": "import " * 30_000,
+        "d.c": "#include " * 20_000,
+    }
+    found, unread = imports.found({**odd, "e.py": "\ud800", "f.py": "(" * 5000, "g.js": "`${" * 5000, "h": ""})
+    assert not found and set(unread) <= {"e.py", "f.py", "b.rs"}
+
+
 def repository(**files: str) -> dict[str, str]:
     """Seven files that import `core`, one that does not, and a long one."""
     code = '"""What all share."""\n' + "".join(f"def f{n}(x):\n    return x + {n}\n\n\n" for n in range(20))

@@ -17,6 +17,7 @@ import pytest
 from llama31 import config
 from llama31.sandbox.isolation import Sandbox
 from llama31.sandbox.limits import Execution, SandboxLimits
+from llama31.synth import tasks
 from llama31.synth.tools import building, steps
 from llama31.synth.tools.interface import ChatTool
 from llama31.synth.tools.multi import ToolMulti
@@ -359,6 +360,14 @@ def test_capabilities_are_built_of_their_keys(tmp_path: Path) -> None:
     given = config.ToolMultiSynthesis(index=str(tmp_path / "pages.jsonl"))
     made: Any = building.build("tool_multi", given, lambda: PlainPrograms(tmp_path))
     assert set(made.steps.tools) == {"brave_search", "wolfram_alpha", "code_interpreter"} and made.steps.candidates == 2
+    run = config.Synthesize(task="tool_files", name="x", input=str(tmp_path), folder=str(tmp_path / "out"))
+    run.programs.bubblewrap = bwrap.program()
+    files: Any = tasks.build(run)
+    assert set(files.steps.tools) == {"code_interpreter"} and [one.id for one in tasks.read(run)] == ["pages.jsonl"]
+    run.task = "function_calls"
+    calling: Any = tasks.build(run)
+    assert calling.name == "function_calls" and calling.sandbox.program == bwrap.program()
+    assert tasks.opened(run, calling).provenance.keys() == {"sampling"}
     off = config.ToolSingleSynthesis(algebra=False, interpreter=False)
     with pytest.raises(ValueError, match="no tool is switched on; give tool_single.index=FILES"):
         building.build("tool_single", off, lambda: PlainPrograms(tmp_path))

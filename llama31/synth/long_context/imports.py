@@ -23,7 +23,7 @@ _COMMENT_OR_STRING = re.compile(
     r"(?P<comment>//[^\n]*|/\*.*?(?:\*/|\Z))|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|`(?:\\.|[^`\\])*`", re.DOTALL
 )
 _FROM = re.compile(
-    r"\b(?:import|export)\b[^;'\"`()]*?\bfrom\s*(['\"])(?P<a>\.[^'\"\n]*)\1|\bimport\s*(['\"])(?P<b>\.[^'\"\n]*)\3"
+    r"\b(?:import|export)\b[^;'\"`()]{0,4000}?\bfrom\s*(['\"])(?P<a>\.[^'\"\n]*)\1|\bimport\s*(['\"])(?P<b>\.[^'\"\n]*)\3"
     r"|\b(?:require|import)\s*\(\s*(['\"])(?P<c>\.[^'\"\n]*)\5\s*\)"
 )
 _INCLUDE = re.compile(r"^[ \t]*#[ \t]*include[ \t]*[\"<]([^\">\n]+)[\">]", re.MULTILINE)
@@ -44,10 +44,10 @@ def found(files: Files) -> tuple[list[Import], dict[str, str]]:
     """All imports of one of `files` by another, in order; and the files that could not be read, with the reason."""
     result: list[Import] = []
     unread: dict[str, str] = {}
-    known = Python(files)
+    known, names = Python(files), Named(files)
     for path, text in sorted(files.items()):
         try:
-            result += [one for one in _of(path, text, files, known) if one.target != path]
+            result += [one for one in _of(path, text, names, known) if one.target != path]
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # what ast.parse raises, NUL included
             unread[path] = f"not parsed: {type(error).__name__}"
     return result, unread
@@ -60,11 +60,26 @@ def language(path: str) -> str | None:
     return families.get(path[path.rfind(".") :]) if "." in basename(path) else None
 
 
-def _of(path: str, text: str, files: Files, known: Python) -> Iterable[Import]:
+class Named(dict[str, str]):
+    """Files by path, and the paths by the last part of their names."""
+
+    def __init__(self, files: Files) -> None:
+        super().__init__(files)
+        self._paths: dict[str, list[str]] = {}
+        for path in files:
+            self._paths.setdefault(basename(path), []).append(path)
+
+    def only(self, name: str) -> str | None:
+        """The one file that a path ends with; None where there are several, or none."""
+        found = [one for one in self._paths.get(basename(name), ()) if one == name or one.endswith(f"/{name}")]
+        return found[0] if len(found) == 1 else None
+
+
+def _of(path: str, text: str, files: Named, known: Python) -> Iterable[Import]:
     kind = language(path)
     if kind == "python":
         return known.imports(path, text)
-    others: Mapping[str | None, Callable[[str, str, Files], Iterable[Import]]] = {
+    others: Mapping[str | None, Callable[[str, str, Named], Iterable[Import]]] = {
         "typescript": _scripts, "cpp": _includes, "java": _java, "rust": _rust,
     }  # fmt: skip
     return others[kind](path, text, files) if kind in others else ()
@@ -147,7 +162,7 @@ def _line(text: str, place: int) -> int:
     return text.count("\n", 0, place) + 1
 
 
-def _scripts(path: str, text: str, files: Files) -> Iterator[Import]:
+def _scripts(path: str, text: str, files: Named) -> Iterator[Import]:
     text = uncommented(text)
     strings = {place for one in _COMMENT_OR_STRING.finditer(text) for place in range(one.start() + 1, one.end())}
     for match in _FROM.finditer(text):
@@ -164,29 +179,29 @@ def _script(place: str, files: Files) -> str | None:
     return next((one for one in (*places, *(f"{place}/index{suffix}" for suffix in SCRIPTS)) if one in files), None)
 
 
-def _includes(path: str, text: str, files: Files) -> Iterator[Import]:
+def _includes(path: str, text: str, files: Named) -> Iterator[Import]:
     text = uncommented(text)
     for match in _INCLUDE.finditer(text):
         if target := _included(path, match[1].strip(), files):
             yield Import(path, target, _line(text, match.start()))
 
 
-def _included(path: str, name: str, files: Files) -> str | None:
+def _included(path: str, name: str, files: Named) -> str | None:
     """Beside the file, from the root or `include`; elsewhere only where it is the one file whose path ends so."""
     for place in (normpath(join(dirname(path), name)), normpath(name), normpath(join("include", name))):
         if place in files:
             return place
-    return _only(one for one in files if one.endswith(f"/{name}"))
+    return files.only(name)
 
 
-def _java(path: str, text: str, files: Files) -> Iterator[Import]:
+def _java(path: str, text: str, files: Named) -> Iterator[Import]:
     text = uncommented(text)
     for match in _JAVA.finditer(text):
         parts = match[2].split(".")
         if match[1] and not match[3]:
             parts = parts[:-1]  # import static a.b.C.member
         name = "/".join(parts) + ".java"
-        if target := _only(one for one in files if one == name or one.endswith(f"/{name}")):
+        if target := files.only(name):
             yield Import(path, target, _line(text, match.start()))
 
 
@@ -202,12 +217,7 @@ def wildcards(files: Files) -> set[str]:
     return {path for path in files if any(f"/{dirname(path)}".endswith(f"/{folder}") for folder in folders)}
 
 
-def _rust(path: str, text: str, files: Files) -> Iterator[Import]:
+def _rust(path: str, text: str, files: Named) -> Iterator[Import]:
     text = uncommented(text)
     for place, target in rust_paths.used(path, text, files):
         yield Import(path, target, _line(text, place))
-
-
-def _only(paths: Iterable[str]) -> str | None:
-    some = list(paths)
-    return some[0] if len(some) == 1 else None

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from posixpath import basename, dirname, join
 
-_USE = re.compile(r"\buse\s+((?:crate|self|super)\s*::[^;]*);")
+_USE = re.compile(r"\buse\s+((?:crate|self|super)\s*::[^;]{0,4000});")
 DEEPEST = 20  # groups in groups
 
 
