@@ -53,7 +53,7 @@ UNEQUAL = [
     ("x", "y"), ("x=5", "y=5"), ("x^2", "x^3"), (r"\sqrt{x^2}", "x"), ("x+y=1", "x+y=2"), ("x=y", "x=2y"),
     (r"\infty", r"-\infty"), ("even", "odd"), ("A", "B"), ("yes", "no"), ("1011_2", "13"), ("", "1"), ("1", "True"),
     (r"\begin{pmatrix}1&2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"), ("__import__('os').getpid()", "1"),
-    ("1e400", "1e401"), ("0", "10^{-70}"),
+    ("1e400", "1e401"), ("10000000001", "10000000002"), ("0", "10^{-70}"),
 ]  # fmt: skip
 
 
@@ -141,10 +141,13 @@ def test_sets_have_no_order_and_tuples_have_one(values: list[Fraction]) -> None:
 def test_what_would_take_for_ever_is_undecided_and_the_next_is_judged() -> None:
     rows = r"\\".join("&".join(string.ascii_letters[8 * i + j :][:1] or "q" for j in range(8)) for i in range(8))
     heavy = rf"\begin{{vmatrix}}{rows}\end{{vmatrix}}"
-    with Comparer(processes=1, cpu_seconds=0.05) as comparer:
-        assert comparer.verdict(heavy, "x") == "undecided"
+    with Comparer(processes=1, cpu_seconds=0.5) as comparer:
         assert comparer.verdict(r"\sqrt{8}", r"2\sqrt{2}") == "equal"
         process = comparer._free.get()
+        comparer._free.put(process)
+        assert comparer.verdict(heavy, "x") == "undecided"
+        assert comparer.verdict(r"\sqrt{12}", r"2\sqrt{3}") == "equal"
+        assert comparer._free.get() is process, "it ended the comparison by itself"
         assert isinstance(process, subprocess.Popen)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()

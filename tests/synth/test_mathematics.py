@@ -17,6 +17,8 @@ import pytest
 from llama31 import config
 from llama31.dialogs import preferences
 from llama31.sampling.answers import Answer
+from llama31.sandbox.isolation import Sandbox
+from llama31.sandbox.limits import SandboxLimits
 from llama31.synth.equality.bounded import Comparer
 from llama31.synth.mathematics import corrections, scoring, solutions
 from llama31.synth.mathematics.questions import MathematicsQuestions
@@ -25,6 +27,7 @@ from llama31.synth.mathematics.solving import Mathematics
 from llama31.synth.pipeline import journal
 from llama31.tokens import chat
 from tests.sampling.scripted import Bytes
+from tests.sandbox import bwrap
 from tests.synth import scripted
 from tests.synth.scripted import Scripted
 
@@ -160,10 +163,11 @@ def test_steps_are_labelled_by_what_comes_of_them(tmp_path: Path, comparer: Comp
 
 def test_a_right_step_is_no_wrong_one(tmp_path: Path, comparer: Comparer) -> None:
     """Of a solution that is right no step is the worse one, though none of four continuations found on."""
-    model = speaker(solve=[RIGHT], verify=["Verdict: correct"], **{"continue": ["Step 2: \\boxed{1}"]})
+    long = RIGHT.replace("The answer", "\n\nStep 3: The answer")
+    model = speaker(solve=[OTHER, long], verify=["Verdict: correct"], **{"continue": ["Step 2: \\boxed{1}"]})
     result = made(tmp_path, comparer, model, LABELLED, answer="12")
-    assert [one["labels"] for one in result["records"]["steps"]] == [[0.0, 1.0]]
-    assert "step_preferences" not in result["records"]
+    assert [one["labels"] for one in result["records"]["steps"]] == [[0.0, 1.0], [0.0, 0.0, 1.0]]
+    assert "step_preferences" not in result["records"] and result["counts"]["continuations"] == 12
 
 
 # --- corrections ---
@@ -323,7 +327,7 @@ class Here:
 def test_text_and_python_in_turns(tmp_path: Path, comparer: Comparer) -> None:
     begins = [
         "First 3 + 4.\n\n```python\nx = 3 + 4\nprint(x)\n```\nIt prints 99.",
-        "```python\nraise ValueError\n```",
+        "```python\nprint(12)\nraise ValueError\n```",
         "```python\npass\n```",
         "I see at once: \\boxed{13}",
     ]
@@ -351,6 +355,21 @@ def test_text_and_python_in_turns(tmp_path: Path, comparer: Comparer) -> None:
     endless = speaker(program=["```python\nprint(1)\n```"], output=["```python\nprint(2)\n```"])
     result = made(tmp_path / "b", comparer, endless, replace(settings, answers=1), Here(tmp_path / "code"), answer="12")
     assert result["counts"]["solutions with Python that do not end"] == 1 and result["counts"]["programs run"] == 5
+
+
+def test_the_sandbox_runs_it(tmp_path: Path, comparer: Comparer) -> None:
+    """What a model wrote runs nowhere else; a program that waits for ever ends, and so does its solution."""
+    sandbox = Sandbox(SandboxLimits(wall_seconds=2.0), program=bwrap.program())
+    begins = ["```python\nx = 3 + 4\nprint(x)\n```", "```python\nwhile True: pass\n```"]
+    output = ["```python\nprint(x + 5)\n```", "So it is \\boxed{12}."]
+    settings = replace(PLAIN, answers=2, python=config.PythonSolutions(enabled=True))
+    model = speaker(
+        program=begins, output=lambda last, _: output["\n12\n" in last], verify=["Verdict: correct"]
+    )  # fmt: skip
+    result = made(tmp_path, comparer, model, settings, sandbox, answer="12")
+    (dialog,) = result["records"]["dialogs"]
+    assert [one["content"] for one in dialog["messages"] if one["role"] == "ipython"] == ["7", "12"]
+    assert result["counts"]["programs that end by timeout"] == 1 and result["counts"]["programs run"] == 3
 
 
 # --- questions ---

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from llama31 import config
+from llama31.command import entry, inputs
 from llama31.curate.scoring import language
 from llama31.judging import rejection
 from llama31.sampling.filters import Candidate
@@ -21,6 +22,7 @@ from llama31.synth.multilingual.languages import LanguageMatch
 from llama31.synth.multilingual.reasoning import TranslatedReasoning
 from llama31.synth.multilingual.templates import TemplateDialogs
 from llama31.tokens import chat
+from recipes import synthesize
 from tests.synth import scripted
 from tests.synth.scripted import Scripted
 
@@ -264,3 +266,24 @@ def test_digits_that_differ_are_told() -> None:
     with pytest.raises(ValueError):
         reasoning.parts("SOLUTION: x\nQUESTION: y")
     assert json.dumps(digits.runs("\ud800 \0 5")) == '{"5": 1}'
+
+
+def test_templates_need_no_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the command line to the files; the other tasks are refused without one."""
+    given = tmp_path / "parallel.jsonl"
+    records = [{**PARALLEL, "source": f"Good morning {n}."} for n in range(5)] + [{"text": "nothing"}]
+    given.write_text("".join(json.dumps(record) + "\n" for record in records))
+    words = ["task=templates", "name=t", f"folder={tmp_path / 'made'}", f"input={given}", "shards=2"]
+    run = entry.read(config.Synthesize, "synthesize", words)[0]
+    inputs.check(run)
+    synthesize.main(run)
+    assert "5 of 6 items kept" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "made" / "dialogs.jsonl").read_text().splitlines()]
+    assert len(lines) == 5 and all(line["provenance"]["template"] for line in lines)
+    with pytest.raises(config.ConfigError, match=r"server.urls=\[\]: answers come from a chat model"):
+        entry.read(config.Synthesize, "synthesize", [*words[1:], "task=mathematics"])
+    wrong = ["templates.folder=nowhere", "templates.language_model=nowhere.bin"]
+    with pytest.raises(
+        config.ConfigError, match=r"templates.folder=nowhere: (?s:.*)templates.language_model=nowhere.bin: "
+    ):
+        inputs.check(entry.read(config.Synthesize, "synthesize", [*words, *wrong])[0])
