@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama31 import config
+from llama31.runs import files
 from llama31.tokens import chat, template
 
 # The split of Llama 3 (llama-models, llama3/tokenizer.py).
@@ -195,8 +196,9 @@ class ByteLevelTokenizer:
             single=[bos, "$A"], pair=[bos, "$A", f"{bos}:1", "$B:1"], special_tokens=[(bos, self.bos_id)]
         )
         written.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
-        (folder / "tokenizer.json").write_text(written.to_str(pretty=True), encoding="utf-8")
         _write_hf_config(folder, self._names, _template(self))
+        # Last and whole: by this file a vocabulary is known to be trained, also after what was killed on the way.
+        files.write_whole(folder / "tokenizer.json", written.to_str(pretty=True))
 
 
 class HuggingFaceTokenizer:
