@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import urllib.parse
@@ -12,6 +13,8 @@ import orjson
 import pyarrow
 from datatrove.data import Document
 from datatrove.io import DataFolderLike
+from fsspec.compression import compr
+from fsspec.utils import infer_compression
 from pyarrow import parquet
 
 from llama31.curate.reading import bodies
@@ -118,7 +121,11 @@ class LinesReader(RecordsReader):
 
     def documents(self, filepath: str) -> Iterator[Document]:
         """The documents of a file."""
-        with self.data_folder.open(filepath, "rb", compression="infer") as file:
+        with (
+            self.data_folder.open(filepath, "rb", compression=None) as raw,
+            _expanded(raw, infer_compression(filepath)) as file,
+        ):
+            self.place = raw.tell
             for number, line in enumerate(_lines(file, 2 * self.limit_bytes + LIMIT_BYTES)):
                 where = f"{filepath}:{number + 1}"
                 with self.track_time():
@@ -142,6 +149,11 @@ class LinesReader(RecordsReader):
                 self.left_out(Unreadable("no JSON", str(error)), where)
                 return None
         return self.record(row, where)
+
+
+def _expanded(raw: Any, compression: str | None) -> Any:
+    """A file as fsspec opens one that is compressed; here what lies below it can be asked where it is."""
+    return compr[compression](raw, mode="r") if compression else contextlib.nullcontext(raw)
 
 
 def _lines(file: Any, limit: int) -> Iterator[bytes | None]:
