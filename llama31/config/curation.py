@@ -107,7 +107,7 @@ class DocumentDeduplication:
     buckets: int = key(14, "buckets of hashes; two documents that agree in one are duplicates (FineWeb's)", low=1)
     hashes_per_bucket: int = key(8, "hashes of a bucket: with 14 buckets half of the pairs at 0.72 are found", low=1)
     seed: int = key(1, "seed of the hash functions", low=0, high=2**32 - 1)
-    memory_gb: float = key(8.0, "memory of a task that finds clusters: half of it holds 100 bytes a document", above=0)
+    memory_gb: float = key(8.0, "memory of a task that finds clusters: half of it holds 150 bytes a document", above=0)
     cluster_tasks: int | None = key(
         None, "tasks that find the clusters together; which stay does not depend on it; null: one per 512 shards", low=1
     )
@@ -253,8 +253,8 @@ class TokenFiles:
     eos: bool = key(True, "end each document with <|end_of_text|>")
     heldout_fraction: float = key(0.01, "share of the documents packed as held-out split", low=0, high=0.5)
     seed: int = key(1234, "seed of the held-out split", low=0, high=2**63 - 1)
-    parts: int = key(
-        1, "packed sources per class and language, written by a task each: a single file takes a single writer", low=1
+    parts: int | None = key(
+        None, "packed sources per class and language, each written by a task; null: one per 512 shards", low=1
     )
 
 

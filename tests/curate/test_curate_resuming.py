@@ -19,6 +19,7 @@ from llama31.curate.mixing.sources import of_folder
 from llama31.curate.outcome import sources
 from llama31.curate.running import attempts, folder, ledger, progress, tasks
 from llama31.curate.scoring import quality
+from llama31.tokens import tokenizers
 from llama31.tokens.indexed import IndexedReader
 from tests import processes
 from tests.curate.curated import opened, outputs, run, texts
@@ -257,6 +258,13 @@ def test_what_an_attempt_published_before_it_was_killed_goes_with_the_next(tmp_p
     assert [path.name for path in tmp_path.glob("tokens/*-*")] == []
     attempts.forget(tmp_path, "tokens", 0)
     assert not [path for path in tmp_path.glob("tokens/**/*") if path.is_file() and "partial" not in path.parts]
+
+
+def test_a_vocabulary_is_there_when_all_of_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "replace", lambda *_: sys.exit(9))  # killed before the last file
+    with pytest.raises(SystemExit):
+        tokenizers.train_bpe([text(n, True) for n in range(60)], 540, tmp_path)
+    assert not (tmp_path / "tokenizer.json").exists() and (tmp_path / "tokenizer_config.json").is_file()
 
 
 def test_a_task_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,7 @@ def test_two_processes_do_not_curate_the_same_folder(pages: Path, tmp_path: Path
         (["tokenizer.kind=tiktoken", "tokenizer.path="], "tokenizer.path=: there is nothing to make tokens with"),
         (["task=3"], "task=3: a task is one of a stage; give stage=NAME too"),
         (["stage=extrakt"], "stage=extrakt: no such stage with these keys; give one of extract"),
-        (["stage=tokens", "task=1"], "task=1: tokens has 1 tasks; give at most 0"),
+        (["stage=tokens", "task=1", "tasks=8"], "task=1: tokens has 1 tasks; give at most 0"),
         (["extraction.count_tokens=false"], "divergence.enabled=true: no tokens are counted that documents could be"),
         (["tokens.bos=false", "tokens.eos=false"], "tokens.eos=false: nothing would stand between two documents"),
         (["sources.help.imput=x"], "sources.help.imput=x: no such key; did you mean sources.help.input"),

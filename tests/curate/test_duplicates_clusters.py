@@ -164,20 +164,20 @@ def test_rounds_hold_no_more_than_their_memory_and_say_when_it_is_too_little(tmp
     pairs = [(a, b) for a, b in itertools.combinations(range(60), 2) if b - a < 24][:1180]
     wanted = expected(60, pairs, plant(tmp_path, 60, 4, pairs, 20))
     # Half of it holds 100 edges, and each task reads hundreds.
-    assert in_several(tmp_path, 4, 2, 2, memory=1000, round_memory=200 * 100)[0] == wanted
-    with pytest.raises(ValueError, match="memory_bytes=2000 holds 10 documents .* minhash.cluster_tasks"):
+    assert in_several(tmp_path, 4, 2, 2, memory=1000, round_memory=200 * 150)[0] == wanted
+    with pytest.raises(ValueError, match="memory_bytes=2000 holds 6 documents .* minhash.cluster_tasks"):
         alone(lambda: ClusterRound(str(tmp_path / "edges0"), str(tmp_path / "x"), 2000), 2)
     for step in (ClusterLeaves, ClusterSurvivors):
         places = [str(tmp_path / name) for name in ("signatures", "edges2", "x", "y")]
         if step is ClusterSurvivors:
             places[1] = str(tmp_path / "leaves")
-        with pytest.raises(ValueError, match="memory_bytes=2000 holds 10 edges of a task's share"):
+        with pytest.raises(ValueError, match="memory_bytes=2000 holds 6 edges of a task's share"):
             alone(lambda step=step, places=places: step(*places[: 3 + (step is ClusterSurvivors)], 2000), 2)
 
 
 def test_what_is_missing_or_too_much_is_told(tmp_path: Path) -> None:
     plant(tmp_path, 100, 2, [(n, n + 1) for n in range(99)], 3)
-    with pytest.raises(ValueError, match="memory_bytes=2000 holds 10 documents .* give it more, or run ClusterEdges"):
+    with pytest.raises(ValueError, match="memory_bytes=2000 holds 6 documents .* give it more, or run ClusterEdges"):
         in_one_task(tmp_path, 2, memory=2000)
     with pytest.raises(ValueError, match="tasks=2, but Clusters is one task"):
         alone(lambda: Clusters(*(str(tmp_path / name) for name in ("signatures", "pairs", "one"))), 2)

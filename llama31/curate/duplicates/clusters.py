@@ -24,6 +24,7 @@ datatrove's stage is one task that holds all documents which have a pair in dict
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 
@@ -42,7 +43,7 @@ EDGES, PIECES, LEAVES, REST = ".edges", ".pieces.json", ".leaves", ".rest"
 EDGE = np.dtype([("at", "<u8"), ("other", "<u8")])
 LEAF = np.dtype([*EDGE.descr, ("leaf", "u1"), ("preference", "<u8"), ("identity", "<u8")])
 MEMORY_BYTES = 8 << 30
-EDGE_BYTES = 100  # of memory for an edge: read, sorted, numbered, connected
+EDGE_BYTES = 150  # of memory for an edge: read, sorted, numbered, connected
 SHIFT = np.uint64(32)
 
 
@@ -90,25 +91,23 @@ def too_many(memory_bytes: int, what: str) -> ValueError:
 def connecting(pieces: Iterable[Nodes], memory_bytes: int) -> Nodes:
     """Edges, shape (edges, 2), that connect what all pieces connect, of which there may be many more.
 
-    Memory: `memory_bytes`, and ValueError where the documents are too many for it.
+    A piece has `at_once` edges at most. Memory: `memory_bytes`, and ValueError where the documents are too many for it.
     """
-    edges, hand, most = np.zeros((0, 2), np.uint64), list[Nodes](), at_once(memory_bytes)
-    for piece in pieces:
-        hand.append(piece)
-        if sum(map(len, hand)) > most:
-            edges, hand = reduced(np.concatenate([edges, *hand])), []
-        if len(edges) > most:
-            raise too_many(memory_bytes, "documents that have a pair")
-    edges = reduced(np.concatenate([edges, *hand]))
-    if len(edges) > most:
-        raise too_many(memory_bytes, "documents that have a pair")
-    return edges
+    hand, most = [np.zeros((0, 2), np.uint64)], at_once(memory_bytes)
+    for piece in itertools.chain(pieces, [None]):
+        if piece is None or sum(map(len, hand)) + len(piece) > 2 * most:
+            hand = [reduced(np.concatenate(hand))]
+            if len(hand[0]) > most:
+                raise too_many(memory_bytes, "documents that have a pair")
+        if piece is not None:
+            hand.append(piece)
+    return hand[0]
 
 
 class Clusters(PipelineStep):
     """List all documents of each cluster but one, in one task.
 
-    Statistics: `clusters`, `listed`. Memory: about 100 bytes for each document that has a pair, up to half of
+    Statistics: `clusters`, `listed`. Memory: about 150 bytes for each document that has a pair, up to half of
     `memory_bytes`, beyond which ValueError says so, and as much for pairs in hand.
 
     Args:
@@ -242,7 +241,7 @@ def distinct(records: shards.Records) -> shards.Records:
 class ClusterRound(PipelineStep):
     """One round: what a task sees to be connected is tied to one document.
 
-    As many tasks as ClusterEdges had partitions. Statistics: `edges`. Memory: about 100 bytes for each document of this
+    As many tasks as ClusterEdges had partitions. Statistics: `edges`. Memory: about 150 bytes for each document of this
     task's share and each that is tied to one, up to half of `memory_bytes`, beyond which ValueError says so; an edge of
     each document of a cluster lies with the cluster's first one.
 
@@ -285,7 +284,7 @@ class ClusterLeaves(PipelineStep):
     """After the rounds: each document tells those before it that it is tied to whether it is tied to them alone.
 
     One that is not, and has another before it, says so to itself: it is no cluster's first. Statistics: `leaves`. As
-    many tasks as the rounds. Memory: 100 bytes per edge of this task's share, up to half of `memory_bytes`, beyond
+    many tasks as the rounds. Memory: 150 bytes per edge of this task's share, up to half of `memory_bytes`, beyond
     which ValueError says so, and 16 per document of one task of the first stage.
 
     Args:

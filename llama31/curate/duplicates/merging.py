@@ -15,6 +15,7 @@ from llama31.curate.duplicates.shards import Records
 
 MEMORY_BYTES = 1 << 30
 LEAST = 64  # records that are read of a file at once, where files are very many
+BESIDE = 72  # bytes of memory for each record in hand beside its own, for its place, its order and what is made of it
 
 
 class MergingStep(PipelineStep):
@@ -95,7 +96,7 @@ def merge(
     sorted, so four times what is read of the files is in hand.
     """
     cursors = [Cursor(folder, name, dtype, (part << 64) // parts, ((part + 1) << 64) // parts) for name in names]
-    at_once = max(LEAST, memory_bytes // (4 * dtype.itemsize * max(1, len(cursors))))
+    at_once = max(LEAST, memory_bytes // ((4 * dtype.itemsize + BESIDE) * max(1, len(cursors))))
     while True:
         for cursor in cursors:
             cursor.fill(at_once)

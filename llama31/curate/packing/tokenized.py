@@ -132,7 +132,7 @@ class _Shard:
 class PackedSources(PipelineStep):
     """What all tasks left of a bucket, in the order of the tasks, to a packed source that pre-training reads.
 
-    `suffix`: of its name, where it is one of several parts.
+    `suffix`: of its name, where it is one of several parts. Memory: 150 MB, and 60 bytes per document of a bucket.
     """
 
     type, name = "🔢 - TOKENIZER", "Token files"

@@ -43,6 +43,7 @@ from llama31.curate.scoring.language import LanguageFilter
 from llama31.curate.scoring.quality import FastTextFilter
 from llama31.curate.scoring.ranking import RankFilter, ScoreCounter
 
+MERGED_BYTES = 1 << 29  # of sorted files in hand; what is found in them takes as much again
 RECORDS = ("text_key", "id_key", "url_key", "date_key", "language_key")
 SIGNATURES = ("ngram", "buckets", "hashes_per_bucket", "seed", "keep")  # keys of MinHash
 
@@ -74,7 +75,7 @@ def extract(given: Assignment) -> list[PipelineStep]:
 
 def url_duplicates(given: Assignment) -> list[PipelineStep]:
     """Which documents another one with their URL replaces."""
-    return [UrlDuplicates(str(given.folder / "extract/urls"), str(given.out / "listed"))]
+    return [UrlDuplicates(str(given.folder / "extract/urls"), str(given.out / "listed"), MERGED_BYTES)]
 
 
 def token_counts(given: Assignment) -> list[PipelineStep]:
@@ -99,7 +100,7 @@ def filter(given: Assignment) -> list[PipelineStep]:
 
 def minhash_buckets(given: Assignment) -> list[PipelineStep]:
     """Pairs of documents that agree in a bucket."""
-    return [MinhashBuckets(str(given.folder / "filter/minhash"), str(given.out / "pairs"))]
+    return [MinhashBuckets(str(given.folder / "filter/minhash"), str(given.out / "pairs"), MERGED_BYTES)]
 
 
 def minhash_clusters(given: Assignment) -> list[PipelineStep]:
@@ -157,7 +158,7 @@ def deduplicate(given: Assignment) -> list[PipelineStep]:
 
 def line_duplicates(given: Assignment) -> list[PipelineStep]:
     """Lines that stand too often."""
-    return [LineDuplicates(str(given.folder / "deduplicate/lines"), str(given.out / "often"))]
+    return [LineDuplicates(str(given.folder / "deduplicate/lines"), str(given.out / "often"), MERGED_BYTES)]
 
 
 def lines(given: Assignment) -> list[PipelineStep]:

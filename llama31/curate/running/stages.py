@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from llama31 import config
 
 GATHERED = 64  # shards of the corpus for each task of a stage that all others wait for
-CLUSTERED = 512  # the same of those that find clusters: of 20,000 documents each, they have 10M and hold 40M
+TOGETHER = 512  # of one that holds a little of each document: of 20,000 each 10M, where 26M have room in 8 GB
 # What decides the signatures and what goes with them; more memory or other tasks for the clusters change neither.
 SIGNED = tuple(f"minhash.{name}" for name in ("enabled", "ngram", "buckets", "hashes_per_bucket", "seed", "keep"))
 
@@ -126,7 +126,7 @@ def _duplicates(run: config.Curate, tasks: int) -> list[CurationStage]:
 def _clusters(run: config.Curate, tasks: int) -> list[CurationStage]:
     """One task, or several in rounds and one for what they left: `duplicates/clusters.py`."""
     memory, signed, built = 1.25 * run.minhash.memory_gb, "filter/minhash", list[CurationStage]()
-    several = min(tasks, run.minhash.cluster_tasks or -(-tasks // CLUSTERED))
+    several = min(tasks, run.minhash.cluster_tasks or -(-tasks // TOGETHER))
     pairs = "minhash_buckets/pairs"
     keys = ("minhash.cluster_tasks", "minhash.cluster_rounds")
     if several > 1:
@@ -156,7 +156,7 @@ def _tokens(run: config.Curate, tasks: int, last: str) -> list[CurationStage]:
         CurationStage(
             "tokens",
             "token files by class and language",
-            min(run.tokens.parts, tasks),
+            min(tasks, run.tokens.parts or -(-tasks // TOGETHER)),
             1.5,
             needs=("tokenize",),
             keys=keys,
