@@ -138,8 +138,7 @@ def save_meta(folder: Path, target: Path) -> bool:
         return False
     if not isinstance(tokenizer, ByteLevelTokenizer) or not tokenizer.is_metas:
         return False
-    lines = (b"%b %d\n" % (base64.b64encode(token), rank) for token, rank in tokenizer.ranks.items())
-    target.write_bytes(b"".join(lines))
+    target.write_bytes(b"".join(b"%b %d\n" % (base64.b64encode(one), rank) for one, rank in tokenizer.ranks.items()))
     return True
 
 
@@ -197,8 +196,7 @@ class ByteLevelTokenizer:
         )
         written.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
         _write_hf_config(folder, self._names, _template(self))
-        # Last and whole: by this file a vocabulary is known to be trained, also after what was killed on the way.
-        files.write_whole(folder / "tokenizer.json", written.to_str(pretty=True))
+        files.write_whole(folder / "tokenizer.json", written.to_str(pretty=True))  # last: by it training is known done
 
 
 class HuggingFaceTokenizer:
