@@ -43,7 +43,13 @@ def test_copies_are_planted_by_turns(tmp_path: Path) -> None:
 
 
 def test_recall_is_of_copies_that_came_and_precision_by_exact_similarity() -> None:
-    came = {"a": TEXT, "a-copy": TEXT, "b": "other words " * 9, "b-copy": "yet others " * 9, "c": "quite alone in here"}
+    came = {
+        "a": TEXT,
+        "a-copy": TEXT,
+        "b": "other words " * 9,
+        "b-copy": "yet others " * 9,
+        "c": TEXT[: len(TEXT) // 2],
+    }
     kinds = {"a-copy": "exact", "b-copy": "0.9", "d-copy": "0.8"}
     found = Deduplicated(came, {"a", "c"}, tokens=0)
     assert curate_pipeline.recall(found, kinds) == {"exact": (1, 1), "0.95": (0, 0), "0.9": (0, 1), "0.8": (0, 0)}
