@@ -343,8 +343,8 @@ def test_functions_are_called_and_run(tmp_path: Path) -> None:
         learned = training.learned(record)
         assert len(learned) == len(made) + 1 and learned[-1] == "It is 6.21 miles.<|eot_id|>"
         assert json.loads(learned[0].removesuffix("<|eot_id|>"))["parameters"] == made[0]["arguments"]
-        for pair in results[name]["records"].get("preferences", []):
-            assert pair["rejected"]["tool_calls"][0]["function"]["arguments"] == {"kilometres": 10}
-            assert not isinstance(training.compared(pair), str)
+        (pair,) = results[name]["records"]["preferences"]
+        assert pair["rejected"]["tool_calls"][0]["function"]["arguments"] == {"kilometres": 10}
+        assert not isinstance(training.compared(pair), str)
     assert kinds == {"simple", "parallel", "nested"}
     assert ast.parse(function_calls.MODULE)

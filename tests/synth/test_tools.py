@@ -126,6 +126,7 @@ def test_search_ranks_as_the_formula_says() -> None:
     for query in ("a", "a b", "c d", "b c a d"):
         expected = sorted((n for n in range(4) if score(n, query)), key=lambda n: (-score(n, query), n))
         assert index.ranked(query) == expected
+        assert index.scores(query) == pytest.approx({n: score(n, query) for n in expected})
     nothing = index.call("nowhere", [], {})
     assert nothing.failed and json.loads(nothing.text)["top_k"] == []
     assert LocalSearch([], 1).ranked("a") == []

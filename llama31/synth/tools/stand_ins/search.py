@@ -54,15 +54,20 @@ class LocalSearch:
         self._mean = sum(self._lengths) / max(1, len(self._lengths))
         self.fingerprint = digest.hexdigest()[:16]
 
-    def ranked(self, query: str) -> list[int]:
-        """Places of the passages that fit, the best first; those of the same score in their order."""
-        scores: Counter[int] = Counter()
+    def scores(self, query: str) -> dict[int, float]:
+        """The score of each passage that has a word of the query, by its place."""
+        scores: dict[int, float] = {}
         for word in dict.fromkeys(words_of(query)):
             places = self._places.get(word, [])
             weight = math.log(1 + (len(self.passages) - len(places) + 0.5) / (len(places) + 0.5))
             for place, times in places:
                 length = 1 - B + B * self._lengths[place] / self._mean
-                scores[place] += weight * times * (K1 + 1) / (times + K1 * length)  # type: ignore[assignment]
+                scores[place] = scores.get(place, 0.0) + weight * times * (K1 + 1) / (times + K1 * length)
+        return scores
+
+    def ranked(self, query: str) -> list[int]:
+        """Places of the passages that fit, the best first; those of the same score in their order."""
+        scores = self.scores(query)
         return heapq.nsmallest(self.count, scores, key=lambda place: (-scores[place], place))
 
     def call(self, given: str, before: Sequence[str], files: ATTACHED) -> ToolResult:
