@@ -304,6 +304,8 @@ def test_functions_are_called_and_run(tmp_path: Path) -> None:
         if "Write a message of a user" in last:
             return "For 10 km, or 4 and 6, or 1 and 2?"
         if "Write the calls" in last:
+            if "# fixed" in last:
+                return json.dumps(SIMPLE)
             made = [right[kind], BROKEN][number % 2] if "# broken" not in last else BROKEN
             return json.dumps(made)
         return "It is 6.21 miles." if "6.21" in last else "It is 3." if "# wrong" in last else "It is nothing."
@@ -319,11 +321,16 @@ def test_functions_are_called_and_run(tmp_path: Path) -> None:
         "none": "x = 1",
         "bad": "def (",
     }
+    texts |= {f"fixed{n}": SOURCE.replace("Convert", f"Convert # fixed {n}") for n in range(6)}
     (tmp_path / "run").mkdir()
     only = {name: text.replace("def exact", "def _exact") for name, text in texts.items()}
     capability = FunctionCalls(config.FunctionCallsSynthesis(), PlainPrograms(tmp_path / "run"))
     given = scripted.items(*({"id": name, "text": text} for name, text in only.items()))
     results = scripted.run(tmp_path / "out", capability, given, Scripted(says))
+    fixed = [results.pop(f"fixed{n}") for n in range(6)]  # one call, whatever was asked for
+    for result in fixed:
+        assert (result["dropped"] is None) == ("requests for simple calls" in result["counts"])
+    assert 0 < sum(result["dropped"] is None for result in fixed) < 6
     dropped = {name: result["dropped"] for name, result in results.items() if result["dropped"]}
     assert dropped == {
         "broken": "no calls that keep to the definitions", "failing": "call that cannot be run",
