@@ -87,6 +87,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     (target / "pages").mkdir()
     (target / "pages/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (target / "files").mkdir()
+    (target / "code").mkdir()
+    row = {"text": f"# Copyright\n\n{CODE}\n\n# The end\n", "id": "c", "class": "politics", "format": "pdf"}
+    (target / "code/a.jsonl").write_text(json.dumps(row))
     german = debian.files("libreoffice-help-de", limit=40)[7]
     shutil.copy2(german, target / "files/whole.html")
     page = german.read_bytes()
@@ -94,12 +97,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     (target / "words.txt").write_text("\n".join(WORDS))
     further = ["sources.a.format=jsonl", "sources.a.content=html", f"sources.b.input={target}/files"]
     further += ["sources.b.format=html", "report.samples=100", "divergence.min_tokens=5000"]
+    further += [f"sources.c.input={target}/code", "sources.c.format=jsonl", "sources.c.kind=code"]
     further += [f"adult.lists={{en: {target}/words.txt}}"]
     return target / "made", curated(target, *further)
 
 
+def documents(folder: Path, stage: str) -> list[Document]:
+    return [*ShardReader(sorted(folder.glob(f"{stage}/documents/*"))).run(None)]
+
+
 def texts(folder: Path, stage: str) -> dict[str, str]:
-    return {one.id: one.text for one in ShardReader(sorted(folder.glob(f"{stage}/documents/*"))).run(None)}
+    return {one.id: one.text for one in documents(folder, stage)}
 
 
 def removed(content: dict[str, Any]) -> dict[str, set[str]]:
@@ -138,12 +146,18 @@ def test_what_is_within_a_page_stays_or_goes(made: tuple[Path, dict[str, Any]]) 
     assert sum(name.startswith("seven") for name in last) >= 7
     assert not [name for name, text in last.items() if SEVEN in text]
     assert sum(SIX in text for text in last.values()) == 6
-    assert last["code"].count(CODE) == 3
+    assert last["code"].count(CODE) == 3 and last["c"] == f"# Copyright\n\n{CODE}\n\n# The end\n"
     assert all(one in last["formulas"] for one in FORMULAS)
     assert not [one for one in PERSONAL if one in last["personal"]]
     for said, (value, kind) in zip(SAID, PERSONAL.items(), strict=True):
         assert said.replace(value, f"<{kind}>") in last["personal"]
     assert [line in last["log"] for line in LOG] == [True] + [False] * 11
+
+
+def test_columns_of_others_are_theirs(made: tuple[Path, dict[str, Any]]) -> None:
+    (one,) = [one for one in documents(made[0], "lines") if one.id == "c"]
+    assert one.metadata["class"] == "code" and one.metadata["format"] == "text"
+    assert (one.metadata["given_class"], one.metadata["given_format"]) == ("politics", "pdf")
 
 
 def test_a_broken_byte_costs_one_character(made: tuple[Path, dict[str, Any]]) -> None:

@@ -16,7 +16,7 @@ import pytest
 from datatrove.io import get_datafolder
 
 from llama31 import config
-from llama31.command import entry
+from llama31.command import entry, inputs
 from llama31.curate.heuristics import token_counts
 from llama31.curate.running import folder, ledger, local, stages, tasks
 from llama31.tokens.indexed import IndexedReader
@@ -181,6 +181,10 @@ def test_two_processes_do_not_curate_the_same_folder(pages: Path, tmp_path: Path
         (["stage=tokens", "task=1", "tasks=8"], "task=1: tokens has 1 tasks; give at most 0"),
         (["extraction.count_tokens=false"], "divergence.enabled=true: no tokens are counted that documents could be"),
         (["tokens.bos=false", "tokens.eos=false"], "tokens.eos=false: nothing would stand between two documents"),
+        (["best.score=cited"], "best.score=cited: nobody gives that score; give cited.model=FILE or an encoder"),
+        (["best.share=0.5"], "best.share=0.5: best by which score?; give best.score too"),
+        (["encoders.a.threshold=0.5"], "encoders.a.model=: there is nothing to score by"),
+        (["language.languages=[en]"], "nobody says which language a text is in; give language.model=FILE, or leave"),
         (["sources.help.imput=x"], "sources.help.imput=x: no such key; did you mean sources.help.input"),
     ],
 )
@@ -190,6 +194,24 @@ def test_keys_are_refused_with_a_remedy(
     with pytest.raises(SystemExit):
         entry.load(config.Curate, "curate", [*words(tmp_path, tmp_path), *given])
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            "encoders.a.model=/tmp",
+            "encoders.a.model=/tmp: there is no config.json in it; give the folder of",
+        ),
+        ("knowledge.model=/tmp", "knowledge.model=/tmp: there is no config.json in it; give the folder of"),
+        ("cited.model=no.bin", "cited.model=no.bin: there is no such folder or file; give a folder or a file that is"),
+        ("adult.lists={en: no.txt}", "adult.lists.en=no.txt: there is no such folder or file"),
+        ("domains.lists={a: no}", "domains.lists.a=no: there is no such folder or file"),
+    ],
+)
+def test_files_that_are_not_there_are_told_before_anything_runs(given: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(config.ConfigError, match=said):
+        inputs.check(composed(words(tmp_path, tmp_path, given)))
 
 
 def test_a_wrong_key_waits_for_nothing_of_curation() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from llama31.curate.extraction import markdown
 from llama31.curate.extraction.page import PageExtractor, extract
 from llama31.curate.reading.files import LinesReader
 from llama31.curate.reading.warc import ArchiveReader
+from tests.conftest import ROOT
 from tests.curate import debian
 
 
@@ -183,6 +186,49 @@ def test_markdown_is_removed_by_its_key_and_text_is_not() -> None:
     ):
         assert markdown.remove(kept) == kept
     assert text("<p>**x**</p>") == "x" and text("<p>**x**</p>", remove_markdown=False) == "**x**"
+
+
+def test_comments_of_real_code_stay_and_headings_of_real_markdown_go() -> None:
+    """Of code without fences, as records and WET files have it; both begin a line with #."""
+    begins, kept, lines = re.compile(r" {0,3}# \S"), 0, 0
+    for path in sorted(Path(os.__file__).parent.glob("*.py"))[:40]:
+        source = path.read_text(encoding="utf-8", errors="replace")
+        comments = Counter(line for line in source.split("\n") if begins.match(line))
+        kept += (comments & Counter(markdown.remove(source).split("\n"))).total()
+        lines += comments.total()
+    assert lines > 300 and kept > 0.9 * lines
+    headings, left = 0, 0
+    for path in [*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")]:
+        source = markdown.FENCED.sub("", path.read_text(encoding="utf-8"))
+        found = Counter(line for line in source.split("\n") if re.match(r"#{1,6} \S", line))
+        left += (found & Counter(markdown.remove(source).split("\n"))).total()
+        headings += found.total()
+    assert headings > 100 and left == 0
+
+
+@pytest.mark.parametrize(
+    "mark", [r"\(a", r"\[a ", "**a ", "__a ", "*a ", "![a", "[a](b ", "~~a ", "`a ", "$$a", "# ", "> ", "|a", "```\n"]
+)
+def test_marks_that_nothing_closes_take_time_by_their_number(mark: str) -> None:
+    """A megabyte of beginnings, each of which could look for its end: minutes, if it looked at all others."""
+    text = mark * (1_000_000 // len(mark))
+    assert 0 <= len(markdown.remove(text)) <= len(text)
+
+
+def test_a_class_that_a_source_has_decides_the_path() -> None:
+    code = "#include <a>\n\n# Heading or comment\n\n{x}"
+    for kind, technical, wanted in (
+        ("code", "technical", code),
+        ("mathematics", "technical", code.replace("# H", "H")),
+        ("general", "general", code.replace("# H", "H")),
+    ):
+        document = Document(code, "1", metadata={"format": "text", "class": kind})
+        (found,) = PageExtractor().run([document])
+        assert found.text == wanted and found.metadata["extraction"] == technical
+    again = Document(code, "1", metadata={"format": "text", "extraction": "technical"})  # of an earlier run
+    assert next(PageExtractor().run([again])).text == code
+    page = Document("<p>x</p>", "1", metadata={"class": "mathematics", "format": "html"})
+    assert next(PageExtractor().run([page])).metadata["extraction"] == "technical"
 
 
 def test_blocks_can_be_pickled_for_executors(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from llama31 import config
 from llama31.command import entry
 from llama31.curate.mixing import advice, classes, knowledge, mixture, sources, water_filling, written
 from llama31.curate.mixing.sources import CountedSource
+from llama31.curate.running.shares import Shares, kept_classes
 from llama31.data.mixture import parts
 
 NUMBERS = st.floats(0.01, 100)
@@ -139,6 +140,24 @@ def test_single_classes_have_shares_of_their_own() -> None:
 
 def document(number: int, **metadata: Any) -> Document:
     return Document("text", f"d{number}", metadata=metadata)
+
+
+def test_too_few_classes_for_a_share_lose_nothing(tmp_path: Path) -> None:
+    counted = tmp_path / "classes/00000.json"
+    counted.parent.mkdir()
+    counted.write_text(json.dumps({"a": 900, "b": 90, "c": 10}))
+    for number, (largest, single, kept) in enumerate(
+        [
+            (0.2, {}, {"a": 1.0, "b": 1.0, "c": 1.0}),
+            (0.2, {"a": 0.5}, {"a": 100 / 900, "b": 1.0, "c": 1.0}),
+            (0.5, {}, {"a": 100 / 900, "b": 1.0, "c": 1.0}),
+        ]
+    ):
+        asked = config.KnowledgeClasses("model", largest, single)
+        block = Shares([counted], tmp_path / str(number), config.BestOfLanguage(), asked)
+        assert [*block.run(None)] == [] and kept_classes(tmp_path / str(number)) == pytest.approx(kept)
+        few = [name for name in block.stats.stats if "3 classes are too few for largest_share" in name]
+        assert len(few) == (number < 2)
 
 
 def test_a_part_of_a_class_is_kept_the_same_on_any_number_of_tasks() -> None:

@@ -10,7 +10,7 @@ import os
 import random
 import tracemalloc
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import brotli
@@ -268,6 +268,25 @@ def test_values_that_json_cannot_hold_and_dates() -> None:
     for date in ("2024-01-02T04:04:05+01:00", "Tue, 02 Jan 2024 03:04:05 GMT", "20240102030405", 1704164645):
         assert iso(date) == "2024-01-02T03:04:05Z"
     assert iso("yesterday") == iso(None) == iso(10**30) == ""
+
+
+def test_what_panics_is_counted_and_what_ends_the_process_ends_it(tmp_path: Path) -> None:
+    """Errors of Rust derive from BaseException, as interrupts do."""
+    (tmp_path / "a.jsonl").write_text("{}")
+    for name in ("PanicException", "KeyboardInterrupt"):
+
+        class Panicking(LinesReader):
+            error = type(name, (BaseException,), {})
+
+            def documents(self, filepath: str) -> Iterator[Document]:
+                raise self.error("no")
+                yield
+
+        if name == "PanicException":
+            assert read(Panicking(str(tmp_path), "rows")) == ([], {"broken file": 1})
+        else:
+            with pytest.raises(Panicking.error):
+                read(Panicking(str(tmp_path), "rows"))
 
 
 def test_a_limit_of_nothing_is_refused(tmp_path: Path) -> None:

@@ -172,7 +172,10 @@ class PageExtractor(BaseExtractor):
             with self.track_time():
                 try:
                     page = self._page(document)
-                except (HTMLParserException, ValueError) as error:
+                except BaseException as error:
+                    refused = isinstance(error, HTMLParserException | ValueError)
+                    if not refused and type(error).__name__ != "PanicException":  # of Rust, and no Exception
+                        raise
                     self.stat_update("unreadable", StatHints.dropped)
                     if not self._warned:
                         logger.warning(f"{document.id} is unreadable, as others may be: {error}")

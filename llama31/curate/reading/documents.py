@@ -75,6 +75,10 @@ class CountingReader(BaseDiskReader):
             self.left_out(reason, filepath)
         except BROKEN as error:
             self.left_out(Unreadable("broken file", f"{type(error).__name__}: {error}"), filepath)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of libraries in Rust, as fastwarc's, and no Exception
+                raise
+            self.left_out(Unreadable("broken file", f"{type(error).__name__}: {error}"), filepath)
         self.files_read, self.place = self.files_read + 1, int
 
     def documents(self, filepath: str) -> Iterator[Document]:

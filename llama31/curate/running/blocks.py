@@ -247,10 +247,10 @@ class Files(PipelineStep):
             yield from data
         for document in self.inner.read_files_shard(list(self.files)):
             given = document.metadata.pop("class", None)
-            if self.source.kind or given in config.PAGE_KINDS:  # as an earlier run of ours left it
+            ours = given in config.PAGE_KINDS  # as an earlier run left it; others are columns of theirs
+            document.metadata |= {"given_class": given} if given is not None and not ours else {}
+            if self.source.kind or ours:
                 document.metadata["class"] = self.source.kind or given
-            elif given is not None:  # a column of theirs
-                document.metadata["given_class"] = given
             yield document
 
 
