@@ -74,7 +74,7 @@ def finish(run: config.Curate, known: list[CurationStage]) -> None:
     length = None if encode is None else lambda text: len(encode(text))
     content = summary.summary(folder, run.name, known, run.report.samples, length)
     summary.write(folder, content)
-    print(f"report: {page.write(folder, content)}")
+    print(f"{summary.said(content)}\nreport: {page.write(folder, content)}")
     if not content["packed"]:
         print("no token files" if run.tokens.enabled else "documents are in the folder of the last stage")
         return

@@ -49,8 +49,10 @@ def test_archives_that_end_early_and_pages_that_expand_a_thousandfold(tmp_path: 
     (pages / "bomb.warc.gz").write_bytes(gzip.compress(record(9, bomb, b"Content-Encoding: gzip\r\n")))
     (pages / "noise.warc.gz").write_bytes(bytes(range(256)) * 40)
     (pages / "nothing.warc.gz").write_bytes(b"")
-    read, reasons = reading(curated(tmp_path))
+    content = curated(tmp_path)
+    read, reasons = reading(content)
     assert read == 11 and reasons.pop("too long") == 1
+    assert summary.said(content).startswith("11 documents read, ") and "top_3_gram 6" in summary.said(content)
     assert sum(reasons.values()) >= 3  # the last page of the one that is cut, and two files that are none
 
 

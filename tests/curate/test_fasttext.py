@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 from datatrove.data import Document
 
+from llama31.curate import codes
 from llama31.curate.fast_text import model as fasttext_model
 from llama31.curate.fast_text import whole
 from llama31.curate.fast_text.model import FastText, FastTextSettings
-from llama31.curate.scoring import codes, language, quality
+from llama31.curate.scoring import language, quality
 from tests.curate import debian, multilingual
 
 QUICK = FastTextSettings(dimension=8, buckets=2000, epochs=20)

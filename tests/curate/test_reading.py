@@ -12,6 +12,7 @@ import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import brotli
 import pyarrow
@@ -181,6 +182,17 @@ def test_what_expands_a_thousandfold_never_stands_in_memory(tmp_path: Path) -> N
     assert len(documents) == 1 and left_out == {"too long": 2} and peak < 30_000_000
 
 
+def test_documents_of_50_mb_are_counted_and_the_next_is_read(tmp_path: Path) -> None:
+    """As records and as files, by the default limit of 20 MB; docs/curation.md says what longer ones take."""
+    long = "word " * 10_000_000
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": long}) + "\n" + json.dumps({"text": "short"}) + "\n")
+    (tmp_path / "a.html").write_text(f"<p>{long}</p>")
+    (tmp_path / "b.html").write_bytes(PAGE)
+    for reader in (LinesReader(str(tmp_path), "a", glob_pattern="*.jsonl"), FolderReader(str(tmp_path), "b")):
+        documents, left_out = read(reader)
+        assert len(documents) == 1 and left_out == {"too long": 1}
+
+
 def test_folders_of_html(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/a b.html").write_bytes(PAGE)
@@ -287,6 +299,18 @@ def test_what_panics_is_counted_and_what_ends_the_process_ends_it(tmp_path: Path
         else:
             with pytest.raises(Panicking.error):
                 read(Panicking(str(tmp_path), "rows"))
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    {
+        "en": "en", "eng": "en", "eng_Latn": "en", "en-US": "en", "pt_BR": "pt", "deu": "de", "ceb": "ceb",
+        "English": "English", None: "", 3: "",
+    }.items(),
+)  # fmt: skip
+def test_languages_of_records_by_the_code_that_rules_have(said: Any, code: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x", "language": said}))
+    assert read(LinesReader(str(tmp_path), "rows"))[0][0].metadata["language"] == code
 
 
 def test_a_limit_of_nothing_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Tokens of what was removed are an estimate, and named so: by the bytes per token
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,18 @@ def _tokens(removed: int | None, drawn: list[dict[str, Any]], encode: Encode | N
     texts = [text["text"] for text in drawn]
     tokens = sum(map(encode, texts)) if encode is not None else 0
     return round(removed * tokens / max(1, sum(map(size, texts)))) if removed is not None and tokens else None
+
+
+def said(content: dict[str, Any]) -> str:
+    """How many documents were read and are left, and why most others went, in a line."""
+    blocks = [block for stage in content["stages"] for block in stage["blocks"]]
+    gone: Counter[str] = Counter()
+    for block in blocks:
+        gone.update({reason: one["documents"] for reason, one in block["removed"].items()})
+    read = sum(block["documents"] for block in blocks if block["reads"])
+    lost = sum(one["documents"] for block in blocks if not block["reads"] for one in block["removed"].values())
+    most = ", ".join(f"{reason} {documents:,}" for reason, documents in gone.most_common(3))
+    return f"{read:,} documents read, {read - lost:,} left" + (f"; of the others most: {most}" if most else "")
 
 
 def write(folder: Path, content: dict[str, Any]) -> Path:

@@ -18,6 +18,7 @@ from datatrove.io import DataFolderLike
 from datatrove.pipeline.readers.base import BaseDiskReader
 from datatrove.utils.logging import logger
 
+from llama31.curate.codes import language_of
 from llama31.curate.reading.bodies import Unreadable
 
 LIMIT_BYTES = 20_000_000
@@ -101,7 +102,15 @@ class CountingReader(BaseDiskReader):
 def declared_language(html: str) -> str:
     """What a page says of its language in its first tag, `en` of `en-GB`, or ""."""
     match = LANGUAGE.search(html[:5000])
-    return match[1].lower() if match else ""
+    return language_code(match[1].lower()) if match else ""
+
+
+def language_code(said: Any) -> str:
+    """ISO 639-1 of what a record says of its language, `en` of `en-US`, `eng`, `eng_Latn`; "" where it is no text."""
+    name = said.strip() if isinstance(said, str) else ""
+    if match := re.fullmatch(r"([A-Za-z]{2,3})[-_](?:[A-Za-z]{2}|\d{3})", name):
+        name = match[1].lower()
+    return language_of(name)[0]
 
 
 def iso(date: Any) -> str:

@@ -19,7 +19,7 @@ from pyarrow import parquet
 
 from llama31.curate.reading import bodies
 from llama31.curate.reading.bodies import Unreadable
-from llama31.curate.reading.documents import LIMIT_BYTES, CountingReader, declared_language
+from llama31.curate.reading.documents import LIMIT_BYTES, CountingReader, declared_language, language_code
 
 ROWS = 64  # of a Parquet file at a time
 
@@ -103,7 +103,7 @@ class RecordsReader(CountingReader):
             self.left_out(Unreadable("too long", f"more than {self.limit_bytes} characters"), where)
             return None
         id_, url = (str(taken[key]) if taken[key] is not None else "" for key in ("id_", "url"))
-        language = taken["language"] if isinstance(taken["language"], str) else ""
+        language = language_code(taken["language"])
         if not language and self.format == "html":
             language = declared_language(taken["text"])
         others = {key: value for key, value in row.items() if key not in ("source", "text", "id_", "where", "self")}

@@ -15,9 +15,9 @@ from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
+from llama31.curate.codes import language_of
 from llama31.curate.fast_text import model as fasttext_model
 from llama31.curate.fast_text.model import FastText, FastTextSettings
-from llama31.curate.scoring.codes import language_of
 
 CHARACTERS = 4000
 LETTER = re.compile(r"[^\W\d_]")
