@@ -76,13 +76,14 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
 JobRequeue=1
-# times for tests: the defaults are 120, 300, 10, 2, 30 and 60 s
+# times for tests: the defaults are 120, 300, 10, 2 and 30 s
 SlurmctldTimeout=10
 SlurmdTimeout=4
 MessageTimeout=4
 TCPTimeout=1
 KillWait=4
-UnkillableStepTimeout=10
+# its default; at 10 s a busy machine drained a node
+UnkillableStepTimeout=60
 BatchStartTimeout=5
 CompleteWait=0
 InactiveLimit=0
