@@ -17,7 +17,6 @@ class Job:
         choices=(
             *("pretrain", "long_context", "anneal", "probe", "average"),
             *("sft", "reward", "dpo", "sample", "score", "judge", "evaluate", "convert"),
-            *("synthesize", "filter_data"),
         ),
     )
     nodes: int | None = key(None, "nodes; null: as many as the layout asks for", low=1)

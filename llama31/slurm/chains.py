@@ -17,7 +17,7 @@ from typing import Any
 from llama31 import config
 from llama31.command import entry, inputs, usage
 from llama31.config import MISSING, ConfigError, Issue
-from llama31.slurm.jobs import SCHEMAS, Step
+from llama31.slurm.jobs import CHAINED, Step
 
 # What a stage takes from those before it where it is not given: the newest `weights`, a run or an average, and the
 # newest `gates`, which hold the scores of before the extension.
@@ -139,8 +139,8 @@ def _named(chain: config.Chain, labels: Sequence[str]) -> Iterator[Issue]:
         yield Issue("chain.stages", MISSING, "there are none", "give a list of {recipe: R, overrides: [KEY=VALUE]}")
     for index, (label, stage) in enumerate(zip(labels, chain.stages, strict=True)):
         key = f"chain.stages[{index}]"
-        if stage.recipe not in SCHEMAS:
-            yield Issue(f"{key}.recipe", stage.recipe, "no such recipe", _one_of(stage.recipe, SCHEMAS))
+        if stage.recipe not in CHAINED:
+            yield Issue(f"{key}.recipe", stage.recipe, "no such recipe", _one_of(stage.recipe, CHAINED))
         if not re.fullmatch(r"[\w-]+", label):
             yield Issue(f"{key}.label", label, "no label", "give letters, digits, _ and -")
         if label in labels[:index]:
@@ -152,7 +152,7 @@ def _named(chain: config.Chain, labels: Sequence[str]) -> Iterator[Issue]:
     there = list(dict.fromkeys(stage.recipe for stage in chain.stages))
     for index, one in enumerate(chain.common):
         for name in one.recipes:
-            if name not in there and set(there) <= SCHEMAS.keys():
+            if name not in there and set(there) <= CHAINED.keys():
                 yield Issue(f"chain.common[{index}].recipes", name, "no recipe of this chain", _one_of(name, there))
 
 
@@ -220,7 +220,7 @@ def compose(stage: ChainedJob, known: Mapping[str, str], world: World) -> tuple[
 
     Raises ConfigError.
     """
-    if stage.recipe not in SCHEMAS:
+    if stage.recipe not in CHAINED:
         return None, []
     taken: dict[str, str] = {}
 
@@ -229,7 +229,7 @@ def compose(stage: ChainedJob, known: Mapping[str, str], world: World) -> tuple[
             taken.update(_taken(stage.recipe, given, known))
         return taken
 
-    schema, words = SCHEMAS[stage.recipe], stage.arguments
+    schema, words = CHAINED[stage.recipe], stage.arguments
     run: Any
     run, warnings = entry.read(schema, stage.recipe, words, lambda run: world(stage, run), further)
     arguments = (*words, *(f"{key}={value}" for key, value in taken.items()))

@@ -34,9 +34,9 @@ SCHEMAS: dict[str, type] = {
     "average": config.Average,
     "evaluate": config.Evaluate,
     "convert": config.Convert,
-    "synthesize": config.Synthesize,
-    "filter_data": config.FilterData,
 }
+# These submit arrays of their own by submit=true; as a stage of a chain or of a round each is one job.
+CHAINED: dict[str, type] = {**SCHEMAS, "synthesize": config.Synthesize, "filter_data": config.FilterData}
 SHORT = {"recipe": "submit.recipe", "dry_run": "submit.dry_run"}  # what stands first in every command line
 SCRIPTS = sbatch.SCRIPTS
 ANSWER_S = 120  # until a client of Slurm is given up
