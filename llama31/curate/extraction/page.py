@@ -41,7 +41,7 @@ MAIN_LENGTH, MAIN_SHARE = 5000, 0.25
 # Choosing main content takes time by the square of the depth (seconds at 10,000 levels); browsers stop at 512.
 DEEPEST = 512
 TOO_DEEP = " > ".join(["*"] * DEEPEST)
-UPPER = ("</H", "</B", "<P")  # one of them in every page that writes its tags so
+UPPER = re.compile("</[HB]|<P")  # one of them in every page that writes its tags so
 MARKS = re.compile(f"({structure.OPEN}|{structure.CLOSE})")
 KEPT = re.compile("\ufdd0(\\d+)\ufdd0")
 
@@ -82,7 +82,7 @@ def extract(html: str, *, remove_markdown: bool = True, technical_marks: int = 3
     html = html.replace("\ufdd0", "\ufffd") if "\ufdd0" in html else html
     if not html.isascii():
         html = html.encode("utf-8", "replace").decode()  # half of a surrogate pair is no text
-    upper = any(tag in html for tag in UPPER)
+    upper = UPPER.search(html) is not None
     lower = html.lower() if upper else html
     tree = HTMLTree.parse(structure.cells(structure.marked(html, upper)))
     if tree.body is None:

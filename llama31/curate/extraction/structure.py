@@ -26,7 +26,8 @@ NUMBERS = (
     "td.linenos, td.gutter, td.rouge-gutter, td.blob-num, td.hljs-ln-numbers, td.lineno, td.line-numbers, pre.lineno, "
     "span.linenos, span.lineno, span.linenumber, .line-numbers-rows, .react-syntax-highlighter-line-number"
 )
-NUMBER_MARKS = ("lineno", "gutter", "blob-num", "hljs-ln", "line-number", "linenumber")
+NUMBER_MARKS = ("gutter", "blob-num", "hljs-ln")
+NUMBERED = re.compile("line(?:no|-?number)")
 SHALLOW = "body > ul, body > * > ul, body > * > * > ul"
 ORDINAL = re.compile(r"(st|nd|rd|th|er|re|e|ème|os|as|o|a|ª|º|tm|sm|™|®|©|[*†‡§¶]+)\.?", re.IGNORECASE)
 SIMPLE = re.compile(r"[\w+\-\u2212±*/().,=<>∞\u2032 ]{1,40}")
@@ -66,7 +67,9 @@ def _marked(html: str, start: str, end: str, block: bool) -> str:
 
 def code(tree: Any, lower: str) -> None:
     """Code without line numbers."""
-    if ("<pre" in lower or "blob-" in lower) and any(mark in lower for mark in NUMBER_MARKS):
+    if "<pre" not in lower and "blob-" not in lower:
+        return
+    if NUMBERED.search(lower) is not None or any(mark in lower for mark in NUMBER_MARKS):
         for element in all_of(tree.body, NUMBERS):
             element.remove()
         for element in all_of(tree.body, "table.highlighttable, table.rouge-table, figure.highlight table"):
