@@ -122,19 +122,23 @@ def _whole_lines(path: Path, block: int = 1 << 20) -> int:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a JSONL file; none where there is no file. Raises ValueError for a damaged one."""
+    return [*each_line(path)]
+
+
+def each_line(path: Path) -> Iterator[dict[str, Any]]:
+    """The same one by one, for files of which no process holds all."""
     if not path.is_file():
-        return []
-    lines = []
+        return
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 break  # a kill's, or still being written
             try:
-                lines.append(json.loads(line))
+                record = json.loads(line)
             except ValueError as error:
                 remedy = "remove that line, and it is made again"
                 raise ValueError(f"{path}:{number} is damaged ({error}); {remedy}") from error
-    return lines
+            yield record
 
 
 class Register:

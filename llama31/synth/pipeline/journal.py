@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from llama31.sampling.drawing import Ledger, read_lines
+from llama31.sampling.drawing import Ledger, each_line
 
 STEPS, RESULTS = "steps.jsonl", "results.jsonl"
 FLUSH_S = 0.5
@@ -68,13 +68,13 @@ class Appended:
 
 def done(folder: Path) -> set[str]:
     """Items of a shard that have a result."""
-    return {line["item"] for line in read_lines(folder / RESULTS)}
+    return {line["item"] for line in each_line(folder / RESULTS)}
 
 
 def unfinished(folder: Path, finished: set[str]) -> dict[str, Steps]:
     """Steps of the items without a result, by item and number; of a step that stands there twice the last."""
     steps: defaultdict[str, Steps] = defaultdict(dict)
-    for line in read_lines(folder / STEPS):
+    for line in each_line(folder / STEPS):
         if line["item"] not in finished:
             steps[line["item"]][line["step"]] = line["asked"], line["value"]
     return steps

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from llama31 import config
 from llama31.sampling import filters
-from llama31.sampling.drawing import read_lines
+from llama31.sampling.drawing import each_line
 from llama31.synth.pipeline import folder, gather, journal, shard
 from llama31.synth.pipeline.chat_models import ChatModel, ServedModel
 from llama31.synth.pipeline.draw import JUDGE, Settings
@@ -166,7 +166,7 @@ def _tell(bar: Any, outcome: Counter[str]) -> None:
 
 
 def _topics(one: ItemShard) -> dict[str, str]:
-    return {line["item"]: found["topic"] for line in read_lines(one.path / journal.RESULTS) if (found := _answer(line))}
+    return {line["item"]: found["topic"] for line in each_line(one.path / journal.RESULTS) if (found := _answer(line))}
 
 
 def _answer(line: Mapping[str, Any]) -> dict[str, Any] | None:
