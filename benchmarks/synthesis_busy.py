@@ -24,7 +24,7 @@ from llama31.command import entry
 from llama31.synth import tasks
 from llama31.synth.pipeline import items, shard
 from llama31.synth.pipeline.chat_models import ServedModel
-from llama31.synth.pipeline.draw import JUDGE, POLICY, Settings
+from llama31.synth.pipeline.draw import JUDGE, POLICY
 from llama31.synth.pipeline.shard import ItemShard
 
 SHORTEST_S, LONGEST_S = 0.1, 0.5
@@ -67,7 +67,7 @@ def measure(url: str, folder: Path, count: int, requests: int, at_once: int | No
     server = config.Server(urls=[url], concurrency=requests)
     model, one = ServedModel(server), ItemShard(begun.path, 0, 1)
     begin = time.perf_counter()
-    with shard.workshop(one.path, {POLICY: model, JUDGE: model}, begun.prompts, Settings(), requests) as shared:
+    with shard.workshop(one.path, {POLICY: model, JUDGE: model}, begun.prompts, run.sampling, requests) as shared:
         read = items.read(str(given), "text")
         wanted = at_once or shard.AHEAD * requests
         shard.run(one, capability, read, shared, wanted, drained=lambda: model.occupancy.count(False))

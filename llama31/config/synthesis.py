@@ -237,13 +237,11 @@ TOPICS = {
 
 
 @dataclass
-class JudgeSampling:
+class JudgeSampling(SynthesisSampling):
     """How a judge's answers are drawn: near its likeliest one, and so that another draw may parse where one did not."""
 
     temperature: float = key(0.3, "0: greedy, so that what does not parse never will", low=0)
-    top_p: float = key(1.0, "nucleus", above=0, high=1)
     max_new_tokens: int = key(512, "longest answer; what does not end by then is asked for once more", low=1)
-    seed: int = key(1234, "seed of all answers", low=0)
 
 
 @dataclass

@@ -7,14 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from llama31 import config
 from llama31.sandbox.isolation import Sandbox
 from llama31.sandbox.limits import MIB, SandboxLimits
 from llama31.synth.pipeline import folder, gather, items, journal, page, shard
 from llama31.synth.pipeline.chat_models import ServedModel
-from llama31.synth.pipeline.draw import JUDGE, POLICY, Settings
+from llama31.synth.pipeline.draw import JUDGE, POLICY
 from llama31.synth.pipeline.folder import BegunSynthesis
 from llama31.synth.pipeline.items import SynthesisItem
 from llama31.synth.pipeline.shard import Capability, ItemShard
@@ -197,49 +195,35 @@ def unfinished(run: config.Synthesize, begun: BegunSynthesis) -> list[int]:
 
 
 def make(run: config.Synthesize, begun: BegunSynthesis, capability: Capability, numbers: Iterable[int]) -> None:
-    """Make what is missing of these shards, by the run's servers, and say how far it is."""
-    if not capability.prompts:
-        return _make_alone(run, begun, capability, numbers)
-    policy = ServedModel(run.server)
-    judge = ServedModel(run.judge, "judge") if run.judge.urls else policy
-    total = sum(1 for _ in read(run))
+    """Make what is missing of these shards, by the run's servers where it asks any, and say how far it is."""
+    policy = ServedModel(run.server) if capability.prompts else None
+    judge = ServedModel(run.judge, "judge") if policy and run.judge.urls else policy
+    models = {POLICY: policy, JUDGE: judge} if policy and judge else {}
+    room, total = policy.room if policy else 1, sum(1 for _ in read(run))
+
+    def counting(whether: bool) -> None:
+        if policy:
+            policy.occupancy.count(whether)
+
     for number in numbers:
-        outcome = _shard(run, begun, capability, ItemShard(begun.path, number, run.shards), total, policy, judge)
+        one, own = ItemShard(begun.path, number, run.shards), len(range(number, total, run.shards))
+        at_once, title = run.items_at_once or shard.AHEAD * room, f"shard {number}"
+        counting(True)
+        with shard.workshop(one.path, models, begun.prompts, run.sampling, room, run.checks) as shared:
+            outcome = shard.run_with_bar(
+                one, capability, read(run), shared, at_once, title, own, lambda: counting(False)
+            )
         refused = f", {outcome['refused']} refused: the same command asks again" if outcome["refused"] else ""
+        busy = (
+            f"; fewer than {room} requests under way in {policy.occupancy.short_share:.1%} of the time"
+            if policy
+            else ""
+        )
         print(
-            f"shard {number}: {outcome['kept']} kept, {outcome['dropped']} dropped, {outcome['before']} done before"
-            f"{refused}; fewer than {policy.room} requests under way in {policy.occupancy.short_share:.1%} of the time",
+            f"{title}: {outcome['kept']} kept, {outcome['dropped']} dropped, {outcome['before']} done before"
+            f"{refused}{busy}",
             flush=True,
         )
-
-
-def _make_alone(run: config.Synthesize, begun: BegunSynthesis, capability: Capability, numbers: Iterable[int]) -> None:
-    """The same for a capability that asks nobody."""
-    settings = Settings(**asdict(run.sampling))
-    for number in numbers:
-        one = ItemShard(begun.path, number, run.shards)
-        with shard.workshop(one.path, {}, begun.prompts, settings, 1, run.checks) as shared:
-            outcome = shard.run(one, capability, read(run), shared, run.items_at_once or shard.AHEAD)
-        print(f"shard {number}: {outcome['kept']} kept, {outcome['dropped']} dropped, {outcome['before']} done before")
-
-
-def _shard(
-    run: config.Synthesize, begun: BegunSynthesis, capability: Capability, one: ItemShard, total: int,
-    policy: ServedModel, judge: ServedModel,
-) -> Mapping[str, int]:  # fmt: skip
-    models, settings = {POLICY: policy, JUDGE: judge}, Settings(**asdict(run.sampling))
-    at_once = run.items_at_once or shard.AHEAD * policy.room
-    with (
-        shard.workshop(one.path, models, begun.prompts, settings, policy.room, run.checks) as shared,
-        tqdm(total=len(range(one.number, total, one.count)), desc=f"shard {one.number}", unit="item") as bar,
-    ):
-
-        def said(outcome: Mapping[str, int]) -> None:
-            bar.set_postfix(kept=outcome["kept"], dropped=outcome["dropped"], refresh=False)
-            bar.update(sum(outcome[name] for name in ("before", "kept", "dropped", "refused")) - bar.n)
-
-        policy.occupancy.count(True)
-        return shard.run(one, capability, read(run), shared, at_once, said, lambda: policy.occupancy.count(False))
 
 
 def finish(run: config.Synthesize, begun: BegunSynthesis) -> tuple[dict[str, Any], Path]:

@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llama31 import config
 from llama31.sampling.answers import Answer
 from llama31.synth.pipeline import shard
 from llama31.synth.pipeline.chat_models import Drawn
-from llama31.synth.pipeline.draw import JUDGE, POLICY, Settings
+from llama31.synth.pipeline.draw import JUDGE, POLICY
 from llama31.synth.pipeline.items import SynthesisItem
 from llama31.synth.pipeline.prompt_files import PromptFiles
 from llama31.synth.pipeline.shard import Capability, ItemShard
 
-DEFAULTS = Settings()
+DEFAULTS = config.SynthesisSampling()
 Says = Callable[[str, int], str | Answer]  # the last message, and the how-manieth request of the same -> an answer
 
 
@@ -61,7 +62,7 @@ def run(
     judge: Scripted | None = None,
     number: int = 0,
     count: int = 1,
-    settings: Settings = DEFAULTS,
+    settings: config.SynthesisSampling = DEFAULTS,
     at_once: int = 4,
     requests: int = 4,
 ) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,7 @@ from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn, cast
 
+from llama31 import config
 from llama31.sampling.drawing import seed_of
 from llama31.synth.pipeline import chat_models
 from llama31.synth.pipeline.chat_models import ChatModel, Drawn
@@ -30,22 +31,12 @@ class Dropped(Exception):
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How answers are drawn where a program says nothing else."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_new_tokens: int = 2048
-    seed: int = 1234
-
-
-@dataclass(frozen=True)
 class Workshop:
     """What all items of a shard share. `checks`: a slot of it is held while a check runs, one per core."""
 
     models: Mapping[str, ChatModel]
     prompts: PromptFiles
-    settings: Settings
+    sampling: config.SynthesisSampling  # how answers are drawn where a program says nothing else
     steps: Appended
     checks: threading.Semaphore
     several: Executor
@@ -64,7 +55,7 @@ class ItemDraw:
     _step: int = 0
 
     def __post_init__(self) -> None:
-        self.random = random.Random(seed_of(self.shared.settings.seed, self.item.id, "random"))
+        self.random = random.Random(seed_of(self.shared.sampling.seed, self.item.id, "random"))
 
     def ask(
         self, prompt: str, /, *, model: str = POLICY, temperature: float | None = None,
@@ -155,7 +146,7 @@ class ItemDraw:
 
     def _drawn(self, step: int, temperature: float | None, max_new_tokens: int | None) -> Drawn:
         """The seed is by item and step: a repeated question is another draw, and a repeated run draws the same."""
-        settings = self.shared.settings
+        settings = self.shared.sampling
         return Drawn(
             settings.temperature if temperature is None else temperature,
             settings.top_p,

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tqdm import tqdm
+
 from llama31 import config
 from llama31.sampling.servers import Refused
 from llama31.synth.pipeline import journal
 from llama31.synth.pipeline.chat_models import ChatModel
-from llama31.synth.pipeline.draw import Dropped, ItemDraw, Settings, Workshop
+from llama31.synth.pipeline.draw import Dropped, ItemDraw, Workshop
 from llama31.synth.pipeline.items import SynthesisItem
 from llama31.synth.pipeline.journal import Appended, Steps
 from llama31.synth.pipeline.prompt_files import PromptFiles
@@ -73,13 +75,13 @@ class ItemShard:
 
 @contextmanager
 def workshop(
-    path: Path, models: Mapping[str, ChatModel], prompts: PromptFiles, settings: Settings, requests: int,
-    checks: int | None = None,
+    path: Path, models: Mapping[str, ChatModel], prompts: PromptFiles, sampling: config.SynthesisSampling,
+    requests: int, checks: int | None = None,
 ) -> Iterator[Workshop]:  # fmt: skip
     """What items share: models, prompts, the journal of steps, and the cores (`checks`; None: all of them)."""
     cores = threading.Semaphore(checks or len(os.sched_getaffinity(0)))
     with Appended(path / journal.STEPS) as steps, ThreadPoolExecutor(max(1, requests)) as several:
-        yield Workshop(models, prompts, settings, steps, cores, several)
+        yield Workshop(models, prompts, sampling, steps, cores, several)
 
 
 def run(
@@ -115,6 +117,26 @@ def run(
                 outcome["kept" if result["dropped"] is None else "dropped"] += 1
             progress(outcome)
     return outcome
+
+
+def run_with_bar(
+    shard: ItemShard,
+    capability: Capability,
+    items: Iterable[SynthesisItem],
+    shared: Workshop,
+    at_once: int,
+    title: str,
+    total: int,
+    drained: Callable[[], None] = lambda: None,
+) -> Counter[str]:
+    """`run` of `total` items of a shard, and how far it is."""
+    with tqdm(total=total, desc=title, unit="item") as bar:
+
+        def progress(outcome: Counter[str]) -> None:
+            bar.set_postfix(kept=outcome["kept"], dropped=outcome["dropped"], refresh=False)
+            bar.update(sum(outcome[name] for name in ("before", "kept", "dropped", "refused")) - bar.n)
+
+        return run(shard, capability, items, shared, at_once, progress, drained)
 
 
 def _known(item: SynthesisItem, finished: set[str], outcome: Counter[str]) -> bool:

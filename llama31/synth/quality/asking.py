@@ -12,14 +12,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from llama31 import config
 from llama31.sampling import filters
 from llama31.sampling.drawing import each_line
 from llama31.synth.pipeline import folder, gather, journal, shard
 from llama31.synth.pipeline.chat_models import ChatModel, ServedModel
-from llama31.synth.pipeline.draw import JUDGE, Settings
+from llama31.synth.pipeline.draw import JUDGE
 from llama31.synth.pipeline.folder import BegunSynthesis
 from llama31.synth.pipeline.prompt_files import PromptFiles
 from llama31.synth.pipeline.shard import Capability, ItemShard
@@ -143,14 +141,11 @@ def _shard(
     asked = question(run, name, topics)
     begun(run, name, asked)
     models: dict[str, ChatModel] = {} if judge is None else {JUDGE: judge}
-    at_once, settings = run.items_at_once or shard.AHEAD * room, Settings(**asdict(run.sampling))
-    with (
-        shard.workshop(one.path, models, PromptFiles(run.prompts), settings, 1) as shared,
-        tqdm(total=len(items), desc=f"{name}, shard {one.number}", unit="dialog", disable=None) as bar,
-    ):
-        outcome = shard.run(one, asked, items, shared, at_once, lambda done: _tell(bar, done))
+    at_once, title = run.items_at_once or shard.AHEAD * room, f"{name}, shard {one.number}"
+    with shard.workshop(one.path, models, PromptFiles(run.prompts), run.sampling, 1) as shared:
+        outcome = shard.run_with_bar(one, asked, items, shared, at_once, title, len(items))
     told = ", ".join(f"{outcome[kind]} {word}" for kind, word in TOLD.items() if outcome[kind])
-    print(f"{name}, shard {one.number}: {told or 'nothing to ask'}", flush=True)
+    print(f"{title}: {told or 'nothing to ask'}", flush=True)
 
 
 TOLD = {
@@ -159,10 +154,6 @@ TOLD = {
     "before": "answered before",
     "refused": "refused: the same command asks again",
 }
-
-
-def _tell(bar: Any, outcome: Counter[str]) -> None:
-    bar.update(sum(outcome[name] for name in TOLD) - bar.n)
 
 
 def _topics(one: ItemShard) -> dict[str, str]:
