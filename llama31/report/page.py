@@ -10,7 +10,7 @@ from llama31.report import figures, tables
 from llama31.report.accounts import DEFINITION, SLICES, TRAINING, Account, concerns
 from llama31.report.charts import COLOURS, draw
 from llama31.report.record import RecordedRun, flat, number
-from llama31.report.style import CSS, SCRIPT
+from llama31.report.style import document
 from llama31.report.tables import Cell, table
 from llama31.report.text import NONE, count, duration, escape, fixed, moment, percent, short
 
@@ -22,12 +22,8 @@ def html(accounts: Sequence[Account]) -> str:
     body = "".join(_run(account, index, several) for index, account in enumerate(accounts))
     head = _comparison(accounts) if several else ""
     now = moment(accounts[0].run.now_s)
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(short(title, 120))}</title><style>{CSS}</style></head><body><main>{head}{body}"
-        f"<footer>Written {now} UTC by python -m recipes.report. All times are UTC.</footer></main>"
-        f"<script>{SCRIPT}</script></body></html>\n"
+    return document(
+        short(title, 120), head + body, f"Written {now} UTC by python -m recipes.report. All times are UTC."
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llama31.report.charts import Chart, Point, Series, draw
-from llama31.report.style import CSS, SCRIPT
+from llama31.report.style import document
 from llama31.report.tables import Cell, table
 from llama31.report.text import NONE, escape, fixed, percent, short
 
@@ -30,12 +30,7 @@ def html(judgement: Record, earlier: Sequence[Record] = ()) -> str:
             _examples(judgement.get("examples") or ()),
         ]
     )
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(short(title, 120))}</title><style>{CSS}</style></head><body><main>{body}"
-        f"<footer>Written by python -m recipes.judge.</footer></main><script>{SCRIPT}</script></body></html>\n"
-    )
+    return document(short(title, 120), body, "Written by python -m recipes.judge.")
 
 
 def _verdict(judgement: Record) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from llama31.report.text import escape
+
 LIGHT = ("#0b62c4", "#c8500a", "#00806a", "#a83279", "#806300", "#2b93cc", "#5b4bc4", "#7a4a2b")
 DARK = ("#62aeff", "#ff9a5c", "#3fcfab", "#f58ac8", "#dcbb45", "#93d5ff", "#b1a5ff", "#d3a585")
 
@@ -35,6 +37,8 @@ CSS = f"""
 @media (prefers-color-scheme:dark){{:root{{{_variables("dark", DARK)}}}}}
 {_palette()}
 *{{box-sizing:border-box}}
+.bar{{height:13px;border-radius:3px;background:var(--k0);min-width:1px}}.bar.gone{{background:var(--lost)}}
+.track{{width:100%;min-width:180px;background:var(--line);border-radius:3px}}
 body{{margin:0;background:var(--paper);color:var(--ink);font:14px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,
 "Liberation Sans",Arial,sans-serif;font-variant-numeric:tabular-nums}}
 main{{max-width:1220px;margin:0 auto;padding:28px 20px 60px}}
@@ -141,3 +145,13 @@ for(const svg of document.querySelectorAll("svg[data-x]")){
     for(const o of outs)o.textContent=o.dataset.v});
 }
 """
+
+
+def document(title: str, body: str, footer: str, style: str = "") -> str:
+    """A whole page, which needs no network and no other file; `body` and `footer` are HTML, `title` is text."""
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{CSS}{style}</style></head><body><main>{body}"
+        f"<footer>{footer}</footer></main><script>{SCRIPT}</script></body></html>\n"
+    )

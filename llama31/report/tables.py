@@ -39,6 +39,11 @@ def table(names: Sequence[str], rows: Iterable[Sequence[Cell]], wide: bool = Fal
     )
 
 
+def bar(share: float, kind: str = "") -> str:
+    """A bar of that length, 0 to 1; `kind` is its colour, none or `gone`."""
+    return f'<div class="track"><div class="bar {kind}" style="width:{100 * min(1.0, share):.2f}%"></div></div>'
+
+
 def _cell(cell: Cell) -> str:
     brief = len(cell.text) <= 24 or cell.markup
     kinds = " ".join(name for name, there in (("n", cell.right), ("changed", cell.changed), ("w", brief)) if there)

@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from llama31.report.charts import Chart, Point, Series, draw
-from llama31.report.style import CSS, SCRIPT
-from llama31.report.tables import Cell, table
+from llama31.report.style import document
+from llama31.report.tables import Cell, bar, table
 from llama31.report.text import NONE, count, duration, escape, percent, plain
 from llama31.runs import files
 
 NAME = "report.html"
 ROWS = 60  # of the table of reasons; the others stand in report.json
 STYLE = """
-.bar{height:13px;border-radius:3px;background:var(--k0);min-width:1px}.bar.gone{background:var(--lost)}
-.track{width:100%;min-width:180px;background:var(--line);border-radius:3px}
 .text{border-left:3px solid var(--line);padding-left:10px;margin:10px 0}.text.removed{border-color:var(--lost)}
 .text.kept{border-color:var(--good)}.text small{color:var(--soft);overflow-wrap:anywhere}
 details details{margin-left:14px}h3{margin-top:18px}
@@ -53,13 +51,12 @@ def html(summary: Summary) -> str:
         *map(_samples, stages),
         f"<h2>Made with</h2>{_made_with(summary)}",
     ]
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{CSS}{STYLE}</style></head><body><main>{''.join(parts)}"
-        "<footer>Written by python -m recipes.curate; the same in numbers: report.json. Tokens of what was removed are "
-        "estimated, from the bytes per token of the texts shown.</footer></main>"
-        f"<script>{SCRIPT}</script></body></html>\n"
+    return document(
+        title,
+        "".join(parts),
+        "Written by python -m recipes.curate; the same in numbers: report.json. Tokens of what was removed are "
+        "estimated, from the bytes per token of the texts shown.",
+        STYLE,
     )
 
 
@@ -107,11 +104,6 @@ def _tiles(summary: Summary, stages: list[Summary]) -> str:
         for name, value, note in tiles
     )
     return f'<div class="tiles">{"".join(cells)}</div>'
-
-
-def bar(share: float, kind: str = "") -> str:
-    """A bar of that length, 0 to 1; `kind` is its colour, as in STYLE."""
-    return f'<div class="track"><div class="bar {kind}" style="width:{100 * min(1.0, share):.2f}%"></div></div>'
 
 
 def _funnel(stages: list[Summary]) -> str:

@@ -10,16 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llama31.report.style import CSS, SCRIPT
-from llama31.report.tables import Cell, table
+from llama31.report.style import document
+from llama31.report.tables import Cell, bar, table
 from llama31.report.text import escape, percent, plain
 from llama31.runs import files
 from llama31.synth.pipeline import gather
 
 NAME = "summary.html"
 STYLE = """
-.bar{height:13px;border-radius:3px;background:var(--good);min-width:1px}.bar.gone{background:var(--lost)}
-.track{width:100%;min-width:180px;background:var(--line);border-radius:3px}
 .said{border-left:3px solid var(--good);padding-left:10px;margin:10px 0}.said.dropped{border-color:var(--lost)}
 .said small{color:var(--soft)}.said pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:2px 0 8px}
 """
@@ -39,12 +37,7 @@ def write(folder: Path, title: str, summary: Mapping[str, Any], samples: int = 5
         *(_items(reason, items, characters) for reason, items in dropped.items()),
         f"<h2>Made with</h2>{_made_with(summary)}",
     ]
-    page = (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{CSS}{STYLE}</style></head><body><main>{''.join(parts)}"
-        f"<footer>The same in numbers: {gather.SUMMARY}.</footer></main><script>{SCRIPT}</script></body></html>\n"
-    )
+    page = document(title, "".join(parts), f"The same in numbers: {gather.SUMMARY}.", STYLE)
     files.write_whole(folder / NAME, page)
     return folder / NAME
 
@@ -78,10 +71,6 @@ def _tiles(summary: Mapping[str, Any]) -> str:
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
-def _bar(share: float, kind: str = "") -> str:
-    return f'<div class="track"><div class="bar {kind}" style="width:{100 * min(1.0, share):.2f}%"></div></div>'
-
-
 def _reasons(summary: Mapping[str, Any]) -> str:
     if not summary["dropped"]:
         return '<div class="card"><p class="none">Nothing was dropped.</p></div>'
@@ -90,7 +79,7 @@ def _reasons(summary: Mapping[str, Any]) -> str:
             Cell(reason),
             Cell(plain(count), right=True),
             Cell(percent(count / summary["items"]), right=True),
-            Cell(_bar(count / summary["items"], "gone"), markup=True),
+            Cell(bar(count / summary["items"], "gone"), markup=True),
         ]
         for reason, count in summary["dropped"].items()
     )

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llama31.curate.outcome.page import STYLE, bar, clean
+from llama31.curate.outcome.page import STYLE, clean
 from llama31.report.charts import Chart, Point, Series, draw
-from llama31.report.style import CSS, SCRIPT
-from llama31.report.tables import Cell, table
+from llama31.report.style import document
+from llama31.report.tables import Cell, bar, table
 from llama31.report.text import NONE, escape, fixed, percent, plain
 from llama31.runs import files
 from llama31.synth.quality.selection import BEST, NOT, UNKNOWN
@@ -51,12 +51,8 @@ def html(summary: Summary) -> str:
         f'<div class="card wide">{"".join(_samples(summary["samples"]))}</div>',
         f"<h2>Made with</h2>{_made_with(summary)}",
     ]
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{CSS}{STYLE}</style></head><body><main>{''.join(parts)}"
-        "<footer>Written by python -m recipes.filter_data; the same in numbers: summary.json.</footer></main>"
-        f"<script>{SCRIPT}</script></body></html>\n"
+    return document(
+        title, "".join(parts), "Written by python -m recipes.filter_data; the same in numbers: summary.json.", STYLE
     )
 
 
