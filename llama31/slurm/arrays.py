@@ -40,10 +40,7 @@ def command(
     options = ["sbatch", "--parsable", f"--job-name={run.name}-{stage.name}", f"--array={array}"]
     options += [f"--mem={math.ceil(stage.memory_gb * 1e9 / 2**20)}M", f"--comment={_comment(run, stage)}"]
     options.append(f"--output={str(logs).replace('%', '%%')}/{stage.name}-%A_%a.out")
-    given = {"partition": run.job.partition, "account": run.job.account, "time": run.job.time}
-    options += [f"--{name}={value}" for name, value in given.items() if value is not None]
-    own, rest = sbatch.dependency(shlex.split(run.job.options), ":".join(after) or None)
-    options += [*own, *sbatch.export(rest, os.environ), *rest]
+    options += sbatch.of_job(run.job, ":".join(after) or None, os.environ)
     kept = [word for word in words if word.partition("=")[0] not in OWN and not word.startswith("job.")]
     stride = [f"stride={size}"] if size < stage.tasks else []
     return [*options, str(SCRIPT), *kept, f"stage={stage.name}", *stride]

@@ -7,6 +7,7 @@ Torch-free. Slurm itself says nothing to most of this: a job after one that it d
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -115,6 +116,14 @@ def export(words: Sequence[str], given: Mapping[str, str]) -> list[str]:
     names = [name for text in texts for name in re.findall(r"^: \"\$\{(\w+):=", text, re.MULTILINE)]
     names = [name for name in ("VLLM_PYTHON", *names) if name in given]
     return [f"--export={','.join(dict.fromkeys(names))}"] if names else []
+
+
+def of_job(job: config.CurationJobs | config.SynthesisJobs, after: str | None, given: Mapping[str, str]) -> list[str]:
+    """Options of an array: where and how long it runs, after which jobs, what it is handed of `given`, its own."""
+    asked = {"partition": job.partition, "account": job.account, "time": job.time}
+    own, rest = dependency(shlex.split(job.options), after)
+    words = [f"--{name}={value}" for name, value in asked.items() if value is not None]
+    return [*words, *own, *export(rest, given), *rest]
 
 
 def seconds(limit: str) -> int | None:

@@ -33,10 +33,7 @@ def command(
         at_once = f"%{run.job.at_once}" if run.job.at_once else ""
         options += [f"--array={arrays.ranges(shards)}{at_once}", f"--cpus-per-task={run.job.cpus}"]
     options.append(f"--output={logs}/{part}-{'%A_%a' if part == MAKE else '%j'}.out")
-    given = {"partition": run.job.partition, "account": run.job.account, "time": run.job.time}
-    options += [f"--{name}={value}" for name, value in given.items() if value is not None]
-    own, rest = sbatch.dependency(shlex.split(run.job.options), after)
-    options += [*own, *sbatch.export(rest, os.environ), *rest]
+    options += sbatch.of_job(run.job, after, os.environ)
     kept = [word for word in words if word.partition("=")[0] not in OWN and not word.startswith("job.")]
     script = SCRIPT if isinstance(run, config.Synthesize) else FILTER_SCRIPT
     return [*options, str(script), *kept, *([f"part={GATHER}"] if part == GATHER else [])]
