@@ -199,13 +199,16 @@ def test_the_guard_keeps_what_a_judge_says_twice(tmp_path: Path) -> None:
         ("I think so.\nVerdict: no.", "no"),
         ("**Verdict:** yes", "yes"),
         ("Verdict: no\nVerdict: yes", "yes"),
+        ("**Verdict:**\n\n(_yes_).", "yes"),
     ],
 )
 def test_verdicts_are_read(answer: str, verdict: str) -> None:
     assert parsing.choice(("yes", "no"))(answer) == verdict
 
 
-@pytest.mark.parametrize("answer", ["", "maybe", "Verdict: perhaps", "yes and no", "The verdict: yes, but"])
+@pytest.mark.parametrize(
+    "answer", ["", "maybe", "Verdict: perhaps", "yes and no", "The verdict: yes, but", "no\nVerdict:"]
+)
 def test_what_is_no_verdict_is_none(answer: str) -> None:
     with pytest.raises(ValueError, match="none of yes, no"):
         parsing.choice(("yes", "no"))(answer)

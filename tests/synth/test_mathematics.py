@@ -296,11 +296,11 @@ def test_a_search_ends() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("Score: 7", 0.7), ("**Score:** 10", 1.0), ("Score: 1\nScore: 0", 0.0), ("so\nscore = 2.5/10", 0.25)],
+    [("Score: 7", 0.7), ("**Score:** 10", 1.0), ("Score: 1\nScore: 0", 0.0), ("so\n_Score_ = 2.5/10", 0.25)],
 )
 def test_scores_are_read(text: str, value: float) -> None:
     assert scoring.read_score(text) == value
-    for wrong in ("Score: 11", "7", "Score: high"):
+    for wrong in ("Score: 11", "7", "Score: high", "Score: -3", "Score: .5", "Score: 1,5"):
         with pytest.raises(ValueError):
             scoring.read_score(wrong)
 

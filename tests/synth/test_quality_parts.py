@@ -16,6 +16,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from llama31 import config
 from llama31.sampling import filters
+from llama31.synth.pipeline import parsing
 from llama31.synth.quality import contamination, dialog_records, questions, selection, semantic
 from llama31.synth.quality.contamination import Benchmarks
 
@@ -197,9 +198,9 @@ def test_apologies_of_least_worth_go() -> None:
 def test_a_grade_is_read_strictly(answer: str, expected: int | None) -> None:
     if expected is None:
         with pytest.raises(ValueError):
-            questions.number(answer, "difficulty", 1, 3)
+            parsing.whole_number(answer, "difficulty", 1, 3)
     else:
-        assert questions.number(answer, "difficulty", 1, 3) == expected
+        assert parsing.whole_number(answer, "difficulty", 1, 3) == expected
 
 
 def test_points_tags_and_topics_are_read_strictly() -> None:

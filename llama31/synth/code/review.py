@@ -47,10 +47,10 @@ def score(answer: str) -> ReviewScore:
     """What the last lines `Correctness: 0|1` and `Style: 0|1` say. Raises ValueError where one is missing."""
     points = {}
     for name in POINTS:
-        said = re.findall(rf"^\W*{name}\W*:\W*([01])\W*$", answer, re.IGNORECASE | re.MULTILINE)
-        if not said:
+        said = parsing.last(answer, name)
+        if said not in ("0", "1"):
             raise ValueError(f"no line `{name}: 0` or `{name}: 1`")
-        points[name] = int(said[-1])
+        points[name] = int(said)
     reasons = re.split(r"^\W*correctness\W*:", answer, flags=re.IGNORECASE | re.MULTILINE)[0].strip()
     return ReviewScore(points["correctness"], points["style"], reasons or "Nothing more was said.")
 

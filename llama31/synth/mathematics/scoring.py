@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from llama31.synth.mathematics import solutions
+from llama31.synth.pipeline import parsing
 from llama31.synth.pipeline.draw import Dropped, ItemDraw
 
 HIGHEST = 10
-_SCORE = re.compile(r"^\W*score\W*?[:=]\s*\W*(\d+(?:\.\d+)?)", re.IGNORECASE | re.MULTILINE)
 
 
 class StepScorer(Protocol):
@@ -22,10 +21,7 @@ class StepScorer(Protocol):
 
 def read_score(said: str) -> float:
     """`Score: N` of 0 to 10, as 0 to 1; the last such line counts. Raises ValueError."""
-    found = _SCORE.findall(said)
-    if not found or not 0 <= float(found[-1]) <= HIGHEST:
-        raise ValueError(f"no score of 0 to {HIGHEST}")
-    return float(found[-1]) / HIGHEST
+    return parsing.number(said, "score", 0, HIGHEST) / HIGHEST
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,51 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+_DECORATION = "*_`\"' \t\r"
 
-def choice(names: Sequence[str], word: str = "Verdict") -> Callable[[str], str]:
+
+def lines(answer: str, label: str) -> list[str]:
+    """What stands behind `LABEL:` or `LABEL =` at the beginning of lines, in order, without what decorates it.
+
+    Case does not matter; where nothing stands behind it, "".
+    """
+    marked = _marked(label)
+    return [one[1].strip(_DECORATION) for row in answer.split("\n") if (one := marked.fullmatch(row))]
+
+
+def last(answer: str, label: str) -> str | None:
+    """What the last line `LABEL: X` says, or the line below it where X stands there; None where there is no such line.
+
+    Without brackets around it and a full stop behind it.
+    """
+    marked, below = _marked(label), ""
+    for row in reversed([row for row in answer.split("\n") if row.strip()]):
+        if found := marked.fullmatch(row):
+            return _bare(found[1]) or _bare(below)
+        below = row
+    return None
+
+
+def number(answer: str, label: str, low: float, high: float) -> float:
+    """N of the last line `LABEL: N`, behind which more may stand: `7/10`, `2 (some steps)`.
+
+    Raises ValueError where there is none from `low` to `high`.
+    """
+    match = re.match(r"(\d+(?:\.\d+)?)(?![\d.,]*\d)", last(answer, label) or "")
+    if match is None or not low <= float(match[1]) <= high:
+        raise ValueError(f"no line {label}: {low} to {high}")
+    return float(match[1])
+
+
+def whole_number(answer: str, label: str, low: int, high: int) -> int:
+    """As `number`, for whole ones alone."""
+    found = number(answer, label, low, high)
+    if not found.is_integer():
+        raise ValueError(f"no whole number in the line {label}: {low} to {high}")
+    return int(found)
+
+
+def choice(names: Sequence[str], label: str = "Verdict") -> Callable[[str], str]:
     """A parser of answers that end with a line `Verdict: X`, X one of `names`, or say X alone. Case does not matter.
 
     The last such line counts. The parser raises ValueError where there is none, or its X is another.
@@ -14,13 +57,22 @@ def choice(names: Sequence[str], word: str = "Verdict") -> Callable[[str], str]:
     known = {name.casefold(): name for name in names}
 
     def parse(answer: str) -> str:
-        marked = re.findall(rf"^\W*{word}\W*?[:=]\s*(.+)$", answer, re.IGNORECASE | re.MULTILINE)
-        said = (marked[-1] if marked else answer).strip().strip("*_`\"'.()[] ").casefold()
+        marked = last(answer, label)
+        said = (_bare(answer) if marked is None else marked).casefold()
         if said not in known:
             raise ValueError(f"none of {', '.join(names)} is said")
         return known[said]
 
     return parse
+
+
+def _marked(label: str) -> re.Pattern[str]:
+    return re.compile(rf"[\W_]*{re.escape(label)}[*_`\"'()\[\]\s]*[:=](.*)", re.IGNORECASE)
+
+
+def _bare(text: str) -> str:
+    around = f"{_DECORATION}()[]$\n"
+    return text.strip(around).rstrip(f"{around}.")
 
 
 def said(answer: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from llama31.synth.pipeline import parsing
 from llama31.synth.pipeline.draw import JUDGE, ItemDraw
 from llama31.synth.pipeline.items import SynthesisItem
 from llama31.synth.pipeline.shard import Records
@@ -27,29 +28,14 @@ CODE_POINTS = {"correct": "bugs", "intention": "intention"}
 MOST_TAGS = 50  # beyond so many an answer has run away
 
 
-def lines(answer: str, name: str) -> list[str]:
-    """What stands behind `NAME:` in lines of an answer, without what decorates it."""
-    found = re.findall(rf"^[\s>*_`#-]*{re.escape(name)}[*_` ]*:[ \t]*(.*)$", answer, re.IGNORECASE | re.MULTILINE)
-    return [said.strip().strip("*_`\"'").strip() for said in found]
-
-
-def number(answer: str, name: str, low: int, high: int) -> int:
-    """The number of the last line `NAME: N`. Raises ValueError where there is none from `low` to `high`."""
-    said = lines(answer, name)
-    match = re.match(r"(\d+)(?![\d.,]*\d)", said[-1]) if said else None
-    if match is None or not low <= int(match[1]) <= high:
-        raise ValueError(f"no line {name}: {low} to {high}")
-    return int(match[1])
-
-
 def points(answer: str, names: Mapping[str, str]) -> dict[str, int]:
     """One point or none for each criterion."""
-    return {key: number(answer, name, 0, 1) for name, key in names.items()}
+    return {key: parsing.whole_number(answer, name, 0, 1) for name, key in names.items()}
 
 
 def tags(answer: str) -> list[str]:
     """The tags of an answer, each once, in order. Raises ValueError for none, or more than a dialog can have."""
-    said = (re.split(r"\s+[-\u2013\u2014:]\s+|\s*[(:]", one, maxsplit=1)[0] for one in lines(answer, "tag"))
+    said = (re.split(r"\s+[-\u2013\u2014:]\s+|\s*[(:]", one, maxsplit=1)[0] for one in parsing.lines(answer, "tag"))
     plain = (" ".join(re.sub(r"[^\w+#.]+", " ", tag.casefold()).split()) for tag in said)
     result = list(dict.fromkeys(tag for tag in plain if tag))
     if not 1 <= len(result) <= MOST_TAGS:
@@ -59,7 +45,7 @@ def tags(answer: str) -> list[str]:
 
 def topic(answer: str, classes: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """The coarse and the fine topic. Raises ValueError for one that is not among the classes."""
-    coarse, fine = (said[-1].casefold().rstrip(".") if (said := lines(answer, name)) else "" for name in PARTS)
+    coarse, fine = (said[-1].casefold().rstrip(".") if (said := parsing.lines(answer, name)) else "" for name in PARTS)
     known = {one.casefold(): one for one in [*classes, OTHER]}
     if coarse not in known:
         raise ValueError(f"topic {coarse!r}")
@@ -161,7 +147,7 @@ class DifficultyQuestion(Asked):
     def make(self, item: SynthesisItem, draw: ItemDraw) -> Records:
         """See `Capability`."""
         said = draw.read(
-            "quality/difficulty", lambda answer: number(answer, "difficulty", 1, 3), model=JUDGE,
+            "quality/difficulty", lambda answer: parsing.whole_number(answer, "difficulty", 1, 3), model=JUDGE,
             dialog=self.shown(item, draw),
         )  # fmt: skip
         return {ANSWER: [{"difficulty": said}]}
