@@ -5,9 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from llama31.sandbox import bubblewrap, probe, running
 from llama31.sandbox.limits import Execution, SandboxLimits
+
+
+class ProgramRunner(Protocol):
+    """Who runs programs that nobody has read: a `Sandbox`, and in tests what stands in for one. Many threads ask."""
+
+    def run(
+        self,
+        command: Sequence[str],
+        files: Mapping[str, str | bytes] | None = None,
+        stdin: str | bytes = b"",
+        build: Sequence[Sequence[str]] = (),
+    ) -> Execution:
+        """See `Sandbox.run`."""
+        ...
 
 
 @dataclass(frozen=True)

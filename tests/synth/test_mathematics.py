@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +25,7 @@ from llama31.synth.pipeline import journal
 from llama31.tokens import chat
 from tests.sampling.scripted import Bytes
 from tests.sandbox import bwrap
+from tests.sandbox.plain import Plain
 from tests.synth import scripted
 from tests.synth.scripted import Scripted
 
@@ -308,22 +306,6 @@ def test_scores_are_read(text: str, value: float) -> None:
 # --- Python ---
 
 
-class Here:
-    """Runs a test's own code, in a process of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.runs = folder, 0
-
-    def run(self, command: Sequence[str], files: Mapping[str, str | bytes] | None = None) -> Any:
-        self.runs += 1
-        self.folder.mkdir(exist_ok=True)
-        for name, text in (files or {}).items():
-            (self.folder / name).write_text(str(text))
-        words = [sys.executable, *command[1:]]
-        done = subprocess.run(words, check=False, cwd=self.folder, capture_output=True, text=True, timeout=60)
-        return SimpleNamespace(passed=done.returncode == 0, stdout=done.stdout, stderr=done.stderr, reason="finished")
-
-
 def test_text_and_python_in_turns(tmp_path: Path, comparer: Comparer) -> None:
     begins = [
         "First 3 + 4.\n\n```python\nx = 3 + 4\nprint(x)\n```\nIt prints 99.",
@@ -337,7 +319,7 @@ def test_text_and_python_in_turns(tmp_path: Path, comparer: Comparer) -> None:
 
     settings = replace(PLAIN, python=config.PythonSolutions(enabled=True))
     model = speaker(program=begins, output=output, verify=["Verdict: correct"])
-    result = made(tmp_path, comparer, model, settings, Here(tmp_path / "code"), answer="12")
+    result = made(tmp_path, comparer, model, settings, Plain(), answer="12")
     (dialog,) = result["records"]["dialogs"]
     messages = chat.read(dialog)
     assert [one.role for one in messages] == [
@@ -353,7 +335,7 @@ def test_text_and_python_in_turns(tmp_path: Path, comparer: Comparer) -> None:
     verified = next(one[-1]["content"] for one in model.asked if kind_of(one[-1]["content"]) == "verify")
     assert "99" not in verified and "print(x + 5)" in verified
     endless = speaker(program=["```python\nprint(1)\n```"], output=["```python\nprint(2)\n```"])
-    result = made(tmp_path / "b", comparer, endless, replace(settings, answers=1), Here(tmp_path / "code"), answer="12")
+    result = made(tmp_path / "b", comparer, endless, replace(settings, answers=1), Plain(), answer="12")
     assert result["counts"]["solutions with Python that do not end"] == 1 and result["counts"]["programs run"] == 5
 
 

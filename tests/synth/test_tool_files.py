@@ -16,9 +16,10 @@ from llama31.synth.tools.function_calls import FunctionCall, FunctionCalls
 from llama31.synth.tools.stand_ins import documents
 from llama31.synth.tools.stand_ins.interpreter import CodeInterpreter
 from llama31.synth.tools.trajectories import Trajectories
+from tests.sandbox.plain import Plain
 from tests.synth import scripted, training
 from tests.synth.scripted import Scripted
-from tests.synth.test_tools import PlainPrograms, calls
+from tests.synth.test_tools import calls
 
 # --- files ---
 
@@ -137,8 +138,7 @@ def test_questions_on_files(tmp_path: Path) -> None:
             return "Answer: In 1812."
         return "Answer: 435 ships." if "Result:\n435" in last else calls("code_interpreter", total)
 
-    (tmp_path / "run").mkdir()
-    steps = Trajectories({"code_interpreter": CodeInterpreter(PlainPrograms(tmp_path / "run"))})
+    steps = Trajectories({"code_interpreter": CodeInterpreter(Plain())})
     capability = ToolFiles(config.ToolFilesSynthesis(characters=100, preview_lines=3), steps)
     given = list(files.read(str(folder)))
     assert [one.id for one in given] == ["bad.xml", "deep/letter.txt", "long.txt", "ships.csv"]
@@ -322,9 +322,8 @@ def test_functions_are_called_and_run(tmp_path: Path) -> None:
         "bad": "def (",
     }
     texts |= {f"fixed{n}": SOURCE.replace("Convert", f"Convert # fixed {n}") for n in range(6)}
-    (tmp_path / "run").mkdir()
     only = {name: text.replace("def exact", "def _exact") for name, text in texts.items()}
-    capability = FunctionCalls(config.FunctionCallsSynthesis(), PlainPrograms(tmp_path / "run"))
+    capability = FunctionCalls(config.FunctionCallsSynthesis(), Plain())
     given = scripted.items(*({"id": name, "text": text} for name, text in only.items()))
     results = scripted.run(tmp_path / "out", capability, given, Scripted(says))
     fixed = [results.pop(f"fixed{n}") for n in range(6)]  # one call, whatever was asked for

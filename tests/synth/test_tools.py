@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,7 @@ import pytest
 
 from llama31 import config
 from llama31.sandbox.isolation import Sandbox
-from llama31.sandbox.limits import Execution, SandboxLimits
+from llama31.sandbox.limits import SandboxLimits
 from llama31.synth import tasks
 from llama31.synth.tools import building, steps
 from llama31.synth.tools.interface import ChatTool
@@ -29,6 +25,7 @@ from llama31.synth.tools.stand_ins.search import LocalSearch, Passage
 from llama31.synth.tools.steps import ToolStep
 from llama31.synth.tools.trajectories import Trajectories
 from tests.sandbox import bwrap
+from tests.sandbox.plain import Plain
 from tests.synth import scripted, training
 from tests.synth.scripted import Scripted
 
@@ -39,28 +36,9 @@ PAGES = [
 ]
 
 
-@dataclass
-class PlainPrograms:
-    """Runs the harmless programs of these tests without a sandbox."""
-
-    folder: Path
-
-    def run(
-        self, command: Sequence[str], files: Mapping[str, str | bytes] | None = None, stdin: str | bytes = b"",
-        build: Sequence[Sequence[str]] = (),
-    ) -> Execution:  # fmt: skip
-        words = [sys.executable, *command[1:]]
-        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-            for name, text in (files or {}).items():
-                (Path(folder) / name).write_bytes(text.encode() if isinstance(text, str) else text)
-            done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
-        return Execution(done.returncode, done.stdout, done.stderr, "finished", 0.0)
-
-
 @pytest.fixture
-def tools(tmp_path: Path) -> dict[str, ChatTool]:
-    (tmp_path / "run").mkdir()
-    made: list[ChatTool] = [CodeInterpreter(PlainPrograms(tmp_path / "run")), LocalSearch(PAGES, 2)]
+def tools() -> dict[str, ChatTool]:
+    made: list[ChatTool] = [CodeInterpreter(Plain()), LocalSearch(PAGES, 2)]
     return {tool.name: tool for tool in made}
 
 
@@ -359,7 +337,7 @@ def test_a_thought_stands_before_code_where_it_is_asked_for(tmp_path: Path, tool
 def test_capabilities_are_built_of_their_keys(tmp_path: Path) -> None:
     (tmp_path / "pages.jsonl").write_text('{"text": "a page"}\n')
     given = config.ToolMultiSynthesis(index=str(tmp_path / "pages.jsonl"))
-    made: Any = building.build("tool_multi", given, lambda: PlainPrograms(tmp_path))
+    made: Any = building.build("tool_multi", given, Plain)
     assert set(made.steps.tools) == {"brave_search", "wolfram_alpha", "code_interpreter"} and made.steps.candidates == 2
     run = config.Synthesize(task="tool_files", name="x", input=str(tmp_path), folder=str(tmp_path / "out"))
     run.programs.bubblewrap = bwrap.program()
@@ -371,4 +349,4 @@ def test_capabilities_are_built_of_their_keys(tmp_path: Path) -> None:
     assert tasks.opened(run, calling).provenance.keys() == {"sampling"}
     off = config.ToolSingleSynthesis(algebra=False, interpreter=False)
     with pytest.raises(ValueError, match="no tool is switched on; give tool_single.index=FILES"):
-        building.build("tool_single", off, lambda: PlainPrograms(tmp_path))
+        building.build("tool_single", off, Plain)

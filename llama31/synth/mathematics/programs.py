@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
+from llama31.sandbox.isolation import ProgramRunner
 from llama31.synth.mathematics import solutions
 from llama31.synth.pipeline.draw import ItemDraw
 
@@ -25,25 +26,6 @@ for number in range(COUNT):
     with contextlib.redirect_stdout(io.StringIO()) if number + 1 < COUNT else contextlib.nullcontext():
         exec(source, names)
 """
-
-
-class ProgramOutcome(Protocol):
-    """How a program ended, as `sandbox.Outcome` says it."""
-
-    @property
-    def passed(self) -> bool: ...
-    @property
-    def stdout(self) -> str: ...
-    @property
-    def stderr(self) -> str: ...
-    @property
-    def reason(self) -> str: ...
-
-
-class ProgramRunner(Protocol):
-    """Who runs programs that a model wrote: `sandbox.Sandbox`."""
-
-    def run(self, command: Sequence[str], files: Mapping[str, str | bytes] | None = None) -> ProgramOutcome: ...
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llama31 import config
+from llama31.sandbox.isolation import ProgramRunner
 from llama31.synth.equality.bounded import Comparer
 from llama31.synth.mathematics import corrections, programs, questions, rollouts, search, solutions
-from llama31.synth.mathematics.programs import ProgramRunner
 from llama31.synth.mathematics.scoring import JudgedSteps, RolledOutSteps
 from llama31.synth.mathematics.search import StepTreeSearch
 from llama31.synth.mathematics.solutions import Solution

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llama31 import config
+from llama31.sandbox.isolation import ProgramRunner
 from llama31.synth.pipeline.shard import Capability
 from llama31.synth.tools.files import ToolFiles
 from llama31.synth.tools.function_calls import FunctionCalls
@@ -14,11 +15,11 @@ from llama31.synth.tools.multi import ToolMulti
 from llama31.synth.tools.single import ToolSingle
 from llama31.synth.tools.stand_ins import search
 from llama31.synth.tools.stand_ins.algebra import AlgebraAnswers
-from llama31.synth.tools.stand_ins.interpreter import CodeInterpreter, RunsPrograms
+from llama31.synth.tools.stand_ins.interpreter import CodeInterpreter
 from llama31.synth.tools.trajectories import Trajectories
 
 
-def build(task: str, settings: config.ToolsSynthesis, sandbox: Callable[[], RunsPrograms]) -> Capability:
+def build(task: str, settings: config.ToolsSynthesis, sandbox: Callable[[], ProgramRunner]) -> Capability:
     """tool_single, tool_multi or tool_files. Raises ValueError (key `index`), SandboxUnavailable."""
     tools: dict[str, ChatTool] = {}
     if settings.interpreter or task == "tool_files":
@@ -39,6 +40,6 @@ def _given(settings: config.ToolsSynthesis) -> Any:
     return settings
 
 
-def functions(settings: config.FunctionCallsSynthesis, sandbox: Callable[[], RunsPrograms]) -> Capability:
+def functions(settings: config.FunctionCallsSynthesis, sandbox: Callable[[], ProgramRunner]) -> Capability:
     """function_calls. Raises SandboxUnavailable."""
     return FunctionCalls(settings, sandbox())

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama31 import config
+from llama31.sandbox.isolation import ProgramRunner
 from llama31.synth import grounding, labelled
 from llama31.synth.pipeline import parsing
 from llama31.synth.pipeline.draw import JUDGE, ItemDraw
@@ -20,7 +21,6 @@ from llama31.synth.pipeline.items import SynthesisItem
 from llama31.synth.pipeline.shard import DIALOGS, PREFERENCES, Records
 from llama31.synth.tools import definitions, interface
 from llama31.synth.tools.definitions import FunctionDefinition
-from llama31.synth.tools.stand_ins.interpreter import RunsPrograms
 from llama31.synth.tools.trajectories import BETTER_BY_PROGRAM
 
 QUERY, CALLS, ANSWER, JUDGED = (f"function_calls/{name}" for name in ("query", "calls", "answer", "judge"))
@@ -62,7 +62,7 @@ class FunctionCalls:
     """See the module."""
 
     settings: config.FunctionCallsSynthesis
-    sandbox: RunsPrograms
+    sandbox: ProgramRunner
     name: str = "function_calls"
     prompts: Sequence[str] = (QUERY, CALLS, ANSWER, JUDGED)
 

@@ -15,8 +15,8 @@ from llama31.synth.code.execution import CodeExecution
 from llama31.synth.code.running.bench import Bench
 from llama31.synth.code.running.languages import LANGUAGES
 from llama31.synth.code.running.specimens import specimen
+from tests.sandbox.plain import Plain
 from tests.synth import scripted
-from tests.synth.code.plain_runner import Plain
 from tests.synth.code.teacher import Teacher
 
 PROBLEM = "Write `total(values)`, the sum of a list of integers; 0 of an empty one."

@@ -14,8 +14,8 @@ from llama31.synth.code.running.bench import Bench
 from llama31.synth.code.running.checking import MOST_OUTPUT, Checker
 from llama31.synth.code.running.languages import LANGUAGES
 from llama31.synth.code.translation import CodeTranslation
+from tests.sandbox.plain import Plain
 from tests.synth import scripted
-from tests.synth.code.plain_runner import Plain
 from tests.synth.code.teacher import Teacher
 
 PYTHON = """import sys

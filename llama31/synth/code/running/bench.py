@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from llama31.synth.code.running.checking import Checker, CodeVerdict, Ran, Runner
+from llama31.sandbox.isolation import ProgramRunner
+from llama31.synth.code.running.checking import Checker, CodeVerdict, Ran
 from llama31.synth.code.running.languages import LANGUAGES, Language, Words
 from llama31.synth.code.running.specimens import specimen
 from llama31.synth.pipeline.draw import ItemDraw
@@ -30,7 +31,7 @@ class Bench:
     linters have a say. say: told once which languages are skipped.
     """
 
-    opened: Callable[[], Runner]
+    opened: Callable[[], ProgramRunner]
     wanted: Sequence[str]
     key: str = "code.languages"
     folders: Sequence[str] = ()

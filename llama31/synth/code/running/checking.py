@@ -9,8 +9,8 @@ import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
+from llama31.sandbox.isolation import ProgramRunner
 from llama31.sandbox.limits import Execution
 from llama31.synth.code.running.languages import Language, Words, filled
 
@@ -24,17 +24,6 @@ _ENDED = {
     "output": "it wrote too much", "processes": "it started too many processes", "disk": "it wrote too large files",
     "killed": "it was killed",
 }  # fmt: skip
-
-
-class Runner(Protocol):
-    """A place where programs that nobody has read may run: `llama31.sandbox.isolation.Sandbox`. Many threads ask."""
-
-    def run(
-        self, command: Sequence[str], files: Mapping[str, str | bytes] | None = None, stdin: str | bytes = b"",
-        build: Sequence[Sequence[str]] = (),
-    ) -> Execution:  # fmt: skip
-        """Run a program with these files beside it; `build` are commands that come before it."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -68,7 +57,7 @@ class Ran:
 class Checker:
     """Runs parsers, linters, tests and programs. `folders`: with tools, before those of the runner's own PATH."""
 
-    runner: Runner
+    runner: ProgramRunner
     folders: Sequence[str] = ()
 
     def _words(self, words: Words, file: str) -> list[str]:

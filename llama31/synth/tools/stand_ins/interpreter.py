@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from llama31.sandbox.limits import Execution
+from llama31.sandbox.isolation import ProgramRunner
 from llama31.synth.tools.interface import ATTACHED, ToolResult
 
 SESSION = """
@@ -45,25 +44,11 @@ except BaseException as error:
 """
 
 
-class RunsPrograms(Protocol):
-    """What is needed of `sandbox.isolation.Sandbox`."""
-
-    def run(
-        self,
-        command: Sequence[str],
-        files: Mapping[str, str | bytes] | None = None,
-        stdin: str | bytes = b"",
-        build: Sequence[Sequence[str]] = (),
-    ) -> Execution:
-        """Run a command with these files, and wait for its end."""
-        ...
-
-
 @dataclass(frozen=True)
 class CodeInterpreter:
     """code_interpreter. `python`: the command that starts it inside, with the packages that code may import."""
 
-    sandbox: RunsPrograms
+    sandbox: ProgramRunner
     python: Sequence[str] = ("python3", "-I")
     name: str = "code_interpreter"
     purpose: str = "runs Python and gives what it prints; names of earlier calls are known."
