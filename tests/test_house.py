@@ -60,7 +60,7 @@ OWNERS = {
     "safetensors": ("llama31/convert/hf.py",),
     "scipy": ("llama31/scaling/",),
     "sympy": ("llama31/synth/equality/", "llama31/synth/tools/stand_ins/algebra.py"),
-    "httpx2": ("llama31/sampling/servers.py",),
+    "httpx2": ("llama31/sampling/servers.py", "llama31/synth/tools/services/client.py"),
 }
 # Whole configs: what a recipe's `main` is given, and what all that train have in common.
 MAINS = "".join(path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("recipes/*.py")))

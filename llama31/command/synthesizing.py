@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from llama31.config import FilterData, Issue, Synthesize
+from llama31.config import FilterData, Issue, PaidService, Synthesize, ToolsSynthesis
 
 NONE_GIVEN = "there is none"
 NO_FILE = ("there is no such file", "give files of JSON lines or Parquet, a folder of them or a glob")
@@ -18,6 +20,10 @@ def problems(run: Synthesize) -> list[Issue]:
     if not run.server.urls and run.task not in UNASKED and run.part != "gather" and not run.dry_run:
         remedy = "give the address of one: 'server.urls=[http://node1:8000/v1]'"
         issues.append(Issue("server.urls", "[]", "answers come from a chat model behind a server", remedy))
+    tools = getattr(run, run.task, None)
+    if isinstance(tools, ToolsSynthesis) and tools.search != "local" and tools.index is not None:
+        remedy = f"give {run.task}.search=local, or leave the index out"
+        issues.append(Issue(f"{run.task}.index", tools.index, f"search={tools.search} asks the service", remedy))
     return issues
 
 
@@ -33,8 +39,30 @@ def missing(run: Synthesize | FilterData) -> list[Issue]:
     folder = run.templates.folder
     if run.task == "templates" and folder is not None and not Path(folder).is_dir():
         issues.append(Issue("templates.folder", folder, "there is no such folder", "give one with templates, *.txt"))
+    if run.part != "gather" and not run.dry_run:
+        issues += _keys(run)
     models = {"templates": run.templates.language_model, "translate_reasoning": run.translate_reasoning.language_model}
     issues += language_model(f"{run.task}.language_model", models.get(run.task))
+    return issues
+
+
+def _services(run: Synthesize) -> Iterator[tuple[str, str]]:
+    """Services that the task asks, each with the key by which nobody is asked."""
+    tools = getattr(run, run.task, None)
+    if isinstance(tools, ToolsSynthesis) and run.task != "tool_files":
+        yield from [("brave", "search=local")] if tools.search == "brave" else []
+        yield from [("wolfram", "wolfram=sympy")] if tools.algebra and tools.wolfram == "wolfram" else []
+
+
+def _keys(run: Synthesize) -> list[Issue]:
+    """Keys of services that the environment has not."""
+    issues = []
+    for name, otherwise in _services(run):
+        settings: PaidService = getattr(run.services, name)
+        if not os.environ.get(settings.key_variable, "").strip():
+            remedy = f"export {settings.key_variable}=KEY before the command, or give {run.task}.{otherwise}"
+            problem = "the service wants a key, and there is no such environment variable"
+            issues.append(Issue(f"services.{name}.key_variable", settings.key_variable, problem, remedy))
     return issues
 
 

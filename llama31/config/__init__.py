@@ -24,9 +24,12 @@ from llama31.config.capabilities.reasoning import (
     TemplatesSynthesis,
 )
 from llama31.config.capabilities.tools import (
+    BraveService,
     FunctionCallsSynthesis,
+    PaidService,
     ToolFilesSynthesis,
     ToolMultiSynthesis,
+    ToolServices,
     ToolSingleSynthesis,
     ToolsSynthesis,
 )
@@ -169,6 +172,7 @@ __all__ = [
     "BenchmarkSet",
     "BestOfLanguage",
     "BlockedDomains",
+    "BraveService",
     "Bucket",
     "C4Lines",
     "Chain",
@@ -233,6 +237,7 @@ __all__ = [
     "Pack",
     "PageReading",
     "PageSource",
+    "PaidService",
     "Pairs",
     "Parallel",
     "PersonalData",
@@ -290,6 +295,7 @@ __all__ = [
     "Tokenizer",
     "ToolFilesSynthesis",
     "ToolMultiSynthesis",
+    "ToolServices",
     "ToolSingleSynthesis",
     "ToolsSynthesis",
     "TopicLabels",

@@ -17,6 +17,7 @@ from llama31.config.capabilities.tools import (
     FunctionCallsSynthesis,
     ToolFilesSynthesis,
     ToolMultiSynthesis,
+    ToolServices,
     ToolSingleSynthesis,
 )
 from llama31.config.keys import MISSING, key
@@ -208,6 +209,7 @@ class Synthesize:
     function_calls: FunctionCallsSynthesis = field(default_factory=FunctionCallsSynthesis)
     samples: int = key(5, "records of each kind, and dropped items of each reason, shown on the page", low=0, high=100)
     programs: SynthesisPrograms = field(default_factory=SynthesisPrograms)
+    services: ToolServices = field(default_factory=ToolServices)
     code: CodeSynthesis = field(default_factory=CodeSynthesis)
     translate_code: TranslateCodeSynthesis = field(default_factory=TranslateCodeSynthesis)
     backtranslate: BacktranslateSynthesis = field(default_factory=BacktranslateSynthesis)

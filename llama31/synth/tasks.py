@@ -129,7 +129,8 @@ def _calling(run: config.Synthesize) -> Capability:
     if run.task == "function_calls":
         return building.functions(run.function_calls, lambda: sandboxed(run.programs))
     settings: config.ToolsSynthesis = getattr(run, run.task)
-    return building.build(run.task, settings, lambda: sandboxed(run.programs))
+    services = building.ServiceAccess(run.services, Path(run.folder), run.shard, run.shards)
+    return building.build(run.task, settings, lambda: sandboxed(run.programs), services)
 
 
 BUILD: Mapping[str, Callable[[config.Synthesize], Capability]] = {

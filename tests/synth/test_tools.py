@@ -337,7 +337,8 @@ def test_a_thought_stands_before_code_where_it_is_asked_for(tmp_path: Path, tool
 def test_capabilities_are_built_of_their_keys(tmp_path: Path) -> None:
     (tmp_path / "pages.jsonl").write_text('{"text": "a page"}\n')
     given = config.ToolMultiSynthesis(index=str(tmp_path / "pages.jsonl"))
-    made: Any = building.build("tool_multi", given, Plain)
+    services = building.ServiceAccess(config.ToolServices(), tmp_path)
+    made: Any = building.build("tool_multi", given, Plain, services)
     assert set(made.steps.tools) == {"brave_search", "wolfram_alpha", "code_interpreter"} and made.steps.candidates == 2
     run = config.Synthesize(task="tool_files", name="x", input=str(tmp_path), folder=str(tmp_path / "out"))
     run.programs.bubblewrap = bwrap.program()
@@ -349,4 +350,4 @@ def test_capabilities_are_built_of_their_keys(tmp_path: Path) -> None:
     assert tasks.opened(run, calling).provenance.keys() == {"sampling"}
     off = config.ToolSingleSynthesis(algebra=False, interpreter=False)
     with pytest.raises(ValueError, match="no tool is switched on; give tool_single.index=FILES"):
-        building.build("tool_single", off, Plain)
+        building.build("tool_single", off, Plain, services)

@@ -1,19 +1,64 @@
-"""Keys of tool_single, tool_multi, tool_files and function_calls."""
+"""Keys of tool_single, tool_multi, tool_files and function_calls, and of the services that tools may ask."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llama31.config.keys import key
+
+
+@dataclass
+class PaidService:
+    """A service asked over the network, by the proxies of the environment, for money. Numbers are ours."""
+
+    url: str = key("", "address of its API")
+    key_variable: str = key("", "environment variable with the key, which is written nowhere")
+    max_requests: int = key(1000, "requests of a folder, all shards and starts together; no more is sent", low=0)
+    per_second: float = key(1.0, "requests a second of each process; arrays have several", above=0)
+    timeout_s: float = key(30.0, "seconds until a request has failed", above=0)
+    attempts: int = key(5, "times that a request is sent before it has failed; each counts", low=1)
+    backoff_s: float = key(1.0, "pause after a failed request, doubled each time, at most a minute", low=0)
+
+
+@dataclass
+class BraveService(PaidService):
+    """Brave's Web Search API, where a tool task says search=brave."""
+
+    url: str = key("https://api.search.brave.com/res/v1/web/search", "address of its API")
+    key_variable: str = key("BRAVE_API_KEY", "environment variable with the key, which is written nowhere")
+
+
+@dataclass
+class WolframService(PaidService):
+    """Wolfram|Alpha's LLM API, where a tool task says wolfram=wolfram."""
+
+    url: str = key("https://www.wolframalpha.com/api/v1/llm-api", "address of its API")
+    key_variable: str = key("WOLFRAM_APP_ID", "environment variable with the AppID, which is written nowhere")
+
+
+@dataclass
+class ToolServices:
+    """Services that tools ask where a task says so."""
+
+    brave: BraveService = field(default_factory=BraveService)
+    wolfram: WolframService = field(default_factory=WolframService)
 
 
 @dataclass
 class ToolsSynthesis:
     """Which tools there are, and how dialogs that call them are drawn (report, section 4.3.5). Numbers are ours."""
 
-    index: str | None = key(None, "pages with title, url and text that brave_search finds; null: no search")
-    hits: int = key(3, "passages that a search gives", low=1)
-    algebra: bool = key(True, "wolfram_alpha, by sympy")
+    search: str = key(
+        "local", "behind brave_search: local, the pages of `index`; or brave, the service (keys `services.brave`)",
+        choices=("local", "brave"),
+    )  # fmt: skip
+    index: str | None = key(None, "pages with title, url and text that a local search finds; null: no such search")
+    hits: int = key(3, "passages that a search gives", low=1, high=20)
+    algebra: bool = key(True, "wolfram_alpha")
+    wolfram: str = key(
+        "sympy", "behind wolfram_alpha: sympy; or wolfram, the service (keys `services.wolfram`)",
+        choices=("sympy", "wolfram"),
+    )  # fmt: skip
     interpreter: bool = key(True, "code_interpreter, in the sandbox (keys `programs`)")
     python: list[str] = key(["python3", "-I"], "command that starts Python in the sandbox")
     candidates: int = key(2, "messages drawn at each step; with more than one, pairs of them are kept", low=1)

@@ -6,6 +6,7 @@ it asked and nothing else: no clock, and randomness only from `draw.random`. The
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from collections import Counter
@@ -117,15 +118,15 @@ class ItemDraw:
         """The messages of a prompt's file, as `ask` sends them; for dialogs that go on by `answer`."""
         return self._messages(prompt, fields)
 
-    def check[T](self, name: str, run: Callable[[], T], *of: Any) -> T:
-        """The result of a check (JSON: it is recorded), run while a core is free for it.
+    def check[T](self, name: str, run: Callable[[], T], *of: Any, core: bool = True) -> T:
+        """The result of a check (JSON: it is recorded), run while a core is free for it, where it needs one.
 
         `of` is what the result depends on: after a kill a recorded result counts if name and `of` are the same.
         """
         asked, step = digest(name, *of), self._next()
         if (known := self.before.get(step)) is not None and known[0] == asked:
             return cast(T, known[1])  # as it was recorded
-        with self.shared.checks:
+        with self.shared.checks if core else contextlib.nullcontext():
             value = run()
         self._record(step, asked, value)
         return value

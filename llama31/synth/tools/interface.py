@@ -49,6 +49,10 @@ class ChatTool(Protocol):
         ...
 
 
+class OutsideTool:
+    """A `ChatTool` whose calls wait for a machine elsewhere: no core is held meanwhile."""
+
+
 def cut(text: str) -> str:
     """A result of at most so many characters, beginning and end, with how many are missing between them."""
     missing = len(text) - MOST_CHARACTERS
@@ -59,14 +63,16 @@ def cut(text: str) -> str:
 
 
 def use(draw: ItemDraw, tool: ChatTool, given: str, before: Sequence[str], files: ATTACHED) -> ToolResult:
-    """The result of a call, as a check: it is recorded, and takes its turn on the cores."""
+    """The result of a call, as a check: it is recorded, and takes its turn on the cores where it needs one."""
     contents = {name: hashlib.sha256(content).hexdigest()[:16] for name, content in sorted(files.items())}
 
     def run() -> dict[str, Any]:
         result = tool.call(given, before, files)
         return {"text": cut(result.text), "failed": result.failed}
 
-    return ToolResult(**draw.check(f"tool {tool.name}", run, tool.fingerprint, given, list(before), contents))
+    core = not isinstance(tool, OutsideTool)
+    of = (tool.fingerprint, given, list(before), contents)
+    return ToolResult(**draw.check(f"tool {tool.name}", run, *of, core=core))
 
 
 def switched_on(draw: ItemDraw, tools: Mapping[str, ChatTool], needed: Iterable[str] = ()) -> list[str]:

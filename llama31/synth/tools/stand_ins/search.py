@@ -1,7 +1,6 @@
 """A search over pages on disk in the place of the web: BM25 (Robertson and Zaragoza 2009) over their passages.
 
-The index is in memory: some kilobytes a page. A class with the attributes of `interface.ChatTool` that asks the real
-service can stand in its place.
+The index is in memory: some kilobytes a page. `services.brave` asks the web itself.
 """
 
 from __future__ import annotations
