@@ -123,6 +123,7 @@ def _dialogs(x: np.ndarray, y: np.ndarray, numbers: np.ndarray, lengths: list[li
         responses=0,
         pairs=np.zeros((0, 2), np.int64),
         reference=np.zeros(0, np.float32),
+        targets=np.zeros(0, np.float32),
         compares=False,
     )
 

@@ -307,6 +307,7 @@ def _post_training(run: Any) -> Iterator[Issue]:
         yield Issue("model.head", run.model.head, "not what this recipe trains", remedy)
     if isinstance(run, Pretrain):
         return
+    yield from _steps(run) if isinstance(run, Reward) else ()
     if run.init_from is None:
         remedy = "give a checkpoint or run folder of the model to begin with"
         yield Issue("init_from", None, "post-training begins with a model", remedy)
@@ -314,6 +315,21 @@ def _post_training(run: Any) -> Iterator[Issue]:
     if others:
         remedy = f"give schedule.sequence_length={run.schedule.sequence_length} throughout"
         yield Issue("schedule.ramp", len(others), "dialogs are packed into rows of one length", remedy)
+
+
+def _steps(run: Reward) -> Iterator[Issue]:
+    """Keys of labelled steps, and those that speak of preferences alone."""
+    if run.objective != "steps":
+        if run.hard_above is not None:
+            yield Issue("hard_above", run.hard_above, "preferences have no labels", "give objective=steps, or null")
+        return
+    if run.layout == "plain":
+        reason = "an end of an earlier step would stand before the next step"
+        yield Issue("layout", run.layout, reason, "give layout=tree or layout=separate")
+    for name, source in run.data.sources.items():
+        if source.strength is not None:
+            reason = "steps have labels and no strength"
+            yield Issue(f"data.sources.{name}.strength", source.strength, reason, "leave it out")
 
 
 def _tokenizer(tokenizer: Tokenizer, model: Model | None) -> list[Issue]:

@@ -96,13 +96,24 @@ class Sft(Training):
 
 @dataclass
 class Reward(Training):
-    """Keys of `recipes.reward`: train a scalar head to rank answers."""
+    """Keys of `recipes.reward`: train a scalar head to rank answers, or to judge steps."""
 
     model: RewardModel = field(default_factory=RewardModel)
+    objective: str = key(
+        "preferences",
+        "what the sources hold and is learned: preferences of answers, or steps of solutions with labels, each step's "
+        "reward being the logit that it is right (report, section 4.3.3)",
+        choices=("preferences", "steps"),
+    )
+    hard_above: float | None = key(
+        None,
+        "of objective=steps: labels above it are 1 and others 0 (Math-Shepherd's hard labels: 0); null: as they are",
+        low=0, high=1,
+    )  # fmt: skip
     layout: str = key(
         "tree",
         "answers in one row: unseen by each other (tree) or one after the other (plain, the report's approximation); "
-        "separate: each behind a prompt of its own",
+        "separate: each behind a prompt of its own. Of steps tree or separate",
         choices=("tree", "plain", "separate"),
     )
     data: Preferences = field(default_factory=Preferences)

@@ -122,9 +122,23 @@ class Sample:
 class Score:
     """Keys of `recipes.score`: the rewards of answers that a file holds."""
 
-    input: str = key(MISSING, "JSONL files of dialogs or preferences, folders or globs, comma-separated")
-    output: str = key(MISSING, "JSONL file to write: the records with `reward`, of preferences `rewards` by rank")
+    input: str = key(MISSING, "JSONL files of dialogs, preferences or steps, folders or globs, comma-separated")
+    output: str = key(
+        MISSING,
+        "JSONL file to write: the records with `reward`, of preferences `rewards` by rank, of steps `step_scores`",
+    )
     reward: str = key(MISSING, "reward model: checkpoint or run folder")
+    steps: bool = key(
+        False,
+        "score dialogs step by step too, as records with `steps` are: the last answer is split into its steps "
+        "(a model of recipes.reward objective=steps)",
+    )
+    least_step: float | None = key(
+        None,
+        "leave out records with a step that scores lower (report, section 4.3.3: incorrect intermediate steps), and "
+        "those too long to be scored; null: all are written",
+        low=0, high=1,
+    )  # fmt: skip
     score_tokens: int = key(8192, "longest dialog that the reward model reads; longer ones have no reward", low=2)
     chunk: int = key(1024, "answers between two moves of the progress bar; they are packed together", low=1)
     parallel: Parallel = field(default_factory=Parallel)

@@ -1,7 +1,7 @@
 """From dialogs and preferences to the rows of a step.
 
 Imports: config, plan, tokens, data.
-Offers: columns (of public data sets), preferences, store (encoded once), rows, passes, feed.
+Offers: columns (of public data sets), preferences, stepwise, store (encoded once), rows, passes, feed.
 
 Input is JSON lines, JSON arrays or Parquet, UTF-8, one record per line, element or row; other keys than these are
 ignored, so a record may carry where it is from.
@@ -26,6 +26,12 @@ A preference (`recipes.reward`, `recipes.dpo`; `preferences.encode`):
     Or, as in TRL and many public sets, "chosen" and "rejected" (and "edited") are whole dialogs: what they share is
     the prompt, and "messages" may repeat the chosen one.
 
+Steps (`recipes.reward objective=steps`; `stepwise.encode`), as `recipes.synthesize task=mathematics` writes them:
+
+    {"question": TEXT,                  what is answered; or "messages", or "prompt"
+     "steps": [TEXT, ...],              or "completions", as in TRL; numbers in front of them do not matter
+     "labels": [NUMBER, ...]}           of each step 0 (wrong) to 1 (right), or false and true
+
     MESSAGE: {"role": "system" (or "developer") | "user" | "assistant" | "ipython" (or "tool", "function"), "content":
         TEXT}; an assistant's may call a function, instead or behind its content: {"role": "assistant", "tool_calls":
         [{"function": {"name": ..., "arguments": {...}}}]}; TEXT may be a list of {"type": "text", "text": TEXT}, a
@@ -37,5 +43,5 @@ A preference (`recipes.reward`, `recipes.dpo`; `preferences.encode`):
 A record that is none ends the command with file, line and what is wrong. What the format cannot say is left out and
 counted: several calls in one message, content that is no text, reasoning apart from the content, calls in other forms
 or without arguments. So is what teaches nothing: dialogs without a target; preferences with an empty answer, with
-answers that hardly differ, or edited into the worse.
+answers that hardly differ, or edited into the worse; solutions with an empty step.
 """

@@ -3,7 +3,8 @@
 Dialogs: ShareGPT's `conversations` (from, value; with system, function_call and observation), or these with role and
 content; TRL's and OpenAI's `prompt` with `completion`. Preferences: OpenAI's `input`, `preferred_output` and
 `non_preferred_output`; Anthropic's texts of "Human:" and "Assistant:"; `question` with `system`; `conversations` with
-two answers. What such a record says beside them is kept. Tools may be JSON text.
+two answers. Steps with labels: TRL's `completions`. What such a record says beside them is kept. Tools may be JSON
+text.
 """
 
 from __future__ import annotations
@@ -47,6 +48,14 @@ def preference(record: Mapping[str, Any]) -> Mapping[str, Any]:
             return {**record, "messages": _introduced([_turn(one) for one in turns], record.get("system"))}
         if isinstance(asked := record.get("question"), str):
             return {**record, "messages": _introduced([{"role": "user", "content": asked}], record.get("system"))}
+    return record
+
+
+def stepwise(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A record whose `steps` are those of an answer, where it has them as TRL's stepwise supervision does."""
+    record = _with_tools(record)
+    if "steps" not in record and isinstance(given := record.get("completions"), list):
+        return {**record, "steps": given}
     return record
 
 

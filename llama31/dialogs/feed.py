@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -113,6 +113,40 @@ class Rewarded:
     def order(self) -> dict[str, Any]:
         """See `Collator`."""
         return {"data.strengths": list(self.strengths), "layout": self.layout}
+
+    def share(self, stores: Sequence[Store], examples: Sequence[Ints]) -> float:
+        """See `Collator`."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Stepwise:
+    """Solutions whose steps have labels, 0 to 1; those above `hard_above` count as 1 and others as 0, unless None."""
+
+    layout: str = "tree"
+    hard_above: float | None = None
+    compares: bool = True
+
+    def lengths(self, store: Store) -> Ints:
+        """See `Collator`."""
+        sizes = store.sizes() + (store.prefixes if self.layout == "separate" else 0)
+        return np.add.reduceat(sizes, store.examples[:-1]) if len(store.examples) > 1 else sizes
+
+    def piece(self, store: Store, example: int, key: str, share: float) -> Piece:
+        """See `Collator`."""
+        *ends, whole = (tokens for tokens, _ in store.example(example))
+        span = slice(store.examples[example], store.examples[example + 1])
+        made = rows.steps(whole, ends, [int(prefix) for prefix in store.prefixes[span][:-1]], self.layout)
+        return replace(made, targets=self.labels(store, example))
+
+    def labels(self, store: Store, example: int) -> NDArray[np.float32]:
+        """Labels of an example's steps, in their order."""
+        given = store.labels[store.examples[example] : store.examples[example + 1]]
+        return given if self.hard_above is None else (given > self.hard_above).astype(np.float32)
+
+    def order(self) -> dict[str, Any]:
+        """See `Collator`."""
+        return {"objective": "steps", "layout": self.layout, "hard_above": self.hard_above}
 
     def share(self, stores: Sequence[Store], examples: Sequence[Ints]) -> float:
         """See `Collator`."""
@@ -298,12 +332,20 @@ class DialogFeed:
 
     def kinds(self, examples: Ints) -> Ints:
         """Kind of every pair of these examples (`preferences.kind_name`), in the order in which rows hold them."""
-        places = np.searchsorted(self.plan.firsts, examples, side="right") - 1
-        each = [
-            _pairs(self.stores[place], int(number - self.plan.firsts[place]))[:, 2]
-            for place, number in zip(places, examples)
-        ]
+        each = [_pairs(store, number)[:, 2] for store, number in self._located(examples)]
         return np.concatenate([*each, np.zeros(0, np.int64)])
+
+    def labels(self, examples: Ints) -> NDArray[np.float32]:
+        """Label of every step of these examples, in the order in which rows hold them."""
+        assert isinstance(self.collator, Stepwise), "steps alone have labels"
+        each = [self.collator.labels(store, number) for store, number in self._located(examples)]
+        return np.concatenate([*each, np.zeros(0, np.float32)])
+
+    def _located(self, examples: Ints) -> Iterator[tuple[Store, int]]:
+        """The store of each of these examples, and its number there."""
+        places = np.searchsorted(self.plan.firsts, examples, side="right") - 1
+        for place, number in zip(places, examples):
+            yield self.stores[place], int(number - self.plan.firsts[place])
 
     def alone(self, chosen: Sequence[Ints], length: int) -> PackedRows:
         """Rows of the examples with these numbers; an empty row is padding."""

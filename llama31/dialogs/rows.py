@@ -9,6 +9,9 @@ each in documents of its own, so a packed row computes what its pieces compute a
     reward, tree        [prompt] [response] [response] ...              responses see the prompt, not each other, and
                                                                         their positions go on from it
     reward, plain       [prompt, response, response, ...]               one document: later responses see earlier ones
+    steps, separate     [prompt, steps 1 to n] [prompt, step 1] [prompt, steps 1 and 2] ...     a document each
+    steps, tree         [prompt, steps 1 to n] [end] [end] ...          each end sees the dialog up to its own step, and
+                                                                        its positions go on from there
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ class Piece:
 
     tokens, labels, positions [n]; weights FP32 [n]; documents [d, 4]: begin, end, and the prefix seen; of_token [n]:
     the response that a position counts for, or -1; responses: how many; pairs [p, 2]: the better, then the worse;
-    reference [responses]: their log-probabilities under the model that training began with.
+    reference [responses]: their log-probabilities under the model that training began with; targets [responses]: labels
+    of 0 to 1, where their rewards are to say those.
     """
 
     tokens: Ints
@@ -52,6 +56,7 @@ class Piece:
     responses: int = 0
     pairs: Ints | None = None
     reference: NDArray[np.float32] | None = None
+    targets: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class PackedRows:
     responses: int
     pairs: NDArray[np.int64]  # [p, 2]
     reference: NDArray[np.float32]  # [responses]
+    targets: NDArray[np.float32]  # [responses], or of pairs none
     compares: bool  # whether responses are compared, even if none of these rows holds any
 
     @property
@@ -142,13 +148,33 @@ def reward(prompt: Ints, answers: Sequence[Response], pairs: Ints, order: Ints, 
     )
 
 
+def steps(whole: Ints, ends: Sequence[Ints], prefixes: Sequence[int], layout: str = "tree") -> Piece:
+    """A dialog whose rewards are read at its last token, and where it is cut short after earlier steps.
+
+    `ends`: what the dialog of each earlier step has behind the first `prefixes` tokens of the `whole`; the whole is the
+    last response. Raises ValueError for a layout that is neither tree nor separate.
+    """
+    if layout not in ("tree", "separate"):
+        raise ValueError(f"layout={layout}: steps are laid out as tree or separate; choose one of them")
+    tree, size = layout == "tree", len(whole)
+    tokens, positions, documents = [whole], [np.arange(size)], [[0, size, 0, 0]]
+    of_token = [np.where(np.arange(size) == size - 1, len(ends), -1)]
+    begin = size
+    for number, (own, prefix) in enumerate(zip(ends, prefixes)):
+        tokens.append(own if tree else np.concatenate([whole[:prefix], own]))
+        count = len(tokens[-1])
+        positions.append(np.arange(count) + (prefix if tree else 0))
+        of_token.append(np.where(np.arange(count) == count - 1, number, -1))
+        documents.append([begin, begin + count, 0, prefix if tree else 0])
+        begin += count
+    zeros, places = np.zeros(begin, np.int64), np.concatenate(positions)
+    weights, where = zeros.astype(np.float32), np.concatenate(of_token)
+    return Piece(np.concatenate(tokens), zeros, weights, np.array(documents), places, where, len(ends) + 1)
+
+
 def whole(tokens: Ints) -> Piece:
     """A dialog of n places whose reward is read at its last token."""
-    size = len(tokens)
-    of_token, zeros = np.full(size, -1, np.int64), np.zeros(size, np.int64)
-    of_token[-1] = 0
-    where, document = np.arange(size), np.array([[0, size, 0, 0]])
-    return Piece(tokens, zeros, zeros.astype(np.float32), document, where, of_token, 1)
+    return steps(tokens, (), ())
 
 
 def pack(rows: Sequence[Sequence[Piece]], length: int, compares: bool) -> PackedRows:
@@ -159,6 +185,7 @@ def pack(rows: Sequence[Sequence[Piece]], length: int, compares: bool) -> Packed
     documents: list[NDArray[Any]] = []
     pairs: list[NDArray[Any]] = [np.zeros((0, 2), np.int64)]
     reference: list[NDArray[np.float32]] = [np.zeros(0, np.float32)]
+    targets: list[NDArray[np.float32]] = [np.zeros(0, np.float32)]
     responses = 0
     for row, pieces in enumerate(rows):
         begin = 0
@@ -173,6 +200,8 @@ def pack(rows: Sequence[Sequence[Piece]], length: int, compares: bool) -> Packed
             documents.append(np.insert(moved, 0, row, axis=1))
             if piece.pairs is not None:
                 pairs.append(piece.pairs + responses)
+            if piece.targets is not None:
+                targets.append(piece.targets)
             known = piece.reference
             reference.append(np.zeros(piece.responses, np.float32) if known is None else known)
             responses, begin = responses + piece.responses, end
@@ -190,5 +219,6 @@ def pack(rows: Sequence[Sequence[Piece]], length: int, compares: bool) -> Packed
         responses,
         np.concatenate(pairs),
         np.concatenate(reference),
+        np.concatenate(targets),
         compares,
     )

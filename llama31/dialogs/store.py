@@ -5,6 +5,7 @@
         sequences.npy int64                  where each begins, and the end
         examples.npy int64                   the first sequence of each example, and the end
         pairs.npy int64 [p, 4]               example, better answer, worse answer, strength (preferences.py)
+        labels.npy float32, prefixes.npy int64   of steps alone, by sequence (stepwise.py)
         heldout.npy bool                     by example
         told.json                            written last: counts, fingerprints
 
@@ -34,15 +35,21 @@ from llama31.tokens import chat
 from llama31.tokens.records import SUFFIXES, each, not_read
 
 VERSION = 3
+STEPS = "steps"  # the kind of a source whose sequences are steps, each with a label
 Sequence_ = tuple[NDArray[np.int32], NDArray[np.int8]]  # token ids and the part of each
 
 
 @dataclass(frozen=True)
 class Example:
-    """What a record becomes: a dialog, or a prompt and its answers, the best first, with the pairs to be compared."""
+    """What a record becomes: a dialog, or a prompt and its answers, the best first, with the pairs to be compared.
+
+    Or steps, with the label and the prefix of each (`stepwise.sequences`).
+    """
 
     sequences: list[Sequence_]
     pairs: list[tuple[int, int, int]] = field(default_factory=list)  # better, worse, strength
+    labels: list[float] = field(default_factory=list)
+    prefixes: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,8 @@ class Store:
     pairs: NDArray[np.int64]  # [p, 4]
     heldout: NDArray[np.bool_]
     header: dict[str, Any]
+    labels: NDArray[np.float32]  # by sequence, of steps; elsewhere there are none
+    prefixes: NDArray[np.int64]
 
     @property
     def fingerprint(self) -> str:
@@ -195,24 +204,30 @@ def _write(folder: Path, examples: Iterator[tuple[Example | str, bool]], header:
     sequences, firsts, left_out = [0], [0], Counter[str]()
     pairs: list[tuple[int, ...]] = []
     heldout: list[bool] = []
+    labels: list[float] = []
+    prefixes: list[int] = []
     with (folder / "tokens.bin").open("wb") as tokens, (folder / "parts.bin").open("wb") as parts:
         for example, held in examples:
             if isinstance(example, str):
                 left_out[example] += 1
                 continue
             pairs += [(len(heldout), *pair) for pair in example.pairs]
+            labels += example.labels
+            prefixes += example.prefixes
             for ids, kinds in example.sequences:
                 sequences.append(sequences[-1] + len(ids))
                 _append(tokens, np.ascontiguousarray(ids, np.int32), digest)
                 _append(parts, np.ascontiguousarray(kinds, np.int8), digest)
             firsts.append(len(sequences) - 1)
             heldout.append(held)
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "sequences": np.array(sequences, np.int64),
         "examples": np.array(firsts, np.int64),
         "pairs": np.array(pairs, np.int64).reshape(-1, 4),
         "heldout": np.array(heldout, np.bool_),
     }
+    if header.get("kind") == STEPS:
+        arrays |= {"labels": np.array(labels, np.float32), "prefixes": np.array(prefixes, np.int64)}
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
         digest.update(array.tobytes())
@@ -231,8 +246,10 @@ def read(folder: Path) -> Store:
     """What `prepare` wrote, its tokens mapped. Raises ValueError where files are missing or cut off."""
     try:
         header = json.loads((folder / "told.json").read_text(encoding="utf-8"))
-        names = ("sequences", "examples", "pairs", "heldout")
-        arrays = {name: np.load(folder / f"{name}.npy") for name in names}
+        names = ["sequences", "examples", "pairs", "heldout"]
+        names += ["labels", "prefixes"] if header.get("kind") == STEPS else []
+        arrays: dict[str, NDArray[Any]] = {"labels": np.zeros(0, np.float32), "prefixes": np.zeros(0, np.int64)}
+        arrays |= {name: np.load(folder / f"{name}.npy") for name in names}
         tokens, parts = _mapped(folder / "tokens.bin", np.int32), _mapped(folder / "parts.bin", np.int8)
         if not len(tokens) == len(parts) == header["tokens"]:
             raise ValueError(f"{len(tokens)} tokens, {len(parts)} parts, told are {header['tokens']}")

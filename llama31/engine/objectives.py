@@ -38,13 +38,15 @@ class Compared:
     """Responses of a micro-batch, and which of two is the better.
 
     of_token int64 [b, s]: the response that a position counts for, -1 where for none; pairs int64 [p, 2]: the better,
-    then the worse; reference FP32 [number]: log-probabilities under the model that training began with.
+    then the worse; reference FP32 [number]: log-probabilities under the model that training began with; targets FP32
+    [number]: labels of 0 to 1 that their rewards are to say, and of pairs none.
     """
 
     of_token: Tensor
     number: int
     pairs: Tensor
     reference: Tensor
+    targets: Tensor
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,9 @@ class MicroBatch:
         """From rows of post-training."""
         given = (rows.tokens, rows.labels, rows.weights, rows.positions)
         tokens, labels, weights, positions = (torch.from_numpy(array).to(device) for array in given)
-        numbers = (torch.from_numpy(array).to(device) for array in (rows.of_token, rows.pairs, rows.reference))
-        of_token, pairs, reference = numbers
-        compared = Compared(of_token, rows.responses, pairs, reference) if rows.compares else None
+        told = (rows.of_token, rows.pairs, rows.reference, rows.targets)
+        of_token, *others = (torch.from_numpy(array).to(device) for array in told)
+        compared = Compared(of_token, rows.responses, *others) if rows.compares else None
         restart = positions if rows.restarts else None
         return cls(tokens, labels, weights, torch.from_numpy(rows.documents), restart, compared)
 
@@ -114,9 +116,9 @@ class MicroBatch:
         return replace(self, weights=self.weights * factor, scale=self.scale * factor)
 
     def units(self) -> Tensor:
-        """What the loss is a mean over, int64 []: pairs of responses, or tokens that count."""
+        """What the loss is a mean over, int64 []: pairs of responses, responses with a label, or tokens that count."""
         if self.compared is not None:
-            return torch.tensor(len(self.compared.pairs), device=self.weights.device)
+            return torch.tensor(len(self.compared.pairs) + len(self.compared.targets), device=self.weights.device)
         return (self.weights > 0).sum()
 
 

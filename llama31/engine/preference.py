@@ -1,4 +1,4 @@
-"""Objectives that compare whole responses: the reward model's and DPO's (report, sections 4.1.2 and 4.1.4).
+"""Objectives of whole responses: the reward models' and DPO's (report, sections 4.1.2, 4.1.4 and 4.3.3).
 
 The number of a response is a sum over its positions, which context parallelism spreads over ranks. `responses` sums
 them so that every rank knows the numbers, computes the same loss from them, and carries its own positions' gradient:
@@ -20,6 +20,7 @@ from llama31.model.sequences import take_chunks
 from llama31.parallel.mesh import Grid
 
 NOTHING = torch.zeros((), dtype=torch.int)
+HALF = 0.5  # the least label of a step that counts as right
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -45,14 +46,14 @@ def responses(values: Tensor, compared: Compared, grid: Grid) -> Tensor:
     return _SumOverRanks.apply(sums, grid.cp_group) if grid.cp > 1 else sums
 
 
-def _pairs(batch: MicroBatch) -> Compared:
-    assert batch.compared is not None, "this objective compares responses"
+def _responses(batch: MicroBatch) -> Compared:
+    assert batch.compared is not None, "this objective is of responses"
     return batch.compared
 
 
 def _labels(batch: MicroBatch, grid: Grid) -> Tensor:
     """This rank's labels [b, s / cp], -1 where neither a weight nor a response asks for one."""
-    asked = (batch.weights > 0) | (_pairs(batch).of_token >= 0)
+    asked = (batch.weights > 0) | (_responses(batch).of_token >= 0)
     return take_chunks(torch.where(asked, batch.labels, -1), grid.cp, grid.cp_rank, 1)
 
 
@@ -64,12 +65,34 @@ class RewardObjective:
 
     def __call__(self, chunk: Any, batch: MicroBatch, grid: Grid) -> tuple[Any, LossFunction]:
         def loss(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            compared = _pairs(batch)
+            compared = _responses(batch)
             better, worse = responses(scores, compared, grid)[compared.pairs].unbind(1)
             margin = better - worse
             total = -F.logsigmoid(margin).sum() * batch.scale
             sums = torch.stack([total, _right(margin) * batch.scale, margin.sum() * batch.scale])
             return total, NOTHING, sums.detach() / grid.cp
+
+        return _scores(chunk, batch, grid), loss
+
+
+@dataclass(frozen=True)
+class StepObjective:
+    """Mean over steps of the cross entropy between a step's label, 0 to 1, and sigmoid(its reward).
+
+    Lightman et al. 2023 (arXiv:2305.20050) and Math-Shepherd (arXiv:2312.08935), here at the token that ends a message.
+    Measures: accuracy at 0.5, for which a label of 0.5 is right; the mean of sigmoid(reward), and of the labels.
+    """
+
+    measures: ClassVar[tuple[str, ...]] = ("accuracy", "score", "label")
+
+    def __call__(self, chunk: Any, batch: MicroBatch, grid: Grid) -> tuple[Any, LossFunction]:
+        def loss(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            compared = _responses(batch)
+            logits, labels = responses(scores, compared, grid), compared.targets
+            total = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum") * batch.scale
+            right = _right(torch.where(labels >= HALF, logits, -logits))
+            counts = torch.stack([right, logits.sigmoid().sum(), labels.sum()]) * batch.scale
+            return total, NOTHING, torch.cat([total[None], counts]).detach() / grid.cp
 
         return _scores(chunk, batch, grid), loss
 
@@ -89,7 +112,7 @@ class DpoObjective:
 
     def __call__(self, chunk: Any, batch: MicroBatch, grid: Grid) -> tuple[Any, LossFunction]:
         def loss(losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            compared = _pairs(batch)
+            compared = _responses(batch)
             ratios = responses(-losses, compared, grid) - compared.reference
             if self.length_normalised:
                 ratios = ratios / lengths(compared)
@@ -106,7 +129,7 @@ class DpoObjective:
 
 
 def _right(margin: Tensor) -> Tensor:
-    """Pairs that are ranked right; a tie is half of one, as in `judging/calibration.py`."""
+    """How many margins are on the right side of 0; a tie is half of one, as in `judging/calibration.py`."""
     return (margin > 0).sum() + (margin == 0).sum() / 2
 
 
@@ -120,7 +143,7 @@ def log_probabilities(chunk: Any, batch: MicroBatch, grid: Grid) -> tuple[Any, L
     """Not to be learned: told are the responses' log-probabilities, FP32 [number]."""
 
     def loss(losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return losses.sum(), NOTHING, responses(-losses, _pairs(batch), grid).detach()
+        return losses.sum(), NOTHING, responses(-losses, _responses(batch), grid).detach()
 
     return _token_losses(chunk, batch, grid), loss
 
@@ -129,7 +152,7 @@ def rewards(chunk: Any, batch: MicroBatch, grid: Grid) -> tuple[Any, LossFunctio
     """Not to be learned: told are the responses' rewards, FP32 [number]."""
 
     def loss(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return scores.sum(), NOTHING, responses(scores, _pairs(batch), grid).detach()
+        return scores.sum(), NOTHING, responses(scores, _responses(batch), grid).detach()
 
     return _scores(chunk, batch, grid), loss
 

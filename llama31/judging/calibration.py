@@ -1,11 +1,13 @@
 """How often a reward model is right, and whether it knows: accuracy and calibration by strength of preference.
 
 The objective takes sigmoid(reward of the better - reward of the worse) for the probability that annotators prefer the
-better. Where that holds, of pairs that the model is sure of by 80 % it has 80 % right.
+better. Where that holds, of pairs that the model is sure of by 80 % it has 80 % right. Of steps with labels it is
+sigmoid(reward) that takes a step for right; their margin is the reward, or minus that of a wrong one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,27 +17,36 @@ from llama31.dialogs.preferences import kind_name
 from llama31.evaluate.confidence import proportion
 
 BINS = 10  # of the model's sureness, 0.5 to 1
+UNITS = {"preferences": "pairs", "steps": "steps"}  # what is counted, by the objective
 
 
-def table(margins: NDArray[np.floating[Any]], kinds: NDArray[np.integer[Any]]) -> dict[str, Any]:
-    """Figures of each kind of pair that there is, and of `all`; ready for JSON.
+def step_name(kind: int) -> str:
+    """What the kind of a step is called, which is whether it is right."""
+    return "right steps" if kind else "wrong steps"
 
-    margins [p]: reward of the better minus that of the worse; kinds [p] as in `preferences.py`. Figures: pairs, those
-    beside them whose margin is not finite, accuracy with half the width of its 95 % interval, mean margin, loss (-log
-    sigmoid), the expected calibration error and the bins that it is a mean over, each with the mean sureness, the
-    accuracy and the pairs. Kinds without a finite margin are left out, and without any there is nothing (`missing`).
+
+def table(
+    margins: NDArray[np.floating[Any]], kinds: NDArray[np.integer[Any]], name: Callable[[int], str] = kind_name
+) -> dict[str, Any]:
+    """Figures of each kind of pair, or of step, that there is, and of `all`; ready for JSON.
+
+    margins [p]: reward of the better minus that of the worse; kinds [p] as in `preferences.py`, or those that `name`
+    names. Figures: pairs (or steps), those beside them whose margin is not finite, accuracy with half the width of its
+    95 % interval, mean margin, loss (-log sigmoid), the expected calibration error and the bins that it is a mean over,
+    each with the mean sureness, the accuracy and the pairs. Kinds without a finite margin are left out, and without any
+    there is nothing (`missing`).
     """
-    names = np.array([kind_name(int(kind)) for kind in kinds])
-    groups = {name: margins[names == name] for name in dict.fromkeys(kind_name(int(kind)) for kind in np.unique(kinds))}
-    return {name: figures(values) for name, values in {**groups, "all": margins}.items() if np.isfinite(values).any()}
+    names = np.array([name(int(kind)) for kind in kinds])
+    groups = {one: margins[names == one] for one in dict.fromkeys(name(int(kind)) for kind in np.unique(kinds))}
+    return {one: figures(values) for one, values in {**groups, "all": margins}.items() if np.isfinite(values).any()}
 
 
-def missing(margins: NDArray[np.floating[Any]], fraction: float) -> str:
+def missing(margins: NDArray[np.floating[Any]], fraction: float, unit: str = "pairs") -> str:
     """Why there is no table, and the remedy; `fraction` is that of the records held out."""
     if margins.size:
-        return f"none of {margins.size:,} held-out pairs has a finite reward; see the loss of the run"
+        return f"none of {margins.size:,} held-out {unit} has a finite reward; see the loss of the run"
     return (
-        "nothing tells how often the model is right: no held-out pair fits into a row; begin a run with "
+        f"nothing tells how often the model is right: no held-out {unit[:-1]} fits into a row; begin a run with "
         f"data.heldout_fraction above {fraction:g}, or with more records"
     )
 
@@ -68,9 +79,9 @@ def figures(margins: NDArray[np.floating[Any]]) -> dict[str, Any]:
     }
 
 
-def text(calibration: dict[str, Any]) -> str:
+def text(calibration: dict[str, Any], unit: str = "pairs") -> str:
     """The figures as lines."""
-    lines = [f"{'pairs':>24} {'number':>8} {'accuracy':>9} {'margin':>8} {'calibration error':>18}"]
+    lines = [f"{unit:>24} {'number':>8} {'accuracy':>9} {'margin':>8} {'calibration error':>18}"]
     for name, one in calibration.items():
         lines.append(
             f"{name:>24} {one['pairs']:>8,} {one['accuracy']:>9.2%} {one['margin']:>8.3f} "

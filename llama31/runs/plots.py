@@ -139,8 +139,9 @@ def draw_bars(path: str | Path, title: str, panels: Mapping[str, Mapping[str, fl
     return _saved(figure, path)
 
 
-def draw_calibration(path: str | Path, title: str, calibration: Mapping[str, Any]) -> Path:
-    """Draw accuracy by kind of pair, and accuracy against sureness (`judging/calibration.py`); return the PNG file."""
+def draw_calibration(path: str | Path, title: str, calibration: Mapping[str, Any], unit: str = "pairs") -> Path:
+    """Draw accuracy by kind of pair or step, and against sureness (`judging/calibration.py`); return the PNG file."""
+    told = {"pairs": ("ranked", "difference of rewards")}.get(unit, ("judged", "reward, or of minus the reward"))
     pyplot, _ = _matplotlib()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     figure.suptitle(title, fontweight="bold")
@@ -150,14 +151,14 @@ def draw_calibration(path: str | Path, title: str, calibration: Mapping[str, Any
     left.axvline(0.5, color="tab:gray", linestyle="--", linewidth=1)
     left.invert_yaxis()
     left.set_xlim(0, 1)
-    left.set_xlabel("share of pairs that are ranked right")
+    left.set_xlabel(f"share of {unit} that are {told[0]} right")
     right.plot([0.5, 1], [0.5, 1], color="tab:gray", linestyle="--", linewidth=1, label="as sure as it is right")
     for name, one in calibration.items():
         points = [(each["sureness"], each["accuracy"]) for each in one["bins"]]
         label = f"{name}: error {one['calibration_error']:.3f}"
         right.plot(*zip(*points), "o-", linewidth=2 if name == "all" else 1, markersize=4, label=label)
-    right.set_xlabel("sureness: sigmoid of the difference of rewards")
-    right.set_ylabel("share of those pairs that are ranked right")
+    right.set_xlabel(f"sureness: sigmoid of the {told[1]}")
+    right.set_ylabel(f"share of those {unit} that are {told[0]} right")
     right.set_ylim(0, 1.02)
     right.legend(frameon=False, fontsize="small")
     for axes in (left, right):

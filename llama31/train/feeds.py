@@ -14,7 +14,7 @@ from llama31 import config
 from llama31.data import batches, mixture
 from llama31.data.mixture import Decision
 from llama31.data.plans import Plans
-from llama31.dialogs import columns, feed, store
+from llama31.dialogs import columns, feed, stepwise, store
 from llama31.dialogs import preferences as pairs
 from llama31.dialogs.rows import PackedRows
 from llama31.engine.reading import Heldout
@@ -153,6 +153,22 @@ def preferences(
         return pairs.encode(record, form, data.similarity, _strength(source))
 
     stores = _stores(data, tokenizer, {"kind": "preferences", "similarity": data.similarity}, encode)
+    made = _feed(data, wanted, stores, collator)
+    return made if quiet else _said(made)
+
+
+def steps(
+    data: config.Preferences, tokenizing: config.Tokenizer, wanted: config.Schedule, collator: feed.Stepwise,
+    quiet: bool = False,
+) -> feed.DialogFeed:  # fmt: skip
+    """Solutions with labels of their steps for a step-wise reward model. Collective; raises ValueError."""
+    tokenizer = tokenizers.load(tokenizing)
+    form = chat.Format(tokenizer)
+
+    def encode(record: dict[str, Any], source: config.Records) -> store.Example | str:
+        return stepwise.encode(record, form)
+
+    stores = _stores(data, tokenizer, {"kind": store.STEPS}, encode)
     made = _feed(data, wanted, stores, collator)
     return made if quiet else _said(made)
 

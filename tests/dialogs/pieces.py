@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from llama31.dialogs import rows
@@ -57,6 +59,19 @@ def reward_pieces(layout: str, answers: int = 2, count: int = 4, seed: int = 1) 
         rows.reward(prompt, given, pairs_of(answers), random.permutation(answers), layout)
         for prompt, given in preferences(count, answers)
     ]
+
+
+def step_pieces(layout: str, count: int = 4, seed: int = 2) -> list[Piece]:
+    """Dialogs of two to four steps, with soft labels; the end of an earlier step is one token, or two."""
+    random = np.random.default_rng(seed)
+    result = []
+    for number in range(count):
+        prefixes = 5 + np.cumsum(random.integers(2, 6, 1 + number % 3))
+        whole = np.append(random.integers(4, 300, int(prefixes[-1]) + 4), 304)
+        ends = [np.append(random.integers(4, 300, number % 2), 304) for _ in prefixes]
+        labels = random.random(len(prefixes) + 1).astype(np.float32)
+        result.append(replace(rows.steps(whole, ends, prefixes.tolist(), layout), targets=labels))
+    return result
 
 
 def supervised_pieces(count: int = 6) -> list[Piece]:

@@ -96,7 +96,7 @@ def test_what_the_format_cannot_say_does_not_end_the_command(form: chat.Format, 
     assert len(asked) == 1 and left == {chat.SEVERAL: 1}
     entries = scored.read(str(write("s.jsonl", broken, GOOD)))
     assert [list(entry.dialogs) for entry in entries] == [[], [scored.WHOLE]]
-    scored.write(path, entries, [{}, {scored.WHOLE: 1.0}])
+    scored.write(path, entries, [{}, {scored.WHOLE: 1.0}], [None, None])
     assert [json.loads(line).get("reward") for line in path.read_text().splitlines()] == [None, 1.0]
 
 

@@ -92,6 +92,7 @@ OBJECTIVES: dict[str, tuple[Objective, list[rows.Piece]]] = {
     "dpo": (preference.DpoObjective(), known(pieces.dpo_pieces(0.2, count=7))),
     "dpo-normalised": (preference.DpoObjective(length_normalised=True), known(pieces.dpo_pieces(0.2, count=7))),
     "reward-tree": (preference.RewardObjective(), pieces.reward_pieces("tree", 3, 7)),
+    "reward-steps": (preference.StepObjective(), pieces.step_pieces("tree", 7)),
     "reward-separate": (preference.RewardObjective(), pieces.reward_pieces("separate", 2, 7)),
 }
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from llama31 import config
-from llama31.dialogs import preferences
+from llama31.dialogs import preferences, stepwise
 from llama31.sampling.answers import Answer
 from llama31.sandbox.isolation import Sandbox
 from llama31.sandbox.limits import SandboxLimits
 from llama31.synth.equality.bounded import Comparer
-from llama31.synth.mathematics import corrections, scoring, solutions
+from llama31.synth.mathematics import corrections, scoring
 from llama31.synth.mathematics.questions import MathematicsQuestions
 from llama31.synth.mathematics.search import StepTreeSearch
 from llama31.synth.mathematics.solving import Mathematics
@@ -437,5 +437,5 @@ def test_killed_and_resumed_gives_the_same(tmp_path: Path, comparer: Comparer) -
     ],
 )
 def test_steps_of_a_text(text: str, parts: list[str]) -> None:
-    assert solutions.steps(text) == parts
-    assert re.sub(r"\W", "", solutions.joined(parts)) == re.sub(r"\W", "", text)
+    assert stepwise.split(text) == parts
+    assert re.sub(r"\W", "", stepwise.joined(parts)) == re.sub(r"\W", "", text)

@@ -16,6 +16,7 @@ import yaml
 from llama31 import config
 from llama31.checkpoint import listing, publish, shards
 from llama31.command import hardware
+from llama31.dialogs import stepwise
 from llama31.judging import scored
 from llama31.judging.score import RewardScorer
 from llama31.model import llama
@@ -230,6 +231,70 @@ def test_a_reward_model_that_nothing_was_held_out_for_says_so(
     (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("calibration: ")]
     assert "no held-out pair" in said and "data.heldout_fraction above 0" in said
     assert not (room / "unjudged/calibration.json").exists()
+
+
+def stepped(room: Path, bpe: config.Tokenizer, name: str, **changes: Any) -> config.Reward:  # noqa: F811
+    """Steps that end in one word are right, and in another wrong; their labels are not sure of it."""
+    random, records = np.random.default_rng(1), []
+    for number in range(120):
+        right = random.random(2 + number % 3) < 0.5
+        steps = [f"{said(random)} {'more' if one else 'auch'}." for one in right]
+        records.append({"question": said(random), "steps": steps, "labels": [0.9 if one else 0.1 for one in right]})
+    path = room / "steps.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in records))
+    schedule = config.Schedule(total_tokens=60 * 512, batch_tokens=512, sequence_length=128, peak_lr=1e-2)
+    run = run_of(config.Reward, room, bpe, name, objective="steps", schedule=schedule, **changes)
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, sources={"a": config.Ranked(str(path))}))
+
+
+def test_a_step_wise_reward_model_judges_steps(room: Path, bpe: config.Tokenizer, capsys: Any) -> None:  # noqa: F811
+    run = stepped(room, bpe, "steps")
+    reward.main(run)
+    lines = curve(room / "steps")
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=0.1) and lines[-1]["accuracy"] > 0.85
+    (held,) = [line for line in metrics.read(room / "steps") if line["kind"] == "validation"]
+    assert held["accuracy"] > 0.85 and held["loss"] < 0.5 and held["score"] == pytest.approx(held["label"], abs=0.15)
+    record = json.loads((room / "steps/calibration.json").read_text())
+    assert record.keys() == {"step", "wrong steps", "right steps", "all"} and record["all"]["accuracy"] > 0.85
+    with pytest.raises(ValueError, match="layout=separate: the checkpoint read its data with tree"):
+        reward.main(stepped(room, bpe, "steps", layout="separate"))
+    with pytest.raises(ValueError, match=r"objective is not given: the checkpoint read its data with steps"):
+        reward.main(run_of(config.Reward, room, bpe, "steps"))
+    mesh.close()
+    scored_by_steps(room, run, capsys)
+
+
+def scored_by_steps(room: Path, run: config.Reward, capsys: Any) -> None:
+    """A step's score is sigmoid(reward) of the dialog that ends with it; what has a low one is left out."""
+    answers = [["number more.", "some more.", "and more."], ["number more.", "words auch.", "some more."]]
+    judge = RewardScorer(str(room / "steps"), run.parallel, run.precision, mesh.create(run.parallel))
+    every = [
+        chat.read(dialog("words", stepwise.numbered(steps[:end]))) for steps in answers for end in range(1, 4)
+    ]  # fmt: skip
+    expected = 1 / (1 + np.exp(-judge.score(every)))
+    mesh.close()
+    given = [{"question": "words", "steps": steps, "labels": [1, 1, 1]} for steps in answers]
+    given += [dialog("words", "\n\n".join(steps)) for steps in answers]
+    given += [dialog("words", "number more " * 80)]
+    (room / "given.jsonl").write_text("".join(json.dumps(one) + "\n" for one in given))
+    settings = config.Score(
+        input=str(room / "given.jsonl"), output=str(room / "scored.jsonl"), reward=str(room / "steps"),
+        score_tokens=128, chunk=2, steps=True,
+    )  # fmt: skip
+    score_recipe.main(settings)
+    *scored_ones, long = [json.loads(line) for line in (room / "scored.jsonl").read_text().splitlines()]
+    found = [score for one in scored_ones for score in one["step_scores"]]
+    np.testing.assert_allclose(found, [*expected, *expected], rtol=1e-5, atol=1e-6)
+    assert long == {**given[-1], "step_scores": None} and (expected[[0, 1, 2, 3]] > 0.5).all() and expected[4] < 0.5
+    capsys.readouterr()
+    score_recipe.main(dataclasses.replace(settings, least_step=0.5))
+    kept = [json.loads(line) for line in (room / "scored.jsonl").read_text().splitlines()]
+    assert [one["step_scores"] for one in kept] == [scored_ones[0]["step_scores"], scored_ones[2]["step_scores"]]
+    said_there = capsys.readouterr().out
+    assert "2 records with a step below 0.5 are left out; 1 records without scores are left out" in said_there
+    assert "right steps        6" in said_there.replace(",", "")
+    with pytest.raises(ValueError, match=r"given\.jsonl, line 3: least_step=0\.5: this answer is not scored by"):
+        score_recipe.main(dataclasses.replace(settings, least_step=0.5, steps=False))
 
 
 def test_heads_are_not_mixed_up(room: Path, bpe: config.Tokenizer) -> None:  # noqa: F811

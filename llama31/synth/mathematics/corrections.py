@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from llama31.dialogs import stepwise
 from llama31.synth.mathematics import solutions
 from llama31.synth.mathematics.solutions import Solution
 from llama31.synth.pipeline.draw import Dropped, ItemDraw
@@ -44,14 +45,14 @@ def mended(
     draw.counts["corrections tried"] += 1
     try:
         place, reason, rest = draw.read(
-            "mathematics/mend", parser(len(steps)), question=question, steps=solutions.numbered(steps)
+            "mathematics/mend", parser(len(steps)), question=question, steps=stepwise.numbered(steps)
         )
     except Dropped:
         return None
     if known_place is not None and place > known_place:
         draw.counts["corrections that name a later step"] += 1
         return None
-    whole = solutions.numbered([*steps[:place], *solutions.steps(rest)])
+    whole = stepwise.numbered([*steps[:place], *stepwise.split(rest)])
     answer = solutions.answer(whole)
     if answer is None or not right(answer):
         draw.counts["corrections that stay wrong"] += 1
@@ -60,7 +61,7 @@ def mended(
     return {
         "messages": [
             _message("user", question),
-            {**_message("assistant", solutions.numbered(steps)), "weight": 0},
+            {**_message("assistant", stepwise.numbered(steps)), "weight": 0},
             *draw.messages("mathematics/recheck"),
             _message("assistant", said),
         ],

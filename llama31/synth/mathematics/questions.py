@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llama31 import config
+from llama31.dialogs import stepwise
 from llama31.synth.mathematics import solutions
 from llama31.synth.pipeline import parsing
 from llama31.synth.pipeline.draw import JUDGE, ItemDraw
@@ -38,7 +39,7 @@ def of_text(item: SynthesisItem, draw: ItemDraw, settings: config.QuestionsSynth
         draw.drop("empty")
     found: list[str] = []
     for _ in range(settings.per_text):
-        asked = draw.read("mathematics/question", parsing.said, text=text, before=solutions.joined(found))
+        asked = draw.read("mathematics/question", parsing.said, text=text, before=stepwise.joined(found))
         if asked.strip(".*` ").upper() == NONE:
             draw.counts["nothing more to ask"] += 1
             break

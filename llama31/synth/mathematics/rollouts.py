@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from llama31.dialogs import stepwise
 from llama31.synth.mathematics import scoring, solutions
 from llama31.synth.mathematics.solutions import Solution
 from llama31.synth.pipeline.draw import ItemDraw
@@ -43,13 +44,13 @@ class LabelledSteps:
         if place is None or not self.led_right[place]:
             return None
         before = [*self.steps[:place]]
-        good = solutions.next_step(solutions.steps(self.led_right[place][0])[0], place + 1)
+        good = solutions.next_step(stepwise.split(self.led_right[place][0])[0], place + 1)
         if solutions.same_text(good) == solutions.same_text(solutions.next_step(self.steps[place], place + 1)):
             return None  # right by what follows, and not by this step
         return {
             "prompt": [{"role": "user", "content": question}],
-            "chosen": solutions.numbered([*before, good]),
-            "rejected": solutions.numbered([*before, self.steps[place]]),
+            "chosen": stepwise.numbered([*before, good]),
+            "rejected": stepwise.numbered([*before, self.steps[place]]),
             "strength": "significantly_better",
             "step": place + 1,
         }

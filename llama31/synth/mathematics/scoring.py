@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from llama31.dialogs import stepwise
 from llama31.synth.mathematics import solutions
 from llama31.synth.pipeline import parsing
 from llama31.synth.pipeline.draw import Dropped, ItemDraw
@@ -35,7 +36,7 @@ class JudgedSteps:
 
     def score(self, draw: ItemDraw, question: str, steps: Sequence[str]) -> float:
         """See `StepScorer`."""
-        shown = solutions.numbered(steps)
+        shown = stepwise.numbered(steps)
         try:
             return draw.read(
                 "mathematics/score", read_score, model=self.model, temperature=0, question=question, steps=shown
@@ -61,7 +62,7 @@ def continued(
     right: Callable[[ItemDraw, Sequence[str]], Sequence[bool]],
 ) -> list[tuple[str, bool]]:  # fmt: skip
     """Continuations of a solution's first steps, and whether the answer of each is right; without one it is not."""
-    texts = draw.several("mathematics/continue", count, question=question, steps=solutions.numbered(steps))
+    texts = draw.several("mathematics/continue", count, question=question, steps=stepwise.numbered(steps))
     answers = [solutions.answer(text) for text in texts]
     judged = iter(right(draw, [one for one in answers if one is not None]))
     return [(text, one is not None and next(judged)) for text, one in zip(texts, answers)]

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from llama31.dialogs import stepwise
 from llama31.synth.mathematics import solutions
 from llama31.synth.mathematics.scoring import StepScorer
 from llama31.synth.mathematics.solutions import Solution
@@ -89,7 +90,7 @@ class StepTreeSearch:
         draw.counts["searches"] += 1
         draw.counts["nodes searched"] += root.visits
         ranked = sorted(found, key=lambda one: -one.mean)
-        return [(Solution(solutions.numbered(one.steps), one.answer), one.mean) for one in ranked]
+        return [(Solution(stepwise.numbered(one.steps), one.answer), one.mean) for one in ranked]
 
     def _leaf(self, root: Branch) -> Branch:
         node = root
@@ -100,7 +101,7 @@ class StepTreeSearch:
     def _children(self, draw: ItemDraw, question: str, leaf: Branch) -> Iterator[Branch]:
         """Next steps, each once; what cannot be read is left out and counted."""
         number, seen = len(leaf.steps) + 1, set[str]()
-        shown = solutions.numbered(leaf.steps)
+        shown = stepwise.numbered(leaf.steps)
         for said in draw.several("mathematics/next_step", self.width, question=question, steps=shown, number=number):
             try:
                 step = solutions.next_step(said, number)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llama31.dialogs import stepwise
 from llama31.synth.equality import final
 from llama31.synth.equality.bounded import Comparer
-
-_STEP = re.compile(r"^\W*step\s+\d+\b", re.IGNORECASE | re.MULTILINE)
-_NUMBER = re.compile(r"^\W*step\s+\d+[\s*]*[:.)]?[\s*]*", re.IGNORECASE)  # a backslash behind it is the step's
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ class Solution:
     @property
     def steps(self) -> list[str]:
         """Its steps, in order."""
-        return steps(self.text)
+        return stepwise.split(self.text)
 
 
 def read(text: str) -> Solution:
@@ -39,31 +36,10 @@ def answer(text: str) -> str | None:
         return None
 
 
-def steps(text: str) -> list[str]:
-    """A text's steps: what begins with `Step 1`, `Step 2` ...; without such marks its paragraphs, or its lines."""
-    marks = [match.start() for match in _STEP.finditer(text)]
-    if len(marks) > 1:
-        parts = [text[begin:end] for begin, end in zip([0, *marks[1:]], [*marks[1:], len(text)])]
-    else:
-        parts = re.split(r"\n\s*\n", text)
-        parts = parts if len([part for part in parts if part.strip()]) > 1 else text.split("\n")
-    return [part.strip() for part in parts if part.strip()]
-
-
-def joined(parts: Sequence[str]) -> str:
-    """Steps as a text."""
-    return "\n\n".join(parts)
-
-
-def numbered(parts: Sequence[str]) -> str:
-    """Steps as a text, each with its number, whatever number it had."""
-    return joined([f"Step {number}: {_NUMBER.sub('', part)}" for number, part in enumerate(parts, start=1)])
-
-
 def next_step(said: str, number: int) -> str:
     """The first step of what a model said when it was asked for that step. Raises ValueError where there is none."""
-    parts = steps(said) if len(_STEP.findall(said)) > 1 else [said.strip()]
-    text = _NUMBER.sub("", parts[0]).strip() if parts else ""
+    parts = stepwise.split(said) if len(stepwise.STEP.findall(said)) > 1 else [said.strip()]
+    text = stepwise.NUMBER.sub("", parts[0]).strip() if parts else ""
     if not text:
         raise ValueError("no step")
     return f"Step {number}: {text}"
