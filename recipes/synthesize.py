@@ -18,6 +18,7 @@ def main(run: config.Synthesize) -> None:
     """Make what is missing of the shards, then gather them. The same command goes on where it stopped."""
     from llama31.synth import tasks
 
+    tasks.check_fields(run)
     capability = tasks.build(run)
     begun = tasks.opened(run, capability)
     if run.submit or run.dry_run:
@@ -35,6 +36,10 @@ def tell(summary: Mapping[str, Any], page: Path) -> None:
     """Say what came out, and where it is."""
     missing = f"; {summary['missing']:,} have no result: run the same command again" if summary["missing"] else ""
     print(f"{summary['kept']:,} of {summary['items']:,} items kept{missing}")
+    if others := summary.get("of_other_input"):
+        print(
+            f"  {others:>9,} results left out: their items are not in the input (they stay in {page.parent / 'shards'})"
+        )
     for reason, count in summary["dropped"].items():
         print(f"  {count:>9,} dropped: {reason}")
     for kind, count in summary["records"].items():

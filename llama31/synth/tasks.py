@@ -157,6 +157,9 @@ BUILD: Mapping[str, Callable[[config.Synthesize], Capability]] = {
 BESIDE = {"code": ("review_code",), "mathematics": ("questions",)}  # sections that decide as well
 NOT_DECIDING = ("short", "share")  # keys of a section that speak of what is gathered
 DECIDING = ("task", "text_key", "shards", "sampling")  # keys beside the task's own section that decide what is made
+# Tasks that read other fields than `text_key` names, and those that may.
+OTHER_FIELDS = ("review_code", "templates", "translate_reasoning", "long_code", "tool_files")
+OR_FIELDS = {"guard": "messages", "mathematics": "question"}
 
 
 def build(run: config.Synthesize) -> Capability:
@@ -189,6 +192,22 @@ def read(run: config.Synthesize) -> Iterable[SynthesisItem]:
     return items.read(run.input, run.text_key, run.limit)
 
 
+def check_fields(run: config.Synthesize) -> None:
+    """Raise ValueError (key `text_key`) where no record of the input has a field that the task reads."""
+    if run.task in OTHER_FIELDS:
+        return
+    first, named = None, {run.text_key, OR_FIELDS.get(run.task, run.text_key)}
+    for item in read(run):
+        if named & item.record.keys():
+            return
+        first = first or item
+    there = ", ".join(first.record) if first and first.record else "none"
+    raise ValueError(
+        f"text_key={run.text_key}: no record of {run.input} has a field {' or '.join(sorted(named))}; "
+        f"the first one's fields are: {there}. Name the one with the text"
+    )
+
+
 def unfinished(run: config.Synthesize, begun: BegunSynthesis) -> list[int]:
     """Shards with items that have no result."""
     done = {number: journal.done(ItemShard(begun.path, number, run.shards).path) for number in range(run.shards)}
@@ -217,7 +236,7 @@ def make(run: config.Synthesize, begun: BegunSynthesis, capability: Capability, 
         refused = f", {outcome['refused']} refused: the same command asks again" if outcome["refused"] else ""
         busy = (
             f"; fewer than {room} requests under way in {policy.occupancy.short_share:.1%} of the time"
-            if policy
+            if policy and policy.occupancy.requests
             else ""
         )
         print(
@@ -229,10 +248,11 @@ def make(run: config.Synthesize, begun: BegunSynthesis, capability: Capability, 
 
 def finish(run: config.Synthesize, begun: BegunSynthesis) -> tuple[dict[str, Any], Path]:
     """Gather all shards; returns what summary.json says, and the page."""
-    summary = gather.gather(begun.path, begun.provenance, expected=sum(1 for _ in read(run)))
+    places = {item.id: item.index for item in read(run)}
+    summary = gather.gather(begun.path, begun.provenance, places)
     if run.task.startswith("long_"):
         from llama31.synth.long_context import mixing
 
         settings: config.LongSynthesis = getattr(run, run.task)
         print(mixing.write(begun.path, settings.short, settings.share), flush=True)
-    return summary, page.write(begun.path, f"{run.name}: {run.task}", summary, run.samples)
+    return summary, page.write(begun.path, f"{run.name}: {run.task}", summary, run.samples, places)

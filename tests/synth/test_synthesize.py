@@ -123,3 +123,13 @@ def test_shards_are_an_array_and_the_gathering_waits_for_it(tmp_path: Path, caps
     array, gather = capsys.readouterr().out.splitlines()
     assert "--array=0,2%2" in array and "--partition=cpu" in array and f"{synthesis.SCRIPT}" in array
     assert "--dependency=afterok:<make>" in gather.replace("'", "") and re.search(r"part=gather$", gather)
+
+
+def test_a_field_that_no_record_has_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "snippets.jsonl").write_text('{"instruction": "What is it?", "output": "A stone."}\n')
+    given = words(tmp_path, "http://127.0.0.1:1/v1")
+    with pytest.raises(ValueError, match=r"text_key=text: no record .* has a field text; .* are: instruction, output"):
+        run(*given)
+    with pytest.raises(ValueError, match=r"has a field messages or text;"):
+        run(*given, "task=guard")
+    assert not (tmp_path / "made").exists()

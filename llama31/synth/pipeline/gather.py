@@ -3,7 +3,7 @@
     <folder>/dialogs.jsonl, preferences.jsonl, ...   records of a kind: id, provenance, and what training reads
     <folder>/summary.json                            items, dropped by reason, repeated, counts of the programs
 
-A function of the shards' results alone: written whole, summary.json last.
+A function of the shards' results and of the input's items alone: written whole, summary.json last.
 """
 
 from __future__ import annotations
@@ -23,10 +23,14 @@ SUMMARY = "summary.json"
 UNCOUNTED = ("id", "provenance")
 
 
-def results(folder: Path) -> Iterator[dict[str, Any]]:
+def results(
+    folder: Path, input_places: Mapping[str, int] | None = None, others: set[str] | None = None
+) -> Iterator[dict[str, Any]]:
     """The results of all shards, in the order of the input; an item that two shards have counts once.
 
-    Held in memory is where each begins, not the results.
+    input_places: items of the input and their places, which may have changed since; a result of another is left out,
+    and its item added to `others`. None: all, by the places that they had. Held in memory is where each begins, not
+    the results.
     """
     places: list[tuple[int, str, Path, int]] = []
     for path in sorted(folder.glob(f"shards/*/{RESULTS}")):
@@ -36,7 +40,12 @@ def results(folder: Path) -> Iterator[dict[str, Any]]:
                 if not line.endswith(b"\n"):
                     break  # still being written
                 found = json.loads(line)
-                places.append((found["index"], found["item"], path, begin))
+                if input_places is None:
+                    places.append((found["index"], found["item"], path, begin))
+                elif (index := input_places.get(found["item"])) is not None:
+                    places.append((index, found["item"], path, begin))
+                elif others is not None:
+                    others.add(found["item"])
                 begin += len(line)
     seen: set[str] = set()
     with ExitStack() as stack:
@@ -48,21 +57,22 @@ def results(folder: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(opened[path].readline())
 
 
-def gather(folder: Path, settings: Mapping[str, Any], expected: int | None = None) -> dict[str, Any]:
+def gather(folder: Path, settings: Mapping[str, Any], input_places: Mapping[str, int] | None = None) -> dict[str, Any]:
     """Write the files of all records and return what summary.json says.
 
     Records that say the same are written once, the first of the input. Files of kinds that are none any more go.
 
     Args:
         settings: what answers were drawn with; part of every record's provenance.
-        expected: items of the input; those without a result are counted as missing.
+        input_places: see `results`; items of the input without a result are counted as missing, results of others as
+            of_other_input.
     """
     counts, dropped, kinds, repeated = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     items, prompts, models = Counter[str](), dict[str, str](), dict[str, set[str]]()
-    seen: set[bytes] = set()
+    seen, others = set[bytes](), set[str]()
     with ExitStack() as stack:
         written: dict[str, TextIO] = {}
-        for result in results(folder):
+        for result in results(folder, input_places, others):
             items["kept" if result["dropped"] is None else "dropped"] += 1
             counts.update(result["counts"])
             prompts |= result["provenance"]["prompts"]
@@ -85,7 +95,8 @@ def gather(folder: Path, settings: Mapping[str, Any], expected: int | None = Non
                 written[kind].write(json.dumps(line, ensure_ascii=False) + "\n")
     summary = {
         "items": items.total(),
-        **({"missing": expected - items.total()} if expected is not None else {}),
+        **({"missing": len(input_places) - items.total()} if input_places is not None else {}),
+        **({"of_other_input": len(others)} if others else {}),
         "kept": items["kept"],
         "dropped": dict(dropped.most_common()),
         "records": dict(sorted(kinds.items())),

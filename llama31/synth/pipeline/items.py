@@ -39,8 +39,8 @@ def read(given: str, text_key: str, limit: int | None = None) -> Iterator[Synthe
         text = record.get(text_key, "")
         if not isinstance(text, str):
             raise ValueError(f"input: {place}: {text_key} is no text; give text_key=NAME of the field that is")
-        name = str(record.get("id") or "") or _digest(record)
-        content = _digest(record)
+        content = digest(record)
+        name = str(record.get("id") or "") or content
         if seen.setdefault(name, content) != content:
             raise ValueError(f"input: {place}: id {name} stands for another record already; give each its own")
         if len(seen) == index:
@@ -63,7 +63,8 @@ def writable[T](value: T) -> T:
     return value
 
 
-def _digest(record: Mapping[str, Any]) -> str:
+def digest(record: Mapping[str, Any]) -> str:
+    """What tells one record from another."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -1,7 +1,7 @@
 """What a shard has done, so that a killed one goes on: every answer and every check, then each item's result.
 
     shards/00000/steps.jsonl     item, step, what was `asked` (a hash), value: an answer of a model, a result of a check
-    shards/00000/results.jsonl   item, index, its records, or why it was dropped, and what was counted
+    shards/00000/results.jsonl   item, index, a hash of what it `said`, its records, or why it was dropped, and counts
 
 Both only grow. An item without a result is begun again, and what its program asks for is taken from its steps as long
 as it asks for the same; so a run that was killed ends with the records of one that was not, and draws nothing twice.
@@ -14,7 +14,7 @@ import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -66,12 +66,12 @@ class Appended:
         self._ledger.__exit__(kind, error, trace)
 
 
-def done(folder: Path) -> set[str]:
-    """Items of a shard that have a result."""
-    return {line["item"] for line in each_line(folder / RESULTS)}
+def done(folder: Path) -> dict[str, str | None]:
+    """Items of a shard that have a result, and hashes of what they said (None: of before there were any)."""
+    return {line["item"]: line.get("said") for line in each_line(folder / RESULTS)}
 
 
-def unfinished(folder: Path, finished: set[str]) -> dict[str, Steps]:
+def unfinished(folder: Path, finished: Container[str]) -> dict[str, Steps]:
     """Steps of the items without a result, by item and number; of a step that stands there twice the last."""
     steps: defaultdict[str, Steps] = defaultdict(dict)
     for line in each_line(folder / STEPS):

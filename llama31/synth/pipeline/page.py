@@ -23,9 +23,15 @@ STYLE = """
 """
 
 
-def write(folder: Path, title: str, summary: Mapping[str, Any], samples: int = 5, characters: int = 3000) -> Path:
-    """Write summary.html, whole or not at all, with so many records of each kind and items of each reason."""
-    kept, dropped = _drawn(folder, samples)
+def write(
+    folder: Path, title: str, summary: Mapping[str, Any], samples: int = 5,
+    input_places: Mapping[str, int] | None = None, characters: int = 3000,
+) -> Path:  # fmt: skip
+    """Write summary.html, whole or not at all, with so many records of each kind and items of each reason.
+
+    input_places: see `gather.results`.
+    """
+    kept, dropped = _drawn(folder, samples, input_places)
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="sub">{escape(folder)}</p>',
@@ -42,10 +48,12 @@ def write(folder: Path, title: str, summary: Mapping[str, Any], samples: int = 5
     return folder / NAME
 
 
-def _drawn(folder: Path, count: int) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+def _drawn(
+    folder: Path, count: int, input_places: Mapping[str, int] | None
+) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
     """Records by kind and dropped items by reason, the `count` of each whose hashes are lowest."""
     heaps: dict[tuple[bool, str], list[tuple[int, int, Any]]] = defaultdict(list)
-    for number, result in enumerate(gather.results(folder)):
+    for number, result in enumerate(gather.results(folder, input_places)):
         rank = -int.from_bytes(hashlib.sha256(result["item"].encode()).digest()[:8], "big")
         shown = [((True, kind), record) for kind, made in result["records"].items() for record in made[:1]]
         shown = shown or [((False, result["dropped"]), {"item": result["item"], "text": result.get("excerpt", "")})]
@@ -59,7 +67,8 @@ def _drawn(folder: Path, count: int) -> tuple[dict[str, list[Any]], dict[str, li
 
 def _tiles(summary: Mapping[str, Any]) -> str:
     kept = summary["kept"] / summary["items"] if summary["items"] else None
-    cells = [("items", plain(summary["items"]), f"{plain(summary.get('missing', 0))} have no result yet")]
+    others = f"; {plain(count)} of another input left out" if (count := summary.get("of_other_input")) else ""
+    cells = [("items", plain(summary["items"]), f"{plain(summary.get('missing', 0))} have no result yet{others}")]
     cells += [("kept", plain(summary["kept"]), percent(kept))]
     cells += [
         (kind, plain(count), f"{plain(summary['repeated'].get(kind, 0))} repeated one of them")

@@ -19,7 +19,7 @@ from llama31.sampling.servers import Refused
 from llama31.synth.pipeline import journal
 from llama31.synth.pipeline.chat_models import ChatModel
 from llama31.synth.pipeline.draw import Dropped, ItemDraw, Workshop
-from llama31.synth.pipeline.items import SynthesisItem
+from llama31.synth.pipeline.items import SynthesisItem, digest
 from llama31.synth.pipeline.journal import Appended, Steps
 from llama31.synth.pipeline.prompt_files import PromptFiles
 
@@ -97,8 +97,9 @@ def run(
 
     `progress` is called after each item, `drained` once no item is left to begin.
 
-    Raises RunError where no server answers any more and where more than half of many items are refused, and whatever
-    a program raises that is no Dropped; what is done by then stays done.
+    Raises RunError where no server answers any more and where more than half of many items are refused, ValueError
+    (key `input`) for an item that says something else than when its result was made, and whatever a program raises
+    that is no Dropped; what is done by then stays done.
     """
     finished = journal.done(shard.path)
     before = journal.unfinished(shard.path, finished)
@@ -139,9 +140,16 @@ def run_with_bar(
         return run(shard, capability, items, shared, at_once, progress, drained)
 
 
-def _known(item: SynthesisItem, finished: set[str], outcome: Counter[str]) -> bool:
-    outcome["before"] += item.id in finished
-    return item.id in finished
+def _known(item: SynthesisItem, finished: Mapping[str, str | None], outcome: Counter[str]) -> bool:
+    if item.id not in finished:
+        return False
+    if finished[item.id] not in (None, digest(item.record)):
+        raise ValueError(
+            f"input: {item.place}: {item.id} says something else than when its result was made; give it another id, "
+            "or give another folder or name"
+        )
+    outcome["before"] += 1
+    return True
 
 
 def _make(capability: Capability, item: SynthesisItem, shared: Workshop, before: Steps) -> dict[str, Any] | Refusal:
@@ -162,7 +170,8 @@ def _make(capability: Capability, item: SynthesisItem, shared: Workshop, before:
         "models": {role: sorted(names) for role, names in sorted(draw.by.items())},
     }
     counts = {name: count for name, count in sorted(draw.counts.items()) if count}
-    result = {"item": item.id, "index": item.index, "dropped": dropped, "records": records, "counts": counts}
+    result = {"item": item.id, "index": item.index, "said": digest(item.record), "dropped": dropped}
+    result |= {"records": records, "counts": counts}
     return {**result, "provenance": origin} | ({"excerpt": item.text[:EXCERPT]} if dropped is not None else {})
 
 
