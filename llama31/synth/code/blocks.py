@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from llama31.synth.code.running import results
 from llama31.synth.code.running.languages import Language
 
 _OPENS = re.compile(r"^([ \t]*)(`{3,}|~{3,})[ \t]*([^`\n]*)$")
@@ -107,9 +108,16 @@ def solution(language: Language) -> Callable[[str], tuple[str, dict[str, str]]]:
 def tests(language: Language) -> Callable[[str], tuple[str, dict[str, str]]]:
     """A parser: the answer, and its tests: the longest block where none is known by its name or by what it includes.
 
-    Raises ValueError where there is no code.
+    Raises ValueError where there is no code, and for tests without the lines that count.
     """
-    return _with(lambda answer: {language.tests: files(answer, language).get(language.tests) or code(answer, language)})
+
+    def parse(answer: str) -> dict[str, str]:
+        found = files(answer, language).get(language.tests) or code(answer, language)
+        if problem := results.malformed(found):
+            raise ValueError(problem)
+        return {language.tests: found}
+
+    return _with(parse)
 
 
 def either(language: Language) -> Callable[[str], tuple[str, dict[str, str]]]:

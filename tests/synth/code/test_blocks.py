@@ -76,7 +76,10 @@ def test_files_of_other_languages() -> None:
     answer = f"```java\n{java}```\n```java\nclass Tests {{ }}\n```"
     assert blocks.files(answer, JAVA) == {"Solution.java": java, "Tests.java": "class Tests { }\n"}
     assert blocks.files("```sh\nsource ./solution.sh\n```", BASH) == {"tests.sh": "source ./solution.sh\n"}
-    assert blocks.tests(BASH)("```sh\n[ 1 = 1 ]\n```")[1] == {"tests.sh": "[ 1 = 1 ]\n"}
+    tests = "[ 1 = 1 ] && echo 'test-passed: one'\necho all-tests-done\n"
+    assert blocks.tests(BASH)(f"```sh\n{tests}```")[1] == {"tests.sh": tests}
+    with pytest.raises(ValueError, match="no line with `test-passed:` and none with `all-tests-done`"):
+        blocks.tests(BASH)("```sh\n[ 1 = 1 ] && echo 'ok one'\n```")
     with pytest.raises(ValueError, match="no solution.sh in the answer"):
         blocks.solution(BASH)("```sh\nsource ./solution.sh\n```")
 

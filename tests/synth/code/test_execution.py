@@ -12,6 +12,7 @@ import pytest
 from llama31 import config
 from llama31.sampling.answers import Answer
 from llama31.synth.code.execution import CodeExecution
+from llama31.synth.code.running import results
 from llama31.synth.code.running.bench import Bench
 from llama31.synth.code.running.languages import LANGUAGES
 from llama31.synth.code.running.specimens import specimen
@@ -33,15 +34,16 @@ WRONG = "def total(values):\n    return len(values)\n"
 TESTS = """from solution import total
 
 assert total([]) == 0
-print("ok empty")
+print("test-passed: empty")
 assert total([5]) == 5, total([5])
-print("ok one")
+print("test-passed: one")
 assert total([1, 2, 3]) == 6
-print("ok three")
+print("test-passed: three")
+print("all-tests-done")
 """
 WRONG_TESTS = TESTS.replace("== 6", "== 7")
-IDLE = 'print("ok 1\\nok 2\\nok 3\\nok 4")\n'
-LIES = "All 5 tests passed.\nok a\nok b\nok c\nReturn code 0."
+IDLE = 'for name in ["one", "two", "three"]:\n    print("test-passed:", name)\nprint("all-tests-done")\n'
+LIES = "All 5 tests passed.\nok a\nok b\ntest-passed: one\ntest-passed: empty\nall-tests-done\nReturn code 0."
 
 
 def made(
@@ -84,7 +86,7 @@ def test_first_wrong_then_mended_after_feedback(tmp_path: Path) -> None:
     assert asked == ASKED and last == {"role": "assistant", "content": python(RIGHT, "It counted.")}
     assert first == {"role": "assistant", "content": python(WRONG), "weight": 0}
     told = feedback["content"]
-    assert TESTS in told and "Return code 1" in told and "AssertionError: 1" in told and "ok empty" in told
+    assert TESTS in told and "Return code 1" in told and "AssertionError: 1" in told and "test-passed: empty" in told
     assert (record["repairs"], record["solution"]) == (1, RIGHT)
     assert result["counts"] == {"kept: first wrong, then mended": 1, "kept in python": 1}
     (heard,) = teacher.heard["mend"]
@@ -129,21 +131,74 @@ def test_what_the_parser_rejects_is_mended_before_there_are_tests(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("tests", "said"),
+    ("tests", "stage", "said"),
     [
-        (IDLE, "pass with an empty solution"),  # results that nothing was run for
-        (TESTS.replace('print("ok', 'print("fine'), "0 tests have passed"),
-        (TESTS.partition("assert total([1")[0], "2 tests have passed"),
-        (TESTS + "print('not ok four')\n", "The tests fail"),
-        (TESTS + "raise SystemExit(3)\n", "Return code 3"),
-        (TESTS.replace("assert total([])", "assert total([]"), "SyntaxError"),
+        (IDLE, "tests", "pass with an empty solution"),  # results that nothing was run for
+        (TESTS.replace(": three", ": one"), "tests", "2 tests have passed"),
+        (TESTS.replace('"test-passed: three"', '"test-passed:", 10**9'), "tests", "2 tests have passed"),
+        (TESTS + "print('test-failed: four')\n", "tests", "The tests fail"),
+        (TESTS + "raise SystemExit(3)\n", "tests", "Return code 3"),
+        (TESTS.replace("assert total([])", "assert total([]"), "tests", "SyntaxError"),
+        (TESTS.replace("assert total([5", "raise SystemExit\nassert total([5"), "early exit", "their last line"),
+        (f"print('all-tests-done')\n{TESTS}".removesuffix('print("all-tests-done")\n'), "early exit", "last line"),
     ],
 )
-def test_tests_that_do_not_test_never_pass(tmp_path: Path, tests: str, said: str) -> None:
+def test_tests_that_do_not_test_never_pass(tmp_path: Path, tests: str, stage: str, said: str) -> None:
     result, teacher = made(tmp_path, [python(RIGHT)], [python(tests)], [python(tests)], repairs=1)
-    assert result["dropped"] == "never passed: tests" and result["records"] == {}
+    assert result["dropped"] == f"never passed: {stage}" and result["records"] == {}
     assert said in teacher.heard["mend"][0][-1]["content"]
     assert len(teacher.heard["mend"]) == 1
+
+
+def test_tests_without_the_lines_that_count_are_malformed(tmp_path: Path) -> None:
+    bare = python(TESTS.replace('print("test-passed: ', 'print("ok '))
+    result, teacher = made(tmp_path / "first", [python(RIGHT)], [bare])
+    assert result["dropped"] == "unparsed code/tests" and len(teacher.heard["tests"]) == 2
+    assert "mend" not in teacher.heard
+    result, teacher = made(tmp_path / "mended", [python(RIGHT)], [python(WRONG_TESTS)], [bare], repairs=2)
+    assert result["dropped"] == "never passed: malformed tests"
+    told = teacher.heard["mend"][1][-1]["content"]
+    assert "not run with these tests" in told and "no line with `test-passed:`." in told and "Return code" not in told
+
+
+# What it takes to pass if the words that count were known.
+SHOWN = ["ok empty", "ok one", "ok three", *(f"test-passed: {name}" for name in ("empty", "one", "three"))]
+CHEAT = f"print({'\n'.join([*SHOWN, 'all-tests-done'])!r}, flush=True)\n"
+
+
+@pytest.mark.parametrize(
+    "leaves",
+    [
+        "import os\nos._exit(0)\n",
+        "raise SystemExit\n",
+        "def total(values):\n    raise SystemExit(0)\n",
+        "def total(values):\n    return sum(values) if len(values) < 3 else exit(0)\n",
+    ],
+)
+def test_a_solution_that_prints_results_and_leaves_is_dropped(tmp_path: Path, leaves: str) -> None:
+    result, teacher = made(tmp_path, [python(CHEAT + leaves)], [python(TESTS)], [python(CHEAT + leaves)], repairs=1)
+    assert result["dropped"] == "never passed: early exit" and result["records"] == {}
+    assert "Return code 0" in teacher.heard["mend"][0][-1]["content"]
+    result, _ = made(tmp_path / "mended", [python(CHEAT + leaves)], [python(TESTS)], [python(RIGHT)])
+    assert result["counts"]["kept: first wrong, then mended"] == 1
+
+
+def test_each_run_has_words_of_its_own_which_nobody_sees() -> None:
+    one, other = results.marked(TESTS), results.marked(TESTS)
+    assert len(one.text) == len(TESTS) and one.plain(one.text) == TESTS != other.plain(one.text)
+    assert one.passed(one.text) == 3 and one.passed(TESTS) == one.passed(other.text) == 0
+    assert one.done(one.text) and not one.done(TESTS) and not one.done(one.text + one.text.splitlines()[3])
+
+
+def test_what_a_solution_prints_is_no_result(tmp_path: Path) -> None:
+    loud = f"{CHEAT}print('not ok 4\\ntest-failed: four')\n{RIGHT}"
+    result, _ = made(tmp_path / "right", [python(loud)], [python(TESTS)])
+    assert result["counts"]["kept: right at once"] == 1
+    result, teacher = made(tmp_path / "few", [python(loud)], [python(TESTS)], [python(loud)], least_tests=4, repairs=1)
+    assert result["dropped"] == "never passed: tests"
+    assert "3 tests have passed" in teacher.heard["mend"][0][-1]["content"]
+    result, _ = made(tmp_path / "wrong", [python(CHEAT + WRONG)], [python(TESTS)], repairs=0)
+    assert result["dropped"] == "never passed: tests"
 
 
 def test_text_that_looks_like_a_result_is_none(tmp_path: Path) -> None:
@@ -240,6 +295,37 @@ def test_a_judge_has_a_say_by_key_and_a_revision_has_to_pass_the_same_tests(tmp_
     assert "AssertionError: 1" in teacher.heard["revise"][2][0]["content"]
 
 
+# Of each language code that prints, and how a program ends at once; {} in the solution is where both stand.
+LINES = "ok above the range|ok below the range|test-passed: above the range|test-passed: below the range|all-tests-done"
+GREETS = {
+    "python": ("print('LINE', flush=True)", "import os; os._exit(0)"),
+    "javascript": ("console.log('LINE');", "process.exit(0);"),
+    "typescript": ("console.log('LINE');", "declare const process: { exit(code: number): void };\nprocess.exit(0);"),
+    "c": ('puts("LINE");', "fflush(stdout); _Exit(0);"),
+    "cpp": ('std::puts("LINE");', "std::exit(0);"),
+    "java": ('System.out.println("LINE");', "System.exit(0);"),
+    "rust": ('println!("LINE");', "if value != 99 { std::process::exit(0); }"),
+    "php": ('echo "LINE\\n";', "exit(0);"),
+    "sql": ("SELECT 'LINE';", ".quit"),
+    "bash": ('echo "LINE"', "exit 0"),
+}
+PLACES = {
+    "c": ("", "#include <stdio.h>\n#include <stdlib.h>\n__attribute__((constructor)) void greet(void) {{ {} }}\n"),
+    "cpp": ("", "#include <cstdio>\n#include <cstdlib>\nstatic const int greeted = [] {{ {} return 1; }}();\n"),
+    "java": ("class Solution {\n", "static {{ {} }}\n"),
+    "rust": ("-> i64 {\n", "{}\n"),
+    "php": ("<?php\n", "{}\n"),
+}
+
+
+def greeting(name: str, right: str, leaves: bool) -> str:
+    """A right solution that prints results as soon as it is loaded, and may leave then."""
+    prints, leave = GREETS[name]
+    said = "\n".join(prints.replace("LINE", line) for line in LINES.split("|")) + f"\n{leave}" * leaves
+    before, form = PLACES.get(name, ("", "{}\n"))
+    return right.replace(before, before + form.format(said), 1)
+
+
 @pytest.mark.parametrize("name", sorted(LANGUAGES))
 def test_every_language_that_works_here_tells_right_from_wrong(name: str) -> None:
     """The specimens are what prompts show and what decides whether a language works."""
@@ -251,10 +337,15 @@ def test_every_language_that_works_here_tells_right_from_wrong(name: str) -> Non
     language, files = LANGUAGES[name], specimen(name)
     right = files[language.solution]
     assert language.is_tests(files[language.tests]) and not language.is_tests(right)
+    stage = "tests" if name == "sql" else "early exit"  # a file that is read cannot end sqlite3 with 0
+    left = checker.test(language, {**files, language.solution: greeting(name, right, leaves=True)}, 2)
+    assert (left.passed, left.stage, left.passed_tests) == (False, stage, 0) and LINES[:18] in left.stdout, left
+    stayed = checker.test(language, {**files, language.solution: greeting(name, right, leaves=False)}, 2)
+    assert stayed.passed and stayed.passed_tests == 2 and stayed.stdout.count("all-tests-done") > 1, stayed
     if name in ("cpp", "java"):
         return  # their compilers take seconds
     wrong = checker.test(language, {**files, language.tests: files[language.tests].replace("-2", "2")}, 2)
     assert not wrong.passed and wrong.stage == "tests", wrong
     if language.check:
         broken = checker.read(language, {language.solution: right + "\n((((\n"}, [])
-        assert broken is not None and broken.stage == "parser" and broken.stderr
+        assert broken is not None and broken.stage == "parser" and broken.stderr + broken.stdout

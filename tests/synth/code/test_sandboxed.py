@@ -23,7 +23,8 @@ from tests.synth.code.teacher import MARKS, Teacher
 from tests.synth.test_synthesize import run
 
 RIGHT = "def f(a):\n    return a + 1\n"
-TESTS = "from solution import f\n\n" + "".join(f"assert f({n}) == {n + 1}\nprint('ok {n}')\n" for n in range(3))
+TESTS = "".join(f"assert f({n}) == {n + 1}\nprint('test-passed: {n}')\n" for n in range(3))
+TESTS = f"from solution import f\n\n{TESTS}print('all-tests-done')\n"
 
 
 def python(text: str) -> str:

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 
 from llama31.sandbox.isolation import ProgramRunner
 from llama31.sandbox.limits import Execution
+from llama31.synth.code.running import results
 from llama31.synth.code.running.languages import Language, Words, filled
 
 MOST_CHARACTERS = 2000  # of a stream that feedback shows; the middle is left out
 MOST_OUTPUT = 20_000  # bytes that a program may write of one input
 _FOLDER = ["mkdir", "-p", "built"]
-_PASSED = re.compile(r"^(?:ok\b.*|.*\.\.\. ok)$", re.MULTILINE)  # as prescribed; TAP, unittest and Rust's are alike
-_FAILED = re.compile(r"^not ok\b", re.MULTILINE)
+MALFORMED, EARLY = "malformed tests", "early exit"
 _ENDED = {
     "timeout": "it did not end in time", "cpu": "it did not end in time", "memory": "it took too much memory",
     "output": "it wrote too much", "processes": "it started too many processes", "disk": "it wrote too large files",
@@ -30,7 +30,8 @@ _ENDED = {
 class CodeVerdict:
     """What the first step that failed has said, or that all passed.
 
-    stage: parser, linter, or tests. problem: in a sentence. passed_tests: how many tests said that they passed.
+    stage: parser, linter, malformed tests (without the lines that count), early exit (before they were through), or
+    tests. problem: in a sentence. passed_tests: how many tests said that they passed.
     """
 
     passed: bool
@@ -94,17 +95,24 @@ class Checker:
         return None
 
     def test(self, language: Language, files: Mapping[str, str], least: int) -> CodeVerdict:
-        """What the tests say. They pass where the program does, no line begins with `not ok`, and `least` with `ok`."""
-        ended = self._program(language, language.tests, files)
-        count = len(_PASSED.findall(ended.stdout)) + len(_PASSED.findall(ended.stderr))
-        if ended.reason != "finished" or ended.returncode != 0 or _FAILED.search(ended.stdout):
+        """What the tests say. They pass where the program does, comes to their end, and `least` of them say so."""
+        if problem := results.malformed(files[language.tests]):
+            return CodeVerdict(False, MALFORMED, problem)
+        marked, stage = results.marked(files[language.tests]), "tests"
+        ended = self._program(language, language.tests, {**files, language.tests: marked.text})
+        count = marked.passed(ended.stdout)
+        if ended.reason != "finished" or ended.returncode != 0 or marked.failed(ended.stdout):
             problem = _ENDED.get(ended.reason, "it did not compile" if ended.reason == "build" else "")
             problem = f"The tests fail{': ' * bool(problem)}{problem}."
+        elif not marked.done(ended.stdout):
+            stage, problem = EARLY, f"The program ended before its tests had come to their last line, `{results.DONE}`."
         elif count < least:
-            problem = f"{count} tests have passed (lines that begin with `ok`), and at least {least} are needed."
+            said = f"lines `{results.PASSED} NAME` whose NAME stands in the tests as it is"
+            problem = f"{count} tests have passed ({said}), and at least {least} are needed."
         else:
             problem = ""
-        return _verdict("tests", problem, language.run, language.tests, ended, count)
+        ended = replace(ended, stdout=marked.plain(ended.stdout), stderr=marked.plain(ended.stderr))
+        return _verdict(stage, problem, language.run, language.tests, ended, count)
 
     def _program(self, language: Language, file: str, files: Mapping[str, str], after: Words = ()) -> Execution:
         """Build a file of these, and run it, or `after`, a command that does."""
@@ -148,7 +156,7 @@ def _judged(one: Ran) -> Ran:
 
 
 def _verdict(stage: str, problem: str, words: Words, file: str, ended: Execution, count: int = 0) -> CodeVerdict:
-    command = " ".join(filled(words, file)[:1]) if stage != "tests" else " ".join(filled(words, file))
+    command = " ".join(filled(words, file)[:1] if stage in ("parser", "linter") else filled(words, file))
     return CodeVerdict(
         not problem, stage, problem, command, ended.returncode, shortened(ended.stdout), shortened(ended.stderr), count
     )

@@ -1,7 +1,8 @@
 """Languages that a problem may be solved in: file names, how a parser, a linter and tests are run, by which tools.
 
 Of each the solution is a file that the tests include or import; the tests are a program of their own, which prints
-`ok NAME` for each test that passes and fails as a whole where one does not. Tools are found inside the sandbox.
+`test-passed: NAME` for each test that passes, `all-tests-done` at its end, and fails as a whole where one test does.
+Tools are found inside the sandbox.
 """
 
 from __future__ import annotations

@@ -13,9 +13,10 @@ _PAIRS = {
         """from solution import clamp
 
 assert clamp(5, 1, 3) == 3, clamp(5, 1, 3)
-print("ok above the range")
+print("test-passed: above the range")
 assert clamp(-2, 1, 3) == 1, clamp(-2, 1, 3)
-print("ok below the range")
+print("test-passed: below the range")
+print("all-tests-done")
 """,
     ),
     "javascript": (
@@ -30,9 +31,10 @@ module.exports = { clamp };
 const { clamp } = require('./solution.js');
 
 assert.strictEqual(clamp(5, 1, 3), 3);
-console.log('ok above the range');
+console.log('test-passed: above the range');
 assert.strictEqual(clamp(-2, 1, 3), 1);
-console.log('ok below the range');
+console.log('test-passed: below the range');
+console.log('all-tests-done');
 """,
     ),
     "typescript": (
@@ -45,11 +47,12 @@ export function clamp(value: number, low: number, high: number): number {
 
 function check(name: string, passed: boolean): void {
   if (!passed) throw new Error(name);
-  console.log('ok ' + name);
+  console.log('test-passed: ' + name);
 }
 
 check('above the range', clamp(5, 1, 3) === 3);
 check('below the range', clamp(-2, 1, 3) === 1);
+console.log('all-tests-done');
 """,
     ),
     "c": (
@@ -67,12 +70,13 @@ static void check(const char *name, int passed) {
         fprintf(stderr, "failed: %s\\n", name);
         exit(1);
     }
-    printf("ok %s\\n", name);
+    printf("test-passed: %s\\n", name);
 }
 
 int main(void) {
     check("above the range", clamp(5, 1, 3) == 3);
     check("below the range", clamp(-2, 1, 3) == 1);
+    puts("all-tests-done");
     return 0;
 }
 """,
@@ -92,12 +96,13 @@ int nearest(int value, int low, int high) {
 
 static void check(const std::string &name, bool passed) {
     if (!passed) throw std::runtime_error(name);
-    std::cout << "ok " << name << std::endl;
+    std::cout << "test-passed: " << name << std::endl;
 }
 
 int main() {
     check("above the range", nearest(5, 1, 3) == 3);
     check("below the range", nearest(-2, 1, 3) == 1);
+    std::cout << "all-tests-done" << std::endl;
 }
 """,
     ),
@@ -112,12 +117,13 @@ int main() {
         """class Tests {
     static void check(String name, boolean passed) {
         if (!passed) throw new AssertionError(name);
-        System.out.println("ok " + name);
+        System.out.println("test-passed: " + name);
     }
 
     public static void main(String[] arguments) {
         check("above the range", Solution.clamp(5, 1, 3) == 3);
         check("below the range", Solution.clamp(-2, 1, 3) == 1);
+        System.out.println("all-tests-done");
     }
 }
 """,
@@ -133,9 +139,10 @@ use solution::clamp;
 
 fn main() {
     assert_eq!(clamp(5, 1, 3), 3);
-    println!("ok above the range");
+    println!("test-passed: above the range");
     assert_eq!(clamp(-2, 1, 3), 1);
-    println!("ok below the range");
+    println!("test-passed: below the range");
+    println!("all-tests-done");
 }
 """,
     ),
@@ -157,11 +164,12 @@ function check(string $name, bool $passed): void
     if (!$passed) {
         throw new Exception($name);
     }
-    echo "ok $name\\n";
+    echo "test-passed: $name\\n";
 }
 
 check('above the range', clamp(5, 1, 3) === 3);
 check('below the range', clamp(-2, 1, 3) === 1);
+echo "all-tests-done\\n";
 """,
     ),
     "sql": (
@@ -172,8 +180,9 @@ SELECT id, max(low, min(value, high)) AS value FROM readings;
         """CREATE TABLE readings (id INTEGER PRIMARY KEY, value INTEGER, low INTEGER, high INTEGER);
 INSERT INTO readings VALUES (1, 5, 1, 3), (2, -2, 1, 3);
 .read solution.sql
-SELECT iif((SELECT value FROM clamped WHERE id = 1) = 3, 'ok', 'not ok') || ' above the range';
-SELECT iif((SELECT value FROM clamped WHERE id = 2) = 1, 'ok', 'not ok') || ' below the range';
+SELECT iif((SELECT value FROM clamped WHERE id = 1) = 3, 'test-passed:', 'test-failed:') || ' above the range';
+SELECT iif((SELECT value FROM clamped WHERE id = 2) = 1, 'test-passed:', 'test-failed:') || ' below the range';
+SELECT 'all-tests-done';
 """,
     ),
     "bash": (
@@ -194,14 +203,15 @@ source ./solution.sh
 
 check() {
     if [ "$2" != "$3" ]; then
-        echo "not ok $1: $2 and not $3"
+        echo "$1: $2 and not $3" >&2
         exit 1
     fi
-    echo "ok $1"
+    echo "test-passed: $1"
 }
 
 check "above the range" "$(clamp 5 1 3)" 3
 check "below the range" "$(clamp -2 1 3)" 1
+echo "all-tests-done"
 """,
     ),
 }
