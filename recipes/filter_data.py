@@ -15,13 +15,13 @@ def main(run: config.FilterData) -> None:
     """Ask the judge what is missing, then select. The same command goes on where it stopped."""
     from llama31.synth.quality import asking, filtering, page
 
+    programs = asking.Programs(run.rules, run.decontamination)
     if run.submit or run.dry_run:
         from llama31.slurm import synthesis
 
-        shards = range(run.shards) if asking.names(run) else []
-        synthesis.submit(run, shards, sys.argv[1:], lambda text: print(text, flush=True))
+        missing = asking.unfinished(run, programs)
+        synthesis.submit(run, missing, filtering.is_selected(run), sys.argv[1:], lambda text: print(text, flush=True))
         return
-    programs = asking.Programs(run.rules, run.decontamination)
     if run.part != "gather":
         asking.ask(run, programs, range(run.shards) if run.shard is None else [run.shard])
     if run.part != "make" and run.shard is None:

@@ -24,7 +24,8 @@ def main(run: config.Synthesize) -> None:
     if run.submit or run.dry_run:
         from llama31.slurm import synthesis
 
-        synthesis.submit(run, tasks.unfinished(run, begun), sys.argv[1:], lambda text: print(text, flush=True))
+        missing = tasks.unfinished(run, begun)
+        synthesis.submit(run, missing, tasks.is_gathered(run), sys.argv[1:], lambda text: print(text, flush=True))
         return
     if run.part != "gather":
         tasks.make(run, begun, capability, range(run.shards) if run.shard is None else [run.shard])

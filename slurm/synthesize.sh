@@ -14,5 +14,6 @@ command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -
 : "${LLAMA31_HOME:=$(cd "${SLURM_SUBMIT_DIR:-.}" && cd "${command%%synthesize.sh*}.." && pwd)}"
 source "$LLAMA31_HOME/slurm/env.sh" ||
     { echo "$LLAMA31_HOME/slurm/env.sh: set LLAMA31_HOME=CHECKOUT before sbatch, or --export=LLAMA31_HOME" >&2 && exit 2; }
-# No torch, so no launch.sh: a shard that dies is requeued by Slurm and goes on where it was.
+# No torch, so no launch.sh: Slurm requeues a shard whose node fails; one that fails itself is left to the next submission,
+# which sends what is missing. Both go on where they were.
 exec "$PYTHON" -m recipes.synthesize "$@" ${SLURM_ARRAY_TASK_ID:+part=make "shard=$SLURM_ARRAY_TASK_ID"}

@@ -133,6 +133,7 @@ class SynthesisJobs:
     account: str | None = key(None, "account that pays; null: Slurm's default")
     time: str | None = key(None, "time limit of an element as sbatch reads it; null: that of slurm/synthesize.sh")
     options: str = key("", "further options of sbatch: 'job.options=--exclude=n3 --qos=high'")
+    gathering: str = key("", "those of the job that gathers alone: 'job.gathering=--gpus=1' for its embeddings")
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 from collections.abc import Callable, Sequence
@@ -33,7 +34,8 @@ def command(
         at_once = f"%{run.job.at_once}" if run.job.at_once else ""
         options += [f"--array={arrays.ranges(shards)}{at_once}", f"--cpus-per-task={run.job.cpus}"]
     options.append(f"--output={logs}/{part}-{'%A_%a' if part == MAKE else '%j'}.out")
-    options += sbatch.of_job(run.job, after, os.environ)
+    further = f"{run.job.options} {run.job.gathering if part == GATHER else ''}".strip()
+    options += sbatch.of_job(dataclasses.replace(run.job, options=further), after, os.environ)
     kept = [word for word in words if word.partition("=")[0] not in OWN and not word.startswith("job.")]
     script = SCRIPT if isinstance(run, config.Synthesize) else FILTER_SCRIPT
     return [*options, str(script), *kept, *([f"part={GATHER}"] if part == GATHER else [])]
@@ -45,9 +47,15 @@ def _comment(run: config.Synthesize | config.FilterData, part: str) -> str:
 
 
 def submit(
-    run: config.Synthesize | config.FilterData, missing: Sequence[int], words: Sequence[str], say: Callable[[str], None]
+    run: config.Synthesize | config.FilterData,
+    missing: Sequence[int],
+    gathered: bool,
+    words: Sequence[str],
+    say: Callable[[str], None],
 ) -> None:
     """Submit the shards in `missing`, and the gathering after them; in a dry run print it alone.
+
+    Nothing is submitted where none is missing and what they made is `gathered`.
 
     Raises RunError with what Slurm said, and ValueError where a part of this folder is queued already.
     """
@@ -56,6 +64,11 @@ def submit(
             if job.comment in (_comment(run, MAKE), _comment(run, GATHER)):
                 raise ValueError(f"folder={run.folder}: it is queued as job {job.number}; wait for it, or scancel it")
         (Path(run.folder) / "logs").mkdir(parents=True, exist_ok=True)
+    if not missing:
+        say(f"# {MAKE}: done")
+    if not missing and gathered:
+        say(f"# {GATHER}: done, {run.folder} has it; part={GATHER} without submit does it once more")
+        return
     after = None
     for part in (*([MAKE] if missing else []), GATHER):
         built = command(run, part, missing, words, after)

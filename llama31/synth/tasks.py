@@ -214,6 +214,17 @@ def unfinished(run: config.Synthesize, begun: BegunSynthesis) -> list[int]:
     return sorted({item.index % run.shards for item in read(run) if item.id not in done[item.index % run.shards]})
 
 
+def _gathered_of(run: config.Synthesize) -> list[str]:
+    """The files that the gathering reads beside the shards' results."""
+    settings = getattr(run, run.task)
+    return [run.input, *([settings.short] if getattr(settings, "short", None) else [])]
+
+
+def is_gathered(run: config.Synthesize) -> bool:
+    """Whether `finish` would write what is there already."""
+    return folder.is_gathered(Path(run.folder), asdict(run), _gathered_of(run))
+
+
 def make(run: config.Synthesize, begun: BegunSynthesis, capability: Capability, numbers: Iterable[int]) -> None:
     """Make what is missing of these shards, by the run's servers where it asks any, and say how far it is."""
     policy = ServedModel(run.server) if capability.prompts else None
@@ -248,11 +259,12 @@ def make(run: config.Synthesize, begun: BegunSynthesis, capability: Capability, 
 
 def finish(run: config.Synthesize, begun: BegunSynthesis) -> tuple[dict[str, Any], Path]:
     """Gather all shards; returns what summary.json says, and the page."""
-    places = {item.id: item.index for item in read(run)}
-    summary = gather.gather(begun.path, begun.provenance, places)
-    if run.task.startswith("long_"):
-        from llama31.synth.long_context import mixing
+    with folder.gathering(begun.path, asdict(run), _gathered_of(run)):
+        places = {item.id: item.index for item in read(run)}
+        summary = gather.gather(begun.path, begun.provenance, places)
+        if run.task.startswith("long_"):
+            from llama31.synth.long_context import mixing
 
-        settings: config.LongSynthesis = getattr(run, run.task)
-        print(mixing.write(begun.path, settings.short, settings.share), flush=True)
-    return summary, page.write(begun.path, f"{run.name}: {run.task}", summary, run.samples, places)
+            settings: config.LongSynthesis = getattr(run, run.task)
+            print(mixing.write(begun.path, settings.short, settings.share), flush=True)
+        return summary, page.write(begun.path, f"{run.name}: {run.task}", summary, run.samples, places)

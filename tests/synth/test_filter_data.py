@@ -268,11 +268,36 @@ def test_from_the_command_line_and_on_slurm(
     off = [f"{name}.enabled=false" for name in ("topic", "intentions", "difficulty", "quality.judge")]
     filter_data.main(loaded(words(*off)))
     assert "2 of 12 dialogs kept" in capsys.readouterr().out
-    arguments = words("shards=3", "dry_run=true", "job.at_once=2", "job.partition=cpu")
+    arguments = words(f"folder={tmp_path}/three", "shards=3", "dry_run=true", "job.at_once=2", "job.partition=cpu")
+    arguments.append("job.gathering=--gpus=1")
     monkeypatch.setattr("sys.argv", ["filter_data", *arguments])
-    filter_data.main(loaded(arguments))
-    array, gather = capsys.readouterr().out.splitlines()
+
+    def said() -> list[str]:
+        capsys.readouterr()
+        filter_data.main(loaded(arguments))
+        return capsys.readouterr().out.splitlines()
+
+    array, gather = said()
+    assert "--gpus=1" in gather and "--gpus" not in array
     assert "--array=0-2%2" in array and "--partition=cpu" in array and str(synthesis.FILTER_SCRIPT) in array
     assert (
         "dependency=afterok:<make>" in gather and gather.endswith("part=gather") and synthesis.FILTER_SCRIPT.is_file()
     )
+    run = loaded(arguments)
+    programs = asking.Programs(run.rules, run.decontamination)
+    asking.ask(run, programs, [0, 2], Scripted(judge))
+    assert "--array=1%2" in said()[0]
+    asking.ask(run, programs, [1], Scripted(judge))
+    made, gather = said()
+    assert made == "# make: done" and gather.endswith("part=gather") and "--dependency" not in gather
+    filtering.select(run, programs)
+    assert said()[1].startswith("# gather: done, ")
+    for change in (lambda: arguments.append("samples=6"), (tmp_path / "three" / outcome.KEPT).unlink):
+        change()
+        assert said()[1].endswith("part=gather")
+        filtering.select(loaded(arguments), programs)
+        assert said()[1].startswith("# gather: done, ")
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(one) + "\n" for one in [*DIALOGS, dialog("new")]))
+    assert "--array=0%2" in said()[0]
+    with pytest.raises(ValueError, match=r"begun with shards=3 \(now 2\)"):
+        filter_data.main(loaded([*arguments, "shards=2"]))

@@ -120,7 +120,14 @@ def test_shards_are_an_array_and_the_gathering_waits_for_it(tmp_path: Path, caps
         run(*given, "part=make", "shard=1")
         capsys.readouterr()
         run(*given, "dry_run=true", "job.at_once=2", "job.partition=cpu")
-    array, gather = capsys.readouterr().out.splitlines()
+        array, gather = capsys.readouterr().out.splitlines()
+        run(*given)
+        capsys.readouterr()
+        run(*given, "dry_run=true")
+        assert re.match(r"# make: done\n# gather: done, \S+/made has it", capsys.readouterr().out)
+        (tmp_path / "snippets.jsonl").write_text(json.dumps({"text": "item0 is blue."}) + "\n")
+        run(*given, "dry_run=true")
+        assert capsys.readouterr().out.endswith("part=gather\n")
     assert "--array=0,2%2" in array and "--partition=cpu" in array and f"{synthesis.SCRIPT}" in array
     assert "--dependency=afterok:<make>" in gather.replace("'", "") and re.search(r"part=gather$", gather)
 

@@ -1,17 +1,27 @@
-"""What a synthesis was begun with, in synthesis.json: another kind of records does not go into the same folder."""
+"""What a folder was begun with and what was gathered of, so that nothing goes into it that does not belong there.
+
+<folder>/synthesis.json   what decides the records: another kind does not go into the same folder
+<folder>/gathered.json    what the files of all shards were made of: as long as that is the same, they are done
+"""
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llama31.runs import files
+from llama31.synth.pipeline.journal import RESULTS
 from llama31.synth.pipeline.prompt_files import PromptFiles
 
-SETTINGS = "synthesis.json"
+SETTINGS, GATHERED = "synthesis.json", "gathered.json"
+# Keys of the command that change no file, or whose change `opened` refuses.
+ELSEWHERE = ("submit", "dry_run", "part", "shard", "job", "folder", "checks", "items_at_once", "server", "judge")
 
 
 @dataclass(frozen=True)
@@ -60,3 +70,34 @@ def _leaves(prefix: str, value: Any) -> list[tuple[str, Any]]:
     if not isinstance(value, dict):
         return [(prefix, value)]
     return [leaf for key, inner in value.items() for leaf in _leaves(f"{prefix}.{key}" if prefix else key, inner)]
+
+
+@contextmanager
+def gathering(path: Path, keys: Mapping[str, Any], read: Sequence[str]) -> Iterator[None]:
+    """Note in the folder what the block gathers of, once it has.
+
+    Args:
+        keys: all of the command; those that change no file are passed over.
+        read: files, folders and globs that it reads beside the shards' results.
+    """
+    of = _state(path, keys, read)
+    yield
+    left = sorted(one.name for one in path.iterdir() if one.is_file() and one.name != GATHERED)
+    files.write_whole(path / GATHERED, json.dumps({"of": of, "left": left}) + "\n")
+
+
+def is_gathered(path: Path, keys: Mapping[str, Any], read: Sequence[str]) -> bool:
+    """Whether what was gathered is there, of these keys, these files and all results as they are now."""
+    noted = files.read_object(path / GATHERED) or {}
+    return noted.get("of") == _state(path, keys, read) and all((path / name).exists() for name in noted["left"])
+
+
+def _state(path: Path, keys: Mapping[str, Any], read: Sequence[str]) -> str:
+    """A hash of the keys, and of the names, sizes and times of all files: none is opened."""
+    deciding = {name: value for name, value in keys.items() if name not in ELSEWHERE}
+    texts = [text.strip() for part in read for text in part.split(",") if text.strip()]
+    named = [Path(name) for text in texts for name in glob.glob(str(Path(text).expanduser()))]
+    below = [inner for one in named for inner in ([one] if one.is_file() else one.rglob("*")) if inner.is_file()]
+    found = sorted({one.resolve() for one in [*below, *path.rglob(f"shards/*/{RESULTS}")]})
+    seen = [(str(one), (said := one.stat()).st_size, said.st_mtime_ns) for one in found]
+    return hashlib.sha256(json.dumps([deciding, seen], sort_keys=True).encode()).hexdigest()[:16]

@@ -123,7 +123,28 @@ def ask(run: config.FilterData, programs: Programs, numbers: Iterable[int], mode
     for number in numbers:
         items = [*_items(run, programs, number)]
         for name in names(run):
-            _shard(run, name, ItemShard(Path(run.folder) / JUDGED / name, number, run.shards), items, judge, room)
+            _shard(run, name, _part(run, name, number), items, judge, room)
+
+
+def _part(run: config.FilterData, name: str, number: int) -> ItemShard:
+    """A shard of a question."""
+    return ItemShard(Path(run.folder) / JUDGED / name, number, run.shards)
+
+
+def unfinished(run: config.FilterData, programs: Programs) -> list[int]:
+    """Shards with a question that has no result. Raises ValueError where any was asked with other keys."""
+    asked, missing = names(run), set[int]()
+    for name in asked:
+        _same_keys(run, name)
+    done = [[journal.done(_part(run, name, number).path) for name in asked] for number in range(run.shards)]
+    for one in dialog_records.read(run.input, run.added_key, run.limit) if asked else ():
+        number = one.index % run.shards
+        answered = number in missing or all(one.id in found for found in done[number])
+        if not answered and programs.look(one)[0] is None:
+            missing.add(number)
+        if len(missing) == run.shards:
+            break
+    return sorted(missing)
 
 
 def _items(run: config.FilterData, programs: Programs, number: int) -> Iterator[DialogItem]:
@@ -136,8 +157,7 @@ def _items(run: config.FilterData, programs: Programs, number: int) -> Iterator[
 def _shard(
     run: config.FilterData, name: str, one: ItemShard, items: list[DialogItem], judge: ChatModel | None, room: int
 ) -> None:
-    beside = ItemShard(one.folder.parent / "topic", one.number, one.count)
-    topics = _topics(beside) if name == "points" and run.topic.enabled else {}
+    topics = _topics(_part(run, "topic", one.number)) if name == "points" and run.topic.enabled else {}
     asked = question(run, name, topics)
     begun(run, name, asked)
     models: dict[str, ChatModel] = {} if judge is None else {JUDGE: judge}
@@ -179,11 +199,9 @@ def read(run: config.FilterData) -> Answers:
     """The answers to all questions of the config. Raises ValueError where they were asked with other keys."""
     result = Answers()
     for name in names(run):
-        path = Path(run.folder) / JUDGED / name
-        if (path / folder.SETTINGS).is_file():
-            begun(run, name, question(run, name, {}) if name != "topic" or not run.topic.model else _silent())
+        _same_keys(run, name)
         asked, counts = result.asked.setdefault(name, set()), result.counts.setdefault(name, Counter())
-        for line in gather.results(path):
+        for line in gather.results(Path(run.folder) / JUDGED / name):
             asked.add(line["item"])
             counts.update(line["counts"])
             result.prompts |= line["provenance"]["prompts"]
@@ -191,6 +209,12 @@ def read(run: config.FilterData) -> Answers:
             if (answer := _answer(line)) is not None:
                 result.of.setdefault(line["item"], {}).update(answer)
     return result
+
+
+def _same_keys(run: config.FilterData, name: str) -> None:
+    """Raises ValueError where a question was begun with other keys; it is not begun here."""
+    if (Path(run.folder) / JUDGED / name / folder.SETTINGS).is_file():
+        begun(run, name, question(run, name, {}) if name != "topic" or not run.topic.model else _silent())
 
 
 def _silent() -> Capability:

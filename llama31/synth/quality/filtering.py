@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import numpy as np
 from llama31 import config
 from llama31.runs import files
 from llama31.sampling import filters
+from llama31.synth.pipeline import folder
 from llama31.synth.quality import asking, dialog_records, outcome, page, selection, semantic
 from llama31.synth.quality.asking import Answers, Programs
 from llama31.synth.quality.dialog_records import DialogRecord
@@ -42,19 +44,30 @@ def select(run: config.FilterData, programs: Programs) -> dict[str, Any]:
 
     Raises ValueError where no record has a reward and rewards are asked for, and as reading and embedding do.
     """
-    answers = asking.read(run)
-    state = look(run, programs, answers)
-    _topic(state, run.topic)
-    worths = _quality(state, run)
-    if run.deduplication.enabled:
-        _deduplicate(state, run, worths)
-    if run.apologies.enabled:
-        _apologies(state, run.apologies, worths)
-    samples = outcome.write(state, run)
-    summary = outcome.summary(state, run, programs, answers) | {"samples": samples}
-    files.write_whole(Path(run.folder) / SUMMARY, json.dumps(summary, indent=1) + "\n")
-    page.write(Path(run.folder), summary)
-    return summary
+    with folder.gathering(Path(run.folder), asdict(run), _selected_of(run)):
+        answers = asking.read(run)
+        state = look(run, programs, answers)
+        _topic(state, run.topic)
+        worths = _quality(state, run)
+        if run.deduplication.enabled:
+            _deduplicate(state, run, worths)
+        if run.apologies.enabled:
+            _apologies(state, run.apologies, worths)
+        samples = outcome.write(state, run)
+        summary = outcome.summary(state, run, programs, answers) | {"samples": samples}
+        files.write_whole(Path(run.folder) / SUMMARY, json.dumps(summary, indent=1) + "\n")
+        page.write(Path(run.folder), summary)
+        return summary
+
+
+def is_selected(run: config.FilterData) -> bool:
+    """Whether `select` would write what is there already."""
+    return folder.is_gathered(Path(run.folder), asdict(run), _selected_of(run))
+
+
+def _selected_of(run: config.FilterData) -> list[str]:
+    """The files that the selection reads beside the answers."""
+    return [run.input, *(one.path for one in run.decontamination.sets.values() if run.decontamination.enabled)]
 
 
 def look(run: config.FilterData, programs: Programs, answers: Answers) -> Filtered:
