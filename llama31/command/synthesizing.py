@@ -24,6 +24,15 @@ def problems(run: Synthesize) -> list[Issue]:
     if isinstance(tools, ToolsSynthesis) and tools.search != "local" and tools.index is not None:
         remedy = f"give {run.task}.search=local, or leave the index out"
         issues.append(Issue(f"{run.task}.index", tools.index, f"search={tools.search} asks the service", remedy))
+    if run.task == "function_dialogs":
+        keys = run.function_dialogs
+        for most, least in (("functions", "least_functions"), ("most_turns", "least_turns")):
+            if getattr(keys, most) < getattr(keys, least):
+                problem, remedy = (
+                    "it is below the least",
+                    f"give at least function_dialogs.{least}={getattr(keys, least)}",
+                )
+                issues.append(Issue(f"function_dialogs.{most}", getattr(keys, most), problem, remedy))
     return issues
 
 

@@ -26,6 +26,7 @@ from llama31.config.capabilities.reasoning import (
 from llama31.config.capabilities.tools import (
     BraveService,
     FunctionCallsSynthesis,
+    FunctionDialogsSynthesis,
     PaidService,
     ToolFilesSynthesis,
     ToolMultiSynthesis,
@@ -205,6 +206,7 @@ __all__ = [
     "Fit",
     "Forecasting",
     "FunctionCallsSynthesis",
+    "FunctionDialogsSynthesis",
     "Gates",
     "GopherQuality",
     "GopherRepetition",

@@ -15,6 +15,7 @@ from llama31.config.capabilities.reasoning import (
 )
 from llama31.config.capabilities.tools import (
     FunctionCallsSynthesis,
+    FunctionDialogsSynthesis,
     ToolFilesSynthesis,
     ToolMultiSynthesis,
     ToolServices,
@@ -25,7 +26,7 @@ from llama31.config.sampling import Server
 
 SYNTHESES: tuple[str, ...] = ("factuality", "steerability", "safety", "guard")
 SYNTHESES += ("long_questions", "long_summaries", "long_code")
-SYNTHESES += ("tool_single", "tool_multi", "tool_files", "function_calls")
+SYNTHESES += ("tool_single", "tool_multi", "tool_files", "function_calls", "function_dialogs")
 SYNTHESES += ("code", "translate_code", "backtranslate", "review_code")
 SYNTHESES += ("questions", "mathematics", "templates", "translate_reasoning")
 CODE_LANGUAGES = ("python", "javascript", "typescript", "c", "cpp", "java", "rust", "php", "sql", "bash")
@@ -208,6 +209,7 @@ class Synthesize:
     tool_multi: ToolMultiSynthesis = field(default_factory=ToolMultiSynthesis)
     tool_files: ToolFilesSynthesis = field(default_factory=ToolFilesSynthesis)
     function_calls: FunctionCallsSynthesis = field(default_factory=FunctionCallsSynthesis)
+    function_dialogs: FunctionDialogsSynthesis = field(default_factory=FunctionDialogsSynthesis)
     samples: int = key(5, "records of each kind, and dropped items of each reason, shown on the page", low=0, high=100)
     programs: SynthesisPrograms = field(default_factory=SynthesisPrograms)
     services: ToolServices = field(default_factory=ToolServices)

@@ -133,6 +133,12 @@ def _calling(run: config.Synthesize) -> Capability:
     return building.build(run.task, settings, lambda: sandboxed(run.programs), services)
 
 
+def _function_dialogs(run: config.Synthesize) -> Capability:
+    from llama31.synth.tools.roles.dialogs import FunctionDialogs
+
+    return FunctionDialogs(run.function_dialogs)
+
+
 BUILD: Mapping[str, Callable[[config.Synthesize], Capability]] = {
     "factuality": _factuality,
     "steerability": _steerability,
@@ -145,6 +151,7 @@ BUILD: Mapping[str, Callable[[config.Synthesize], Capability]] = {
     "tool_multi": _calling,
     "tool_files": _calling,
     "function_calls": _calling,
+    "function_dialogs": _function_dialogs,
     "code": _code,
     "translate_code": _translate_code,
     "backtranslate": _backtranslate,
@@ -189,6 +196,10 @@ def read(run: config.Synthesize) -> Iterable[SynthesisItem]:
         from llama31.synth.tools import files
 
         return files.read(run.input, run.limit)
+    if run.task == "function_dialogs":
+        from llama31.synth.tools.roles import domains
+
+        return domains.read(run.input, run.text_key, run.sampling.seed, run.limit)
     return items.read(run.input, run.text_key, run.limit)
 
 

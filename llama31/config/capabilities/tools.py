@@ -1,4 +1,4 @@
-"""Keys of tool_single, tool_multi, tool_files and function_calls, and of the services that tools may ask."""
+"""Keys of tool_single, tool_multi, tool_files, function_calls and function_dialogs, and of services that tools ask."""
 
 from __future__ import annotations
 
@@ -100,3 +100,17 @@ class FunctionCallsSynthesis:
     functions: int = key(4, "functions of a module that are offered, at most", low=1)
     candidates: int = key(2, "draws of the calls; one that breaks its definition becomes the worse of a pair", low=1)
     python: list[str] = key(["python3", "-I"], "command that starts Python in the sandbox")
+
+
+@dataclass
+class FunctionDialogsSynthesis:
+    """Function calling over several turns, by agents in roles (report, section 4.3.5). Numbers are ours."""
+
+    subdomains: int = key(8, "subdomains of each domain, at most", low=1)
+    dialogs: int = key(1, "dialogs of each subdomain, with other functions each", low=1)
+    least_functions: int = key(2, "functions of a dialog, at least", low=1)
+    functions: int = key(5, "functions of a dialog, at most", low=1)
+    least_turns: int = key(2, "turns of a dialog, at least", low=1)
+    most_turns: int = key(5, "turns of a dialog, at most", low=1)
+    most_calls: int = key(4, "calls of a turn, at most", low=2)
+    repairs: int = key(2, "times that a message with a fault is mended", low=0)

@@ -150,10 +150,20 @@ def problems(name: str, arguments: Mapping[str, Any], known: Sequence[FunctionDe
 
 
 def fits(value: Any, schema: Mapping[str, Any]) -> bool:
-    """Whether a JSON value is of a type; true is no number."""
+    """Whether a JSON value is of a schema: type, enum, bounds, items, properties; true is no number.
+
+    An object whose schema has properties has no others.
+    """
     if isinstance(value, bool) and schema["type"] != "boolean":
         return False
     if not isinstance(value, PYTHON_TYPES[schema["type"]]) or ("enum" in schema and value not in schema["enum"]):
         return False
-    listed: Any = value
-    return "items" not in schema or all(fits(one, schema["items"]) for one in listed)
+    inner: Any = value
+    if schema["type"] in ("integer", "number"):
+        return bool(schema.get("minimum", inner) <= inner <= schema.get("maximum", inner))
+    if "items" in schema:
+        return all(fits(one, schema["items"]) for one in inner)
+    if any(name not in inner for name in schema.get("required", ())):
+        return False
+    known = schema.get("properties")
+    return not known or all(name in known and fits(one, known[name]) for name, one in inner.items())
