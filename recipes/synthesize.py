@@ -30,10 +30,10 @@ def main(run: config.Synthesize) -> None:
     if run.part != "gather":
         tasks.make(run, begun, capability, range(run.shards) if run.shard is None else [run.shard])
     if run.part != "make" and run.shard is None:
-        tell(*tasks.finish(run, begun))
+        tell(run, *tasks.finish(run, begun))
 
 
-def tell(summary: Mapping[str, Any], page: Path) -> None:
+def tell(run: config.Synthesize, summary: Mapping[str, Any], page: Path) -> None:
     """Say what came out, and where it is."""
     missing = f"; {summary['missing']:,} have no result: run the same command again" if summary["missing"] else ""
     print(f"{summary['kept']:,} of {summary['items']:,} items kept{missing}")
@@ -43,6 +43,8 @@ def tell(summary: Mapping[str, Any], page: Path) -> None:
         )
     for reason, count in summary["dropped"].items():
         print(f"  {count:>9,} dropped: {reason}")
+    if any(reason.startswith("unfinished") for reason in summary["dropped"]):
+        print(f"            unfinished: cut by sampling.max_new_tokens={run.sampling.max_new_tokens}, twice")
     for kind, count in summary["records"].items():
         print(f"  {count:>9,} records in {page.parent / kind}.jsonl")
     for name, count in summary["counts"].items():

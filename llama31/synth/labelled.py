@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from llama31.synth.pipeline import parsing
+
 _FENCED = re.compile(r"```[\w+-]*\n(.*?)\n?```", re.DOTALL)
 _ASIDE = re.compile(r"\b(?:this|the|given|above)\s+(?:passage|excerpt|text|chunk|section|snippet)\b", re.IGNORECASE)
 
@@ -14,8 +16,9 @@ _ASIDE = re.compile(r"\b(?:this|the|given|above)\s+(?:passage|excerpt|text|chunk
 def parts(answer: str, labels: Sequence[str]) -> list[tuple[str, str]]:
     """(label, text) of the parts of an answer, in order: each begins on a line with `LABEL:` and ends before the next.
 
-    Raises ValueError for text before the first label, and for a part without text.
+    Raises ValueError for text before the first label, a preface apart, and for a part without text.
     """
+    answer = parsing.without_preface(answer)
     mark = re.compile(rf"^[*#\s]*({'|'.join(labels)})\**\s*:\**[ \t]*", re.IGNORECASE | re.MULTILINE)
     found = list(mark.finditer(answer))
     if not found or answer[: found[0].start()].strip():
@@ -29,12 +32,12 @@ def parts(answer: str, labels: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def json_value(answer: str) -> Any:
-    """The JSON value that an answer is, or that its one fenced block is. Raises ValueError."""
+    """The JSON value that an answer is, behind a preface, or that its one fenced block is. Raises ValueError."""
     fenced = _FENCED.findall(answer)
     if len(fenced) > 1:
         raise ValueError("several blocks; one was asked for")
     try:
-        return json.loads(fenced[0] if fenced else answer)
+        return json.loads(fenced[0] if fenced else parsing.without_preface(answer))
     except RecursionError as error:
         raise ValueError("JSON too deep to be read") from error
 

@@ -158,13 +158,22 @@ def test_share_of_safety_data_falls_with_the_size() -> None:
 
 @pytest.mark.parametrize(
     ("answer", "codes"),
-    [("safe", ()), (" Safe.\n", ()), ("unsafe\nS1", ("S1",)), ("unsafe\n\nS10, S2", ("S2", "S10"))],
+    [
+        ("safe", ()),
+        (" **Safe**.\n", ()),
+        ("unsafe\nS1", ("S1",)),
+        ("unsafe\n\nS10, S2", ("S2", "S10")),
+        ("Unsafe: S1", ("S1",)),
+        ("```\nunsafe\n- **S2**: Non-Violent Crimes.\n```", ("S2",)),
+    ],
 )
 def test_labels_of_the_guard_are_read(answer: str, codes: tuple[str, ...]) -> None:
     assert guard.read(answer, guard.HAZARDS) == codes
 
 
-@pytest.mark.parametrize("answer", ["", "unsafe", "unsafe\nS99", "S1", "It is safe.", "safe\nS1", "unsafe\nhate"])
+@pytest.mark.parametrize(
+    "answer", ["", "unsafe", "unsafe\nS99", "S1", "It is safe.", "safe\nS1", "unsafe\nhate", "unsafe\nnot S1"]
+)
 def test_other_labels_are_asked_for_once_more(answer: str) -> None:
     with pytest.raises(ValueError, match="neither safe nor unsafe"):
         guard.read(answer, guard.HAZARDS)
@@ -216,6 +225,9 @@ def test_what_is_no_verdict_is_none(answer: str) -> None:
 
 def test_questions_are_read() -> None:
     assert parsing.question('"Who?"') == "Who?" and parsing.question("**Question:** Who was it?\n") == "Who was it?"
+    assert parsing.question("Sure! Here's a question on it:\n\n**Question:** Who?") == "Who?"
+    assert parsing.said("Here are the results:\n\n1 and 2") == "Here are the results:\n\n1 and 2"
+    assert parsing.said("Here is the problem:\n**Problem**: Is it?", "problem") == "Is it?"
     assert parsing.question("```\nWhat is 1 + 1?\n```") == "What is 1 + 1?"
     for wrong in ("", "Tell me.", "First this.\n\nWho?"):
         with pytest.raises(ValueError):

@@ -137,10 +137,12 @@ def test_parts_of_answers() -> None:
     assert labelled.parts("**Question:** a?\nAnswer: b\nc\n\nQuote: d", names) == [
         ("Question", "a?"), ("Answer", "b\nc"), ("Quote", "d"),
     ]  # fmt: skip
+    assert labelled.parts("Here's a question on this section:\n\nQuestion: a?", names) == [("Question", "a?")]
     for wrong in ("", "Well.\nQuestion: a?", "Question:\nAnswer: b"):
         with pytest.raises(ValueError, match="begin with|nothing is said"):
             labelled.parts(wrong, names)
     assert labelled.json_value('Here:\n```json\n{"a": [1]}\n```') == {"a": [1]}
+    assert labelled.json_value("Sure! Here is the list:\n\n[1]") == [1]
     for broken in ("```json\n1\n```\n```json\n2\n```", "{", "[" * 100_000):
         with pytest.raises(ValueError, match="."):
             labelled.json_value(broken)

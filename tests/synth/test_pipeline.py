@@ -167,7 +167,10 @@ def test_what_does_not_parse_is_asked_once_more_and_counted(tmp_path: Path) -> N
         name: [one["number"] for one in result["records"].get("numbers", [])] for name, result in results.items()
     }
     assert numbers == {"right": [1], "late": [2], "cut": [3], "never": []}
-    assert results["never"]["dropped"] == "unparsed own/number"
+    assert results["never"]["dropped"] == "unparsed own/number" and results["never"]["unread"] == "none"
+    assert "unread" not in results["late"]
+    told = page.write(tmp_path, "t", gather.gather(tmp_path, {})).read_text()
+    assert "<pre>none</pre>" in told and "had not the form that it asks for" in told
     assert results["late"]["counts"] == {"unparsed own/number": 1}
     assert results["cut"]["counts"] == {"unfinished own/number": 1}
     assert len(model.asked) == 7 and len({one.seed for one in model.drawn}) == 7

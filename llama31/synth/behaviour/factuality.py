@@ -45,7 +45,7 @@ class Factuality:
         draw.counts["right answers"] += len(right)
         if informative_and_wrong >= self.settings.consistent * len(answers):
             draw.counts["refusals"] += 1
-            return {DIALOGS: [_dialog(question, draw.ask("factuality/refusal", question=question))]}
+            return {DIALOGS: [_dialog(question, draw.read("factuality/refusal", parsing.said, question=question))]}
         if self.settings.keep_right and len(right) >= self.settings.consistent * len(answers):
             return {DIALOGS: [_dialog(question, draw.random.choice(right))]}
         draw.drop("neither right nor wrong with consistency")

@@ -42,13 +42,15 @@ ROLES = {"user": "User", "assistant": "Agent"}
 def read(answer: str, known: Mapping[str, str]) -> tuple[str, ...]:
     """Codes of the hazards that an answer names, in their order; none where it says safe.
 
-    Raises ValueError for anything else than `safe`, or `unsafe` and codes.
+    Raises ValueError for anything else than `safe`, or `unsafe` and codes, beside which their names may stand.
     """
-    lines = [line.strip(" .,*`") for line in answer.strip().splitlines() if line.strip()]
-    if [line.casefold() for line in lines] == [SAFE]:
-        return ()
-    codes = set(re.split(r"[,\s]+", " ".join(lines[1:]))) if len(lines) > 1 else set()
-    if not lines or lines[0].casefold() != UNSAFE or not codes or not codes <= known.keys():
+    first = re.match(r"\W*(\w+)", answer)
+    label, rest = (first[1].casefold(), answer[first.end() :]) if first else ("", answer)
+    codes = set(re.findall(r"\bS\d+\b", rest))
+    for name in sorted(known.values(), key=len, reverse=True):  # one name ends another
+        rest = rest.replace(name, "")
+    beside = re.search(r"\w", re.sub(r"\bS\d+\b", "", rest))
+    if label not in (SAFE, UNSAFE) or beside or bool(codes) == (label == SAFE) or not codes <= known.keys():
         raise ValueError("neither safe nor unsafe with codes")
     return tuple(code for code in known if code in codes)
 

@@ -15,6 +15,7 @@ from llama31 import config
 from llama31.synth import grounding
 from llama31.synth.long_context import questions
 from llama31.synth.long_context.lengths import DocumentLengths
+from llama31.synth.pipeline import parsing
 from llama31.synth.pipeline.draw import JUDGE, ItemDraw
 from llama31.synth.pipeline.items import SynthesisItem
 from llama31.synth.pipeline.shard import Records
@@ -62,15 +63,13 @@ class LongSummaries:
 
     def _summary(self, draw: ItemDraw, prompt: str, source: str) -> str:
         """A summary without anything that its source has not; otherwise the item is dropped."""
-        summary = draw.ask(prompt, text=source).strip()
+        summary = draw.read(prompt, parsing.said, text=source)
         if foreign := grounding.strange(summary, [source]):
             draw.counts["summaries with a figure or name from elsewhere"] += 1
-            summary = draw.ask(MEND, text=source, summary=summary, foreign=", ".join(foreign)).strip()
+            summary = draw.read(MEND, parsing.said, text=source, summary=summary, foreign=", ".join(foreign))
             if grounding.strange(summary, [source]):
                 draw.drop("a figure or name from elsewhere, after mending")
             draw.counts["summaries mended"] += 1
-        if not summary:
-            draw.drop("empty summary")
         if self.lengths.tokens(summary) >= self.lengths.tokens(source):
             draw.drop("summary no shorter than its source")
         fields: dict[str, Any] = {"text": source, "summary": summary}

@@ -16,7 +16,7 @@ from llama31.synth.pipeline.draw import ItemDraw
 
 PROMPTS: Sequence[str] = ("mathematics/program", "mathematics/output")
 SHOWN = 2000  # characters of a program's output that the model is shown
-_BLOCK = re.compile(r"```(?:python|py)\s*\n(.*?)\n?```", re.DOTALL)
+_BLOCK = re.compile(r"```(?:python3?|py)\s*\n(.*?)\n?```", re.DOTALL | re.IGNORECASE)
 # Earlier blocks run again, unheard: what they define is there, as in a notebook.
 _MAIN = """
 import contextlib, io

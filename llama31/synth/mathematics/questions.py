@@ -39,7 +39,12 @@ def of_text(item: SynthesisItem, draw: ItemDraw, settings: config.QuestionsSynth
         draw.drop("empty")
     found: list[str] = []
     for _ in range(settings.per_text):
-        asked = draw.read("mathematics/question", parsing.said, text=text, before=stepwise.joined(found))
+        asked = draw.read(
+            "mathematics/question",
+            lambda answer: parsing.said(answer, "problem"),
+            text=text,
+            before=stepwise.joined(found),
+        )
         if asked.strip(".*` ").upper() == NONE:
             draw.counts["nothing more to ask"] += 1
             break

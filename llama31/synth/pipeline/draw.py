@@ -45,7 +45,9 @@ class Workshop:
 
 @dataclass
 class ItemDraw:
-    """See the module. `sent`: names of prompts that went out; `by`: names of models by their role."""
+    """See the module. `sent`: names of prompts that went out; `by`: names of models by their role; `unread`: the last
+    answer that was cut or could not be read where a second one could not either.
+    """
 
     item: SynthesisItem
     shared: Workshop
@@ -53,6 +55,7 @@ class ItemDraw:
     counts: Counter[str] = field(default_factory=Counter)
     sent: set[str] = field(default_factory=set)
     by: dict[str, set[str]] = field(default_factory=dict)
+    unread: str = ""
     _step: int = 0
 
     def __post_init__(self) -> None:
@@ -91,6 +94,7 @@ class ItemDraw:
                 except ValueError:
                     reason = f"unparsed {prompt}"
             self.counts[reason] += 1
+        self.unread = answer["text"]
         self.drop(reason)
 
     def several(

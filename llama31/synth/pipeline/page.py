@@ -17,6 +17,10 @@ from llama31.runs import files
 from llama31.synth.pipeline import gather
 
 NAME = "summary.html"
+REASONS = (
+    "unparsed NAME: twice an answer to the prompt NAME.txt had not the form that it asks for. "
+    "unfinished NAME: twice it was cut by sampling.max_new_tokens."
+)
 STYLE = """
 .said{border-left:3px solid var(--good);padding-left:10px;margin:10px 0}.said.dropped{border-color:var(--lost)}
 .said small{color:var(--soft)}.said pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:2px 0 8px}
@@ -56,13 +60,18 @@ def _drawn(
     for number, result in enumerate(gather.results(folder, input_places)):
         rank = -int.from_bytes(hashlib.sha256(result["item"].encode()).digest()[:8], "big")
         shown = [((True, kind), record) for kind, made in result["records"].items() for record in made[:1]]
-        shown = shown or [((False, result["dropped"]), {"item": result["item"], "text": result.get("excerpt", "")})]
+        shown = shown or [((False, result["dropped"]), _told(result))]
         for key, record in shown:
             (heapq.heappush if len(heaps[key]) < count else heapq.heappushpop)(heaps[key], (rank, number, record))
     order = {key: [record for _, _, record in sorted(heap, reverse=True)] for key, heap in sorted(heaps.items())}
     return {name: one for (kept, name), one in order.items() if kept}, {
         name: one for (kept, name), one in order.items() if not kept
     }
+
+
+def _told(result: Mapping[str, Any]) -> dict[str, str]:
+    """A dropped item: its name, its text, and the last answer that could not be read, if there was one."""
+    return {"item": result["item"], "text": result.get("excerpt", ""), "unread": result.get("unread", "")}
 
 
 def _tiles(summary: Mapping[str, Any]) -> str:
@@ -92,7 +101,7 @@ def _reasons(summary: Mapping[str, Any]) -> str:
         ]
         for reason, count in summary["dropped"].items()
     )
-    return table(["reason", "items", "share", ""], rows, wide=True)
+    return f"{table(['reason', 'items', 'share', ''], rows, wide=True)}<p class='sub'>{escape(REASONS)}</p>"
 
 
 def _counts(summary: Mapping[str, Any]) -> str:
@@ -126,10 +135,17 @@ def _spoken(record: Mapping[str, Any], characters: int) -> str:
 def _items(reason: str, items: Sequence[Mapping[str, Any]], characters: int) -> str:
     said = "".join(
         f'<div class="said dropped"><small>{escape(one["item"])}</small>'
-        f"<pre>{escape(_cut(one['text'], characters))}</pre></div>"
+        f"<pre>{escape(_cut(one['text'], characters))}</pre>{_unread(one['unread'], characters)}</div>"
         for one in items
     )
     return f'<div class="card wide"><details><summary>dropped: {escape(reason)}</summary>{said}</details></div>'
+
+
+def _unread(answer: str, characters: int) -> str:
+    return (
+        f"<small>an answer that could not be read, or was cut</small><pre>{escape(_cut(answer, characters))}</pre>"
+        * bool(answer)
+    )
 
 
 def _cut(text: str, characters: int) -> str:

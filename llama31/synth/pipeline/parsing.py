@@ -5,6 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+# Of a reply such as "Here are the results:" the first line is part of it: only what was asked for can be announced.
+_ASKED_FOR = "question|problem|message|request|query|summary|reply|prompt|persona|list|json|calls?|answer"
+_PREFACE = re.compile(
+    r"\A\s*(?:(?:sure|certainly|of course|okay|absolutely)\b[^\n]{0,40}?)?"
+    rf"\bhere(?:'s|\u2019s| is| are)\b[^\n:]{{0,80}}\b(?:{_ASKED_FOR})\b[^\n]{{0,120}}:[*_ \t]*\n\s*",
+    re.IGNORECASE,
+)
 _DECORATION = "*_`\"' \t\r"
 
 
@@ -75,12 +82,20 @@ def _bare(text: str) -> str:
     return text.strip(around).rstrip(f"{around}.")
 
 
-def said(answer: str) -> str:
-    """The answer without white space around it, and without quotation marks or a fence around all of it.
+def without_preface(answer: str) -> str:
+    """The answer without a first line such as `Here is the summary:`, which chat models write though nobody asked."""
+    return _PREFACE.sub("", answer, count=1)
+
+
+def said(answer: str, label: str | None = None) -> str:
+    """The answer without white space around it, without a preface, `LABEL:` before it, or quotation marks or a fence
+    around all of it.
 
     Raises ValueError where nothing is left.
     """
-    text = answer.strip()
+    text = without_preface(answer).strip()
+    if label is not None:
+        text = re.sub(rf"\A[*#_\s]*{re.escape(label)}[*_]*\s*:[*_\s]*", "", text, flags=re.IGNORECASE)
     if fenced := re.fullmatch(r"```\w*\n(.*?)\n?```", text, re.DOTALL):
         text = fenced[1].strip()
     if len(text) > 1 and text[0] == text[-1] == '"' and '"' not in text[1:-1]:
@@ -92,7 +107,7 @@ def said(answer: str) -> str:
 
 def question(answer: str) -> str:
     """One question, in one paragraph that ends with a question mark. Raises ValueError for anything else."""
-    text = re.sub(r"^(?:\**question\**\s*[:.]\**|q[:.])\s*", "", said(answer), flags=re.IGNORECASE).strip()
+    text = re.sub(r"^q[:.]\s*", "", said(answer, "question"), flags=re.IGNORECASE).strip()
     if "\n\n" in text or not text.rstrip("\"'”)").endswith(("?", "\uff1f", "\u061f")):
         raise ValueError("no single question")
     return text

@@ -25,7 +25,7 @@ from llama31.synth.pipeline.prompt_files import PromptFiles
 
 DIALOGS, PREFERENCES = "dialogs", "preferences"  # kinds of records: files of their names, .jsonl
 MOST_REFUSED, JUDGED = 0.5, 20  # share of refused items, out of at least so many, that ends a shard
-EXCERPT = 500  # characters of a dropped item that its result shows
+EXCERPT = 500  # characters of a dropped item, and of an answer that could not be read, that its result shows
 AHEAD = 4  # items at work for each request that servers take at once: while some are checked, others are asked
 
 Records = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -172,7 +172,8 @@ def _make(capability: Capability, item: SynthesisItem, shared: Workshop, before:
     counts = {name: count for name, count in sorted(draw.counts.items()) if count}
     result = {"item": item.id, "index": item.index, "said": digest(item.record), "dropped": dropped}
     result |= {"records": records, "counts": counts}
-    return {**result, "provenance": origin} | ({"excerpt": item.text[:EXCERPT]} if dropped is not None else {})
+    shown = {"excerpt": item.text[:EXCERPT], **({"unread": draw.unread[:EXCERPT]} if draw.unread else {})}
+    return {**result, "provenance": origin, **(shown if dropped is not None else {})}
 
 
 def _enough(outcome: Counter[str], last: Refusal, shard: ItemShard) -> None:
