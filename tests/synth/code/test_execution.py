@@ -170,8 +170,6 @@ CHEAT = f"print({'\n'.join([*SHOWN, 'all-tests-done'])!r}, flush=True)\n"
     "leaves",
     [
         "import os\nos._exit(0)\n",
-        "raise SystemExit\n",
-        "def total(values):\n    raise SystemExit(0)\n",
         "def total(values):\n    return sum(values) if len(values) < 3 else exit(0)\n",
     ],
 )
@@ -179,8 +177,6 @@ def test_a_solution_that_prints_results_and_leaves_is_dropped(tmp_path: Path, le
     result, teacher = made(tmp_path, [python(CHEAT + leaves)], [python(TESTS)], [python(CHEAT + leaves)], repairs=1)
     assert result["dropped"] == "never passed: early exit" and result["records"] == {}
     assert "Return code 0" in teacher.heard["mend"][0][-1]["content"]
-    result, _ = made(tmp_path / "mended", [python(CHEAT + leaves)], [python(TESTS)], [python(RIGHT)])
-    assert result["counts"]["kept: first wrong, then mended"] == 1
 
 
 def test_each_run_has_words_of_its_own_which_nobody_sees() -> None:
@@ -197,8 +193,6 @@ def test_what_a_solution_prints_is_no_result(tmp_path: Path) -> None:
     result, teacher = made(tmp_path / "few", [python(loud)], [python(TESTS)], [python(loud)], least_tests=4, repairs=1)
     assert result["dropped"] == "never passed: tests"
     assert "3 tests have passed" in teacher.heard["mend"][0][-1]["content"]
-    result, _ = made(tmp_path / "wrong", [python(CHEAT + WRONG)], [python(TESTS)], repairs=0)
-    assert result["dropped"] == "never passed: tests"
 
 
 def test_text_that_looks_like_a_result_is_none(tmp_path: Path) -> None:
