@@ -10,6 +10,7 @@ with the remedy. `run` blocks its thread: `workers.Workers` does many at once, `
 Imports: config. Starts other people's programs (bubblewrap, prlimit, setpriv), and is the only package that may run
 what a model wrote.
 Offers: limits (SandboxLimits, Execution), isolation (Sandbox, and ProgramRunner, what callers need of one), probe,
-workers; beneath them running, bubblewrap (its command line), seccomp (system calls that are refused) and usage (what
-the processes inside take).
+workers, cgroups (groups of a sandbox's own, and how much memory there is); beneath them running, bubblewrap (its
+command line), homes (which no sandbox shows), seccomp (system calls that are refused) and usage (what the processes
+inside take).
 """

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
 from pathlib import Path, PurePosixPath
 
+from llama31.sandbox import cgroups
 from llama31.sandbox.limits import SandboxLimits
 
 WORK = "/tmp/work"
@@ -40,11 +41,16 @@ NAMESPACES = (
 )
 # What bubblewrap says, what that means, and the remedy.
 CAUSES = (
+    (
+        r"/(tasks|cgroup\.procs)\b|echo: ",
+        "its cgroup cannot be entered",
+        "the same command, once more, looks anew for one",
+    ),
     (r"not found", "bubblewrap is not here", INSTALL),
     (r"Unknown option", "this bubblewrap is too old", "0.8 or newer is needed: " + INSTALL),
     (r"namespace|uid map|RTM_NEWADDR|Operation not permitted|mount proc", "no namespace for it", NAMESPACES),
     (r"setpriv", "root cannot become another user here", "start the command as another user than root"),
-    (r"prlimit|choom", "no prlimit or choom in /usr/bin", "apt-get install util-linux"),
+    (r"prlimit", "no prlimit in /usr/bin", "apt-get install util-linux"),
 )
 
 
@@ -69,15 +75,16 @@ def command(
     files: Mapping[str, int],
     filter_: int,
     status: int,
+    entrance: Sequence[str] = (),
 ) -> list[str]:
     """Everything before the words of the program itself.
 
     held: an open descriptor of bubblewrap's own file, by which nobody finds it where its folder is root's alone.
     files: relative names -> descriptors to read them from. filter_: descriptor of the system calls' filter.
-    status: descriptor to which bubblewrap writes the first process inside and how it ended.
+    status: descriptor to which bubblewrap writes the first process inside and how it ended. entrance: files of a
+    control group into which 0 is written, before anything else is done.
     """
-    # Where memory runs out in spite of all, of the machine or of a job of Slurm, the kernel ends these first.
-    words, inside = [_needed("choom"), "-n", "1000", "--"], [program]
+    words, inside = cgroups.entering(entrance), [program]
     if becomes_nobody():
         drop = (f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all")
         inside = [_needed("setpriv"), *drop, "--", f"/proc/self/fd/{held}"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from llama31.sandbox import bubblewrap, probe, running
+from llama31.sandbox import bubblewrap, homes, probe, running
 from llama31.sandbox.limits import Execution, SandboxLimits
 
 
@@ -30,7 +30,7 @@ class Sandbox:
     """Raises SandboxUnavailable where this machine has no place for such programs.
 
     readable: folders or files beside /usr that programs may read, at the same path inside; never one that holds
-        anything of yours. program: bubblewrap, where it is not in PATH.
+        anything of yours: a home, or what holds one, is refused. program: bubblewrap, where it is not in PATH.
     """
 
     limits: SandboxLimits = field(default_factory=SandboxLimits)
@@ -41,6 +41,11 @@ class Sandbox:
         for path in self.readable:
             if not path.is_absolute() or not path.exists():
                 raise ValueError(f"readable={path}: not there, or a relative path; give an absolute one that exists")
+            if (home := homes.shown_by(path)) is not None:
+                raise ValueError(
+                    f"readable={path}: it is or holds a home ({home}), which no program may read; name the folder of "
+                    "the tools alone, or copy them to one outside, as /opt/tools"
+                )
             if bubblewrap.becomes_nobody() and not bubblewrap.readable_by_nobody(path):
                 raise ValueError(
                     f"readable={path}: programs run as user {bubblewrap.NOBODY}, who may not read it; open it and the "

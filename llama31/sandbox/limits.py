@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from llama31 import config
 
 MIB = 2**20
+OVERHEAD_BYTES = 16 * MIB  # of a sandbox: page tables, stacks, open files and sockets, bubblewrap itself
 REASONS = ("finished", "build", "timeout", "cpu", "memory", "processes", "output", "disk", "killed")
 
 
@@ -21,8 +22,9 @@ class SandboxUnavailable(config.RunError):
 class SandboxLimits:
     """Bounds of one run, of all its processes together unless said otherwise. The values are ours.
 
-    memory_bytes: what they have in memory beside files; looked at every 50 ms, so what is touched within them comes
-        on top. A process that asks for a quarter more than this at once is refused by the kernel.
+    memory_bytes: what they have in memory beside files; looked at every 50 ms. Between two looks the kernel holds
+        `most_bytes` where a cgroup can be made (`cgroups`); elsewhere what is touched within them comes on top. A
+        process that asks for a quarter more than `memory_bytes` at once is refused by the kernel.
     processes: how many there may be, threads counted.
     cpu_seconds, wall_seconds: of the processor, and of the clock.
     output_bytes: standard output and error together.
@@ -41,6 +43,11 @@ class SandboxLimits:
             value = getattr(self, field.name)
             if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
                 raise ValueError(f"{field.name}={value!r}: not a positive number; give one, as {field.default}")
+
+    @property
+    def most_bytes(self) -> int:
+        """Memory with files, which are memory as well, and what the kernel and bubblewrap need beside."""
+        return self.memory_bytes + 2 * self.disk_bytes + OVERHEAD_BYTES
 
 
 @dataclass(frozen=True)

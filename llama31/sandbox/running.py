@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from llama31.sandbox import bubblewrap, seccomp, usage
+from llama31.sandbox import bubblewrap, cgroups, seccomp, usage
 from llama31.sandbox.limits import Execution, SandboxLimits, SandboxUnavailable, reason_of
 
 LOOK_SECONDS = 0.05  # between two looks at what it takes
@@ -34,6 +34,9 @@ def run(
     """
     begin = time.monotonic()
     with contextlib.ExitStack() as open_files:
+        group = _group(limits)
+        if group is not None:
+            open_files.callback(group.remove)
         held = os.open(program, os.O_RDONLY | os.O_CLOEXEC)
         open_files.callback(os.close, held)
         descriptors = {name: _in_memory(open_files, text) for name, text in files.items()}
@@ -42,7 +45,8 @@ def run(
         status, written = os.pipe()
         open_files.callback(os.close, status)
         try:
-            before = bubblewrap.command(program, held, limits, readable, descriptors, filter_, written)
+            entrance = group.entrance() if group is not None else ()
+            before = bubblewrap.command(program, held, limits, readable, descriptors, filter_, written, entrance)
             process = subprocess.Popen(
                 [*before, *words],
                 stdin=given,
@@ -55,15 +59,33 @@ def run(
         finally:
             os.close(written)
         with process:
-            return _Watch(process, status, limits, begin).outcome()
+            return _Watch(process, status, limits, begin, group).outcome()
+
+
+def _group(limits: SandboxLimits) -> cgroups.Group | None:
+    try:
+        return cgroups.group(limits)
+    except OSError as error:
+        raise SandboxUnavailable(
+            f"no program is run, for its cgroup cannot be made, as it could be before ({error}); "
+            "the same command, once more, looks anew for a place"
+        ) from error
 
 
 class _Watch:
     """One run: reads what it writes, ends it at a limit, and tells how it ended."""
 
-    def __init__(self, process: subprocess.Popen[bytes], status: int, limits: SandboxLimits, begin: float) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        status: int,
+        limits: SandboxLimits,
+        begin: float,
+        group: cgroups.Group | None,
+    ) -> None:
         assert process.stdout is not None and process.stderr is not None
-        self.process, self.limits, self.begin = process, limits, begin
+        self.process, self.limits, self.begin, self.group = process, limits, begin, group
+        self.oom_kills = 0 if group is not None else cgroups.oom_kills()
         self.streams = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
         self.status, self.record = status, bytearray()
         self.first: int | None = None  # the first process inside, as seen from here
@@ -118,14 +140,18 @@ class _Watch:
             self._measure(self.first)
 
     def _measure(self, first: int) -> None:
-        taken, limits = usage.of(first), self.limits
+        if self.group is not None and (reason := self.group.reason()) is not None:
+            self._stop(reason)
+            return
+        taken, limits = self.group.usage() if self.group is not None else usage.of(first), self.limits
         if taken.processes > limits.processes:
             self._stop("processes")
         elif taken.cpu_seconds > limits.cpu_seconds:
             self._stop("cpu")
         elif taken.memory_bytes > limits.memory_bytes:
             exactly = usage.shared_once(first)
-            if exactly is None or exactly > limits.memory_bytes:
+            # Unknown: what a group takes is with files that can go, and it has a bound of its own.
+            if self.group is None if exactly is None else exactly > limits.memory_bytes:
                 self._stop("memory")
 
     def _stop(self, reason: str) -> None:
@@ -138,18 +164,25 @@ class _Watch:
             self.process.kill()
 
     def _told(self, stdout: str, stderr: str, seconds: float) -> Execution:
+        if self.reason is None and self.group is not None:
+            self.reason = self.group.reason()
         if self.reason is not None:
             return Execution(KILLED, stdout, stderr, self.reason, seconds)
         ended = re.search(rb'"exit-code": (\d+)', self.record)
         if ended is None:
             if self.process.returncode == -9:  # bubblewrap itself was killed, by nobody here
-                return Execution(KILLED, stdout, stderr, "killed", seconds)
+                return Execution(KILLED, stdout, stderr, self._killed(), seconds)
             raise SandboxUnavailable(bubblewrap.explain(stderr))
         code = int(ended[1])
         if code == bubblewrap.FIRST_BUILD_FAILED and (failed := _failed_build(stderr)):
             reason = reason_of(int(failed[1]), failed[0])
             return Execution(int(failed[1]), stdout, failed[0], "build" if reason == "finished" else reason, seconds)
-        return Execution(code, stdout, stderr, reason_of(code, stderr), seconds)
+        reason = reason_of(code, stderr)
+        return Execution(code, stdout, stderr, self._killed() if reason == "killed" else reason, seconds)
+
+    def _killed(self) -> str:
+        """By the kernel for want of memory in the group of a job, or by whom nobody knows."""
+        return "memory" if self.group is None and cgroups.oom_kills() > self.oom_kills else "killed"
 
 
 def _failed_build(stderr: str) -> tuple[str, str] | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from llama31 import config
+from llama31.sandbox import cgroups
 from llama31.sandbox.isolation import Sandbox
 from llama31.sandbox.limits import MIB, SandboxLimits
 from llama31.synth.pipeline import folder, gather, items, journal, page, shard
@@ -48,7 +50,7 @@ def _code(run: config.Synthesize) -> Capability:
     from llama31.synth.code.execution import CodeExecution
     from llama31.synth.code.running.bench import Bench
 
-    bench = Bench(lambda: sandboxed(run.programs), run.code.languages, "code.languages", _tools(run), run.code.lint)
+    bench = Bench(_opener(run), run.code.languages, "code.languages", _tools(run), run.code.lint)
     return CodeExecution(run.code, run.review_code, bench)
 
 
@@ -56,7 +58,7 @@ def _translate_code(run: config.Synthesize) -> Capability:
     from llama31.synth.code.running.bench import Bench
     from llama31.synth.code.translation import CodeTranslation
 
-    bench = Bench(lambda: sandboxed(run.programs), config.PROGRAM_LANGUAGES, "task=translate_code of", _tools(run))
+    bench = Bench(_opener(run), config.PROGRAM_LANGUAGES, "task=translate_code of", _tools(run))
     return CodeTranslation(run.translate_code, bench)
 
 
@@ -72,12 +74,58 @@ def _review_code(run: config.Synthesize) -> Capability:
     return CodeReview(run.review_code)
 
 
+def _opener(run: config.Synthesize) -> Callable[[], Sandbox]:
+    """What opens the run's sandbox and says in a line what holds it.
+
+    Raises ValueError at once where memory is too small for all programs together, but for what runs none here.
+    """
+
+    def opened() -> Sandbox:
+        sandbox = sandboxed(run.programs)
+        if makes:
+            print(cgroups.told(), flush=True)
+        return sandbox
+
+    makes = run.part != "gather" and not (run.submit or run.dry_run)
+    if makes and (problem := crowded(run.checks, _limits(run.programs), *cgroups.memory_bound())):
+        raise ValueError(problem)
+    return opened
+
+
+def _sandbox(run: config.Synthesize) -> Sandbox:
+    return _opener(run)()
+
+
+def crowded(checks: int | None, limits: SandboxLimits, bound: int, where: str) -> str:
+    """Why so many programs at once do not fit into `bound` bytes of memory, with remedies; "" where they do.
+
+    checks: as the key; where: what says `bound`.
+    """
+    at_once = checks or len(os.sched_getaffinity(0))
+    if at_once * limits.most_bytes <= bound:
+        return ""
+    fewer, less = bound // limits.most_bytes, (bound // at_once - limits.most_bytes + limits.memory_bytes) // MIB
+    remedies = [f"checks={fewer}"] if fewer else []
+    remedies += [f"programs.memory_mib={less}"] if less > 0 else []
+    if "SLURM_JOB_ID" in os.environ and where != cgroups.MACHINE:
+        remedies.append(f"sbatch --mem={-(-at_once * limits.most_bytes // MIB) + 1024}M (job.options)")
+    return (
+        f"checks={at_once if checks else f'null ({at_once} cores)'}: so many programs of programs.memory_mib="
+        f"{limits.memory_bytes // MIB} at once, with files of twice programs.disk_mib={limits.disk_bytes // MIB} each, "
+        f"may take {at_once * limits.most_bytes // MIB:,} MiB, and there are {bound // MIB:,} ({where}); give "
+        + ", or ".join(remedies or ["a machine with more memory"])
+    )
+
+
 def sandboxed(keys: config.SynthesisPrograms) -> Sandbox:
     """Where programs run that models wrote. Raises SandboxUnavailable where there is no such place, with the remedy."""
-    limits = SandboxLimits(
+    return Sandbox(_limits(keys), tuple(Path(folder).absolute() for folder in keys.readable), keys.bubblewrap)
+
+
+def _limits(keys: config.SynthesisPrograms) -> SandboxLimits:
+    return SandboxLimits(
         keys.memory_mib * MIB, keys.processes, keys.cpu_s, keys.wall_s, keys.output_bytes, keys.disk_mib * MIB
     )
-    return Sandbox(limits, tuple(Path(folder).absolute() for folder in keys.readable), keys.bubblewrap)
 
 
 def _tools(run: config.Synthesize) -> list[str]:
@@ -102,7 +150,7 @@ def _mathematics(run: config.Synthesize) -> Capability:
     from llama31.synth.equality.bounded import Comparer
     from llama31.synth.mathematics.solving import Mathematics
 
-    runner = sandboxed(run.programs) if run.mathematics.python.enabled else None
+    runner = _sandbox(run) if run.mathematics.python.enabled else None
     return Mathematics(run.mathematics, run.questions, Comparer(run.checks), runner)
 
 
@@ -127,10 +175,10 @@ def _calling(run: config.Synthesize) -> Capability:
     from llama31.synth.tools import building
 
     if run.task == "function_calls":
-        return building.functions(run.function_calls, lambda: sandboxed(run.programs))
+        return building.functions(run.function_calls, lambda: _sandbox(run))
     settings: config.ToolsSynthesis = getattr(run, run.task)
     services = building.ServiceAccess(run.services, Path(run.folder), run.shard, run.shards)
-    return building.build(run.task, settings, lambda: sandboxed(run.programs), services)
+    return building.build(run.task, settings, lambda: _sandbox(run), services)
 
 
 def _function_dialogs(run: config.Synthesize) -> Capability:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from llama31.sandbox import bubblewrap, probe, running, seccomp, usage
+from llama31.sandbox import bubblewrap, cgroups, probe, running, seccomp, usage
 from llama31.sandbox.isolation import Sandbox
 from llama31.sandbox.limits import MIB, Execution, SandboxLimits, SandboxUnavailable, reason_of
 from tests import processes
@@ -216,6 +216,9 @@ Sandbox(program=sys.argv[1]).run(["/bin/sh", "-c", "sleep 1000 & setsid sleep 10
     while any(map(processes.alive, inside)):
         assert time.monotonic() - begin < processes.LIMIT_S
         time.sleep(0.01)
+    if (where := cgroups.find()[0]) is not None:  # its group is left, and the next start removes it
+        where.tidy()
+        assert not [one for folder in where.folders.values() for one in folder.glob(f"{where.prefix()}{parent.pid}-*")]
 
 
 def test_an_ordinary_user_has_the_same_sandbox() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from llama31 import config
 from llama31.sampling.answers import Answer
+from llama31.sandbox import homes
 from llama31.synth.code.execution import CodeExecution
 from llama31.synth.code.running import results
 from llama31.synth.code.running.bench import Bench
@@ -225,6 +226,21 @@ def test_a_missing_language_is_counted_and_another_taken(tmp_path: Path) -> None
     assert result["counts"] == {
         "no tool chain for php: another language taken": 1, "kept: right at once": 1, "kept in python": 1,
     }  # fmt: skip
+
+
+def test_a_tool_in_a_home_is_missing_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, found = tmp_path / "home", tmp_path / "bin/rustc"
+    for folder in (home, found.parent):
+        folder.mkdir()
+    (home / "rustc").write_text("#!/bin/sh\n")
+    (home / "rustc").chmod(0o755)
+    found.symlink_to(home / "rustc")
+    monkeypatch.setattr(homes, "homes", lambda: frozenset({home.resolve()}))
+    monkeypatch.setattr(homes, "PATH", str(found.parent))
+    said: list[str] = []
+    missing = Bench(lambda: Plain(frozenset({"rustc"})), ["python", "rust"], say=said.append).tools.missing
+    assert list(missing) == ["rust"] and any(f"rust: {found} lies, or leads, into a home" in line for line in said)
+    assert "with rustc in its bin, as /opt/rust, and give programs.readable=[/opt/rust]" in missing["rust"]
 
 
 def test_without_any_language_or_sandbox_nothing_is_asked(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 
 from llama31 import config
 from llama31.sampling.drawing import read_lines
-from llama31.sandbox.limits import SandboxUnavailable
+from llama31.sandbox import cgroups
+from llama31.sandbox.limits import MIB, SandboxLimits, SandboxUnavailable
 from llama31.synth import tasks
 from llama31.synth.code.execution import CodeExecution
 from llama31.synth.code.running.bench import Bench
@@ -91,6 +93,47 @@ def test_the_command_from_snippets_to_dialogs(tmp_path: Path, capsys: pytest.Cap
     assert summary["counts"]["kept: first wrong, then mended"] == summary["counts"]["kept: right at once"] == 1
     said = capsys.readouterr().out
     assert "2 of 3 items kept" in said and "1 (50.0%) kept: first wrong, then mended" in said
+
+
+def test_programs_that_do_not_fit_into_memory_at_once_are_refused_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llama31.sandbox.cgroups.memory_bound", lambda: (2048 * MIB, "/job/memory.max"))
+    server = Server()
+    programs = ["checks=3", "programs.memory_mib=700", f"programs.bubblewrap={bwrap.program()}"]
+    with serving(server) as url:
+        with pytest.raises(ValueError, match=r"checks=3: .*programs.memory_mib=700 .* 2,532 MiB, .* 2,048 \(/job/mem"):
+            run(*words(tmp_path, url), *programs)
+        assert server.asked == []
+        run(*words(tmp_path, url), *programs, "dry_run=true")  # what runs elsewhere is not judged here
+
+
+@pytest.mark.parametrize(("bound", "job"), [(2048 * MIB, True), (2048 * MIB, False), (500 * MIB, True), (10, False)])
+def test_remedies_for_too_little_memory_work(monkeypatch: pytest.MonkeyPatch, bound: int, job: bool) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7") if job else monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    limits = SandboxLimits(memory_bytes=1024 * MIB)
+    told = tasks.crowded(4, limits, bound, "/job/memory.max")
+    if found := re.search(r"give .*\bchecks=(\d+)", told):
+        assert tasks.crowded(int(found[1]), limits, bound, "") == ""
+        assert tasks.crowded(int(found[1]) + 1, limits, bound, "") != ""
+    if found := re.search(r"give .*memory_mib=(\d+)", told):
+        assert tasks.crowded(4, replace(limits, memory_bytes=int(found[1]) * MIB), bound, "") == ""
+        assert tasks.crowded(4, replace(limits, memory_bytes=(int(found[1]) + 2) * MIB), bound, "") != ""
+    if found := re.search(r"--mem=(\d+)M", told):
+        assert tasks.crowded(4, limits, int(found[1]) * MIB, "") == ""
+    named = [
+        word for word in ("checks=", "programs.memory_mib=", "--mem=", "a machine") if word in told.split("give")[1]
+    ]
+    assert (
+        named
+        == {
+            (2048, True): ["checks=", "programs.memory_mib=", "--mem="],
+            (2048, False): ["checks=", "programs.memory_mib="],
+            (500, True): ["--mem="],
+            (0, False): ["a machine"],
+        }[bound // MIB, job]
+    )
+    assert ("--mem=" in tasks.crowded(4, limits, bound, cgroups.MACHINE)) is False
 
 
 def test_without_a_sandbox_the_command_refuses_with_the_remedy(tmp_path: Path) -> None:

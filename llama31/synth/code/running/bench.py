@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from llama31.sandbox import homes
 from llama31.sandbox.isolation import ProgramRunner
 from llama31.synth.code.running.checking import Checker, CodeVerdict, Ran
 from llama31.synth.code.running.languages import LANGUAGES, Language, Words
@@ -59,7 +60,7 @@ class Bench:
                 linters[language.name] = [words for words in tools if checker.read(language, files, [words]) is None]
             else:
                 said = (verdict.stderr or verdict.stdout).strip()
-                missing[language.name] = f"{verdict.problem} {said[-300:]}".strip()
+                missing[language.name] = self._in_a_home(language) or f"{verdict.problem} {said[-300:]}".strip()
         if not linters:
             told = "; ".join(f"{name}: {why}" for name, why in missing.items())
             raise ValueError(
@@ -71,6 +72,18 @@ class Bench:
         for name, why in missing.items():
             self.say(f"skipped, for its tool chain does not work in the sandbox: {name}: {why}")
         return ToolChains(checker, linters, missing)
+
+    def _in_a_home(self, language: Language) -> str:
+        """Of a language that does not work: which of its programs the sandbox does not show, and what helps; or ""."""
+        words = [language.check, language.run, *language.build]
+        tools = [one[0] for one in words if one and not one[0].startswith("built/")]
+        found = homes.hidden(tools, self.folders)
+        if found is None:
+            return ""
+        return (
+            f"{found} lies, or leads, into a home, which no sandbox shows; copy its tool chain to a folder "
+            f"with {found.name} in its bin, as /opt/{language.name}, and give programs.readable=[/opt/{language.name}]"
+        )
 
     def choose(self, draw: ItemDraw) -> Language:
         """A language for an item. Where one is missing here it is counted, and another taken."""
