@@ -16,6 +16,7 @@ def main(run: config.FilterData) -> None:
     from llama31.synth.quality import asking, filtering, page
 
     programs = asking.Programs(run.rules, run.decontamination)
+    filtering.check_rewards(run)
     if run.submit or run.dry_run:
         from llama31.slurm import synthesis
 

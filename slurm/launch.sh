@@ -119,9 +119,12 @@ done
 wait $pid
 code=$?
 
-outcome=
-[ -n "$RUN_FOLDER" ] && outcome=$(sed -n 's/.*"outcome": *"\([a-z]*\)".*/\1/p' "$RUN_FOLDER/outcome.json" 2>/dev/null)
-say "END exit code $code, outcome ${outcome:-none}"
+outcome= cause=
+if [ -n "$RUN_FOLDER" ]; then
+    outcome=$(sed -n 's/.*"outcome": *"\([a-z]*\)".*/\1/p' "$RUN_FOLDER/outcome.json" 2>/dev/null)
+    cause=$(sed -n 's/.*"cause": *"\(\([^"\\]\|\\.\)*\)".*/\1/p' "$RUN_FOLDER/outcome.json" 2>/dev/null)
+fi
+say "END exit code $code, outcome ${outcome:-none}${cause:+: $cause}"
 [ "$code" != 0 ] && [ ${#log[@]} != 0 ] && tail -n 30 "$RUN_FOLDER/logs/$SLURM_JOB_ID.$restart.log"
 case "$outcome/$code" in
 finished/* | /0) exit 0 ;;

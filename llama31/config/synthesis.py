@@ -311,7 +311,7 @@ class RewardQuality:
     """Dialogs that the reward model holds for best."""
 
     enabled: bool = key(True, "keep the best by reward")
-    reward_key: str = key("reward", "field with the reward; recipes.score writes it")
+    reward_key: str = key("reward", "field with the reward, of recipes.score, or in the provenance, of recipes.sample")
     share: float = key(0.25, "share that is best (report: the top quartile)", above=0, high=1)
 
 

@@ -131,7 +131,8 @@ class _Round:
             folder = self.folder / f"synthesize-{name}"
             given = (f"task={wanted.task}", f"name={self.run.name}-{self.tag}-{name}", f"folder={folder}")
             arguments = (*self._root(wanted), *given, *self._filled(wanted.set))
-            yield RoundStage(self._of(folder.name), "synthesize", arguments, self.waits, _made_whole(folder))
+            done = (folder / drawing.SUMMARY).is_file  # a few items may be refused for good, as when sampling
+            yield RoundStage(self._of(folder.name), "synthesize", arguments, self.waits, done)
 
     def _filtered_data(self, dialogs: dict[str, str], after: Sequence[str]) -> RoundStage:
         folder, wanted = self.folder / "filter", self.run.filter
@@ -208,15 +209,6 @@ def _listed(words: Any) -> str:
 def _finished(folder: Path) -> Callable[[], bool]:
     def done() -> bool:
         return (files.read_object(folder / "outcome.json") or {}).get("outcome") == "finished"
-
-    return done
-
-
-def _made_whole(folder: Path) -> Callable[[], bool]:
-    """Whether every item of a synthesis has its result."""
-
-    def done() -> bool:
-        return (files.read_object(folder / drawing.SUMMARY) or {}).get("missing") == 0
 
     return done
 

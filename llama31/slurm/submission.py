@@ -25,6 +25,7 @@ from llama31.slurm.jobs import Step
 
 Queue = dict[str, jobs.Queued]  # by the name of a stage
 Say = Callable[[str], None]
+ADDRESSES = ("server.urls=", "judge.urls=")  # arguments that say where servers are, not what is made
 RECORD = "stages"  # folder of one file per stage: the command that made it, the number of its job
 ENDING_S = 120  # that a cancelled job may take: Slurm kills after 30 s, and an epilog has its time
 
@@ -74,13 +75,17 @@ def note(folder: Path, step: Any, command: Sequence[str], job: str | None = None
     files.write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
-def differs(folder: Path, name: str, arguments: Sequence[str]) -> str | None:
-    """Arguments that a stage was not started with, as far as it was started and there is a difference."""
+def differs(folder: Path, name: str, arguments: Sequence[str], passed_over: tuple[str, ...] = ()) -> str | None:
+    """Arguments that a stage was not started with, as far as it was started and there is a difference.
+
+    What begins with one of `passed_over` makes none.
+    """
     before = record(folder, name).get("arguments")
-    if before is None or before == list(arguments):
+    if before is None:
         return None
-    other = [text for text in arguments if text not in before] or list(before)
-    return shlex.join(other[:4])
+    old, new = ([text for text in given if not text.startswith(passed_over)] for given in (before, arguments))
+    other = [text for text in new if text not in old] or old
+    return None if old == new else shlex.join(other[:4])
 
 
 def is_done(chain: Submission, step: Step) -> bool:
@@ -92,8 +97,11 @@ def is_done(chain: Submission, step: Step) -> bool:
 
 
 def refuse_another(key: str, folder: Path, step: Any) -> None:
-    """Raises ValueError where a stage, which is done, was started with other arguments than it would be now."""
-    if other := differs(folder, step.name, step.arguments):
+    """Raises ValueError where a stage, which is done, was started with other arguments than it would be now.
+
+    Servers may answer from elsewhere by now.
+    """
+    if other := differs(folder, step.name, step.arguments, ADDRESSES):
         raise ValueError(
             f"{key}: {step.name} was made by another command, without {other}; give another name, or remove what it "
             "made to have it made again"

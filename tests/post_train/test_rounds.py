@@ -91,9 +91,8 @@ def test_synthesis_feeds_the_round_it_stands_in(tmp_path: Path) -> None:
     assert not any("synthesize-facts" in path for path in inputs_of(found["round-02/dpo"]))
     assert not facts.done()
     (here / "synthesize-facts").mkdir(parents=True)
-    for missing, done in ((3, False), (0, True)):
-        (here / "synthesize-facts/summary.json").write_text(json.dumps({"missing": missing}))
-        assert facts.done() is done
+    (here / "synthesize-facts/summary.json").write_text("{}")
+    assert facts.done()
 
 
 def test_filters_stand_between_all_dialogs_and_sft(tmp_path: Path) -> None:

@@ -183,7 +183,13 @@ def test_every_filter_can_be_off(tmp_path: Path, words: Callable[..., list[str]]
     rewarded = filtered(words(*(f"{name}.enabled=false" for name in off if name != "quality.reward")))
     assert rewarded["kept"] == 2  # the quarter of the eight that are fit and have a reward
     with pytest.raises(ValueError, match=r"quality.reward.reward_key=score: no record .* has a reward there"):
-        filtered(words("quality.reward.reward_key=score"))
+        filter_data.main(loaded(words("quality.reward.reward_key=score")))  # and no server is asked
+    sampled = [{**one, "provenance": {"score": one["reward"]}} for one in DIALOGS if "reward" in one]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(one) + "\n" for one in sampled))
+    again = words(
+        *(f"{name}.enabled=false" for name in off if name != "quality.reward"), "quality.reward.reward_key=score"
+    )
+    assert filtered(again)["kept"] == 2  # rewards of recipes.sample stand in the provenance
 
 
 def test_apologies_and_odd_texts(tmp_path: Path, words: Callable[..., list[str]]) -> None:

@@ -42,8 +42,9 @@ SUMMARY, EMBEDDED = "summary.json", "embedded"
 def select(run: config.FilterData, programs: Programs) -> dict[str, Any]:
     """Filter by what is known, write all files, and return what summary.json says.
 
-    Raises ValueError where no record has a reward and rewards are asked for, and as reading and embedding do.
+    Raises ValueError as `check_rewards`, reading and embedding do.
     """
+    check_rewards(run)
     with folder.gathering(Path(run.folder), asdict(run), _selected_of(run)):
         answers = asking.read(run)
         state = look(run, programs, answers)
@@ -80,16 +81,26 @@ def look(run: config.FilterData, programs: Programs, answers: Answers) -> Filter
         if why is None:
             row.added |= answers.of.get(one.id, {})
         state.rows.append(row)
-    if run.quality.reward.enabled and not any(math.isfinite(one.reward) for one in state.rows):
-        raise ValueError(
-            f"quality.reward.reward_key={run.quality.reward.reward_key}: no record of {run.input} has a reward there; "
-            "run recipes.score first, name the field, or give quality.reward.enabled=false"
-        )
     return state
 
 
+def check_rewards(run: config.FilterData) -> None:
+    """Raise ValueError where no record has a reward and rewards are asked for: before the judge is asked."""
+    asked = run.quality.reward
+    read = dialog_records.read(run.input, run.added_key, run.limit) if asked.enabled else iter(())
+    if asked.enabled and not any(math.isfinite(_reward(one, asked)) for one in read):
+        raise ValueError(
+            f"quality.reward.reward_key={asked.reward_key}: no record of {run.input} has a reward there; "
+            "run recipes.score first, name the field, or give quality.reward.enabled=false"
+        )
+
+
 def _reward(one: DialogRecord, asked: config.RewardQuality) -> float:
+    """The reward of a dialog, as recipes.score writes it or, in its provenance, recipes.sample; NaN without one."""
     value = one.record.get(asked.reward_key) if asked.enabled else None
+    origin = one.record.get("provenance")
+    if value is None and asked.enabled and isinstance(origin, dict):
+        value = origin.get(asked.reward_key)
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if number and value is not None else math.nan
 
