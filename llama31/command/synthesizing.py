@@ -11,6 +11,7 @@ from llama31.config import FilterData, Issue, PaidService, Synthesize, ToolsSynt
 NONE_GIVEN = "there is none"
 NO_FILE = ("there is no such file", "give files of JSON lines or Parquet, a folder of them or a glob")
 
+BRAVE_HITS = 20  # of a page of its API
 UNASKED = ("templates",)  # tasks that ask no model
 
 
@@ -24,6 +25,8 @@ def problems(run: Synthesize) -> list[Issue]:
     if isinstance(tools, ToolsSynthesis) and tools.search != "local" and tools.index is not None:
         remedy = f"give {run.task}.search=local, or leave the index out"
         issues.append(Issue(f"{run.task}.index", tools.index, f"search={tools.search} asks the service", remedy))
+    if isinstance(tools, ToolsSynthesis) and tools.search == "brave" and tools.hits > BRAVE_HITS:
+        issues.append(Issue(f"{run.task}.hits", tools.hits, "the service gives fewer", f"give at most {BRAVE_HITS}"))
     if run.task == "function_dialogs":
         keys = run.function_dialogs
         for most, least in (("functions", "least_functions"), ("most_turns", "least_turns")):

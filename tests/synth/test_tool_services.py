@@ -7,7 +7,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,20 @@ from llama31 import config
 from llama31.command import entry, inputs
 from llama31.sampling.servers import Refused
 from llama31.synth import tasks
-from llama31.synth.pipeline import journal
-from llama31.synth.tools import building
+from llama31.synth.pipeline import journal, shard
+from llama31.synth.pipeline.draw import ItemDraw
+from llama31.synth.pipeline.prompt_files import PromptFiles
+from llama31.synth.tools import building, interface
 from llama31.synth.tools.building import ServiceAccess
 from llama31.synth.tools.interface import OutsideTool, ToolResult
 from llama31.synth.tools.services.answered import AnsweredQueries
 from llama31.synth.tools.services.brave import BraveSearch
 from llama31.synth.tools.services.client import PaidClient
 from llama31.synth.tools.services.wolfram import WolframAlpha
+from llama31.synth.tools.stand_ins.search import LocalSearch
 from tests.sandbox.plain import Plain
 from tests.synth import scripted
-from tests.synth.test_tools import calls, single, turns
+from tests.synth.test_tools import PAGES, calls, single, turns
 
 KEY = "BSA-secret-123"
 Reply = tuple[int, str] | tuple[int, str, Mapping[str, str]]
@@ -295,6 +298,27 @@ def test_a_run_that_is_begun_again_asks_nothing_twice(tmp_path: Path) -> None:
     assert all(records["dialogs"] for records, _ in results[0].values())
 
 
+def test_who_waits_for_a_service_holds_no_core(tmp_path: Path) -> None:
+    class Held:
+        """A core that somebody else has."""
+
+        def __enter__(self) -> None:
+            raise AssertionError("a core is wanted")
+
+        def __exit__(self, *error: object) -> None: ...
+
+    (item,) = scripted.items({"id": "a"})
+    with (
+        serving(Service([FOUND])) as url,
+        shard.workshop(tmp_path / "out", {}, PromptFiles(), scripted.DEFAULTS, 1) as shared,
+    ):
+        cores: Any = Held()
+        draw = ItemDraw(item, replace(shared, checks=cores))
+        assert not interface.use(draw, BraveSearch(client(tmp_path, url)), "one", [], {}).failed
+        with pytest.raises(AssertionError, match="a core is wanted"):
+            interface.use(draw, LocalSearch(PAGES, 1), "Arholm", [], {})
+
+
 def test_services_are_chosen_by_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "snippets.jsonl").write_text('{"text": "a"}\n')
     given = [
@@ -313,6 +337,8 @@ def test_services_are_chosen_by_keys(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not (tmp_path / "out").exists()
     with pytest.raises(config.ConfigError, match=r"tool_single.index=\S+: search=brave asks the service; give"):
         read(f"tool_single.index={tmp_path / 'snippets.jsonl'}")
+    with pytest.raises(config.ConfigError, match="tool_single.hits=21: the service gives fewer; give at most 20"):
+        read("tool_single.hits=21")
     monkeypatch.delenv("WOLFRAM_APP_ID")
     with pytest.raises(
         config.ConfigError, match=r"services.wolfram.key_variable=WOLFRAM_APP_ID: .* export WOLFRAM_APP"

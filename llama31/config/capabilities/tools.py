@@ -53,7 +53,7 @@ class ToolsSynthesis:
         choices=("local", "brave"),
     )  # fmt: skip
     index: str | None = key(None, "pages with title, url and text that a local search finds; null: no such search")
-    hits: int = key(3, "passages that a search gives", low=1, high=20)
+    hits: int = key(3, "passages that a search gives; of the service at most 20", low=1)
     algebra: bool = key(True, "wolfram_alpha")
     wolfram: str = key(
         "sympy", "behind wolfram_alpha: sympy; or wolfram, the service (keys `services.wolfram`)",

@@ -20,7 +20,7 @@ from typing import Any
 from llama31.synth.tools.interface import ATTACHED, OutsideTool, ToolResult
 from llama31.synth.tools.services.client import PaidClient
 
-LONGEST_QUERY, MOST_WORDS, MOST_HITS = 400, 50, 20
+LONGEST_QUERY, MOST_WORDS = 400, 50
 _MARK = re.compile(r"</?(?:strong|b|em)>")
 
 
@@ -32,7 +32,7 @@ class BraveSearch(OutsideTool):
     form = "a query on one line, without quotation marks."
 
     def __init__(self, client: PaidClient, count: int = 3) -> None:
-        self._client, self._count = client, min(count, MOST_HITS)
+        self._client, self._count = client, count
         self.fingerprint = f"brave web 1, {self._count} hits"
 
     def call(self, given: str, before: Sequence[str], files: ATTACHED) -> ToolResult:

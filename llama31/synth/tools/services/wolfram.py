@@ -1,9 +1,10 @@
 """wolfram_alpha by Wolfram|Alpha's LLM API.
 
     GET https://www.wolframalpha.com/api/v1/llm-api?input=...&maxchars=...     Authorization: Bearer APPID
-    200: text in sections (Query, Input interpretation, Result ...)     501: not understood     403: no valid AppID
+    200: text in sections (Query, Input interpretation, Result ...)     501: not understood
 
-Source: products.wolframalpha.com/llm-api/documentation, as of 2026; free of charge are 2,000 requests a month that are
+Source: products.wolframalpha.com/llm-api/documentation, by its OpenAPI description at apis.apis.io (wolfram-alpha,
+llm-api, 1.0); 501 as in the description of its Short Answers API. Free of charge are 2,000 requests a month that are
 not commercial (products.wolframalpha.com/api). It takes the AppID as a parameter as well, which would stand in logs.
 """
 
