@@ -189,7 +189,10 @@ WANTS = {
 }  # fmt: skip
 
 
-def agents(spoils: Callable[[str, int, bool], str | None] = lambda last, number, mends: None) -> Scripted:
+def agents(
+    spoils: Callable[[str, int, bool], str | None] = lambda last, number, mends: None,
+    user: Callable[[int], str | None] = lambda number: None,
+) -> Scripted:
     """A model that plays all roles well; `spoils` gives what the assistant says instead, by what stands before it."""
 
     def says(last: str, number: int) -> str:
@@ -204,7 +207,7 @@ def agents(spoils: Callable[[str, int, bool], str | None] = lambda last, number,
         if "You have never" in last or "which you have never heard of" in last:
             kind = next(kind for text, kind in WANTS.items() if text in last)
             turn = last.count("\nUser: ") + last.count("=\nUser: ")
-            return f"The wish {kind} {turn} for 2 of Arholm and Brevik."
+            return user(number) or f"The wish {kind} {turn} for 2 of Arholm and Brevik."
         if "the JSON schema of what it returns" in last:
             return '{"crossings": ["MX-41"]}' if "find_crossings" in last.split("=====")[1] else '{"price": 30.5}'
         return assistant(last, number)
@@ -345,6 +348,36 @@ def test_figures_that_nothing_says_and_calls_beyond_need_are_mended(tmp_path: Pa
         "messages: a reply with a figure that nothing says", "messages: a call that is not needed")}  # fmt: skip
     assert all(counts.values()) and not any(result["dropped"] for result in results.values())
     assert "99" not in json.dumps([result["records"] for result in results.values()])
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "fault"),
+    [
+        ("missing", "Reply: Say from which port.", "no question for what is missing"),
+        ("parallel", CALL, "a call that was made before"),
+    ],
+)
+def test_other_faults_are_mended(tmp_path: Path, kind: str, wrong: str, fault: str) -> None:
+    """Said wherever the turn is of that kind, at its beginning or behind its first result."""
+
+    def spoils(last: str, number: int, mends: bool) -> str | None:
+        talked = last.split("what they returned:\n")[1].split("\n====")[0]
+        turn = re.split(r"User: ", talked)[-1]
+        begins = turn.startswith(f"The wish {kind}") and turn.count("\n") == (2 if kind == "parallel" else 0)
+        return wrong if begins and not mends else None
+
+    results = run(tmp_path, agents(spoils), *(f"ferries {n}" for n in range(3)), least_turns=5)
+    turns = [turn for result in results.values() for one in result["records"]["dialogs"] for turn in one["turns"]]
+    counts = [result["counts"].get(f"messages: {fault}", 0) for result in results.values()]
+    assert sum(counts) == turns.count(kind) > 0
+    assert not any(result["records"].get("preferences") for result in results.values())
+
+
+def test_a_user_knows_no_functions(tmp_path: Path) -> None:
+    said = agents(user=lambda number: None if number else "Do seat_find_crossings or freight_find_crossings for me.")
+    results = run(tmp_path, said, "ferries")
+    assert "find_crossings for me" not in json.dumps(results["ferries"]["records"])
+    assert results["ferries"]["counts"]["unparsed function_dialogs/user"] > 2
 
 
 def test_domains_that_give_nothing_say_why(tmp_path: Path) -> None:

@@ -254,6 +254,24 @@ def test_the_budget_is_the_folders(tmp_path: Path) -> None:
     assert [line.get("query", line.get("failed")) for line in lines] == ["six", False, "seven", False]
 
 
+def test_shares_are_no_more_than_what_is_left_of_all(tmp_path: Path) -> None:
+    with serving(Service([FOUND])) as url:
+        keys = config.ToolServices(brave=config.BraveService(**vars(settings(url, max_requests=4, per_second=100.0))))
+
+        def sent(shard: int | None, *queries: str) -> int:
+            tool = BraveSearch(ServiceAccess(keys, tmp_path, shard, 2).client("brave"))
+            for count, query in enumerate(queries):
+                try:
+                    tool.call(query, [], {})
+                except config.RunError:
+                    return count
+            return len(queries)
+
+        assert sent(0, "a", "b", "c") == 2  # half of four
+        assert sent(None, "d", "e", "f") == 2  # what is left
+        assert sent(1, "g") == 0
+
+
 def test_two_that_ask_the_same_are_one_request(tmp_path: Path) -> None:
     begun, going = threading.Event(), threading.Event()
 
