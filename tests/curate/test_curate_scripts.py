@@ -119,3 +119,36 @@ def test_a_character_that_is_cut_leaves_the_others_of_utf8(bad: bytes) -> None:
     for declared in (None, "utf-8", "iso-8859-1"):
         text, how = bodies.text(page[:3000] + bad + b" " + page[3000:], declared)
         assert how == "replaced" and text.replace("\ufffd ", "") == page.decode()
+
+
+CENTRAL, WEST = ("cp1250", "iso8859-2"), ("cp1252", "iso8859-15")
+
+
+@pytest.mark.parametrize("language", ["pl", "cs", "hu", "de", "fr", "it", "es"])
+def test_latin_letters_tell_their_charset_where_no_language_does(language: str) -> None:
+    """Pages that say to be English, as templates do, or nothing; declared as another part of Europe, or not at all."""
+    charsets = CENTRAL if language in ("pl", "cs", "hu") else WEST
+    for charset, page in ((charset, page) for charset in charsets for page in real_pages(language, 4)):
+        for lang in ("", " lang=en"):
+            body = re.sub("<html[^>]*>", f"<html{lang}>", page).encode(charset, "ignore")
+            for declared in (None, "iso-8859-1", *(CENTRAL if charsets == CENTRAL else ())):
+                assert bodies.text(body, declared)[0] == body.decode(charset), (charset, lang, declared)
+
+
+@pytest.mark.parametrize(
+    ("text", "charset", "declared"),
+    [
+        ("Příliš žluťoučký kůň úpěl ďábelské ódy.", "cp1250", "iso-8859-1"),
+        ("Zażółć gęślą jaźń, a potem świeć.", "cp1250", "iso-8859-2"),
+        ("Zażółć gęślą jaźń, a potem świeć.", "iso8859-2", "windows-1250"),
+        ("Pijamalı hasta yağız şoföre çabucak güvendi.", "cp1254", "iso-8859-1"),  # noqa: RUF001
+        ("È così: perché no? La città è più bella.", "cp1252", None),
+        ("Año: el niño soñó.", "cp1252", None),
+        ("Dès Noël, où un zéphyr haï me vêt de glaçons.", "cp1252", "windows-1250"),
+        ("“Quotes” – dashes… and 5 m³, ±2 °C, © 2020, ½.", "cp1252", "iso-8859-1"),  # noqa: RUF001
+        ("Søren, Peña and Müller, a naïve façade", "cp1252", "iso-8859-1"),
+        ("Съешь же ещё этих мягких французских булок", "cp1251", None),
+    ],
+)
+def test_a_sentence_is_read_by_its_letters(text: str, charset: str, declared: str | None) -> None:
+    assert bodies.text(text.encode(charset), declared)[0] == text

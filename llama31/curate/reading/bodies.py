@@ -10,6 +10,8 @@ import brotli
 import cchardet
 import zstandard
 
+from llama31.curate.reading import alphabets
+
 PIECE = 1 << 20
 META = re.compile(
     rb"<meta[^>]{0,300}?charset\s*=\s*[\"']?\s*([\w:.-]{2,40})|<\?xml[^>]{0,100}encoding=[\"']([\w.-]{2,40})", re.I
@@ -20,6 +22,7 @@ READ_AS |= {"gbk": "gb18030", "shift_jis": "cp932", "shift-jis": "cp932", "euc-k
 READ_AS |= {"tis-620": "cp874", "iso-8859-11": "cp874", "big5": "big5hkscs", "windows-31j": "cp932"}
 DETECTED = {"KOI8-R": "koi8-u"}  # the same letters, and those of Ukrainian for some of the lines of boxes
 LATIN = ("cp1252", "iso8859-15", "cp1254", "latin-1")
+ONE_BYTE = re.compile(r"latin-1|cp125\d|cp866|cp874|koi8-.|iso8859-\d+|mac-.*|tis-620")
 OTHER_SCRIPTS = re.compile(r"1251|koi8|866|8859-5|1253|8859-7|1255|8859-8|1256|8859-6|874|tis|gb|big5|jis|euc|932|949")
 # What languages are written in where it is no Unicode (WHATWG's defaults by locale), and what is for the same script.
 WRITTEN_IN = {
@@ -43,7 +46,6 @@ AKIN |= {"cp1251": ("koi8-u", "iso8859-5", "cp866", "mac-cyrillic"), "cp1255": (
 AKIN |= {"cp1256": ("iso8859-6",), "cp1257": ("iso8859-13", "iso8859-4"), "cp932": ("euc_jp",)}
 AKIN |= {"gb18030": ("big5hkscs",)}
 LANG = re.compile(rb"<html[^>]{0,500}?\slang\s*=\s*[\"']?([A-Za-z]{2})\b", re.I)
-TAG = re.compile(rb"<[^>]*>")
 RUN = re.compile(rb"[\x80-\xff]+")
 CONTROLS = re.compile(rb"[\x80-\x9f]")  # in ISO 8859; in what Windows has instead quotation marks and dashes
 BEYOND_ASCII = re.compile(r"[^\x00-\x7f]+")
@@ -180,7 +182,9 @@ def text(body: bytes, declared: str | None = None) -> tuple[str, str]:
     each right one. Then what HTTP declares, what the page does; where the two differ the detector decides between them.
     Where nothing is declared, or Latin letters, as servers do for everything, the detector is heard if it is sure of
     another script, or if letters beyond ASCII stand three and more together, as they do in no language of Latin
-    letters; and so is the language that the page says to be in. `replaced`: some characters could not be read.
+    letters; and so is the language that the page says to be in. Before all of it, where Latin letters are those of one
+    language in one charset, and clearly not in what is declared, that is it (`alphabets`). `replaced`: some characters
+    could not be read.
     """
     for mark, name in (
         (codecs.BOM_UTF8, "utf-8-sig"),
@@ -223,10 +227,11 @@ def _of_other(body: bytes, names: list[str], by_http: bool) -> tuple[str, str]:
     detected, sure = DETECTED.get(found["encoding"], _codec(found["encoding"])), (found["confidence"] or 0) >= 0.9
     how = {name: "declared" if by_http and i == 0 else "meta" for i, name in reversed([*enumerate(names)])}
     names = [name for name in names if name != "utf-8"]  # which it is not
+    letters = _by_letters(body[:SAMPLE], names, detected)
     if latin := not names or names[0] in LATIN:
         detected, sure = _judged(body[:SAMPLE], detected, sure)
-    order = [*names]
-    if detected and (detected in names[1:] or (latin and sure)):
+    order = [*([letters] if letters else []), *names]
+    if not letters and detected and (detected in names[1:] or (latin and sure)):
         order.insert(0, detected)
     for name in [*order, *([detected] if detected else [])]:
         try:
@@ -237,17 +242,35 @@ def _of_other(body: bytes, names: list[str], by_http: bool) -> tuple[str, str]:
     return body.decode(names[0] if names else detected or "utf-8", "replace"), "replaced"
 
 
+def _by_letters(body: bytes, names: list[str], detected: str | None) -> str | None:
+    """What the letters of one language say against what is declared, or where nothing is; None of other scripts."""
+    if (names and not ONE_BYTE.fullmatch(names[0])) or _together(body):
+        return None
+    likely = [name for name in (_written(body), "cp1252", detected) if name]
+    return alphabets.told(body, names[0] if names else None, likely)
+
+
+def _together(body: bytes) -> bool:
+    """Whether most bytes beyond ASCII stand three and more together, as they do in no language of Latin letters."""
+    runs = [len(run) for run in RUN.findall(alphabets.TAG.sub(b" ", body))]
+    return 2 * sum(length for length in runs if length >= 3) > sum(runs)
+
+
 def _judged(body: bytes, detected: str | None, sure: bool) -> tuple[str | None, bool]:
     """What was detected, or the charset of the language that a page says to be in; whether Latin letters give way."""
-    runs = [len(run) for run in RUN.findall(TAG.sub(b" ", body))]
-    together = 2 * sum(length for length in runs if length >= 3) > sum(runs)
-    said = LANG.search(body)
-    written = CHARSETS.get(said[1].decode().lower()) if said else None
+    together = _together(body)
+    written = _written(body)
     if written and together == (OTHER_SCRIPTS.search(written) is not None):
         akin = detected in AKIN.get(written, ()) and not ("iso8859" in str(detected) and CONTROLS.search(body))
         return (detected if akin else written), written != "cp1252"
     other = detected is not None and OTHER_SCRIPTS.search(detected) is not None
     return detected, other and (sure or together)
+
+
+def _written(body: bytes) -> str | None:
+    """The charset of the language that a page says to be in."""
+    said = LANG.search(body)
+    return CHARSETS.get(said[1].decode().lower()) if said else None
 
 
 def _meta(body: bytes) -> str | None:
