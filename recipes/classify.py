@@ -6,8 +6,10 @@ Example: python -m recipes.classify task=encoder labels=labels base=/models/dist
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -27,17 +29,10 @@ def main(run: config.Classify) -> None:
 
 def label(run: config.Classify) -> dict[str, Any]:
     """Ask a chat model about documents; what was asked before is not asked again."""
-    from tqdm import tqdm
-
     from llama31.curate.scoring import labels
 
-    documents = read(run, run.documents)[: run.limit]
-    with tqdm(total=0, desc="labels", disable=None) as bar:
-
-        def progress(done: int, every: int) -> None:
-            bar.total = every
-            bar.update(done - bar.n)
-
+    documents = read(run, run.documents, run.limit)
+    with shown("labels") as progress:
         question = criteria(run.criteria, run.classes)
         return labels.collect(run.output, documents, question, run.server, run.characters, progress=progress)
 
@@ -50,7 +45,8 @@ def encoder(run: config.Classify) -> dict[str, Any]:
     examples, asked = labels.read(run.labels)
     wanted, settings = Criteria(**asked["criteria"]), training.EncoderSettings(**asdict(run.encoder))
     classes, target = ((), wanted.target) if wanted.passing else (list(wanted.answers), None)
-    return training.train(examples, run.output, run.base, classes, target, settings, **asked)
+    with shown("steps") as progress:
+        return training.train(examples, run.output, run.base, classes, target, settings, progress, **asked)
 
 
 def knowledge(run: config.Classify) -> dict[str, Any]:
@@ -78,14 +74,28 @@ def language(run: config.Classify) -> dict[str, Any]:
     return language.train(texts, run.output)
 
 
-def read(run: config.Classify, path: str) -> Sequence[Any]:
-    """Documents of JSON lines; what was left out is printed."""
+def read(run: config.Classify, path: str, limit: int | None = None) -> Sequence[Any]:
+    """Documents of JSON lines; what was left out is told."""
     from llama31.curate.scoring import quality
 
-    documents, left_out = quality.read(path, run.text_key)
+    documents, left_out = quality.read(path, run.text_key, limit)
     for kind, count in left_out.items():
-        print(f"{path}: {kind}: {count:,}", flush=True)
+        print(f"{path}: {kind}: {count:,}", file=sys.stderr, flush=True)
     return documents
+
+
+@contextlib.contextmanager
+def shown(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Whom to tell (done, all): a bar on a terminal, else a line every 15 seconds."""
+    from tqdm import tqdm
+
+    with tqdm(total=0, desc=what, mininterval=0.1 if sys.stderr.isatty() else 15) as bar:
+
+        def progress(done: int, every: int) -> None:
+            bar.total = every
+            bar.update(done - bar.n)
+
+        yield progress
 
 
 def criteria(name: str, classes: Mapping[str, str]) -> Criteria:

@@ -76,7 +76,8 @@ def finish(run: config.Curate, known: list[CurationStage]) -> None:
     summary.write(folder, content)
     print(f"{summary.said(content)}\nreport: {page.write(folder, content)}")
     if not content["packed"]:
-        print("no token files" if run.tokens.enabled else "documents are in the folder of the last stage")
+        documents = f"{folder / known[-1].name}/documents/*.jsonl.zst"
+        print("no token files" if run.tokens.enabled else f"documents, as recipes.classify reads them: {documents}")
         return
     mixture, said = sources.mixed(folder, run.mixture)
     path = sources.write_data(folder, run.name, mixture)

@@ -5,6 +5,8 @@ Nothing of curation is imported but the list of its stages, so that a wrong key 
 
 from __future__ import annotations
 
+import glob
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,14 +41,33 @@ def classifier_problems(run: Classify) -> list[Issue]:
     if run.task == "label" and not run.server.urls:
         remedy = "give the address of one: 'server.urls=[http://node1:8000/v1]'"
         issues.append(Issue("server.urls", "[]", "labels come from a chat model behind a server", remedy))
+    issues += _folder_of(run) if run.task in ("label", "encoder") else []
     if run.classes and run.criteria != "knowledge":
         issues.append(Issue("classes", ", ".join(run.classes), "grades have none", "give criteria=knowledge too"))
     return issues
 
 
+def _folder_of(run: Classify) -> list[Issue]:
+    """The folder that is written: of labels one that is there goes on, an encoder is never written over."""
+    path = Path(run.output)
+    if run.task == "encoder" and path.exists():
+        return [Issue("output", run.output, "it is there already", "take it away, or give another folder")]
+    if not run.output.strip() or (path.exists() and not path.is_dir()):
+        return [Issue("output", run.output, "is no folder", "give one")]
+    there = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        return [Issue("output", run.output, f"{there} cannot be written", "give another folder")]
+    return []
+
+
 def classifier_missing(run: Classify) -> list[Issue]:
     """What it reads and is not there."""
-    issues = []
+    issues = [
+        Issue(name, pattern, "there is no such file", "give JSON lines: a file or a glob, compressed or not")
+        for name in NEEDED[run.task].keys() & {"documents", "others"}
+        if "://" not in (pattern := getattr(run, name))
+        and not any(map(os.path.isfile, glob.iglob(pattern, recursive=True)))
+    ]
     if run.labels and not (Path(run.labels) / "labels.jsonl").is_file():
         remedy = "make them by task=label, and give its output"
         issues.append(Issue("labels", run.labels, "there are no labels in it", remedy))

@@ -376,7 +376,7 @@ def _empty(run: Any) -> list[Issue]:
 def _output(run: Any) -> list[Issue]:
     """The file that a recipe writes after all its work has to have a place."""
     output = getattr(run, "output", None)
-    if output is None:
+    if output is None or (isinstance(run, Classify) and run.task in ("label", "encoder")):  # of which it is a folder
         return []
     path = Path(output)
     if path.is_dir() or not output.strip():

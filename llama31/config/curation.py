@@ -375,7 +375,7 @@ class Classify:
     )
     classes: dict[str, str] = key({}, "of criteria=knowledge: classes and what each means; empty: thirteen of ours")
     characters: int = key(3000, "how much of a document is shown", low=1)
-    limit: int | None = key(None, "documents to label, the first ones; null: all", low=1)
+    limit: int | None = key(None, "documents to label, drawn from all by a hash of their text; null: all", low=1)
     server: Server = field(default_factory=Server)
     base: str = key(
         "", "of task=encoder: folder of a model such as DistilRoBERTa; of a config.json alone: from nothing"

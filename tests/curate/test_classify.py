@@ -51,7 +51,7 @@ def test_labels_of_a_server_become_a_model_of_classes(tmp_path: Path, capsys: py
     with serving(Librarian()) as url:
         asked = [f"documents={both}", f"output={folder}", f"server.urls=[{url}]", "criteria=knowledge"]
         said = run(capsys, "task=label", *asked, "classes={bread: baking, sea: ships}", "limit=70")
-    assert said["labels"] == {"bread": 40, "sea": 30}
+    assert said["labels"] == {"bread": 33, "sea": 37}  # drawn from all of the file, not its first lines
     said = run(capsys, "task=knowledge", f"labels={folder}", f"output={tmp_path}/kind.bin", "fast_text.dimension=8")
     assert said["held_out"]["accuracy"] == 1 and FastText(tmp_path / "kind.bin").best("flour and salt")[0] == "bread"
 
@@ -87,6 +87,9 @@ def test_cited_pages_are_told_from_others_and_languages_from_each_other(
         (["task=encoder", "labels=/tmp", "base=/tmp"], "base=/tmp: there is no config.json in it"),
         (["task=cited", "documents=a"], "others=: task=cited needs it; give JSON lines"),
         (["task=language"], "documents=: task=language needs it"),
+        (["task=cited", "documents=conf/*.yaml", "others=a/**/b"], r"^others=a/\*\*/b: there is no such file"),
+        (["task=encoder", "labels=/tmp", "base=/tmp", "output=conf"], "output=conf: it is there already; take it away"),
+        (["task=label", "documents=a", "output=README.md"], "output=README.md: is no folder"),
         (["task=label", "documents=a", "classes={a: b}"], "classes=a: grades have none; give criteria=knowledge too"),
     ],
 )

@@ -1,8 +1,8 @@
 """Scores by an encoder, such as the report's DistilRoBERTa: Hugging Face's folder, asked in batches of like length.
 
 `training` writes such folders, with `scorer.json`, by which its outputs become probabilities. A folder from elsewhere
-does too: without `scorer.json` its logits are taken as they are. The first `max_tokens` tokens of a document are read.
-torch and transformers are imported when the first document comes.
+does too: without `scorer.json` its logits are taken as they are. The first `max_tokens` tokens of a document are read,
+as many as it was trained on. torch and transformers are imported when the first document comes.
 """
 
 from __future__ import annotations
@@ -68,11 +68,14 @@ def windows(documents: Iterable[Document], size: int) -> Iterator[list[Document]
 
 
 class Encoder:
-    """A classifier of texts by its folder. Raises ValueError (key `model`) where there is none.
+    """A classifier of texts by its folder.
+
+    Raises ValueError (key `model`) where there is none, or one without a classifier: its scores would be drawn by lot.
 
     Args:
         folder: Hugging Face's: config.json, weights, tokenizer; and scorer.json where `training` wrote it.
-        max_tokens: the longest text, in tokens; the model's own limit where that is lower.
+        max_tokens: the longest text, in tokens; the model's own limit where that is lower. None: as scorer.json says
+            that it was trained, for of longer texts its scores are no probabilities; 512 where nothing says so.
         batch_tokens: tokens of a batch, padding included.
         threads: torch's, on a CPU: one, for datatrove runs a task per core.
         device: "" for the GPU where there is one.
@@ -81,7 +84,7 @@ class Encoder:
     def __init__(
         self,
         folder: str | Path,
-        max_tokens: int = MAX_TOKENS,
+        max_tokens: int | None = None,
         batch_tokens: int = BATCH_TOKENS,
         threads: int = 1,
         device: str = "",
@@ -96,12 +99,19 @@ class Encoder:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if self.device == "cpu":
             torch.set_num_threads(threads)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        network = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True)
+        # of what is longer transformers would warn, though it is cut here
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, model_max_length=2**30)
+        network, absent = loaded(AutoModelForSequenceClassification, folder)
+        if absent:
+            raise ValueError(
+                f"model={folder}: it has no weights for {', '.join(absent)}, so its scores would be drawn by lot; "
+                "train one from it: python -m recipes.classify task=encoder base=..."
+            )
         self.network = network.to(self.device).eval()
-        self.max_tokens = min(max_tokens, positions(network.config))
         path = Path(folder) / SCORER
         self.described: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        trained = self.described.get("settings", {}).get("max_tokens", MAX_TOKENS)
+        self.max_tokens = min(trained if max_tokens is None else max_tokens, positions(network.config))
         names = [name for _, name in sorted(network.config.id2label.items())]
         self.classes: list[str] = self.described.get("classes") or names
         self.padded, self.tokens, self.cut = 0, 0, 0
@@ -140,6 +150,25 @@ class Encoder:
     def _cut(self, ids: list[int]) -> list[int]:
         """At most `max_tokens`, the last of them, which marks the end, kept."""
         return ids if len(ids) <= self.max_tokens else [*ids[: self.max_tokens - 1], ids[-1]]
+
+
+def loaded(kind: Any, folder: str | Path, **settings: Any) -> tuple[Any, list[str]]:
+    """A network by its folder, and the names of weights that are not in it, or of another shape, sorted.
+
+    transformers says so in a table on the console, draws them by lot and goes on; here whoever asks decides.
+    """
+    from transformers.utils import logging
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        network, said = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **settings)
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+    return network, sorted({*said["missing_keys"], *(name for name, *_ in said["mismatched_keys"])})
 
 
 def prepared(text: str, max_tokens: int) -> str:
@@ -195,7 +224,7 @@ class EncoderFilter(BaseFilter):
         thresholds: Mapping[str, float] | None = None,
         only: Mapping[str, str] | None = None,
         window: int = 2048,
-        max_tokens: int = MAX_TOKENS,
+        max_tokens: int | None = None,
         batch_tokens: int = BATCH_TOKENS,
         threads: int = 1,
         device: str = "",

@@ -7,6 +7,8 @@ Positives are pages that articles of Wikipedia cite, negatives are pages drawn f
 from __future__ import annotations
 
 import hashlib
+import heapq
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
+from datatrove.utils.logging import logger
 
 from llama31.curate.fast_text import model as fasttext_model
 from llama31.curate.fast_text.model import FastText, FastTextSettings
@@ -89,15 +92,18 @@ class FastTextFilter(BaseFilter):
         return self._loaded.all(prepared)[self.label] if prepared else 0.0
 
 
-def read(path: str, text_key: str = "text") -> tuple[list[Document], dict[str, int]]:
+def read(path: str, text_key: str = "text", limit: int | None = None) -> tuple[list[Document], dict[str, int]]:
     """Documents of JSON lines, a file or a glob, compressed or not, and what was left out, by kind.
 
-    Raises ValueError (key `path`) where there is none.
+    `limit`: so many of them, drawn by a hash of their text, of all files alike; of a higher one they are a part. No
+    more stand in memory. Raises ValueError (key `path`) where there is none.
     """
-    folder, _, name = path.rpartition("/")
+    folder, name = re.fullmatch(r"((?:[^*?\[]*/)?)(.*)", path, re.DOTALL).groups()  # type: ignore[union-attr]
+    logger.disable("datatrove.pipeline.readers")  # it says the name of every file
     reader = LinesReader(folder or ".", source=name, text_key=text_key, glob_pattern=name)
     try:
-        documents = [*reader.run()]
+        rows = reader.run()
+        documents = [*rows] if limit is None else heapq.nsmallest(limit, rows, key=lambda one: _place(one.text))
     except RuntimeError as error:  # datatrove's, of a pattern that nothing has
         raise ValueError(f"path={path}: {error}; give JSON lines") from error
     if not documents:
@@ -108,8 +114,12 @@ def read(path: str, text_key: str = "text") -> tuple[list[Document], dict[str, i
 
 def held_out(text: str, share: float, seed: int = 0) -> bool:
     """Whether a text belongs to the share that is not trained on: by its hash, so that equal ones never part."""
-    digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8, key=str(seed).encode()).digest()
-    return int.from_bytes(digest, "big") < share * 2**64
+    return _place(text, str(seed)) < share * 2**64
+
+
+def _place(text: str, key: str = "drawn") -> int:
+    digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8, key=key.encode()).digest()
+    return int.from_bytes(digest, "big")
 
 
 def train(

@@ -67,6 +67,7 @@ def train(
     classes: Sequence[str] = (),
     target: Callable[[str], float] | None = None,
     settings: EncoderSettings | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
     **also: Any,
 ) -> dict[str, Any]:
     """Train on labels, write the folder, and return what its scorer.json says.
@@ -77,6 +78,7 @@ def train(
         base: folder of an encoder that is taken on; without weights in it the network begins from its config.json.
         classes: labels, each an output of the network, for a model that tells them apart.
         target: label -> 0 to 1, for a model with one output; instead of `classes`.
+        progress: is told (done, all) steps.
         also: goes into scorer.json, as the criteria.
 
     Raises ValueError for labels that are no class, and where too few texts are left to train on or to judge by.
@@ -92,7 +94,7 @@ def train(
     if classes:
         trainer.network.config.id2label = dict(enumerate(classes))
         trainer.network.config.label2id = {name: place for place, name in enumerate(classes)}
-    losses = trainer.fit([one.text for one in parts["train"]], wanted["train"])
+    losses = trainer.fit([one.text for one in parts["train"]], wanted["train"], progress)
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -170,16 +172,19 @@ class _Trainer:
         torch.manual_seed(settings.seed)
         self.tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
         if any(base.glob("*.safetensors")) or any(base.glob("pytorch_model*.bin")):
-            network = AutoModelForSequenceClassification.from_pretrained(
-                base, num_labels=outputs, local_files_only=True, ignore_mismatched_sizes=True
+            network, absent = encoder.loaded(
+                AutoModelForSequenceClassification, base, num_labels=outputs, ignore_mismatched_sizes=True
             )
+            _is_pretrained(base, absent, network.base_model_prefix)
         else:
             described = AutoConfig.from_pretrained(base, num_labels=outputs, local_files_only=True)
             network = AutoModelForSequenceClassification.from_config(described)
         self.network = network.float().to(self.device)
         self.max_tokens = min(settings.max_tokens, encoder.positions(network.config))
 
-    def fit(self, texts: Sequence[str], targets: NDArray[np.float64]) -> list[float]:
+    def fit(
+        self, texts: Sequence[str], targets: NDArray[np.float64], progress: Callable[[int, int], None]
+    ) -> list[float]:
         """Train; returns the mean loss of each epoch."""
         torch, chosen = self.torch, self.settings
         ids = self.tokenizer(
@@ -188,7 +193,8 @@ class _Trainer:
         steps = chosen.epochs * math.ceil(len(texts) / chosen.batch_size)
         optimizer = self._optimizer()
         rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._rate(step, steps))
-        losses = []
+        losses: list[float] = []
+        done = 0
         self.network.train()
         for epoch in range(chosen.epochs):
             total = 0.0
@@ -200,6 +206,8 @@ class _Trainer:
                 rate.step()
                 optimizer.zero_grad(set_to_none=True)
                 total += float(loss.detach()) * len(batch)
+                done += 1
+                progress(done, steps)
             losses.append(total / len(ids))
         return losses
 
@@ -230,6 +238,15 @@ class _Trainer:
         if logits.shape[1] == 1:
             return torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0].float(), wanted.float())
         return torch.nn.functional.cross_entropy(logits.float(), wanted.long())
+
+
+def _is_pretrained(base: Path, absent: Sequence[str], prefix: str) -> None:
+    """Whether the encoder's own weights are there, but for a pooler's: a new classifier stands on nothing else."""
+    if own := [name for name in absent if name.startswith(f"{prefix}.") and ".pooler." not in name]:
+        raise ValueError(
+            f"base={base}: {len(own)} weights of the encoder are not in it, {own[0]} the first; give a whole model, or "
+            "one of a config.json alone to begin from nothing"
+        )
 
 
 def order(lengths: Sequence[int], batch_size: int, seed: int) -> Iterator[list[int]]:
