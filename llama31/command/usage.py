@@ -42,7 +42,13 @@ def help_text(schema: type, folders: Sequence[Path]) -> str:
 
 
 def _key_lines(schema: type) -> Iterator[str]:
+    """Each key; before the first of a section what its class says it is."""
+    hints, section = typing.get_type_hints(schema), ""
     for name, hint, field in keys(schema):
+        if section != (section := name.partition(".")[0] if "." in name else "") and dataclasses.is_dataclass(
+            hints.get(section)
+        ):
+            yield f"  {section}: {(hints[section].__doc__ or '').strip().partition(chr(10))[0]}"
         choices = field.metadata.get("choices") or ()
         kinds = "|".join(choices) if choices else kind(hint)
         yield f"  {name}  ({kinds}; {_default(field)})"

@@ -13,7 +13,11 @@ from llama31.config.sections import Cluster, Parallel, Tokenizer, TrainedPrecisi
 class Server:
     """Who answers. The report samples with PagedAttention: vLLM, behind HTTP and in an environment of its own."""
 
-    urls: list[str] = key([], "servers with OpenAI's API, such as http://node1:8000/v1; empty: our own decoder")
+    urls: list[str] = key(
+        [],
+        "servers with OpenAI's API, such as http://node1:8000/v1; empty: our own decoder, or of a judge of synthesis "
+        "the same servers",
+    )
     model: str | None = key(None, "name of the model there; null: the only one that it lists, or its own choice")
     api: str = key(
         "completions",

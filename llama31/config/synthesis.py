@@ -132,7 +132,7 @@ class SynthesisJobs:
     cpus: int = key(8, "cores of each, on which checks run", low=1)
     partition: str | None = key(None, "partition; null: Slurm's default")
     account: str | None = key(None, "account that pays; null: Slurm's default")
-    time: str | None = key(None, "time limit of an element as sbatch reads it; null: that of slurm/synthesize.sh")
+    time: str | None = key(None, "time limit of an element as sbatch reads it; null: that of the script in slurm/")
     options: str = key("", "further options of sbatch: 'job.options=--exclude=n3 --qos=high'")
     gathering: str = key("", "those of the job that gathers alone: 'job.gathering=--gpus=1' for its embeddings")
 

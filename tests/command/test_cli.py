@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,9 @@ def test_help_lists_every_key(recipe: str, quick: Command) -> None:
     for name, _, field in usage.keys(RECIPES[recipe]):
         assert f"  {name}  (" in result.stdout
         assert field.metadata["help"] in result.stdout
+    for name, hint in typing.get_type_hints(RECIPES[recipe]).items():
+        if dataclasses.is_dataclass(hint):
+            assert f"  {name}: {str(hint.__doc__).strip().splitlines()[0]}\n" in result.stdout
     assert result.stderr.splitlines()[-1] == "imported:"
 
 
