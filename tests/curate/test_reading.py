@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import datetime
 import gzip
 import io
@@ -272,6 +273,40 @@ def test_json_lines(pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
     if pack is gzip.compress:
         path.write_bytes(path.read_bytes()[:-20])
         assert read(LinesReader(str(tmp_path), "rows"))[1]["broken file"] == 1
+
+
+def test_lines_are_read_by_what_they_are_and_not_by_their_name(tmp_path: Path) -> None:
+    """A mark of UTF-8 before the first line, Latin letters, gzip without its name; bytes for text in Parquet."""
+    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in ("Größe", "Maß"))
+    for name, data in {
+        "a": codecs.BOM_UTF8 + lines.encode(), "b": lines.encode("latin-1"), "c": gzip.compress(lines.encode()),
+    }.items():  # fmt: skip
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.jsonl").write_bytes(data)
+        documents, left_out = read(LinesReader(str(tmp_path / name), "rows"))
+        assert [one.text for one in documents] == ["Größe", "Maß"] and not left_out
+    parquet.write_table(pyarrow.table({"text": ["Größe".encode(), b"Ma\xdf"]}), tmp_path / "a.parquet")
+    assert [one.text for one in read(ParquetReader(str(tmp_path), "rows"))[0]] == ["Größe", "Maß"]
+
+
+def test_a_file_of_zstd_that_is_cut_is_counted(tmp_path: Path) -> None:
+    """zstandard's own reader ends there as at the end of a whole one: half of a file would be gone without a word."""
+    chance = random.Random(1)
+    data = Z.compress(b"".join(json.dumps({"text": chance.randbytes(200).hex()}).encode() + b"\n" for _ in range(3000)))
+    (tmp_path / "a.jsonl.zst").write_bytes(data[: len(data) // 2])
+    documents, left_out = read(LinesReader(str(tmp_path), "rows"))
+    assert 0 < len(documents) < 3000 and left_out == {"broken file": 1}
+
+
+def test_pages_are_read_by_what_they_are(tmp_path: Path) -> None:
+    """Compressed ones that are called so, UTF-32, a zero that strayed into a page; no document of what is none."""
+    page = "<html><body><p>Größe</p></body></html>"
+    files = {"a.html.gz": gzip.compress(page.encode()), "b.html": page.encode("utf-32"), "c.html": b"%PDF-1.5 x"}
+    files |= {"d.html.zst": Z.compress(page.encode()), "e.html": page.replace("Gr", "\0Gr").encode()}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    documents, left_out = read(FolderReader(str(tmp_path), "mine"))
+    assert [one.text.replace("\0", "") for one in documents] == [page] * 4 and left_out == {"no page: pdf": 1}
 
 
 def test_values_that_json_cannot_hold_and_dates() -> None:

@@ -50,6 +50,8 @@ RUN = re.compile(rb"[\x80-\xff]+")
 CONTROLS = re.compile(rb"[\x80-\x9f]")  # in ISO 8859; in what Windows has instead quotation marks and dashes
 BEYOND_ASCII = re.compile(r"[^\x00-\x7f]+")
 SAMPLE = 1 << 16
+WIDE = 10  # of so many bytes at least one is zero where ASCII, marks of HTML at the least, takes two bytes
+COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ\0": "xz"}
 
 
 class Unreadable(Exception):
@@ -150,6 +152,11 @@ def _zstd(body: bytes, limit: int) -> bytes:
 DECODERS = {"gzip": _gzip, "x-gzip": _gzip, "deflate": _deflate, "br": _brotli, "brotli": _brotli, "zstd": _zstd}
 
 
+def compression(head: bytes) -> str | None:
+    """What a file is compressed with by its first bytes, whatever its name says: gzip, zstd, bz2, xz; None: not."""
+    return next((name for mark, name in COMPRESSED.items() if head.startswith(mark)), None)
+
+
 def _looks_like_text(body: bytes) -> bool:
     return body.lstrip()[:1] == b"<" and b"\0" not in body[:SAMPLE]
 
@@ -188,6 +195,8 @@ def text(body: bytes, declared: str | None = None) -> tuple[str, str]:
     """
     for mark, name in (
         (codecs.BOM_UTF8, "utf-8-sig"),
+        (codecs.BOM_UTF32_LE, "utf-32"),  # which begins as that of UTF-16 does
+        (codecs.BOM_UTF32_BE, "utf-32"),
         (codecs.BOM_UTF16_LE, "utf-16"),
         (codecs.BOM_UTF16_BE, "utf-16"),
     ):
@@ -200,9 +209,9 @@ def text(body: bytes, declared: str | None = None) -> tuple[str, str]:
         return body.decode(said, "replace"), "declared"
     if b"\x1b$B" in body[:SAMPLE]:  # Japanese in ISO-2022-JP is ASCII throughout, and so valid UTF-8
         return body.decode("iso2022_jp", "replace"), "detected"
-    if b"\0" in body[:SAMPLE]:
-        name = "utf-16-be" if body[:SAMPLE:2].count(0) > body[1:SAMPLE:2].count(0) else "utf-16-le"
-        return body.decode(name, "replace"), "detected"
+    big, little = body[:SAMPLE:2].count(0), body[1:SAMPLE:2].count(0)
+    if WIDE * max(big, little) > min(SAMPLE, len(body)):  # a zero that strayed into other text is none of UTF-16
+        return body.decode("utf-16-be" if big > little else "utf-16-le", "replace"), "detected"
     try:
         return body.decode("utf-8"), "utf-8"
     except UnicodeDecodeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import json
@@ -11,10 +12,10 @@ from typing import Any
 
 import orjson
 import pyarrow
+import zstandard
 from datatrove.data import Document
 from datatrove.io import DataFolderLike
 from fsspec.compression import compr
-from fsspec.utils import infer_compression
 from pyarrow import parquet
 
 from llama31.curate.reading import bodies
@@ -22,6 +23,7 @@ from llama31.curate.reading.bodies import Unreadable
 from llama31.curate.reading.documents import LIMIT_BYTES, CountingReader, declared_language, language_code
 
 ROWS = 64  # of a Parquet file at a time
+PIECE = 1 << 12  # bytes of a compressed file at a time, which expand to 128 MB at most
 
 
 class FolderReader(CountingReader):
@@ -44,6 +46,10 @@ class FolderReader(CountingReader):
                 body = file.read(self.limit_bytes + 1)
             if len(body) > self.limit_bytes:
                 raise Unreadable("too long", f"more than {self.limit_bytes} bytes")
+            if (packed := bodies.compression(body)) in ("gzip", "zstd"):
+                body = bodies.decoded(body, packed, self.limit_bytes)
+            elif packed or body.startswith(b"%PDF-"):
+                raise Unreadable("no page: " + (packed or "pdf"))
             text, charset = bodies.text(body)
             if charset == "replaced":
                 self.stat_update("pages with characters that could not be read")
@@ -95,6 +101,8 @@ class RecordsReader(CountingReader):
         row = (nested if isinstance(nested, dict) else {} if nested is None else {"metadata": nested}) | row
         for key in ("url", "date", "language"):  # as datatrove writes them
             taken[key] = row.pop(self.columns[key], None) if taken[key] is None else taken[key]
+        if isinstance(taken["text"], bytes):
+            taken["text"] = bodies.text(taken["text"])[0]
         if not isinstance(taken["text"], str):
             kind = "without text" if taken["text"] is None else "text that is none"
             self.left_out(Unreadable(kind, f"columns {sorted(map(str, row))}; text_key={self.columns['text']}"), where)
@@ -123,10 +131,11 @@ class LinesReader(RecordsReader):
         """The documents of a file."""
         with (
             self.data_folder.open(filepath, "rb", compression=None) as raw,
-            _expanded(raw, infer_compression(filepath)) as file,
+            _expanded(raw) as file,
         ):
             self.place = raw.tell
             for number, line in enumerate(_lines(file, 2 * self.limit_bytes + LIMIT_BYTES)):
+                line = line.removeprefix(codecs.BOM_UTF8) if line and not number else line
                 where = f"{filepath}:{number + 1}"
                 with self.track_time():
                     document = self._line(line, where)
@@ -143,7 +152,7 @@ class LinesReader(RecordsReader):
             row = orjson.loads(line)
         except orjson.JSONDecodeError:
             try:  # NaN, which orjson refuses, and bytes that are not UTF-8
-                row = json.loads(line.decode("utf-8", "replace"))
+                row = json.loads(bodies.text(line)[0])
                 self.stat_update("lines that are not strict JSON")
             except (ValueError, RecursionError) as error:
                 self.left_out(Unreadable("no JSON", str(error)), where)
@@ -151,9 +160,39 @@ class LinesReader(RecordsReader):
         return self.record(row, where)
 
 
-def _expanded(raw: Any, compression: str | None) -> Any:
-    """A file as fsspec opens one that is compressed; here what lies below it can be asked where it is."""
-    return compr[compression](raw, mode="r") if compression else contextlib.nullcontext(raw)
+def _expanded(raw: Any) -> Any:
+    """What a file holds, compressed or not; what lies below it can be asked where it is."""
+    kind = bodies.compression(raw.read(6))
+    raw.seek(0)
+    if kind == "zstd":
+        return contextlib.nullcontext(io.BufferedReader(_Frames(raw), 1 << 20))
+    return compr[kind](raw, mode="r") if kind else contextlib.nullcontext(raw)
+
+
+class _Frames(io.RawIOBase):
+    """Frames of zstd one behind the other; EOFError where the last is cut, of which zstandard's reader says nothing."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._rest, self._ready = file, b"", b""
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Some bytes; 0 at the end."""
+        while not self._ready:
+            data = self._rest or self._file.read(PIECE)
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("its compressed end is missing")
+                return 0
+            frame = self._frame or zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+            self._ready = frame.decompress(data)
+            self._frame, self._rest = (None, frame.unused_data) if frame.eof else (frame, b"")
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
 
 
 def _lines(file: Any, limit: int) -> Iterator[bytes | None]:
