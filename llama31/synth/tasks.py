@@ -134,10 +134,16 @@ def _tools(run: config.Synthesize) -> list[str]:
 
 
 def _long(run: config.Synthesize) -> Capability:
-    from llama31.synth.long_context import building
+    from llama31.synth.long_context.lengths import DocumentLengths
+    from llama31.synth.long_context.questions import LongQuestions
+    from llama31.synth.long_context.repositories import LongCode
+    from llama31.synth.long_context.summaries import LongSummaries
 
-    settings: config.LongSynthesis = getattr(run, run.task)
-    return building.build(run.task, settings)
+    settings: Any = getattr(run, run.task)
+    lengths = DocumentLengths(settings.tokenizer, settings.buckets)
+    if run.task == "long_questions":
+        return LongQuestions(settings, lengths)
+    return LongSummaries(settings, lengths) if run.task == "long_summaries" else LongCode(settings, lengths)
 
 
 def _questions(run: config.Synthesize) -> Capability:
@@ -320,10 +326,11 @@ def finish(run: config.Synthesize, begun: BegunSynthesis) -> tuple[dict[str, Any
     """Gather all shards; returns what summary.json says, and the page."""
     with folder.gathering(begun.path, asdict(run), _gathered_of(run)):
         places = {item.id: item.index for item in read(run)}
-        summary = gather.gather(begun.path, begun.provenance, places)
+        samples = page.PageSamples(run.samples)
+        summary = gather.gather(begun.path, begun.provenance, places, samples.add)
         if run.task.startswith("long_"):
             from llama31.synth.long_context import mixing
 
             settings: config.LongSynthesis = getattr(run, run.task)
             print(mixing.write(begun.path, settings.short, settings.share), flush=True)
-        return summary, page.write(begun.path, f"{run.name}: {run.task}", summary, run.samples, places)
+        return summary, page.write(begun.path, f"{run.name}: {run.task}", summary, samples)

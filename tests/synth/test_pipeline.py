@@ -169,7 +169,8 @@ def test_what_does_not_parse_is_asked_once_more_and_counted(tmp_path: Path) -> N
     assert numbers == {"right": [1], "late": [2], "cut": [3], "never": []}
     assert results["never"]["dropped"] == "unparsed own/number" and results["never"]["unread"] == "none"
     assert "unread" not in results["late"]
-    told = page.write(tmp_path, "t", gather.gather(tmp_path, {})).read_text()
+    samples = page.PageSamples()
+    told = page.write(tmp_path, "t", gather.gather(tmp_path, {}, seen_by=samples.add), samples).read_text()
     assert "<pre>none</pre>" in told and "had not the form that it asks for" in told
     assert results["late"]["counts"] == {"unparsed own/number": 1}
     assert results["cut"]["counts"] == {"unfinished own/number": 1}
@@ -300,10 +301,11 @@ def test_occupancy_counts_only_while_it_should(monkeypatch: pytest.MonkeyPatch) 
 def test_results_of_items_that_the_input_has_no_more_are_left_out_and_counted(tmp_path: Path) -> None:
     scripted.run(tmp_path, Doubling(), NUMBERS, Scripted(doubles))
     places = {str(n): place for place, n in enumerate((20, 7, 2, 4))}  # one is new, and their order another
-    summary = gather.gather(tmp_path, {}, places)
+    samples = page.PageSamples()
+    summary = gather.gather(tmp_path, {}, places, samples.add)
     assert (summary["items"], summary["kept"], summary["missing"], summary["of_other_input"]) == (3, 2, 1, 9)
     assert [line["messages"][0]["content"] for line in read_lines(tmp_path / "dialogs.jsonl")] == ["7", "2"]
-    told = page.write(tmp_path, "t", summary, 5, places).read_text()
+    told = page.write(tmp_path, "t", summary, samples).read_text()
     assert (
         "9 of another input left out" in told
         and "1 have no result yet" in told

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
@@ -57,7 +57,12 @@ def results(
                 yield json.loads(opened[path].readline())
 
 
-def gather(folder: Path, settings: Mapping[str, Any], input_places: Mapping[str, int] | None = None) -> dict[str, Any]:
+def gather(
+    folder: Path,
+    settings: Mapping[str, Any],
+    input_places: Mapping[str, int] | None = None,
+    seen_by: Callable[[Mapping[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
     """Write the files of all records and return what summary.json says.
 
     Records that say the same are written once, the first of the input. Files of kinds that are none any more go.
@@ -66,6 +71,7 @@ def gather(folder: Path, settings: Mapping[str, Any], input_places: Mapping[str,
         settings: what answers were drawn with; part of every record's provenance.
         input_places: see `results`; items of the input without a result are counted as missing, results of others as
             of_other_input.
+        seen_by: is shown each result.
     """
     counts, dropped, kinds, repeated = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     items, prompts, models = Counter[str](), dict[str, str](), dict[str, set[str]]()
@@ -73,6 +79,7 @@ def gather(folder: Path, settings: Mapping[str, Any], input_places: Mapping[str,
     with ExitStack() as stack:
         written: dict[str, TextIO] = {}
         for result in results(folder, input_places, others):
+            seen_by(result)
             items["kept" if result["dropped"] is None else "dropped"] += 1
             counts.update(result["counts"])
             prompts |= result["provenance"]["prompts"]

@@ -7,6 +7,7 @@ import heapq
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,32 @@ STYLE = """
 """
 
 
-def write(
-    folder: Path, title: str, summary: Mapping[str, Any], samples: int = 5,
-    input_places: Mapping[str, int] | None = None, characters: int = 3000,
-) -> Path:  # fmt: skip
-    """Write summary.html, whole or not at all, with so many records of each kind and items of each reason.
+@dataclass
+class PageSamples:
+    """Records by kind and dropped items by reason, the `count` of each whose hashes are lowest."""
 
-    input_places: see `gather.results`.
-    """
-    kept, dropped = _drawn(folder, samples, input_places)
+    count: int = 5
+    _heaps: dict[tuple[bool, str], list[tuple[int, int, Any]]] = field(default_factory=lambda: defaultdict(list))
+    _number: int = 0
+
+    def add(self, result: Mapping[str, Any]) -> None:
+        """Look at one result."""
+        rank = -int.from_bytes(hashlib.sha256(result["item"].encode()).digest()[:8], "big")
+        shown = [((True, kind), record) for kind, made in result["records"].items() for record in made[:1]]
+        shown = shown or [((False, result["dropped"]), _told(result))]
+        for key, record in shown:
+            heap = self._heaps[key]
+            (heapq.heappush if len(heap) < self.count else heapq.heappushpop)(heap, (rank, self._number, record))
+        self._number += 1
+
+    def drawn(self, kept: bool) -> dict[str, list[Any]]:
+        """Records by kind, or dropped items by reason."""
+        heaps = sorted((name, heap) for (whether, name), heap in self._heaps.items() if whether is kept)
+        return {name: [record for _, _, record in sorted(heap, reverse=True)] for name, heap in heaps}
+
+
+def write(folder: Path, title: str, summary: Mapping[str, Any], samples: PageSamples, characters: int = 3000) -> Path:
+    """Write summary.html, whole or not at all, with what was drawn to read."""
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="sub">{escape(folder)}</p>',
@@ -43,30 +61,13 @@ def write(
         f"<h2>Why items were dropped</h2>{_reasons(summary)}",
         f"<h2>Counted on the way</h2>{_counts(summary)}",
         "<h2>To read</h2><p class='sub'>Drawn by a hash of each item's name, whatever the number of shards.</p>",
-        *(_records(kind, records, characters) for kind, records in kept.items()),
-        *(_items(reason, items, characters) for reason, items in dropped.items()),
+        *(_records(kind, records, characters) for kind, records in samples.drawn(True).items()),
+        *(_items(reason, items, characters) for reason, items in samples.drawn(False).items()),
         f"<h2>Made with</h2>{_made_with(summary)}",
     ]
     page = document(title, "".join(parts), f"The same in numbers: {gather.SUMMARY}.", STYLE)
     files.write_whole(folder / NAME, page)
     return folder / NAME
-
-
-def _drawn(
-    folder: Path, count: int, input_places: Mapping[str, int] | None
-) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-    """Records by kind and dropped items by reason, the `count` of each whose hashes are lowest."""
-    heaps: dict[tuple[bool, str], list[tuple[int, int, Any]]] = defaultdict(list)
-    for number, result in enumerate(gather.results(folder, input_places)):
-        rank = -int.from_bytes(hashlib.sha256(result["item"].encode()).digest()[:8], "big")
-        shown = [((True, kind), record) for kind, made in result["records"].items() for record in made[:1]]
-        shown = shown or [((False, result["dropped"]), _told(result))]
-        for key, record in shown:
-            (heapq.heappush if len(heaps[key]) < count else heapq.heappushpop)(heaps[key], (rank, number, record))
-    order = {key: [record for _, _, record in sorted(heap, reverse=True)] for key, heap in sorted(heaps.items())}
-    return {name: one for (kept, name), one in order.items() if kept}, {
-        name: one for (kept, name), one in order.items() if not kept
-    }
 
 
 def _told(result: Mapping[str, Any]) -> dict[str, str]:
