@@ -36,6 +36,22 @@ def problems(run: Synthesize) -> list[Issue]:
                     f"give at least function_dialogs.{least}={getattr(keys, least)}",
                 )
                 issues.append(Issue(f"function_dialogs.{most}", getattr(keys, most), problem, remedy))
+    issues += _rewarded(run) if run.task == "mathematics" and run.part != "gather" and not run.dry_run else []
+    return issues
+
+
+def _rewarded(run: Synthesize) -> list[Issue]:
+    """Whether there is a reward model for whoever asks one, and one of steps for whoever has solutions without."""
+    wanted, issues = run.mathematics, list[Issue]()
+    asking = {"mathematics.search.scorer": "policy"} if wanted.search.scorer == "reward" else {}
+    asking |= {"mathematics.least_step": "null"} if wanted.least_step is not None else {}
+    if asking and not run.reward.urls:
+        others = " ".join(f"{name}={value}" for name, value in asking.items())
+        remedy = f"give 'reward.urls=[http://node2:8000]', or {others}"
+        issues.append(Issue("reward.urls", "[]", f"{NONE_GIVEN} to ask for {', '.join(asking)}", remedy))
+    if wanted.least_step is not None and wanted.python.enabled:
+        reason = "solutions with Python have no steps that a reward model learned from"
+        issues.append(Issue("mathematics.least_step", wanted.least_step, reason, "give null, or no Python"))
     return issues
 
 

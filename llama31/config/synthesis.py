@@ -193,6 +193,7 @@ class Synthesize:
     checks: int | None = key(None, "checks that run at a time; null: one per core", low=1)
     server: Server = field(default_factory=Server)
     judge: Server = field(default_factory=Server)
+    reward: Server = field(default_factory=Server)
     sampling: SynthesisSampling = field(default_factory=SynthesisSampling)
     factuality: FactualitySynthesis = field(default_factory=FactualitySynthesis)
     steerability: SteerabilitySynthesis = field(default_factory=SteerabilitySynthesis)

@@ -53,6 +53,11 @@ def said(steps: Sequence[str]) -> dict[str, str]:
     return {"role": "assistant", "content": numbered(steps)}
 
 
+def asked(question: str, steps: Sequence[str]) -> tuple[dict[str, Any], ...]:
+    """The messages by which a server is asked for the score of the last of `steps`, with the tokens of `encode`."""
+    return chat.openai(chat.read({"messages": [{"role": "user", "content": question}, said(steps)]}))
+
+
 @dataclass(frozen=True)
 class StepRecord:
     """What is asked, the steps of an answer, and the label of each, 0 to 1; None where the record has no labels."""

@@ -52,7 +52,7 @@ def connect(settings: config.Server, tokenizer: Tokenizer, stops: Mapping[str, i
     return servers
 
 
-class _NoTokens:
+class NoTokens:
     """A tokenizer for servers that are given messages and asked for no ids."""
 
     bos_id, vocab_size = 0, 0
@@ -71,7 +71,7 @@ def connect_chat(settings: config.Server, example: Request) -> list[Server]:
     """
     if not settings.urls:
         raise ValueError("server.urls=[]: this asks a chat model; give the address of a server with OpenAI's API")
-    servers = awaited(settings, _NoTokens(), {})
+    servers = awaited(settings, NoTokens(), {})
     for server in servers:
         names, listed = models(server)
         refusals = []
@@ -91,14 +91,14 @@ def connect_chat(settings: config.Server, example: Request) -> list[Server]:
     return servers
 
 
-def awaited(settings: config.Server, tokenizer: Tokenizer, stops: Mapping[str, int]) -> list[Server]:
+def awaited(
+    settings: config.Server, tokenizer: Tokenizer, stops: Mapping[str, int], kind: type[Server] = Server
+) -> list[Server]:
     """All servers of `settings` that are up, each once, not probed; see `connect` for the wait and for what it raises.
 
     `stops` are the names and ids of the tokens that end an answer.
     """
-    servers = list(
-        {one.url: one for one in (Server(url, settings, tokenizer, stops) for url in settings.urls)}.values()
-    )
+    servers = list({one.url: one for one in (kind(url, settings, tokenizer, stops) for url in settings.urls)}.values())
     until = time.monotonic() + settings.wait_s
     while sick := [server for server in servers if not server.healthy()]:
         for server in sick:

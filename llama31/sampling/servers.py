@@ -24,7 +24,7 @@ from llama31.sampling import answers
 from llama31.sampling.answers import Answer
 
 LONGEST_PAUSE_S = 60.0
-HEALTH = "health"  # an endpoint beside /v1, not under it
+HEALTH, CLASSIFY = "health", "classify"  # endpoints beside /v1, not under it
 NOT_FOUND = 404
 METADATA_TIMEOUT_S = 10.0  # for what a server knows without its model
 HEALTH_TIMEOUT_S = 60.0  # the same, of a server that may be hard at work
@@ -81,7 +81,7 @@ class Capabilities:
 
     url: str
     model: str
-    form: str  # how it takes a prompt: one of PROMPT_FORMATS, or chat
+    form: str  # how it takes a prompt: one of PROMPT_FORMATS, chat, or CLASSIFY
     stops: str  # how it learns where to stop: one of STOPS, or TEMPLATE
     checked: bool  # whether it tells how many tokens it reads, and these are the prompt's
     extra: int = 0  # tokens that its own template read beyond the prompt's, of the prompt that it was tried with
@@ -95,7 +95,7 @@ class Capabilities:
 
     @property
     def endpoint(self) -> str:
-        return "chat/completions" if self.form == "chat" else "completions"
+        return {"chat": "chat/completions", CLASSIFY: CLASSIFY}.get(self.form, "completions")
 
     def summary(self) -> str:
         """One line on what it honours and what not."""
@@ -257,7 +257,7 @@ class Server:
         headers = {"Content-Type": "application/json"}
         if token := os.environ.get(self.settings.key_variable or ""):
             headers["Authorization"] = f"Bearer {token}"
-        address = f"{self.url.removesuffix('/v1') if endpoint == HEALTH else self.url}/{endpoint}"
+        address = f"{self.url.removesuffix('/v1') if endpoint in (HEALTH, CLASSIFY) else self.url}/{endpoint}"
         method, data = ("GET", None) if body is None else ("POST", json.dumps(body))
         client = self._other if body is None else self._client
         wait_s = self.settings.timeout_s if data else min(self.settings.timeout_s, quick_s)

@@ -12,9 +12,10 @@ from llama31 import config
 from llama31.sandbox import cgroups
 from llama31.sandbox.isolation import Sandbox
 from llama31.sandbox.limits import MIB, SandboxLimits
+from llama31.synth.mathematics import reward_servers
 from llama31.synth.pipeline import folder, gather, items, journal, page, shard
 from llama31.synth.pipeline.chat_models import ServedModel
-from llama31.synth.pipeline.draw import JUDGE, POLICY
+from llama31.synth.pipeline.draw import JUDGE, POLICY, REWARD
 from llama31.synth.pipeline.folder import BegunSynthesis
 from llama31.synth.pipeline.items import SynthesisItem
 from llama31.synth.pipeline.shard import Capability, ItemShard
@@ -236,6 +237,7 @@ def opened(run: config.Synthesize, capability: Capability) -> BegunSynthesis:
     }
     settings[run.task] = {name: value for name, value in plain[run.task].items() if name not in NOT_DECIDING}
     settings["models"] = {"server": run.server.model, "judge": run.judge.model}
+    settings["models"] |= {"reward": run.reward.model} if run.reward.model else {}
     provenance = {"sampling": plain["sampling"]}
     return folder.opened(Path(run.folder), settings, provenance, run.prompts, capability.prompts)
 
@@ -295,6 +297,7 @@ def make(run: config.Synthesize, begun: BegunSynthesis, capability: Capability, 
     policy = ServedModel(run.server) if capability.prompts else None
     judge = ServedModel(run.judge, "judge") if policy and run.judge.urls else policy
     models = {POLICY: policy, JUDGE: judge} if policy and judge else {}
+    models |= {REWARD: ServedModel(run.reward, "reward", reward_servers.connect)} if run.reward.urls else {}
     room, total = policy.room if policy else 1, sum(1 for _ in read(run))
 
     def counting(whether: bool) -> None:

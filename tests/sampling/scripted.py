@@ -80,6 +80,7 @@ class Script:
     listed: list[str] | None = field(default_factory=lambda: ["tiny"])  # that it says to serve; None: an error
     counter: Iterator[int] = field(default_factory=itertools.count)
     asked: list[dict[str, Any]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)  # where it was asked
     keys: list[str | None] = field(default_factory=list)
     cookies: list[str | None] = field(default_factory=list)
     moved: bool = False  # whether it stands under /moved, where it sends whoever asks
@@ -204,6 +205,7 @@ def serving(script: Script, host: str = "127.0.0.1") -> Iterator[str]:
                 self.connection.close()
                 return
             script.asked.append(body)
+            script.paths.append(self.path)
             script.keys.append(self.headers["Authorization"])
             script.cookies.append(self.headers["Cookie"])
             with lock:

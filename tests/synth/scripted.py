@@ -12,7 +12,7 @@ from llama31 import config
 from llama31.sampling.answers import Answer
 from llama31.synth.pipeline import shard
 from llama31.synth.pipeline.chat_models import Drawn
-from llama31.synth.pipeline.draw import JUDGE, POLICY
+from llama31.synth.pipeline.draw import JUDGE, POLICY, REWARD
 from llama31.synth.pipeline.items import SynthesisItem
 from llama31.synth.pipeline.prompt_files import PromptFiles
 from llama31.synth.pipeline.shard import Capability, ItemShard
@@ -65,13 +65,14 @@ def run(
     settings: config.SynthesisSampling = DEFAULTS,
     at_once: int = 4,
     requests: int = 4,
+    reward: Scripted | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Results by item, of one shard. With one request at a time several answers come in the order of the script."""
     from llama31.sampling.drawing import read_lines
     from llama31.synth.pipeline import journal
 
     one = ItemShard(folder, number, count)
-    models = {POLICY: model, JUDGE: judge or model}
+    models = {POLICY: model, JUDGE: judge or model} | ({REWARD: reward} if reward else {})
     prompts = PromptFiles()
     prompts.check(capability.prompts)
     with shard.workshop(one.path, models, prompts, settings, requests) as shared:

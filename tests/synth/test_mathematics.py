@@ -67,12 +67,12 @@ def comparer() -> Iterator[Comparer]:
 
 def made(
     folder: Path, comparer: Comparer, model: Any, settings: config.MathematicsSynthesis = PLAIN, runner: Any = None,
-    **record: Any,
+    reward: Any = None, **record: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """What became of one question."""
     capability = Mathematics(settings, config.QuestionsSynthesis(), comparer, runner)
     given = scripted.items({"question": QUESTION, **record})
-    return scripted.run(folder, capability, given, model, requests=1)["0"]
+    return scripted.run(folder, capability, given, model, requests=1, reward=reward)["0"]
 
 
 def said(result: Mapping[str, Any]) -> list[str]:
@@ -262,6 +262,36 @@ def test_continuations_guide_a_search_too(tmp_path: Path, comparer: Comparer) ->
     )
 
 
+def rewarded(last: str, number: int) -> str:
+    """What a step-wise reward model thinks: little of solutions that come to 13, or begin with a wrong sum."""
+    return "0.0625" if "13" in last or "4 + 5 = 8" in last else "0.75"
+
+
+def test_a_reward_model_guides_a_search(tmp_path: Path, comparer: Comparer) -> None:
+    """It reads what it was trained on, as messages, and its scores decide what a search finds without an answer."""
+    settings = replace(SEARCHED, search=config.StepSearch(simulations=4, width=3, scorer="reward"))
+    model, reward = speaker(solve=[WRONG, RIGHT], verify=["Verdict: correct"], next=path), Scripted(rewarded, "steps")
+    result = made(tmp_path, comparer, model, settings, reward=reward)
+    assert said(result) == [RIGHT, "Step 1: 3 + 4 = 7.\n\nStep 2: 7 + 5 = 12, \\boxed{12}"]
+    assert result["provenance"]["models"]["reward"] == ["steps"]
+    record = {"question": QUESTION, "steps": ["3 + 4 = 7.", "7 + 5 = 12, \\boxed{12}"], "labels": [1, 1]}
+    form = chat.Format(Bytes())
+    learned = stepwise.encode(record, form)
+    assert not isinstance(learned, str)
+    (whole,) = [one for one in reward.asked if one[-1]["content"] == stepwise.numbered(record["steps"])]
+    read = form.encode(chat.read({"messages": list(whole)})).tokens
+    assert read.tolist() == learned.sequences[-1][0].tolist(), "the tokens that training saw"
+    assert all(drawn.temperature == 0 for drawn in reward.drawn)
+
+
+def test_right_solutions_with_a_wrong_step_are_left_out(tmp_path: Path, comparer: Comparer) -> None:
+    lucky = "Step 1: 4 + 5 = 8.\n\nStep 2: 8 + 3 = 12, so \\boxed{12}."
+    model, reward = speaker(solve=[lucky, RIGHT], verify=["Verdict: correct"]), Scripted(rewarded)
+    result = made(tmp_path, comparer, model, replace(PLAIN, answers=2, least_step=0.5), reward=reward, answer="12")
+    assert said(result) == [RIGHT] and result["counts"]["right solutions with a wrong step"] == 1
+    assert len(reward.asked) == 4, "of each of the two its two steps"
+
+
 @dataclass(frozen=True)
 class Constant:
     value: float = 0.5
@@ -406,15 +436,18 @@ class Seeded:
         """Nothing waits."""
 
 
-def test_killed_and_resumed_gives_the_same(tmp_path: Path, comparer: Comparer) -> None:
-    search = config.StepSearch(below=1.1, simulations=2)
-    settings = replace(LABELLED, answers=6, labelled=6, corrections=3, search=search)
+@pytest.mark.parametrize("scorer", ["policy", "reward"])
+def test_killed_and_resumed_gives_the_same(scorer: str, tmp_path: Path, comparer: Comparer) -> None:
+    search = config.StepSearch(below=1.1, simulations=2, scorer=scorer)
+    settings = replace(LABELLED, answers=6, labelled=6, corrections=3, search=search, least_step=0.5)
+    reward = Scripted(rewarded)
     says = {
         "solve": [WRONG, RIGHT, OTHER], "verify": ["Verdict: correct", "?"], "score": ["Score: 5", "Score: 8", "?"],
         "next": ["Step 1: 3 + 4 = 7.", "Step 2: 7 + 5 = 12, \\boxed{12}"], "mend": [mend(2, MENDED), mend(1, MENDED)],
         "continue": ["Step 2: \\boxed{12}", "Step 2: \\boxed{13}", SILENT],
     }  # fmt: skip
-    whole = made(tmp_path / "whole", comparer, Seeded(says), settings, answer="12")
+    whole = made(tmp_path / "whole", comparer, Seeded(says), settings, reward=reward, answer="12")
+    every = len(reward.asked)
     assert whole["records"].keys() >= {"dialogs", "preferences", "steps"}
     lines = (tmp_path / "whole" / "shards" / "00000" / journal.STEPS).read_bytes().splitlines(keepends=True)
     shard = tmp_path / "cut" / "shards" / "00000"
@@ -422,8 +455,9 @@ def test_killed_and_resumed_gives_the_same(tmp_path: Path, comparer: Comparer) -
     half = len(lines) // 2
     (shard / journal.STEPS).write_bytes(b"".join(lines[:half]) + lines[half][:7])
     model = Seeded(says)
-    assert made(tmp_path / "cut", comparer, model, settings, answer="12") == whole
-    assert 0 < model.asked < len(lines) - half + 1
+    assert made(tmp_path / "cut", comparer, model, settings, reward=reward, answer="12") == whole
+    again = len(reward.asked) - every
+    assert 0 < model.asked + again < len(lines) - half + 1 and every > 0
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from llama31.slurm import synthesis
 from recipes import synthesize
 from tests.conftest import ROOT
 from tests.sampling.scripted import Script, serving
+from tests.synth.test_reward_servers import Rewarding
 
 
 @dataclass
@@ -50,6 +51,39 @@ def run(*arguments: str) -> None:
     loaded = entry.read(config.Synthesize, "synthesize", list(arguments))[0]
     inputs.check(loaded)
     synthesize.main(loaded)
+
+
+@dataclass
+class Solver(Script):
+    """A chat model whose own solutions are wrong, and whose next steps are right or wrong by turns."""
+
+    def text(self, number: int, prompt: Any, body: Mapping[str, Any], choice: int) -> str:
+        last = prompt[-1]["content"]
+        if "Write the next step alone" in last:
+            total = 12 if number % 2 else 13
+            return "Step 1: 3 + 4 = 7." if "= 7." not in last else f"Step 2: 7 + 5 = {total}, \\boxed{{{total}}}"
+        return "Verdict: correct" if "Check a solution" in last else "Step 1: 3 + 4 = 8.\n\nStep 2: \\boxed{13}"
+
+
+def test_a_served_reward_model_guides_a_search(tmp_path: Path) -> None:
+    """What both servers said is kept: the same command asks neither of them again."""
+    (tmp_path / "problems.jsonl").write_text(json.dumps({"question": "What is 3 + 4 + 5?", "answer": "12"}) + "\n")
+    reward = Rewarding(probs=lambda body: [0.25 if "13" in body["messages"][-1]["content"] else 0.75])
+    with serving(Solver()) as url, serving(reward) as reward_url:
+        made = tmp_path / "made"
+        arguments = ["task=mathematics", "name=m", f"folder={made}", f"input={tmp_path}/problems.jsonl"]
+        arguments += [f"server.urls=[{url}]", "mathematics.search.scorer=reward", "mathematics.search.simulations=3"]
+        arguments += ["mathematics.answers=2", "mathematics.corrections=0", "mathematics.least_step=0.5"]
+        with pytest.raises(config.ConfigError, match=r"reward\.urls=\[\]: .*search\.scorer, mathematics\.least_step"):
+            run(*arguments)
+        run(*arguments, f"reward.urls=[{reward_url}]")
+        (dialog,) = read_lines(made / "dialogs.jsonl")
+        assert "7 + 5 = 12" in dialog["messages"][-1]["content"] and dialog["origin"] == "search"
+        assert dialog["provenance"]["models"]["reward"] == ["tiny"]
+        written, asked = (made / "dialogs.jsonl").read_bytes(), len(reward.asked)
+        run(*arguments, f"reward.urls=[{reward_url}]")
+        assert (made / "dialogs.jsonl").read_bytes() == written
+        assert len(reward.asked) == asked + 2, "whether it is there, and nothing else"
 
 
 def test_from_snippets_to_dialogs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,9 +13,11 @@ import pytest
 import torch
 import yaml
 
+from benchmarks import step_rewards
 from llama31 import config
 from llama31.checkpoint import listing, publish, shards
 from llama31.command import hardware
+from llama31.convert import checkpoints
 from llama31.dialogs import stepwise
 from llama31.judging import scored
 from llama31.judging.score import RewardScorer
@@ -23,6 +25,8 @@ from llama31.model import llama
 from llama31.parallel import mesh
 from llama31.resilience import expectation
 from llama31.runs import metrics
+from llama31.synth.mathematics import reward_servers
+from llama31.synth.pipeline.chat_models import Drawn, ServedModel
 from llama31.tokens import chat
 from llama31.train import reference
 from recipes import dpo, reward, sft
@@ -295,6 +299,34 @@ def scored_by_steps(room: Path, run: config.Reward, capsys: Any) -> None:
     assert "right steps        6" in said_there.replace(",", "")
     with pytest.raises(ValueError, match=r"given\.jsonl, line 3: least_step=0\.5: this answer is not scored by"):
         score_recipe.main(dataclasses.replace(settings, least_step=0.5, steps=False))
+
+
+def test_a_served_step_wise_reward_model_gives_its_own_scores(
+    room: Path, bpe: config.Tokenizer  # noqa: F811
+) -> None:  # fmt: skip
+    """Exported by recipes.convert and asked over HTTP by messages, as a search asks it."""
+    checkpoints.run(
+        config.Convert("to_hf", hf=str(room / "hf"), checkpoint=str(room / "steps"), dtype="fp32", overwrite=True)
+    )
+    answers = [
+        ("words and", ["number more.", "some auch."]),
+        ("Wörter", ["3. more."]),
+        ("more\n", ["a ", "b.", "more"]),
+    ]
+    judge = RewardScorer(
+        str(room / "steps"), config.Parallel(), config.Precision(params="fp32"), mesh.create(config.Parallel())
+    )
+    expected = judge.steps([stepwise.read({"question": asked, "steps": steps}) for asked, steps in answers], 200)
+    mesh.close()
+    with step_rewards.serving(room / "hf") as url:
+        served = ServedModel(config.Server([url]), "reward", reward_servers.connect)
+        drawn = Drawn(0.0, 1.0, 1, 0)
+        found = [
+            [float(served.reply(stepwise.asked(asked, steps[:end]), drawn)[0].text) for end in range(1, len(steps) + 1)]
+            for asked, steps in answers
+        ]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other or [], rtol=1e-5, atol=1e-6)
 
 
 def test_heads_are_not_mixed_up(room: Path, bpe: config.Tokenizer) -> None:  # noqa: F811

@@ -22,9 +22,10 @@ class StepSearch:
     below: float = key(0.2, "share of right solutions below which a question is hard; 0: nothing is searched", low=0)
     scorer: str = key(
         "policy",
-        "whose score of a step guides it: policy (the model itself), judge (judge.urls: a judge, or a reward model "
-        "that writes its score), rollouts (the share of continuations that come to the known answer)",
-        choices=("policy", "judge", "rollouts"),
+        "whose score of a step guides it: policy (the model itself), judge (judge.urls, which writes its score), "
+        "reward (reward.urls: a step-wise reward model, as in the report), rollouts (the share of continuations that "
+        "come to the known answer)",
+        choices=("policy", "judge", "reward", "rollouts"),
     )
     simulations: int = key(12, "nodes that are expanded", low=1)
     width: int = key(3, "next steps drawn at each", low=1)
@@ -54,6 +55,12 @@ class MathematicsSynthesis:
         0.5, "share of the solutions that has to agree where no answer is given, two at least", above=0, high=1
     )
     verifications: int = key(1, "times that the model judges its own solution, correct each time; 0: none", low=0)
+    least_step: float | None = key(
+        None,
+        "least score of each step of a right solution, by the step-wise reward model behind reward.urls (report: "
+        "incorrect intermediate steps are filtered out); null: it is not asked",
+        low=0, high=1,
+    )  # fmt: skip
     labelled: int = key(0, "solutions of each question, wrong ones first, whose steps are labelled; 0: none", low=0)
     rollouts: int = key(8, "continuations of each step of a labelled solution (Math-Shepherd: 8)", low=1)
     corrections: int = key(1, "wrong solutions of each question that the model is asked to mend", low=0)

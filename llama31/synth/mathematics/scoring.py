@@ -9,7 +9,7 @@ from typing import Protocol
 from llama31.dialogs import stepwise
 from llama31.synth.mathematics import solutions
 from llama31.synth.pipeline import parsing
-from llama31.synth.pipeline.draw import Dropped, ItemDraw
+from llama31.synth.pipeline.draw import REWARD, Dropped, ItemDraw
 
 HIGHEST = 10
 
@@ -27,7 +27,7 @@ def read_score(said: str) -> float:
 
 @dataclass(frozen=True)
 class JudgedSteps:
-    """A model's own judgement, or that of a judge or reward model that is served and writes its score.
+    """A model's own judgement, or that of a judge that is served: it writes its score.
 
     What cannot be read twice scores 0 and is counted.
     """
@@ -43,6 +43,19 @@ class JudgedSteps:
             )
         except Dropped:
             return 0.0
+
+
+@dataclass(frozen=True)
+class RewardedSteps:
+    """The probability that the last step is right, of a step-wise reward model that is served."""
+
+    def score(self, draw: ItemDraw, question: str, steps: Sequence[str]) -> float:
+        """See `StepScorer`."""
+        return float(draw.answer(stepwise.asked(question, steps), model=REWARD, temperature=0)["text"])
+
+    def lowest(self, draw: ItemDraw, question: str, steps: Sequence[str]) -> float:
+        """The lowest score of the steps."""
+        return min(self.score(draw, question, steps[:end]) for end in range(1, len(steps) + 1))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from llama31 import config
 from llama31.sandbox.isolation import ProgramRunner
 from llama31.synth.equality.bounded import Comparer
 from llama31.synth.mathematics import corrections, programs, questions, rollouts, search, solutions
-from llama31.synth.mathematics.scoring import JudgedSteps, RolledOutSteps
+from llama31.synth.mathematics.scoring import JudgedSteps, RewardedSteps, RolledOutSteps, StepScorer
 from llama31.synth.mathematics.search import StepTreeSearch
 from llama31.synth.mathematics.solutions import Solution
 from llama31.synth.pipeline import parsing
@@ -146,12 +146,7 @@ class Mathematics:
         wanted = self.settings.search
         if not truth and wanted.scorer == "rollouts":
             return "", []  # continuations cannot be judged
-        scorer = (
-            RolledOutSteps(wanted.rollouts, lambda draw, answers: self._judge(draw, answers, truth))
-            if wanted.scorer == "rollouts"
-            else JudgedSteps(JUDGE if wanted.scorer == "judge" else POLICY)
-        )
-        tree = StepTreeSearch(scorer, wanted.simulations, wanted.width, wanted.depth, wanted.exploration)
+        tree = StepTreeSearch(self._scorer(truth), wanted.simulations, wanted.width, wanted.depth, wanted.exploration)
         right = (lambda answer: self._judge(draw, [answer], truth)[0]) if truth else None
         reached = tree.run(draw, question, right, self.settings.keep)
         if truth:
@@ -163,6 +158,14 @@ class Mathematics:
             DrawnSolution(one, [{"role": "assistant", "content": one.text}], "search", {"reward": score})
             for one, score in reached
         ]
+
+    def _scorer(self, truth: str) -> StepScorer:
+        wanted = self.settings.search
+        if wanted.scorer == "rollouts":
+            return RolledOutSteps(wanted.rollouts, lambda draw, answers: self._judge(draw, answers, truth))
+        if wanted.scorer == "reward":
+            return RewardedSteps()
+        return JudgedSteps(JUDGE if wanted.scorer == "judge" else POLICY)
 
     def _most_reward(
         self, draw: ItemDraw, reached: Sequence[tuple[Solution, float]]
@@ -179,7 +182,7 @@ class Mathematics:
     # --- keeping ---
 
     def _verified(self, draw: ItemDraw, question: str, found: Sequence[DrawnSolution]) -> list[DrawnSolution]:
-        """The first of the right solutions that the model itself finds correct, each time that it is asked."""
+        """The first of the right solutions that the model finds correct each time, and each step the reward model."""
         kept: list[DrawnSolution] = []
         unique: dict[str, DrawnSolution] = {}
         for one in found:
@@ -188,11 +191,18 @@ class Mathematics:
         for one in unique.values():
             if len(kept) == self.settings.keep:
                 break
-            if all(self._finds_correct(draw, question, one.solution) for _ in range(self.settings.verifications)):
-                kept.append(one)
-            else:
+            if not all(self._finds_correct(draw, question, one.solution) for _ in range(self.settings.verifications)):
                 draw.counts["right solutions not verified"] += 1
+            elif self._has_wrong_step(draw, question, one.solution):
+                draw.counts["right solutions with a wrong step"] += 1
+            else:
+                kept.append(one)
         return kept
+
+    def _has_wrong_step(self, draw: ItemDraw, question: str, solution: Solution) -> bool:
+        """Whether the step-wise reward model, where it is asked, finds a step wrong."""
+        least = self.settings.least_step
+        return least is not None and RewardedSteps().lowest(draw, question, solution.steps) < least
 
     def _finds_correct(self, draw: ItemDraw, question: str, solution: Solution) -> bool:
         try:

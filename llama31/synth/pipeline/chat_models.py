@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from llama31 import config
 from llama31.sampling import answers, capability_probe
 from llama31.sampling.answers import Answer
 from llama31.sampling.pool import Pool
-from llama31.sampling.servers import Refused, Request
+from llama31.sampling.servers import Refused, Request, Server
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,23 @@ class ServerOccupancy:
         return self.short_s / self.total_s if self.total_s else 0.0
 
 
-class ServedModel:
-    """A chat model behind servers, each with so many requests under way at most."""
+def connect_chat(settings: config.Server) -> list[Server]:
+    """The servers of a chat model that are up; see `capability_probe.connect_chat`."""
+    return capability_probe.connect_chat(
+        settings, Request((), ({"role": "user", "content": "Say yes."},), 0.0, 1.0, 8, seed=1)
+    )
 
-    def __init__(self, settings: config.Server, key: str = "server") -> None:
+
+class ServedModel:
+    """A chat model behind servers, each with so many requests under way at most; or a reward model (`connect`)."""
+
+    def __init__(
+        self, settings: config.Server, key: str = "server",
+        connect: Callable[[config.Server], list[Server]] = connect_chat,
+    ) -> None:  # fmt: skip
         """Connect to the servers that are up. Raises ValueError (key `KEY.urls`) and RunError as the probe does."""
-        example = Request((), ({"role": "user", "content": "Say yes."},), 0.0, 1.0, 8, seed=1)
         try:
-            servers = capability_probe.connect_chat(settings, example)
+            servers = connect(settings)
         except ValueError as error:
             raise ValueError(str(error).replace("server.", f"{key}.")) from error
         self.room = settings.concurrency * len(servers)

@@ -23,7 +23,7 @@ from llama31.synth.pipeline.items import SynthesisItem, writable
 from llama31.synth.pipeline.journal import Appended, Steps, digest
 from llama31.synth.pipeline.prompt_files import PromptFiles
 
-POLICY, JUDGE = "policy", "judge"
+POLICY, JUDGE, REWARD = "policy", "judge", "reward"
 ATTEMPTS = 2  # an answer that does not parse is asked for once more
 
 
