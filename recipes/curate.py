@@ -76,8 +76,9 @@ def finish(run: config.Curate, known: list[CurationStage]) -> None:
     summary.write(folder, content)
     print(f"{summary.said(content)}\nreport: {page.write(folder, content)}")
     if not content["packed"]:
-        documents = f"{folder / known[-1].name}/documents/*.jsonl.zst"
-        print("no token files" if run.tokens.enabled else f"documents, as recipes.classify reads them: {documents}")
+        left = folder / known[-1].name / "documents"
+        documents = f"documents, as recipes.classify reads them: {left}/*.jsonl.zst"
+        print("no token files" if run.tokens.enabled else documents if left.is_dir() else "no document is left")
         return
     mixture, said = sources.mixed(folder, run.mixture)
     path = sources.write_data(folder, run.name, mixture)

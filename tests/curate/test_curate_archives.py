@@ -56,6 +56,10 @@ def test_archives_that_end_early_and_pages_that_expand_a_thousandfold(tmp_path: 
     assert sum(reasons.values()) >= 3  # the last page of the one that is cut, and two files that are none
 
 
+def test_a_thousand_millions_of_bytes_are_no_billion() -> None:
+    assert [page.in_bytes(size) for size in (0, 999, 1.67e9, 2e12)] == ["0B", "999B", "1.67GB", "2TB"]
+
+
 def test_texts_that_are_hardly_any(tmp_path: Path) -> None:
     (tmp_path / "pages").mkdir()
     texts = [

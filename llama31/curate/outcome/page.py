@@ -76,6 +76,11 @@ def _read(stages: list[Summary]) -> tuple[int, int]:
     return sum(block["documents"] for block in readers), sum(block["bytes"] for block in readers)
 
 
+def in_bytes(size: float) -> str:
+    """Bytes, whose thousand millions are no B: 1670000000 is 1.67GB."""
+    return f"{count(size)}B".replace("BB", "GB")
+
+
 def _passing(stages: list[Summary]) -> Iterator[tuple[Summary, Summary]]:
     """Blocks that documents pass, with their stages: no readers of shards, no writers, none that make files alone."""
     for stage in stages:
@@ -93,11 +98,11 @@ def _tiles(summary: Summary, stages: list[Summary]) -> str:
     kept = final[0]["documents"]
     rate = f"{documents / seconds:,.0f} pages per core and second" if seconds else ""
     tiles = [
-        ("pages read", f"{documents:,}", f"{count(size)}B of HTML or text"),
+        ("pages read", f"{documents:,}", f"{in_bytes(size)} of HTML or text"),
         ("documents left", f"{kept:,}", f"{percent(kept / documents if documents else None)} of the pages"),
-        ("text left", f"{count(final[0]['bytes'])}B", ""),
+        ("text left", in_bytes(final[0]["bytes"]), ""),
         ("tokens", count(tokens) if tokens else NONE, f"in {len(summary['packed'])} sources"),
-        ("time of cores", duration(seconds), f"{rate}; {count(peak)}B of memory at most"),
+        ("time of cores", duration(seconds), f"{rate}; {in_bytes(peak)} of memory at most"),
     ]
     cells = (
         f'<div class="tile"><span>{name}</span><b>{value}</b><small>{escape(note)}</small></div>'
@@ -116,7 +121,7 @@ def _funnel(stages: list[Summary]) -> str:
             Cell(f"{block['documents']:,}", right=True),
             Cell(f"{block['documents_in'] - block['documents']:,}", right=True),
             Cell(percent(1 - block["documents"] / block["documents_in"]), right=True),
-            Cell(f"{count(block['bytes'])}B", right=True),
+            Cell(in_bytes(block["bytes"]), right=True),
             Cell(f"{block['documents_in'] / block['seconds']:,.0f}" if block["seconds"] else NONE, right=True),
         ]
         for stage, block in _passing(stages)
@@ -142,7 +147,7 @@ def _reasons(stages: list[Summary]) -> str:
             Cell(reason),
             Cell(bar(number / most, "gone"), markup=True),
             Cell(f"{number:,}", right=True),
-            Cell(NONE if removed["bytes"] is None else f"{count(removed['bytes'])}B", right=True),
+            Cell(NONE if removed["bytes"] is None else in_bytes(removed["bytes"]), right=True),
             Cell(count(removed["tokens_estimated"]) if removed["tokens_estimated"] else NONE, right=True),
         ]
         for number, stage, block, reason, removed in found[:ROWS]

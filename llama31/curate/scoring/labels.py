@@ -202,7 +202,7 @@ def _enough(counts: Counter[str], most: float, line: Mapping[str, Any], folder: 
     if total >= JUDGED and bad > most * total:
         raise config.RunError(
             f"{bad} of {total} answers have no label, the last: {line.get(REFUSED) or line.get('answer')!r}. Ask "
-            f"another model, or give longer answers; {folder / LABELS} keeps the others"
+            f"another model; {folder / LABELS} keeps the others"
         )
 
 
