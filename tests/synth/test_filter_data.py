@@ -192,6 +192,13 @@ def test_every_filter_can_be_off(tmp_path: Path, words: Callable[..., list[str]]
     assert filtered(again)["kept"] == 2  # rewards of recipes.sample stand in the provenance
 
 
+def test_a_judge_whom_nobody_understands_is_no_fine_run(tmp_path: Path, words: Callable[..., list[str]]) -> None:
+    filtered(words("topic.enabled=false"), Scripted(lambda last, number: "It is good."))
+    html = (tmp_path / "out" / page.NAME).read_text()
+    assert "No answer could be read" in html and "intentions, difficulty, points" in html
+    assert "Every question was asked" not in html
+
+
 def test_apologies_and_odd_texts(tmp_path: Path, words: Callable[..., list[str]]) -> None:
     odd = ["", "half \ud800", "zero \0", "\N{GRINNING FACE}", "Word. " * 170_000 + "No. 1 " * 9]
     given = [dialog(text, f"{text}x" if len(text) < 99 else text, reward=i) for i, text in enumerate(odd)]

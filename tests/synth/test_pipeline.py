@@ -318,3 +318,22 @@ def test_an_item_whose_record_was_changed_is_refused(tmp_path: Path) -> None:
     changed = [*NUMBERS[:5], *scripted.items({"id": "5", "text": "6"})]
     with pytest.raises(ValueError, match=r"input: line 0: 5 says something else than when its result was made"):
         scripted.run(tmp_path, Doubling(), changed, Scripted(doubles))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"), [("Yes.", "No."), ([{"role": "assistant", "content": "Yes."}], {"content": "No."})]
+)
+def test_the_page_shows_both_answers_of_a_pair(tmp_path: Path, chosen: Any, rejected: Any) -> None:
+    @dataclass
+    class Pairs:
+        name: str = "pairs"
+        prompts: Sequence[str] = ()
+
+        def make(self, item: SynthesisItem, draw: ItemDraw) -> Records:
+            pair = {"prompt": [{"role": "user", "content": "Is it so?"}], "chosen": chosen, "rejected": rejected}
+            return {"preferences": [pair]}
+
+    scripted.run(tmp_path, Pairs(), scripted.items({"text": "a"}), Scripted(doubles))
+    told = page.write(tmp_path, "t", gather.gather(tmp_path, {})).read_text()
+    assert "<small>chosen</small><pre>Yes.</pre><small>rejected</small><pre>No.</pre>" in told
+    assert "<small>user</small><pre>Is it so?</pre>" in told

@@ -119,10 +119,19 @@ def _records(kind: str, records: Sequence[Mapping[str, Any]], characters: int) -
 
 
 def _spoken(record: Mapping[str, Any], characters: int) -> str:
-    """A record's messages by who says them; what is no dialog as its JSON."""
-    turns = record.get("messages")
+    """A record's messages by who says them, and of a pair both answers; what is no dialog as its JSON."""
+    turns = record.get("messages", record.get("prompt"))
     if not isinstance(turns, list):
         return f"<pre>{escape(_cut(json.dumps(record, indent=1, ensure_ascii=False), characters))}</pre>"
+    said = [_turns(turns, characters)]
+    for name in ("chosen", "rejected"):
+        answer = record.get(name, [])
+        answers = answer if isinstance(answer, list) else [answer if isinstance(answer, dict) else {"content": answer}]
+        said += [_turns([{**one, "role": name} for one in answers], characters)]
+    return "".join(said)
+
+
+def _turns(turns: Sequence[Mapping[str, Any]], characters: int) -> str:
     parts = []
     for turn in turns:
         content = turn.get("content") or ""

@@ -58,6 +58,10 @@ def html(summary: Summary) -> str:
 
 def _verdict(summary: Summary) -> str:
     missing = {name: one["missing"] for name, one in summary["questions"].items() if one["missing"]}
+    mute = [name for name, one in summary["questions"].items() if one["asked"] and not one["answered"]]
+    if mute and not missing:
+        said = f"{', '.join(mute)}: the judge's answers have not the form that conf/prompts/quality asks for"
+        return f'<div class="verdict look"><b>No answer could be read</b><ul><li>{escape(said)}</li></ul></div>'
     if not missing:
         return '<div class="verdict fine"><b class="well">Every question was asked.</b></div>'
     said = ", ".join(f"{name}: {number:,} dialogs" for name, number in missing.items())
