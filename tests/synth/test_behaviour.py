@@ -192,6 +192,9 @@ def test_the_guard_keeps_what_a_judge_says_twice(tmp_path: Path) -> None:
     made = scripted.run(tmp_path, HazardGuard(config.GuardSynthesis()), given[2:], Scripted(judge))
     assert made["2"]["dropped"] == "the judge does not agree with itself"
     assert made["3"]["dropped"] == "nothing to judge at the end"
+    odd = scripted.items({"messages": "hello"}, {"messages": ["hello"]}, {"messages": [{"role": "user", "content": 1}]})
+    for result in scripted.run(tmp_path / "odd", HazardGuard(config.GuardSynthesis()), odd, Scripted(judge)).values():
+        assert result["dropped"] == "messages that are no texts of roles"
     said.pop("hello")
     made = scripted.run(tmp_path / "b", HazardGuard(config.GuardSynthesis()), given[:2], Scripted(judge))
     first, second = (made[name]["records"]["dialogs"][0]["messages"] for name in "01")

@@ -71,6 +71,8 @@ class HazardGuard:
     def make(self, item: SynthesisItem, draw: ItemDraw) -> Records:
         """The example of a conversation."""
         messages = item.record.get("messages") or [{"role": "user", "content": item.text}]
+        if not isinstance(messages, list) or not all(map(_is_text, messages)):
+            draw.drop("messages that are no texts of roles")
         turns = [(ROLES.get(str(one.get("role"))), str(one.get("content") or "").strip()) for one in messages]
         if not turns[-1][0] or not turns[-1][1]:
             draw.drop("nothing to judge at the end")
@@ -90,3 +92,7 @@ class HazardGuard:
         said = f"{UNSAFE}\n{','.join(labels[0])}" if labels[0] else SAFE
         asked: list[dict[str, Any]] = [*draw.messages("guard/classify", **fields)]
         return {DIALOGS: [{"messages": [*asked, {"role": "assistant", "content": said}]}]}
+
+
+def _is_text(message: object) -> bool:
+    return isinstance(message, Mapping) and isinstance(message.get("content") or "", str)
