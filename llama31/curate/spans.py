@@ -167,8 +167,8 @@ def _table(pattern: str, hard: bool, codes: int) -> npt.NDArray[np.bool_]:
 
 
 @functools.cache
-def _ascii_classes() -> bytes:
-    return _classes(False, 128).tobytes() + bytes(128)
+def _ascii_classes(hard: bool) -> bytes:
+    return _classes(hard, 128).tobytes() + bytes(128)
 
 
 def _codes(text: str) -> Codes:
@@ -186,8 +186,14 @@ def _table_size(codes: Codes) -> int:
 def _kinds(codes: Codes, hard: bool) -> Kinds:
     """Classes of a text's characters, [characters]."""
     if codes.dtype == np.uint8:
-        return np.frombuffer(codes.tobytes().translate(_ascii_classes()), np.uint8)
-    return _classes(hard, _table_size(codes))[codes]
+        return np.frombuffer(codes.tobytes().translate(_ascii_classes(hard)), np.uint8)
+    table, others = _classes(hard, _table_size(codes)), codes >= 128
+    if 8 * np.count_nonzero(others) > len(codes):
+        return table[codes]
+    # Mostly few are not ASCII's, whose classes are found faster.
+    kinds = np.frombuffer(bytearray(codes.astype(np.uint8).tobytes().translate(_ascii_classes(hard))), np.uint8)
+    kinds[others] = table[codes[others]]
+    return kinds
 
 
 def measured(text: str, language: str) -> Words:
@@ -204,37 +210,40 @@ def measured(text: str, language: str) -> Words:
     found = _bounds(kinds, hard)
     if found is None:
         return _by_strings(text, language)
-    starts, ends, joins = found
+    edges, joined = found
     if language in words.ELISIONS:
-        starts, ends = _elided(text, starts, ends, joins[codes[joins] != ord("-")], _elision(language, hard))
-    return _summed(codes, kinds, starts, ends)
+        joins = np.flatnonzero(joined) + 1
+        edges = _elided(text, edges, joins[codes[joins] != ord("-")], _elision(language, hard))
+    return _summed(codes, kinds, edges)
 
 
-def _bounds(kinds: Kinds, hard: bool) -> tuple[Ints, Ints, Ints] | None:
-    """Where words begin and end, and the characters that join within them; None where only `words` can say."""
+def _bounds(kinds: Kinds, hard: bool) -> tuple[Ints, Kinds] | None:
+    """By turns the characters before a word and those that end one, and which characters, from the second on, join.
+
+    None where only `words` can say. Classes are compared all over the text: to look them up in a few places takes
+    longer.
+    """
     inside = kinds & WORD
-    at = np.flatnonzero((kinds & (JOIN | POINT)) != 0)
-    both = kinds[at - 1] & kinds[at + 1]
-    joins = at[(both & np.where(kinds[at] & JOIN, WORD, DIGIT)) != 0]
-    inside[joins] = 1
+    joined = kinds[:-2] & kinds[2:]
+    joined &= kinds[1:-1] >> 2  # JOIN and POINT stand two bits above WORD and DIGIT
+    joined &= WORD | DIGIT
+    inside[1:-1] |= joined != 0
+    edges = inside[1:] ^ inside[:-1]
     # A symbol after white space; SPACE is the bit below OTHER.
-    first = np.flatnonzero(((kinds[1:] >> 1) & kinds[:-1] & SPACE) != 0) + 1
-    last = first + 1
-    longer = np.flatnonzero(kinds[last] & OTHER)
+    before = np.flatnonzero(((kinds[1:] >> 1) & kinds[:-1] & SPACE) != 0)
+    last = before + 1
+    longer = np.flatnonzero((kinds[last + 1] & OTHER) != 0)
     if len(longer):
-        ends = np.flatnonzero((kinds & OTHER) == 0)
+        ends = np.flatnonzero((kinds[:-1] & ~kinds[1:] & OTHER) != 0)
         last[longer] = ends[np.searchsorted(ends, last[longer])]
-    alone = (kinds[last] & SPACE) != 0
-    first, last = first[alone], last[alone]
-    lengths = last - first
-    at = first
-    if len(longer):
-        at = np.arange(lengths.sum()) + np.repeat(first - np.cumsum(lengths) + lengths, lengths)
-    if hard and inside[at].any():
-        return None  # joiners, which are part of a word and punctuation both
-    inside[at] = 1
-    edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
-    return edges[::2], edges[1::2], joins
+    alone = (kinds[last + 1] & SPACE) != 0
+    before, last = before[alone], last[alone]
+    if hard and len(before):
+        both = np.flatnonzero(inside & (kinds >> 5))  # joiners, which are part of a word and punctuation
+        if (both <= np.append(0, last)[np.searchsorted(before, both)]).any():
+            return None
+    edges[before] = edges[last] = 1
+    return np.flatnonzero(edges != 0), joined
 
 
 @functools.cache
@@ -243,13 +252,12 @@ def _elision(language: str, hard: bool) -> re.Pattern[str]:
     return regex.compile(pattern, regex.V1) if hard else re.compile(pattern)
 
 
-def _elided(text: str, starts: Ints, ends: Ints, joins: Ints, elision: re.Pattern[str]) -> tuple[Ints, Ints]:
-    """Words with those that an apostrophe cuts off set apart."""
+def _elided(text: str, edges: Ints, joins: Ints, elision: re.Pattern[str]) -> Ints:
+    """The edges of words with those that an apostrophe cuts off set apart."""
+    starts = edges[::2] + 1
     candidates = np.unique(starts[np.searchsorted(starts, joins, "right") - 1])
-    cuts = [match.end() for at in candidates.tolist() if (match := elision.match(text, at))]
-    return np.sort(np.concatenate([starts, cuts])).astype(np.int64), np.sort(np.concatenate([ends, cuts])).astype(
-        np.int64
-    )
+    cuts = [match.end() - 1 for at in candidates.tolist() if (match := elision.match(text, at))]
+    return np.sort(np.concatenate([edges, np.repeat(np.array(cuts, np.int64), 2)]), kind="stable")
 
 
 def _by_strings(text: str, language: str) -> Words:
@@ -259,30 +267,31 @@ def _by_strings(text: str, language: str) -> Words:
     lengths = np.fromiter((len(word) for _, word in found), np.int64, len(found))
     ends = np.cumsum(lengths)
     codes = _codes(f" {''.join(word for _, word in found)} ")
-    result = _summed(codes, _kinds(codes, False), ends - lengths + 1, ends + 1)
+    result = _summed(codes, _kinds(codes, False), np.stack([ends - lengths, ends], 1).ravel())
     return result._replace(places=np.fromiter((at for at, _ in found), np.int64, len(found)) - 1)
 
 
-def _summed(codes: Codes, kinds: Kinds, starts: Ints, ends: Ints) -> Words:
-    """Lengths, classes and hashes of words by where they stand."""
-    if not len(starts):
-        return Words(np.zeros(0, np.int64), np.zeros(0, np.uint8), np.zeros(0, np.uint64), starts)
+def _summed(codes: Codes, kinds: Kinds, edges: Ints) -> Words:
+    """Lengths, classes and hashes of words, by the characters before each and those that end it by turns."""
+    before, last = edges[::2], edges[1::2]
+    if not len(before):
+        return Words(np.zeros(0, np.int64), np.zeros(0, np.uint8), np.zeros(0, np.uint64), before)
     powers, step, factor = _powers(BASE), pow(BASE, BLOCK, 1 << 64), 1
     sums = np.empty(len(codes), np.uint64)
     for begin in range(0, len(codes), BLOCK):
-        part = codes[begin : begin + BLOCK].astype(np.uint64)
-        part *= powers[: len(part)]
+        part = sums[begin : begin + BLOCK]
+        np.multiply(codes[begin : begin + BLOCK], powers[: len(part)], out=part)
         if factor != 1:
             part *= np.uint64(factor)
-        sums[begin : begin + BLOCK] = part
         factor = factor * step % (1 << 64)
     np.cumsum(sums, out=sums)
-    hashes = sums[ends - 1] - sums[starts - 1]  # the character before the first is a border's
-    hashes *= power(starts, INVERSE)
+    bounds = sums[edges]  # the character before the first is a border's
+    starts = before + 1
+    hashes = (bounds[1::2] - bounds[::2]) * power(starts, INVERSE)
     found = kinds[starts]
     # Words that begin with a letter are known already.
     rest = np.flatnonzero((found & ALPHABETIC) == 0)
     if len(rest):
-        pairs = np.stack([starts[rest], ends[rest]], 1).ravel()
+        pairs = np.stack([starts[rest], last[rest] + 1], 1).ravel()
         found[rest] = np.bitwise_or.reduceat(kinds, pairs)[::2]
-    return Words(ends - starts, found, hashes, starts - 1)
+    return Words(last - before, found, hashes, before)

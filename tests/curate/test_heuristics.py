@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 from datatrove.data import Document
 from datatrove.pipeline.filters import c4_filters, gopher_quality_filter, gopher_repetition_filter
@@ -18,7 +21,7 @@ from hypothesis import strategies as st
 
 from llama31.curate import spans, words
 from llama31.curate.extraction import page
-from llama31.curate.heuristics import repetition
+from llama31.curate.heuristics import c4, repetition
 from llama31.curate.heuristics.c4 import LineFilter, LineLimits
 from llama31.curate.heuristics.quality import QualityFilter, QualityLimits
 from llama31.curate.heuristics.repetition import RepetitionFilter, RepetitionLimits
@@ -187,10 +190,50 @@ def test_lines_and_paragraphs_are_those_of_an_expression(text: str) -> None:
 def test_no_more_is_repeated_than_the_bound(words_: list[str], times: int) -> None:
     """The bound alone decides that a text is not looked at closely; it is of little use where it is loose."""
     found = spans.Spans(" ".join(words_ * times), "en")
-    for n, most in zip((1, 4, 9), repetition.most_repeated(found, [1, 4, 9])):
-        repeats = repetition.Repeats(found, n)
-        inside = repetition.covered(repeats.positions, n, len(found))
-        assert repeats.characters() <= most == found.lengths[inside].sum()
+    lengths = [1, 4, 9]
+    repeats = repetition.Repeats(found, lengths)
+    for row, most in enumerate(repeats.most()):
+        n, (positions, firsts) = lengths[row], repeats.positions(row)
+        inside = repetition.covered(positions, n, len(found))
+        exact = repeats.characters(row)
+        assert exact <= most == found.lengths[inside].sum()
+        assert exact >= repeats.characters(row, 3) and (repeats.characters(row, 3) > 3) == (exact > 3)
+        runs = found.runs(n).tolist()
+        assert [runs.index(run) for run in runs] == [
+            dict(zip(positions, firsts)).get(at, at) for at in range(len(runs))
+        ]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 7), max_size=60), st.sampled_from([1, 2, 5]), st.sampled_from([1, 1 << 40]))
+def test_each_value_has_its_first_place(values: list[int], rows: int, times: int) -> None:
+    """Also where others meet it in the table."""
+    count = len(values) // rows
+    table = np.array(values[: rows * count], np.uint64).reshape(rows, count) * np.uint64(times)
+    expected = {
+        row * count + at: row * count + each.index(value)
+        for row, each in enumerate(table.tolist())
+        for at, value in enumerate(each)
+        if each.index(value) < at
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, wanted in (("SORTED", 400), ("SORTED", -1), ("_slots", one_slot)):
+            patch.setattr(repetition, name, wanted)
+            places, firsts = repetition.again(table)
+            assert dict(zip(places.tolist(), firsts.tolist())) == expected and places.tolist() == list(expected)
+
+
+def one_slot(values: spans.Hashes, count: int) -> tuple[spans.Ints, int]:
+    return np.zeros(values.shape, np.int64), 1
+
+
+def test_small_letters_that_are_of_ascii() -> None:
+    """Phrases are looked for in bytes whose other characters stay as they are."""
+    found = [code for code in range(128, sys.maxunicode + 1) if any(low < "\x80" for low in chr(code).lower())]
+    assert "".join(map(chr, found)) == c4.BECOMING_ASCII
+    for text in ("coo\u212aie policy.", "The Coo\u212aIe Policy, é.", "\ud800 use cookies."):
+        limits = LineLimits(min_sentences=0)
+        assert c4.lines(text, "en", limits, Counter()) == (True, ""), text
 
 
 @pytest.mark.parametrize("text", ["", " \n ", "\x00", "\ud800 \ud800", "#", "...", "-\n-\n-", "a" * 2_000_000])

@@ -23,6 +23,7 @@ from llama31.curate.heuristics import languages
 
 Verdict = bool | tuple[bool, str]
 PHRASES = ("lorem ipsum", "javascript", *POLICY_SUBSTRINGS)
+BECOMING_ASCII = "\u0130\u212a"  # what str.lower makes an ASCII character of, beside those
 DROPPING = ("lorem_ipsum", "curly_bracket")  # the whole document
 
 
@@ -146,13 +147,21 @@ def _reasons(kept: list[str], limits: LineLimits) -> dict[int, str]:
     """Why lines go that are prose in their form, by their place among those: what they speak of."""
     rules = [("lorem_ipsum", limits.lorem_ipsum, PHRASES[:1]), ("javascript", limits.javascript, PHRASES[1:2])]
     rules += [("curly_bracket", limits.curly_bracket, ("{",)), ("policy", limits.policy, PHRASES[2:])]
-    low = "\n".join(kept).lower()
-    each, reasons = low.split("\n"), dict[int, str]()
+    low, each, reasons = _lowered("\n".join(kept)), list[str](), dict[int, str]()
+    cookie = "cookie" in low  # of most policies' phrases
     for why, asked, phrases in reversed(rules):  # in datatrove's order the first one counts
         for phrase in phrases if asked else ():
-            if phrase in low:
+            if (cookie or "cookie" not in phrase) and phrase in low:
+                each = each or low.split("\n")
                 reasons |= {number: why for number, line in enumerate(each) if phrase in line}
     return reasons
+
+
+def _lowered(text: str) -> str:
+    """A text in small letters as far as they are ASCII's, each other character as some that are none."""
+    if text.isascii() or any(character in text for character in BECOMING_ASCII):
+        return text.lower()
+    return text.encode("utf-8", "surrogatepass").lower().decode("latin-1")  # str.lower takes four times as long
 
 
 def _has_sentences(kept: list[str], language: str, least: int) -> bool:

@@ -96,5 +96,5 @@ def repeated_words(text: str, found: spans.Spans, n: int, fold_numbers: bool) ->
     hashes = found.hashes
     if fold_numbers:
         hashes = np.where(spans.with_digits(text, found), NUMBER, hashes)
-    positions, _ = repetition.again(repetition.grams(hashes, n))
+    positions, _ = repetition.again(repetition.grams(hashes, n)[None])
     return repetition.covered(positions, n, len(found))

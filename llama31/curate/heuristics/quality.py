@@ -104,9 +104,14 @@ def _symbols(text: str, found: spans.Spans, limits: QualityLimits) -> str:
         return ""
     if text.count("#") / count > limits.max_symbols:
         return "gopher_too_many_hashes"
-    if (text.count("...") + text.count("…")) / count > limits.max_symbols:
+    if _ellipses(text) / count > limits.max_symbols:
         return "gopher_too_many_ellipsis"
     return ""
+
+
+@functools.lru_cache(1)  # two rules ask in turn
+def _ellipses(text: str) -> int:
+    return text.count("...") + text.count("…")
 
 
 def _lines(text: str, found: spans.Spans, limits: QualityLimits) -> str:
@@ -119,7 +124,7 @@ def _lines(text: str, found: spans.Spans, limits: QualityLimits) -> str:
         if begun / len(lines) > most:
             return "gopher_too_many_bullets"
     most = limits.max_ellipses
-    if most and text.count("...") + text.count("…") > most * least:
+    if most and _ellipses(text) > most * least:
         lines = text.splitlines()
         ended = sum(line.rstrip().endswith(("...", "…")) for line in lines)
         if ended / len(lines) > most:
