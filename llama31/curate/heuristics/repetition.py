@@ -205,7 +205,7 @@ def _by_order(values: spans.Hashes) -> tuple[spans.Ints, spans.Ints]:
 def _by_table(values: spans.Hashes) -> tuple[spans.Ints, spans.Ints]:
     """By a table with a few places for each value; values that meet another there are sorted.
 
-    To sort all takes several times as long, on AMD's processors with AVX-512 ten times.
+    To sort all takes longer, several times as long on AMD's processors with AVX-512.
     """
     flat, (rows, count) = values.ravel(), values.shape
     slots, bits = _slots(values, count)
