@@ -57,7 +57,7 @@ def measure(texts: Iterable[str]) -> dict[str, float]:
     ours: Rules = [QualityFilter(by_language={}), RepetitionFilter(by_language={}), LineFilter(by_language={})]
     by_spacy = find_spec("spacy") is not None
     result = dict.fromkeys(("pages", "characters", "ours", "same words", "spaCy", "different"), 0.0)
-    for text in ("The first text, é.", "One with a joiner: \u0939\u093f\u0902."):  # tables are made
+    for text in ("Text, é.", "Join: \u0939\u093f\u0902.", "Tag: \U000e0041.", "Han: \U00020000."):  # tables are made
         judge(ours, text)
     for text in texts:
         result["pages"] += 1
