@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from llama31.command import incomplete, usage, validate
+from llama31.command import incomplete, synthesizing, usage, validate
 from llama31.command.written import Further, escaped, extend, to_yaml, unescaped
 from llama31.config import MISSING, ConfigError, Issue
 from llama31.runs.node import once_a_node
@@ -165,7 +165,7 @@ def _gather[T](
         *sections, name = key.split(".")
         with contextlib.suppress(incomplete.Unknown):
             setattr(functools.reduce(_inner, sections, run), name, items)
-    return run, issues
+    return run, issues + incomplete.known(synthesizing.unread, run, overrides)
 
 
 def _there(node: Any, name: str) -> Any:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from llama31.config import FilterData, Issue, PaidService, Synthesize, ToolsSynthesis
 
@@ -53,6 +56,75 @@ def _rewarded(run: Synthesize) -> list[Issue]:
         reason = "solutions with Python have no steps that a reward model learned from"
         issues.append(Issue("mathematics.least_step", wanted.least_step, reason, "give null, or no Python"))
     return issues
+
+
+def unread(run: Any, overrides: Sequence[str] = ()) -> list[Issue]:
+    """Values of a command line, KEY=VALUE, that the task does not read, for it was meant to do something else then.
+
+    A value that is the default is nobody's wish. A config file may hold what several tasks read: see `warnings`.
+    """
+    typed = {text.partition("=")[0] for text in overrides}
+    return [issue for issue in _unread(run) if issue.key in typed]
+
+
+def warnings(run: Any) -> list[str]:
+    """One line about all that is given and the task does not read."""
+    issues = list(_unread(run))
+    given = ", ".join(f"{issue.key}={issue.value}" for issue in issues)
+    return [f"task={run.task} does not read what the config files give as {given}"] if issues else []
+
+
+def _unread(run: Any) -> Iterator[Issue]:
+    if not isinstance(run, Synthesize) or not hasattr(run, run.task):
+        return
+    defaults = Synthesize()
+    for section, how in _sections_unread(run).items():
+        usual = dict(_leaves(section, asdict(_at(defaults, section))))
+        for key, value in _leaves(section, asdict(_at(run, section))):
+            if key not in usual or value != usual[key]:
+                remedy = "leave it out" + (f", or give {how}" if how else "")
+                yield Issue(key, value, f"task={run.task} does not read it", remedy)
+
+
+def _sections_unread(run: Synthesize) -> dict[str, str]:
+    """Sections that the task does not read, each with the key by which it is read, "" where there is none."""
+    from llama31.synth import tasks  # httpx2, which --help does not wait for
+
+    own: Any = getattr(run, run.task)
+    read = (run.task, *tasks.BESIDE.get(run.task, ()))
+    sections = {name: f"task={name}" for name in tasks.BUILD if name not in read}
+    if run.task == "code" and not run.code.with_judge:
+        sections |= {"review_code": "code.with_judge=true", "judge": "code.with_judge=true"}
+    elif run.task in tasks.UNJUDGED:
+        sections["judge"] = ""
+    if run.task in UNASKED:
+        sections["server"] = ""
+    if run.task != "mathematics":
+        sections["reward"] = "task=mathematics"
+    if run.task not in tasks.RUNNING:
+        sections["programs"] = ""
+    elif run.task == "mathematics" and not own.python.enabled:
+        sections["programs"] = "mathematics.python.enabled=true"
+    elif run.task in ("tool_single", "tool_multi") and not own.interpreter:
+        sections["programs"] = f"{run.task}.interpreter=true"
+    asked, turned = dict(_services(run)), run.task in ("tool_single", "tool_multi")
+    for name, key in (("brave", "search=brave"), ("wolfram", "wolfram=wolfram")):
+        if name not in asked:
+            sections[f"services.{name}"] = f"{run.task}.{key}" if turned else ""
+    return sections
+
+
+def _at(run: Synthesize, section: str) -> Any:
+    return functools.reduce(getattr, section.split("."), run)
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The values below `key` with their keys; a list is one."""
+    if isinstance(value, dict) and value:
+        for name, item in value.items():
+            yield from _leaves(f"{key}.{name}", item)
+    else:
+        yield key, value
 
 
 def missing(run: Synthesize | FilterData) -> list[Issue]:

@@ -73,7 +73,10 @@ def validate(run: Any, world_size: int | None = None) -> list[str]:
     issues += known(_unsupported, run)
     if issues or wrong:
         raise ConfigError([*issues, *wrong], hint)
-    return [] if parallel is None or not complete else layouts.warnings(run, parallel, stages, world_size)
+    if not complete:
+        return []
+    wasted = [] if parallel is None else layouts.warnings(run, parallel, stages, world_size)
+    return wasted + synthesizing.warnings(run)
 
 
 def values(schema: type, plain: Mapping[str, Any], path: str = "") -> list[Issue]:

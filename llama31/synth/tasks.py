@@ -217,6 +217,8 @@ BUILD: Mapping[str, Callable[[config.Synthesize], Capability]] = {
     "translate_reasoning": _translate_reasoning,
 }
 BESIDE = {"code": ("review_code",), "mathematics": ("questions",)}  # sections that decide as well
+RUNNING = ("tool_single", "tool_multi", "tool_files", "function_calls", "code", "translate_code", "mathematics")
+UNJUDGED = ("translate_code", "templates", "translate_reasoning")
 NOT_DECIDING = ("short", "share")  # keys of a section that speak of what is gathered
 DECIDING = ("task", "text_key", "shards", "sampling")  # keys beside the task's own section that decide what is made
 # Tasks that read other fields than `text_key` names, and those that may.

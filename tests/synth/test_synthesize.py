@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from llama31 import config
-from llama31.command import entry, inputs
+from llama31.command import entry, inputs, synthesizing
 from llama31.sampling.drawing import read_lines
 from llama31.slurm import synthesis
 from recipes import synthesize
@@ -172,5 +173,53 @@ def test_a_field_that_no_record_has_is_refused_before_anything_is_asked(tmp_path
     with pytest.raises(ValueError, match=r"text_key=text: no record .* has a field text; .* are: instruction, output"):
         run(*given)
     with pytest.raises(ValueError, match=r"has a field messages or text;"):
-        run(*given, "task=guard")
+        run(*(word for word in given if not word.startswith("factuality.")), "task=guard")
     assert not (tmp_path / "made").exists()
+
+
+def keyed(task: str, **given: Any) -> config.Synthesize:
+    """A config of values by keys, `__` in the place of dots."""
+    made = config.Synthesize(task=task)
+    for key, value in given.items():
+        *sections, name = key.split("__")
+        setattr(functools.reduce(getattr, sections, made), name, value)
+    return made
+
+
+@pytest.mark.parametrize(("task", "given", "said"), [
+    ("factuality", {"steerability__rules": 3}, "rules=3: task=factuality does not read it; leave.*or give task=steer"),
+    ("function_dialogs", {"programs__wall_s": 5.0}, r"programs.wall_s=5.0: .*; leave it out$"),
+    ("tool_files", {"services__brave__max_requests": 5}, r"services.brave.max_requests=5: .*; leave it out$"),
+    ("tool_single", {"services__brave__per_second": 2.0}, r", or give tool_single.search=brave$"),
+    ("tool_multi", {"services__wolfram__url": "http://n"}, r", or give tool_multi.wolfram=wolfram$"),
+    ("mathematics", {"programs__readable": ["/opt"]}, r"=\['/opt'\]: .*, or give mathematics.python.enabled=true$"),
+    ("translate_code", {"judge__urls": ["http://n"]}, r"judge.urls=.*: task=translate_code .*; leave it out$"),
+    ("code", {"review_code__revisions": 1}, r"review_code.revisions=1: .*, or give code.with_judge=true$"),
+    ("guard", {"reward__urls": ["http://n"]}, r"reward.urls=.*, or give task=mathematics$"),
+])  # fmt: skip
+def test_keys_that_the_task_does_not_read_are_found(task: str, given: Mapping[str, Any], said: str) -> None:
+    typed = [f"{key.replace('__', '.')}={value}" for key, value in given.items()]
+    (issue,) = synthesizing.unread(keyed(task, **given), typed)
+    assert re.search(said, str(issue))
+    assert not synthesizing.unread(keyed(task, **given)) and synthesizing.warnings(keyed(task, **given))
+
+
+def test_keys_that_the_task_reads_stay(tmp_path: Path) -> None:
+    """Those of a file may be for several tasks, and are told; those of the command line are not."""
+    for task, given in (
+        ("code", {"code__with_judge": True, "review_code__revisions": 1, "programs__wall_s": 5.0}),
+        (
+            "tool_multi",
+            {"tool_multi__search": "brave", "services__brave__per_second": 2.0, "judge__urls": ["http://n"]},
+        ),
+        ("mathematics", {"questions__per_text": 7, "reward__urls": ["http://n"], "factuality__answers": 8}),
+    ):
+        assert synthesizing.warnings(keyed(task, **given)) == []
+    (tmp_path / "site.yaml").write_text("programs: {readable: [/opt/rust]}\nsteerability: {rules: 3}\n")
+    given = ["name=x", "input=in.jsonl", "server.urls=[http://n:1/v1]", "--config-dir", str(tmp_path)]
+    given += ["--config-name", "site"]
+    (told,) = entry.read(config.Synthesize, "synthesize", [*given, "task=steerability"])[1]
+    assert told == "task=steerability does not read what the config files give as programs.readable=['/opt/rust']"
+    with pytest.raises(config.ConfigError, match=r"steerability.rules=4: task=factuality does not read it") as refused:
+        entry.read(config.Synthesize, "synthesize", [*given, "task=factuality", "steerability.rules=4"])
+    assert len(refused.value.issues) == 1
