@@ -81,6 +81,14 @@ def test_what_passes_is_kept_with_its_origin(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_an_answer_is_with_the_system_at_once(tmp_path: Path) -> None:
+    """A kill comes without a word, and behind slow servers no other line may follow for minutes."""
+    with journal.Appended(tmp_path / journal.STEPS) as steps:
+        for number in range(3):
+            steps.add({"item": str(number)})
+            assert [line["item"] for line in read_lines(steps.path)] == [str(n) for n in range(number + 1)]
+
+
 @pytest.mark.parametrize("survive", [0, 1, 7, 19])
 def test_killed_and_resumed_gives_the_same_records(tmp_path: Path, survive: int) -> None:
     """What a kill leaves is a beginning of each file, the last line cut; nothing recorded is drawn again."""

@@ -23,7 +23,7 @@ from typing import Any
 from llama31.sampling.drawing import Ledger, each_line
 
 STEPS, RESULTS = "steps.jsonl", "results.jsonl"
-FLUSH_S = 0.5
+SYNC_S = 0.5
 
 Steps = dict[int, tuple[str, Any]]
 
@@ -35,34 +35,32 @@ def digest(*what: Any) -> str:
 
 @dataclass
 class Appended:
-    """A ledger that several threads add to; on disk half a second later, or when it is closed."""
+    """A ledger that several threads add to. No kill takes a line away; a machine that fails takes those since the last
+    that was synced to disk: the first after `SYNC_S`, and when it is closed.
+    """
 
     path: Path
     _ledger: Ledger = field(init=False)
-    _waiting: list[Mapping[str, Any]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _written_s: float = field(default_factory=time.monotonic)
+    _synced_s: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self._ledger = Ledger(self.path)
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Add a line."""
+        """Add a line; the system has it when this returns."""
         with self._lock:
-            self._waiting.append(line)
-            if time.monotonic() - self._written_s >= FLUSH_S:
-                self._write()
-
-    def _write(self) -> None:
-        lines, self._waiting, self._written_s = self._waiting, [], time.monotonic()
-        self._ledger.append(lines)
+            late = time.monotonic() - self._synced_s >= SYNC_S
+            self._ledger.append([line], synced=late)
+            if late:
+                self._synced_s = time.monotonic()
 
     def __enter__(self) -> Appended:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self._lock:
-            self._write()
+            self._ledger.append([])
         self._ledger.__exit__(kind, error, trace)
 
 
