@@ -157,6 +157,8 @@ CASES = [
     ("日本語".encode("iso2022_jp"), "iso-2022-jp", "日本語", "declared"),
     (b"\xef\xbb\xbfa\xff", None, "a\ufffd", "declared"),
     (b"", None, "", "utf-8"),
+    ('<a title="café">ab</a>'.encode("cp1252"), "iso-8859-1", '<a title="café">ab</a>', "declared"),  # in marks alone
+    (("a " * 40_000 + "café").encode("cp1252"), "iso-8859-1", "a " * 40_000 + "café", "declared"),  # behind the sample
 ]  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def told(body: bytes, declared: str | None, likely: Sequence[str]) -> str | None
         (inside if within else at_edge)[(before or behind or within)[0]] += 1
     shares = {name: _share(name, at_edge, inside) for name in LANGUAGES}
     best, letters = max(shares.values()), at_edge.total() + inside.total()
-    if best < LEAST or (declared and best - shares.get(declared, 0.0) < max(FEWEST / letters, CLEARLY)):
+    if not letters or best < LEAST or (declared and best - shares.get(declared, 0.0) < max(FEWEST / letters, CLEARLY)):
         return None
     alike = [name for name, share in shares.items() if share == best]
     return next((name for name in likely if name in alike), alike[0])

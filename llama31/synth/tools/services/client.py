@@ -172,6 +172,8 @@ def asked_wait(headers: Mapping[str, str]) -> float | None:
 
 
 def used_up(headers: Mapping[str, str]) -> bool:
-    """Whether nothing is left of the longest window of several, a month."""
-    left = [part.strip() for part in headers.get("X-RateLimit-Remaining", "").split(",")]
-    return len(left) > 1 and left[-1] == "0"
+    """Whether nothing is left of the longest window of several, a month; a plan that has no limit of it says 0 of 0."""
+    left, most = (
+        [part.strip() for part in headers.get(f"X-RateLimit-{name}", "").split(",")] for name in ("Remaining", "Limit")
+    )
+    return len(left) > 1 and left[-1] == "0" and most[-1] != "0"
