@@ -206,6 +206,22 @@ def test_refused_items_have_no_result_and_many_end_the_shard(tmp_path: Path) -> 
         scripted.run(tmp_path / "many", Doubling(), many, Scripted(never))
 
 
+def test_a_few_items_that_are_all_refused_are_gathered_to_nothing_by_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(last: str, number: int) -> str:
+        raise Refused("no such model")
+
+    assert not scripted.run(tmp_path, Doubling(), NUMBERS, Scripted(never), at_once=1)
+    assert "12 items were refused, the last (line 11) since: no such model" in capsys.readouterr().out
+    places = {item.id: item.index for item in NUMBERS}
+    with pytest.raises(config.RunError, match="no result of any of the input's 12 items"):
+        gather.gather(tmp_path, {}, places)
+    assert not (tmp_path / gather.SUMMARY).exists()  # by which a round would take it for done
+    scripted.run(tmp_path, Doubling(), NUMBERS[:1], Scripted(doubles))
+    assert gather.gather(tmp_path, {}, places)["missing"] == 11
+
+
 def test_a_fault_of_a_program_ends_the_shard_and_loses_nothing(tmp_path: Path) -> None:
     class Faulty(Doubling):
         def make(self, item: SynthesisItem, draw: ItemDraw) -> Records:
@@ -342,6 +358,7 @@ def test_the_page_shows_both_answers_of_a_pair(tmp_path: Path, chosen: Any, reje
             return {"preferences": [pair]}
 
     scripted.run(tmp_path, Pairs(), scripted.items({"text": "a"}), Scripted(doubles))
-    told = page.write(tmp_path, "t", gather.gather(tmp_path, {})).read_text()
+    samples = page.PageSamples()
+    told = page.write(tmp_path, "t", gather.gather(tmp_path, {}, seen_by=samples.add), samples).read_text()
     assert "<small>chosen</small><pre>Yes.</pre><small>rejected</small><pre>No.</pre>" in told
     assert "<small>user</small><pre>Is it so?</pre>" in told

@@ -163,7 +163,8 @@ def test_what_passes_is_asked_again_at_the_pace_that_is_wanted(tmp_path: Path) -
 
     replies: list[Reply | Callable[[], Reply]] = [
         (429, "slow down", {"X-RateLimit-Reset": "7, 1419704", "X-RateLimit-Remaining": "0, 12"}), (503, "busy"), FOUND,
-        (429, "again", {"Retry-After": "9", "X-RateLimit-Remaining": "0, 0", "X-RateLimit-Limit": "50, 0"}), (200, '{"web": [1]}'), (200, "{"), FOUND,
+        (429, "again", {"Retry-After": "9", "X-RateLimit-Remaining": "0, 0", "X-RateLimit-Limit": "50, 0"}),
+        (200, '{"web": [1]}'), (200, "{"), FOUND,
     ]  # fmt: skip
     with serving(Service(replies)) as url:
         tool = BraveSearch(client(tmp_path, url, clock))
@@ -192,7 +193,10 @@ def test_what_passes_is_asked_again_at_the_pace_that_is_wanted(tmp_path: Path) -
         ),
         ((403, "no"), "export BRAVE_API_KEY with one of a plan that has this API"),
         ((422, '{"error": {"code": "SUBSCRIPTION_TOKEN_INVALID"}}'), "does not take the key"),
-        ((429, "quota", {"X-RateLimit-Remaining": "1, 0", "X-RateLimit-Limit": "1, 2000"}), "requests of its plan are used up"),
+        (
+            (429, "quota", {"X-RateLimit-Remaining": "1, 0", "X-RateLimit-Limit": "1, 2000"}),
+            "requests of its plan are used up",
+        ),
         ((302, "", {"Location": "http://127.0.0.1:9/"}), "sends elsewhere"),
     ],
 )

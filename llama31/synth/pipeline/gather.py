@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
+from llama31 import config
 from llama31.runs import files
 from llama31.synth.pipeline.journal import RESULTS
 
@@ -72,6 +73,8 @@ def gather(
         input_places: see `results`; items of the input without a result are counted as missing, results of others as
             of_other_input.
         seen_by: is shown each result.
+
+    Raises RunError, and writes nothing, where no item of the input has a result: what follows would go on with nothing.
     """
     counts, dropped, kinds, repeated = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     items, prompts, models = Counter[str](), dict[str, str](), dict[str, set[str]]()
@@ -100,6 +103,12 @@ def gather(
                 name = {"id": f"{result['provenance']['task']}-{result['item']}-{kind}-{number}"}
                 line = {**name, **record, "provenance": provenance}
                 written[kind].write(json.dumps(line, ensure_ascii=False) + "\n")
+    if input_places and not items:
+        beside = f", and the {len(others):,} that there are belong to another input" if others else ""
+        raise config.RunError(
+            f"folder={folder}: no result of any of the input's {len(input_places):,} items{beside}. Why the last was "
+            "refused stands above, or in the logs of the shards; the same command, without part=gather, asks again"
+        )
     summary = {
         "items": items.total(),
         **({"missing": len(input_places) - items.total()} if input_places is not None else {}),

@@ -95,7 +95,7 @@ def run(
 ) -> Counter[str]:
     """Make what is missing of a shard; returns how many items were kept, dropped, refused, or done before.
 
-    `progress` is called after each item, `drained` once no item is left to begin.
+    `progress` is called after each item, `drained` once no item is left to begin. Says why the last was refused.
 
     Raises RunError where no server answers any more and where more than half of many items are refused, ValueError
     (key `input`) for an item that says something else than when its result was made, and whatever a program raises
@@ -105,18 +105,23 @@ def run(
     before = journal.unfinished(shard.path, finished)
     outcome: Counter[str] = Counter()
     missing = (item for item in shard.items(items) if not _known(item, finished, outcome))
+    last: Refusal | None = None
     with Appended(shard.path / journal.RESULTS) as results:
         made = _each(
             missing, lambda item: _make(capability, item, shared, before.get(item.id, {})), at_once, shared, drained
         )
         for result in made:
             if isinstance(result, Refusal):
+                last = result
                 outcome["refused"] += 1
                 _enough(outcome, result, shard)
             else:
                 results.add(result)
                 outcome["kept" if result["dropped"] is None else "dropped"] += 1
             progress(outcome)
+    if last is not None:
+        refused = f"{outcome['refused']} items were refused, the last ({last.item.place}) since: {last.reason}"
+        print(f"{shard.path}: {refused}", flush=True)
     return outcome
 
 
