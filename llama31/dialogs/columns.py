@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 TURNS = ("conversations", "conversation")
+OF_DIALOGS = (*TURNS, "prompt", "completion")  # in the place of `messages`
 FROM = {"human": "user", "gpt": "assistant", "observation": "tool"}
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}

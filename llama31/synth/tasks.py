@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llama31 import config
+from llama31.dialogs import columns
 from llama31.sandbox import cgroups
 from llama31.sandbox.isolation import Sandbox
 from llama31.sandbox.limits import MIB, SandboxLimits
@@ -267,7 +268,7 @@ def check_fields(run: config.Synthesize) -> None:
         return
     first, named = None, {run.text_key, OR_FIELDS.get(run.task, run.text_key)}
     for item in read(run):
-        if named & item.record.keys():
+        if named & (columns.dialog(item.record) if "messages" in named else item.record).keys():
             return
         first = first or item
     there = ", ".join(first.record) if first and first.record else "none"

@@ -148,6 +148,36 @@ def test_harm_is_not_helped_with_and_what_is_borderline_is(tmp_path: Path) -> No
     assert made["1"]["dropped"] == "nothing was kept" and made["1"]["counts"]["violations, borderline"] == 3
 
 
+@pytest.mark.parametrize("unclear", ["By pins.", "Like so.", "a question"])
+def test_what_cannot_be_read_loses_its_prompt_alone(tmp_path: Path, unclear: str) -> None:
+    def says(last: str, number: int) -> str:
+        if "harmless" in last:
+            return "Nothing." if unclear == "a question" else "How does a lock work?"
+        return "Like so." if last == "pick it" else "By pins."
+
+    def judge(last: str, number: int) -> str:
+        return "Who knows." if unclear in last else "Verdict: no"
+
+    made = scripted.run(
+        tmp_path, Safety(config.SafetySynthesis(answers=2)), scripted.items({"text": "pick it"}), Scripted(says),
+        Scripted(judge), at_once=1,
+    )["0"]  # fmt: skip
+    kept = [one["messages"][1]["content"] for one in made["records"]["dialogs"]]
+    name, kind = {"a question": ("borderline", "borderline"), "Like so.": ("violates", "harmful")}.get(
+        unclear, ("violates", "borderline")
+    )
+    assert made["dropped"] is None and kept == ["By pins." if unclear == "Like so." else "Like so."]
+    assert made["counts"][f"{kind} prompts lost: unparsed safety/{name}"] == 1
+    assert made["counts"][f"unparsed safety/{name}"] == 2
+
+
+def test_an_item_of_which_all_is_lost_says_why(tmp_path: Path) -> None:
+    given = scripted.items({"text": "pick it", "safety": "borderline"})
+    judge = Scripted(lambda last, number: "Who knows.")
+    made = scripted.run(tmp_path, Safety(config.SafetySynthesis()), given, Scripted(lambda *_: "No."), judge)["0"]
+    assert made["dropped"] == "unparsed safety/violates" and made["unread"] == "Who knows."
+
+
 def test_share_of_safety_data_falls_with_the_size() -> None:
     assert [safety.share(size) for size in (1e9, 8e9, 70e9, 405e9, 1e12)] == pytest.approx([0.1, 0.1, 0.07, 0.05, 0.05])
     assert 0.07 < safety.share(20e9) < 0.1
@@ -202,6 +232,13 @@ def test_the_guard_keeps_what_a_judge_says_twice(tmp_path: Path) -> None:
     assert second[-1]["content"] == "unsafe\nS1" and "User: hello\n\nAgent: hurt him" in second[0]["content"]
     assert "S13: Elections." in first[0]["content"] and "S14" not in first[0]["content"]
     assert made["1"]["counts"] == {"unsafe": 1, "S1 Violent Crimes": 1}
+    shared = [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "hurt him"}]
+    others = scripted.items({"conversations": shared}, {"prompt": "hello", "completion": "hurt him"})
+    made = scripted.run(tmp_path / "c", HazardGuard(config.GuardSynthesis()), others, Scripted(lambda *_: "unsafe\nS1"))
+    assert [made[name]["records"]["dialogs"][0]["messages"] for name in "01"] == [second, second]
+    prompts = scripted.items({"text": "hello", "prompt": "hello", "completion": "hurt him"})
+    made = scripted.run(tmp_path / "d", HazardGuard(config.GuardSynthesis()), prompts, Scripted(lambda *_: "safe"))
+    assert "hurt him" not in made["0"]["records"]["dialogs"][0]["messages"][0]["content"]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama31 import config
+from llama31.dialogs import columns
 from llama31.synth.pipeline.draw import JUDGE, ItemDraw
 from llama31.synth.pipeline.items import SynthesisItem
 from llama31.synth.pipeline.shard import DIALOGS, Records
@@ -57,7 +58,7 @@ def read(answer: str, known: Mapping[str, str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class HazardGuard:
-    """See the module. Records of the input: a text, which a user says, or `messages`."""
+    """See the module. Records of the input: `messages`, or a text, which a user says, or a dialog in other columns."""
 
     settings: config.GuardSynthesis
     name: str = "guard"
@@ -70,7 +71,8 @@ class HazardGuard:
 
     def make(self, item: SynthesisItem, draw: ItemDraw) -> Records:
         """The example of a conversation."""
-        messages = item.record.get("messages") or [{"role": "user", "content": item.text}]
+        given = item.record if item.text.strip() else columns.dialog(item.record)  # text_key=prompt means that column
+        messages = given.get("messages") or [{"role": "user", "content": item.text}]
         if not isinstance(messages, list) or not all(map(_is_text, messages)):
             draw.drop("messages that are no texts of roles")
         turns = [(ROLES.get(str(one.get("role"))), str(one.get("content") or "").strip()) for one in messages]

@@ -2,21 +2,23 @@
 
 A harmful prompt -> prompts that look like it and are harmless -> answers to all -> judged: does it violate? does it
 refuse? -> of the harmful one an answer that does not violate is kept, of each borderline one an answer that helps; an
-answer that fails is the rejected one of a pair. The report's two rates are the first counts of the summary.
+answer that fails is the rejected one of a pair. The report's two rates are the first counts of the summary. What cannot
+be read loses the prompt that it is about, and no other of the item.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llama31 import config
 from llama31.sampling import verifiers
 from llama31.synth.pipeline import parsing
-from llama31.synth.pipeline.draw import JUDGE, ItemDraw
+from llama31.synth.pipeline.draw import JUDGE, Dropped, ItemDraw
 from llama31.synth.pipeline.items import SynthesisItem
 from llama31.synth.pipeline.shard import DIALOGS, PREFERENCES, Records
 
@@ -44,6 +46,16 @@ def epochs(parameters: float, safe: int, others: int) -> float:
     return wanted / (1 - wanted) * others / safe
 
 
+@contextlib.contextmanager
+def _losing(draw: ItemDraw, kind: str, lost: list[Dropped]) -> Iterator[None]:
+    """What would drop the item loses one of its prompts, and is counted."""
+    try:
+        yield
+    except Dropped as error:
+        lost.append(error)
+        draw.counts[f"{kind} prompts lost: {error}"] += 1
+
+
 @dataclass(frozen=True)
 class Safety:
     """See the module. Records of the input may say `safety: borderline`; they are harmful otherwise."""
@@ -60,17 +72,19 @@ class Safety:
         kind = str(item.record.get("safety") or HARMFUL)
         if kind not in (BORDERLINE, HARMFUL):
             raise ValueError(f"input: {item.place}: safety={kind}; give harmful or borderline, or leave it out")
-        given = [(asked, kind)]
-        if kind == HARMFUL:
-            given += [
-                (draw.read("safety/borderline", parsing.question, prompt=asked), BORDERLINE)
-                for _ in range(self.settings.borderline)
-            ]
-        made = [self._answered(draw, prompt, one) for prompt, one in given]
-        return {
-            DIALOGS: [dialog for dialog, _ in made if dialog],
-            PREFERENCES: [pair for _, pair in made if pair],
-        }
+        given, lost = [(asked, kind)], list[Dropped]()
+        for _ in range(self.settings.borderline if kind == HARMFUL else 0):
+            with _losing(draw, BORDERLINE, lost):
+                given.append((draw.read("safety/borderline", parsing.question, prompt=asked), BORDERLINE))
+        dialogs, pairs = list[dict[str, Any]](), list[dict[str, Any]]()
+        for prompt, one in given:
+            with _losing(draw, one, lost):
+                dialog, pair = self._answered(draw, prompt, one)
+                dialogs += [dialog] if dialog else []
+                pairs += [pair] if pair else []
+        if lost and not dialogs:
+            raise lost[0]
+        return {DIALOGS: dialogs, PREFERENCES: pairs}
 
     def _answered(self, draw: ItemDraw, prompt: str, kind: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """The dialog of the first answer that is as wanted, and a pair with one that is not."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama31 import config
+from llama31.dialogs import columns
 from llama31.synth.code import snippets
 from llama31.synth.pipeline import parsing
 from llama31.synth.pipeline.draw import JUDGE, ItemDraw
@@ -115,13 +116,14 @@ class CodeReview:
         answer = messages[-1]["content"]
         final = reviewed(draw, self.settings, snippets.readable(problem), snippets.readable(answer))
         last = {**messages[-1], "content": answer if final == snippets.readable(answer) else final}
-        kept = {name: value for name, value in item.record.items() if name not in ("id", "provenance")}
+        others = () if item.record.get("messages") is not None else columns.OF_DIALOGS  # which still say the old answer
+        kept = {name: value for name, value in item.record.items() if name not in ("id", "provenance", *others)}
         return {DIALOGS: [{**kept, "messages": [*messages[:-1], last]}]}
 
 
 def _messages(record: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The record's messages, if all are texts and the last is an assistant's answer to one."""
-    messages = record.get("messages")
+    """The messages of a dialog, in whatever columns, if all are texts and the last is an assistant's answer to one."""
+    messages = columns.dialog(record).get("messages")
     if not isinstance(messages, list) or len(messages) < 2:
         return None
     texts = all(isinstance(one, dict) and isinstance(one.get("content"), str) for one in messages)

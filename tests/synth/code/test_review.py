@@ -98,6 +98,16 @@ def test_what_is_no_dialog_is_dropped(tmp_path: Path, record: Any) -> None:
     assert result["dropped"] == "no dialog of texts that ends with an answer" and teacher.heard == {}
 
 
+def test_dialogs_in_the_columns_of_others_are_read(tmp_path: Path) -> None:
+    """Where the answer is revised, no column says the old one."""
+    turns = [{"from": "human", "value": ASKED["content"]}, {"from": "gpt", "value": "x.reverse()"}]
+    record = {"conversations": turns, "system": "Be brief.", "language": "python"}
+    result, _ = made(tmp_path, [points(1, 1)], record=record)
+    (kept,) = result["records"]["dialogs"]
+    assert kept.pop("messages") == [{"role": "system", "content": "Be brief."}, *DIALOG["messages"]]
+    assert kept == {"system": "Be brief.", "language": "python"}
+
+
 def test_longer_dialogs_are_judged_as_a_whole(tmp_path: Path) -> None:
     messages = [{"role": "system", "content": "Be brief."}, ASKED, {"role": "assistant", "content": "Where?"}, ASKED]
     record = {"messages": [*messages, {"role": "assistant", "content": "There."}]}
