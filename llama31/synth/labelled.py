@@ -16,19 +16,37 @@ _ASIDE = re.compile(r"\b(?:this|the|given|above)\s+(?:passage|excerpt|text|chunk
 def parts(answer: str, labels: Sequence[str]) -> list[tuple[str, str]]:
     """(label, text) of the parts of an answer, in order: each begins on a line with `LABEL:` and ends before the next.
 
-    Raises ValueError for text before the first label, a preface apart, and for a part without text.
+    Labels may be a list, where the first is of one: `1. LABEL:`, `- LABEL:`. Then those that go on with it are labels
+    too, by sign, number and indentation; all others in a list are text of their part. Raises ValueError for text before
+    the first label, a preface apart, and for a part without text.
     """
     answer = parsing.without_preface(answer)
-    mark = re.compile(rf"^[*#\s]*({'|'.join(labels)})\**\s*:\**[ \t]*", re.IGNORECASE | re.MULTILINE)
-    found = list(mark.finditer(answer))
+    mark = re.compile(
+        rf"^([*#\s]*)(?:(\d{{1,3}})?([.)+\-\u2022])[ \t]*)?[*#]*({'|'.join(labels)})\**\s*:\**[ \t]*",
+        re.IGNORECASE | re.MULTILINE,
+    )
+    found = _of_one_list(list(mark.finditer(answer)))
     if not found or answer[: found[0].start()].strip():
         raise ValueError(f"the answer does not begin with one of {', '.join(labels)}")
     ends = [one.start() for one in found[1:]] + [len(answer)]
     known = {label.casefold(): label for label in labels}
-    result = [(known[one[1].casefold()], answer[one.end() : end].strip()) for one, end in zip(found, ends, strict=True)]
+    result = [(known[one[4].casefold()], answer[one.end() : end].strip()) for one, end in zip(found, ends, strict=True)]
     if empty := [label for label, text in result if not text]:
         raise ValueError(f"{empty[0]}: nothing is said")
     return result
+
+
+def _of_one_list(found: Sequence[re.Match[str]]) -> list[re.Match[str]]:
+    """Labels that stand alone, and where the first is of a list those that go on with it."""
+    kept, last = list[re.Match[str]](), None
+    for one in found:
+        begun, number, sign = one[1].rpartition("\n")[2].strip("*#"), int(one[2] or 0), one[3]
+        if sign is None:
+            kept.append(one)
+        elif not kept or (last and last[:2] == (begun, sign) and number == last[2] + bool(one[2])):
+            kept.append(one)
+            last = begun, sign, number
+    return kept
 
 
 def json_value(answer: str) -> Any:

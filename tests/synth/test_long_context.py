@@ -141,6 +141,17 @@ def test_parts_of_answers() -> None:
     for wrong in ("", "Well.\nQuestion: a?", "Question:\nAnswer: b"):
         with pytest.raises(ValueError, match="begin with|nothing is said"):
             labelled.parts(wrong, names)
+    for listed in (
+        "1. Question: a?\n2. **Answer**: b\n   1. Quote: no\n1. Quote: nor this\n\n3. Quote: d",
+        "- **Question**: a?\n- **Answer:** b\n  - Quote: no\n1. Quote: nor this\n\n- Quote: d",
+        "**1) Question:** a?\n**2) Answer:** b\n- Quote: no\n4) Quote: nor this\n**3) Quote:** d",
+    ):
+        question, answer, quote = labelled.parts(listed, names)
+        assert question == ("Question", "a?") and quote == ("Quote", "d")
+        assert answer[0] == "Answer" and answer[1].startswith("b\n") and answer[1].endswith("Quote: nor this")
+    assert labelled.parts("Question: a?\nAnswer: b\n1. Quote: c\n- Quote: d", names) == [
+        ("Question", "a?"), ("Answer", "b\n1. Quote: c\n- Quote: d"),
+    ]  # fmt: skip
     assert labelled.json_value('Here:\n```json\n{"a": [1]}\n```') == {"a": [1]}
     assert labelled.json_value("Sure! Here is the list:\n\n[1]") == [1]
     for broken in ("```json\n1\n```\n```json\n2\n```", "{", "[" * 100_000):
