@@ -46,7 +46,7 @@ class Pool:
                     elif not isinstance(error, ServersUnavailable):
                         raise error
             if len(self._dead) == len(self.servers):
-                raise config.RunError("no server answers any more: " + "; ".join(self._dead.values()))
+                raise self._silent("; ".join(self._dead.values()))
             ended = True
         finally:
             if not ended:  # nobody waits for another attempt any more
@@ -60,8 +60,15 @@ class Pool:
             _, answers, capabilities = self._ask(None, request)
         except ServersUnavailable as error:
             why = "; ".join(self._dead.values()) or str(error)
-            raise config.RunError(f"no server answers any more: {why}") from error
+            raise self._silent(why) from error
         return answers, capabilities
+
+    def _silent(self, why: str) -> config.RunError:
+        urls = ", ".join(server.url for server in self.servers)
+        return config.RunError(
+            f"no server answers any more: {why}. What they answered is kept: start them again ({urls}), or give the "
+            "addresses of others, and the same command goes on where it stopped"
+        )
 
     def _room(self) -> int:
         """Requests that may be under way: so many for each server that is left."""
