@@ -30,6 +30,7 @@ def problems(run: Synthesize) -> list[Issue]:
         issues.append(Issue(f"{run.task}.index", tools.index, f"search={tools.search} asks the service", remedy))
     if isinstance(tools, ToolsSynthesis) and tools.search == "brave" and tools.hits > BRAVE_HITS:
         issues.append(Issue(f"{run.task}.hits", tools.hits, "the service gives fewer", f"give at most {BRAVE_HITS}"))
+    issues += _addresses(run)
     if run.task == "function_dialogs":
         keys = run.function_dialogs
         for most, least in (("functions", "least_functions"), ("most_turns", "least_turns")):
@@ -152,6 +153,20 @@ def _services(run: Synthesize) -> Iterator[tuple[str, str]]:
     if isinstance(tools, ToolsSynthesis) and run.task != "tool_files":
         yield from [("brave", "search=local")] if tools.search == "brave" else []
         yield from [("wolfram", "wolfram=sympy")] if tools.algebra and tools.wolfram == "wolfram" else []
+
+
+def _addresses(run: Synthesize) -> list[Issue]:
+    """Addresses of services that no request can be sent to."""
+    issues = []
+    for name, otherwise in _services(run):
+        from llama31.sampling import servers  # httpx2, which --help does not wait for
+
+        url = getattr(run.services, name).url
+        if any(sign.isspace() for sign in url) or not servers.is_address(url):
+            usual = getattr(Synthesize().services, name).url
+            remedy = f"give one such as {usual}, or {run.task}.{otherwise}"
+            issues.append(Issue(f"services.{name}.url", url, "no address of HTTP", remedy))
+    return issues
 
 
 def _keys(run: Synthesize) -> list[Issue]:

@@ -348,13 +348,18 @@ def address(given: str) -> str:
     url = given.strip() if "://" in given else f"http://{given.strip()}"
     for ending in ("/", "/chat/completions", "/completions", "/models", "/"):
         url = url.removesuffix(ending)
+    if not is_address(url):
+        raise ValueError(f"server.urls={given}: no address; give one such as http://node1:8000/v1")
+    return url
+
+
+def is_address(url: str) -> bool:
+    """Whether requests of HTTP can be sent there."""
     try:
         parts = httpx2.URL(url)
     except httpx2.InvalidURL:
-        parts = httpx2.URL()
-    if parts.scheme not in ("http", "https") or not parts.host:
-        raise ValueError(f"server.urls={given}: no address; give one such as http://node1:8000/v1")
-    return url
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.host)
 
 
 def _usage(response: Any, name: str) -> int | None:

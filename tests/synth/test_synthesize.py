@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from llama31 import config
 from llama31.command import entry, inputs, synthesizing
 from llama31.sampling.drawing import read_lines
 from llama31.slurm import synthesis
+from llama31.synth import tasks
 from recipes import synthesize
 from tests.conftest import ROOT
 from tests.sampling.scripted import Script, serving
@@ -175,6 +176,8 @@ def test_a_field_that_no_record_has_is_refused_before_anything_is_asked(tmp_path
     with pytest.raises(ValueError, match=r"has a field messages or text;"):
         run(*(word for word in given if not word.startswith("factuality.")), "task=guard")
     assert not (tmp_path / "made").exists()
+    (tmp_path / "snippets.jsonl").write_text('{"conversations": [{"from": "human", "value": "What is it?"}]}\n')
+    tasks.check_fields(keyed("guard", input=str(tmp_path / "snippets.jsonl")))
 
 
 def keyed(task: str, **given: Any) -> config.Synthesize:
@@ -202,6 +205,19 @@ def test_keys_that_the_task_does_not_read_are_found(task: str, given: Mapping[st
     (issue,) = synthesizing.unread(keyed(task, **given), typed)
     assert re.search(said, str(issue))
     assert not synthesizing.unread(keyed(task, **given)) and synthesizing.warnings(keyed(task, **given))
+
+
+@pytest.mark.parametrize(
+    "url", ["api.search.brave.com/res", "", "https://", "https://a b/res", "ftp://a", "http://a:x"]
+)
+def test_an_address_of_a_service_that_is_none_is_refused(url: str) -> None:
+    given = keyed("tool_single", tool_single__search="brave", services__brave__url=url)
+    (issue,) = (issue for issue in synthesizing.problems(given) if issue.key != "server.urls")
+    assert str(issue) == (
+        f"services.brave.url={url}: no address of HTTP; give one such as https://api.search.brave.com/res/v1/web/search"
+        ", or tool_single.search=local"
+    )
+    assert not synthesizing.problems(replace(given, server=config.Server(["http://n"]), services=config.ToolServices()))
 
 
 def test_keys_that_the_task_reads_stay(tmp_path: Path) -> None:
