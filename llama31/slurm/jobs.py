@@ -137,10 +137,12 @@ def facts(step: Step, job: config.Job) -> str:
     return "\n".join(f"{name}={shlex.quote(str(value))}" for name, value in known.items())
 
 
-def command(step: Step, job: config.Job, after: str | None = None, comment: str | None = None) -> list[str]:
+def command(
+    step: Step, job: config.Job, after: str | None = None, comment: str | None = None, section: str = "submit"
+) -> list[str]:
     """The command that submits `step`; `after` is the job that has to succeed before it, `comment` is for `queued`.
 
-    Raises ValueError for `submit.options` that sbatch would misread.
+    Raises ValueError for `options` that sbatch would misread, in `section` of the config.
     """
     words = ["sbatch", "--parsable", f"--job-name={getattr(step.run, 'name', step.name.replace('/', '-'))}"]
     words.append(f"--nodes={nodes(step.run, job)}")
@@ -152,8 +154,8 @@ def command(step: Step, job: config.Job, after: str | None = None, comment: str 
         words.append(f"--output={str(step.log_folder).replace('%', '%%')}/%j.out")
     if isinstance(step.run, config.Probe):
         words.append(f"--array={probe.array(probe.remaining(step.run))}")
-    own, options = sbatch.dependency(shlex.split(job.options), after)
-    words += [*own, *sbatch.export(options, os.environ), *options]
+    own, options = sbatch.dependency(shlex.split(job.options), after, f"{section}.options")
+    words += [*own, *sbatch.export(options, os.environ, f"{section}.options"), *options]
     return [*words, str(SCRIPTS / f"{step.recipe}.sh"), *step.arguments]
 
 

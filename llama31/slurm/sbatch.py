@@ -55,17 +55,17 @@ def without(words: Sequence[str], name: str, letter: str) -> list[str]:
     return kept
 
 
-def dependency(words: Sequence[str], after: str | None) -> tuple[list[str], list[str]]:
+def dependency(words: Sequence[str], after: str | None, key: str) -> tuple[list[str], list[str]]:
     """Options that make a job wait for `after` (numbers, parted by colons) and for what `words` ask, and the rest.
 
-    Raises ValueError where both cannot be: a list with `?` is fulfilled by any one of its jobs.
+    `key` gives the words. Raises ValueError where both cannot be: a list with `?` is fulfilled by any one of its jobs.
     """
     asked = option(words, "dependency", "d")
     if after is None:
         return [], list(words)
     if asked is not None and "?" in asked:
         raise ValueError(
-            f"submit.options=--dependency={asked}: with ? one job of it is enough, but this one also follows another "
+            f"{key}=--dependency={asked}: with ? one job of it is enough, but this one also follows another "
             "of its chain; join them by commas"
         )
     own = ",".join([f"afterok:{after}", *([asked] if asked else [])])
@@ -98,16 +98,16 @@ def check_dependencies(command: Sequence[str], ask: Callable[[Sequence[str]], st
                 )
 
 
-def export(words: Sequence[str], given: Mapping[str, str]) -> list[str]:
+def export(words: Sequence[str], given: Mapping[str, str], key: str) -> list[str]:
     """--export, where the site hands on nothing (SBATCH_EXPORT=NONE): what an operator set for the scripts of slurm/.
 
-    Raises ValueError for a list that sbatch would tear: it parts at commas, also within a value.
+    `key` gives the words. Raises ValueError for a list that sbatch would tear: it parts at commas, also within a value.
     """
     asked = option(words, "export", "!")
     for name in asked.split(",") if asked else []:
         if "=" not in name and name not in ("ALL", "NIL", "NONE", *given):
             raise ValueError(
-                f"submit.options=--export={asked}: sbatch parts it at every comma, and there is no variable {name!r} "
+                f"{key}=--export={asked}: sbatch parts it at every comma, and there is no variable {name!r} "
                 "here; export NAME=VALUE before this command, and name NAME alone, or ALL"
             )
     if asked or given.get("SBATCH_EXPORT") not in ("NIL", "NONE"):
@@ -118,12 +118,18 @@ def export(words: Sequence[str], given: Mapping[str, str]) -> list[str]:
     return [f"--export={','.join(dict.fromkeys(names))}"] if names else []
 
 
-def of_job(job: config.CurationJobs | config.SynthesisJobs, after: str | None, given: Mapping[str, str]) -> list[str]:
-    """Options of an array: where and how long it runs, after which jobs, what it is handed of `given`, its own."""
+def of_job(
+    job: config.CurationJobs | config.SynthesisJobs, after: str | None, given: Mapping[str, str],
+    key: str = "job.options",
+) -> list[str]:  # fmt: skip
+    """Options of an array: where and how long it runs, after which jobs, what it is handed of `given`, its own.
+
+    `key` gives the last. Raises ValueError as `dependency` and `export`.
+    """
     asked = {"partition": job.partition, "account": job.account, "time": job.time}
-    own, rest = dependency(shlex.split(job.options), after)
+    own, rest = dependency(shlex.split(job.options), after, key)
     words = [f"--{name}={value}" for name, value in asked.items() if value is not None]
-    return [*words, *own, *export(rest, given), *rest]
+    return [*words, *own, *export(rest, given, key), *rest]
 
 
 def seconds(limit: str) -> int | None:

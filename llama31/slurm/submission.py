@@ -254,7 +254,7 @@ def _settled(chain: Submission, say: Say) -> Queue:
 def _submitted(chain: Submission, step: Step, numbers: Mapping[str, str], doomed: jobs.Queued | None, say: Say) -> str:
     """Submit a stage, or print that; the number of its job. `doomed` is one that waits for a job that is gone."""
     after = ":".join(numbers[name] for name in step.after if name in numbers) or None
-    command = jobs.command(step, chain.job, after, chain.comment(step.name))
+    command = jobs.command(step, chain.job, after, chain.comment(step.name), chain.section)
     if doomed:
         cancel = ["scancel", doomed.number]
         say(f"# {step.name}: job {doomed.number} waits for one that is gone\n{shlex.join(cancel)}")

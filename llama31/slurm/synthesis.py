@@ -35,7 +35,8 @@ def command(
         options += [f"--array={arrays.ranges(shards)}{at_once}", f"--cpus-per-task={run.job.cpus}"]
     options.append(f"--output={logs}/{part}-{'%A_%a' if part == MAKE else '%j'}.out")
     further = f"{run.job.options} {run.job.gathering if part == GATHER else ''}".strip()
-    options += sbatch.of_job(dataclasses.replace(run.job, options=further), after, os.environ)
+    key = "job.options and job.gathering" if part == GATHER and run.job.gathering else "job.options"
+    options += sbatch.of_job(dataclasses.replace(run.job, options=further), after, os.environ, key)
     kept = [word for word in words if word.partition("=")[0] not in OWN and not word.startswith("job.")]
     script = SCRIPT if isinstance(run, config.Synthesize) else FILTER_SCRIPT
     return [*options, str(script), *kept, *([f"part={GATHER}"] if part == GATHER else [])]

@@ -17,6 +17,7 @@ from tests.conftest import ROOT
 from tests.processes import LIMIT_S
 
 SMALL = ["name=x", "model=tiny", "schedule=demo", "data=demo", "tokenizer=demo"]
+KEY = "job.options"
 
 
 def test_the_job_that_a_command_is_typed_in_stays_behind() -> None:
@@ -48,8 +49,13 @@ def test_a_chain_waits_for_its_own_jobs_and_for_those_of_the_user() -> None:
     waits = [word for word in words if word.startswith(("-d", "--dep"))]
     assert waits == ["--dependency=afterok:17:18,afterok:5,afterany:7"]
     assert {"--kill-on-invalid-dep=yes", "--qos=high", "--exclude=n3"} <= set(words)
-    with pytest.raises(ValueError, match="join them by commas"):
-        jobs.command(second, Job(options="-d afterok:5?afterok:6"), "17")
+    wrong = "-d afterok:5?afterok:6"
+    for section in ("submit", "job"):
+        with pytest.raises(ValueError, match=f"^{section}.options=--dependency=afterok.* join them by commas"):
+            jobs.command(second, Job(options=wrong), "17", section=section)
+    for array in (config.CurationJobs(options=wrong), config.SynthesisJobs(options=wrong)):
+        with pytest.raises(ValueError, match="^job.options=--dependency=afterok"):
+            sbatch.of_job(array, "17", {})
 
 
 def test_jobs_to_wait_for_have_to_be_known_and_not_have_failed() -> None:
@@ -75,12 +81,12 @@ def test_jobs_to_wait_for_have_to_be_known_and_not_have_failed() -> None:
 def test_export_is_not_torn_and_a_site_that_hands_on_nothing_does_not_lose_what_was_set() -> None:
     given = {"PYTHON": "p", "MAX_RESTARTS": "3", "VLLM_OPTIONS": "a,b", "OTHER": "o"}
     for site in ("NONE", "NIL"):
-        assert sbatch.export([], {**given, "SBATCH_EXPORT": site}) == ["--export=PYTHON,MAX_RESTARTS,VLLM_OPTIONS"]
-        assert sbatch.export(["--export=NONE"], {**given, "SBATCH_EXPORT": site}) == []
-    assert sbatch.export([], given) == sbatch.export([], {"SBATCH_EXPORT": "NONE"}) == []
-    assert sbatch.export(["--export=ALL,PYTHON,X=1"], given) == []
-    with pytest.raises(ValueError, match="no variable 'b' here; export NAME=VALUE before"):
-        sbatch.export(["--export=ALL,X=a,b"], given)
+        assert sbatch.export([], {**given, "SBATCH_EXPORT": site}, KEY) == ["--export=PYTHON,MAX_RESTARTS,VLLM_OPTIONS"]
+        assert sbatch.export(["--export=NONE"], {**given, "SBATCH_EXPORT": site}, KEY) == []
+    assert sbatch.export([], given, KEY) == sbatch.export([], {"SBATCH_EXPORT": "NONE"}, KEY) == []
+    assert sbatch.export(["--export=ALL,PYTHON,X=1"], given, KEY) == []
+    with pytest.raises(ValueError, match="^job.options=.* no variable 'b' here; export NAME=VALUE before"):
+        sbatch.export(["--export=ALL,X=a,b"], given, KEY)
 
 
 def test_limits_in_time_as_sbatch_reads_them() -> None:
