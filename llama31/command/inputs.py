@@ -103,16 +103,15 @@ def _data(data: Data) -> list[Issue]:
 def _records(data: Dialogs | Preferences) -> list[Issue]:
     remedy = "give files of JSON lines, JSON arrays or Parquet, a folder of them or a glob"
     return [
-        Issue(f"data.sources.{name}.input", source.input, "there is no such file", remedy)
+        Issue(f"data.sources.{name}.input", part, "there is no such file", remedy)
         for name, source in data.sources.items()
-        if not any(path.is_file() for path in store.files(source.input))
+        for part in store.absent(source.input)
     ]
 
 
 def _lines(key: str, given: str) -> list[Issue]:
-    if any(path.is_file() for path in store.files(given)):
-        return []
-    return [Issue(key, given, "there is no such file", "give JSONL files, a folder of them or a glob")]
+    remedy = "give JSONL files, a folder of them or a glob"
+    return [Issue(key, part, "there is no such file", remedy) for part in store.absent(given)]
 
 
 def _answers(key: str, folder: str) -> list[Issue]:

@@ -12,7 +12,8 @@ from typing import Any
 from llama31.config import FilterData, Issue, PaidService, Synthesize, ToolsSynthesis
 
 NONE_GIVEN = "there is none"
-NO_FILE = ("there is no such file", "give files of JSON lines or Parquet, a folder of them or a glob")
+NO_FILE = "there is no such file"
+RECORDS = "give files of JSON lines or Parquet, a folder of them or a glob"
 
 BRAVE_HITS = 20  # of a page of its API
 UNASKED = ("templates",)  # tasks that ask no model
@@ -133,10 +134,8 @@ def missing(run: Synthesize | FilterData) -> list[Issue]:
     issues = _prompts(run)
     if isinstance(run, FilterData):
         return issues + _filter_missing(run)
-    folders = any(Path(part.strip()).is_dir() for part in run.input.split(","))
-    if not folders and not _any(run.input):
-        remedy = "give JSON lines, Parquet, a folder of files or a glob"
-        issues.append(Issue("input", run.input, "there is no such file", remedy))
+    remedy = "give JSON lines, Parquet, a folder of files or a glob"
+    issues += [Issue("input", part, NO_FILE, remedy) for part in _absent(run.input) if not Path(part).is_dir()]
     folder = run.templates.folder
     if run.task == "templates" and folder is not None and not Path(folder).is_dir():
         issues.append(Issue("templates.folder", folder, "there is no such folder", "give one with templates, *.txt"))
@@ -209,22 +208,22 @@ def filter_problems(run: FilterData) -> list[Issue]:
 
 def _filter_missing(run: FilterData) -> list[Issue]:
     """Files, folders and servers of the filters that are on."""
-    issues = [] if _any(run.input) else [Issue("input", run.input, *NO_FILE)]
+    issues = [Issue("input", part, NO_FILE, RECORDS) for part in _absent(run.input)]
     if run.decontamination.enabled and not run.decontamination.sets:
         remedy = "give decontamination.sets.NAME.path=FILE, or decontamination.enabled=false"
         issues.append(Issue("decontamination.sets", "{}", NONE_GIVEN, remedy))
     for name, one in run.decontamination.sets.items() if run.decontamination.enabled else ():
-        issues += [] if _any(one.path) else [Issue(f"decontamination.sets.{name}.path", one.path, *NO_FILE)]
+        issues += [Issue(f"decontamination.sets.{name}.path", part, NO_FILE, RECORDS) for part in _absent(one.path)]
     if run.topic.enabled and run.topic.model is not None and not Path(run.topic.model).exists():
         issues.append(Issue("topic.model", run.topic.model, "there is no such file or folder", "give another, or null"))
     issues += _asked(run) if run.part != "gather" and not run.dry_run else []
     return issues + (_encoder(run) if run.part != "make" else [])
 
 
-def _any(given: str) -> bool:
+def _absent(given: str) -> list[str]:
     from llama31.dialogs import store  # numpy, which --help does not wait for
 
-    return any(path.is_file() for path in store.files(given))
+    return store.absent(given)
 
 
 def _asked(run: FilterData) -> list[Issue]:

@@ -97,6 +97,12 @@ def files(given: str) -> list[Path]:
     return paths
 
 
+def absent(given: str) -> list[str]:
+    """The parts of a source's input, which commas separate, in which there is no file of records; all where none is."""
+    parts = [text.strip() for text in given.split(",") if text.strip()]
+    return [part for part in parts or [given] if not any(path.is_file() for path in files(part))]
+
+
 def unread(given: str, read: Sequence[Path]) -> list[Path]:
     """What folders of a source's input hold beside the files of it that are `read`."""
     folders = [Path(text.strip()).expanduser() for text in given.split(",") if text.strip()]

@@ -25,7 +25,7 @@ from llama31.slurm.jobs import Step
 
 Queue = dict[str, jobs.Queued]  # by the name of a stage
 Say = Callable[[str], None]
-ADDRESSES = ("server.urls=", "judge.urls=")  # arguments that say where servers are, not what is made
+ADDRESSES = ("server.urls=", "judge.urls=", "reward.urls=")  # arguments that say where servers are, not what is made
 RECORD = "stages"  # folder of one file per stage: the command that made it, the number of its job
 ENDING_S = 120  # that a cancelled job may take: Slurm kills after 30 s, and an epilog has its time
 

@@ -88,7 +88,10 @@ def test_weights_to_convert(direction: str, files: list[str], tmp_path: Path) ->
         (["pretrain", "--config-name", "demo", "tokenizer.path=nowhere"], "there is no nowhere/tokenizer.json"),
         (["evaluate", "checkpoint=.", "tokenizer=demo", 'prompts=["x"]'], "checkpoint=.: it holds no complete"),
         (["convert", "direction=to_hf", "hf=x", "checkpoint=nowhere"], "checkpoint=nowhere: there is no such folder"),
-        (["sample", "folder=x", "prompts=nowhere", "policy=."], "prompts=nowhere: there is no such file; give JSONL"),
+        (
+            ["sample", "folder=x", "prompts=README.md,nowhere", "policy=."],
+            "prompts=nowhere: there is no such file; give JSONL",
+        ),
         (["sample", "folder=x", "prompts=README.md", "policy=nowhere"], "policy=nowhere: there is no such folder"),
         (["judge", "folder=x", "answers=nowhere"], "answers=nowhere: there is no scores.jsonl; sample and rank first"),
     ],

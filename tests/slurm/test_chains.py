@@ -308,7 +308,8 @@ def test_a_stage_is_done_when_it_left_something_since_it_was_submitted(tmp_path:
     assert not submission.is_done(chain, step)  # left before
     os.utime(tmp_path / "before.json", (begun + 1, begun + 1))
     assert submission.is_done(chain, step)
-    elsewhere = Step("evaluate", "evaluate", ("checkpoint=c", "server.urls=[http://n2:8000/v1]"), run)
+    moved = ("server.urls=[http://n2:8000/v1]", "reward.urls=[http://n2:8001]")
+    elsewhere = Step("evaluate", "evaluate", ("checkpoint=c", *moved), run)
     assert submission.is_done(chain, elsewhere)  # servers have moved
     other = Step("evaluate", "evaluate", ("checkpoint=d",), run)
     with pytest.raises(ValueError, match="name=x: evaluate was made by another command, without checkpoint=d; give"):

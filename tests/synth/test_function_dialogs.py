@@ -127,6 +127,7 @@ def test_definitions_that_can_be_checked() -> None:
         (changed([0, "parameters", "properties", "port", "minimum"], 1), "a minimum that is no number, or of none"),
         (changed([0, "returns"], {"type": "string"}), "neither object nor array"),
         (changed([1, "parameters", "properties", "seats", "maximum"], "9"), "a maximum"),
+        (changed([0, "parameters", "properties", "port", "default"], float("nan")), "not JSON compliant"),
         ("[" * 9999, "too deep"),
     ],
 )

@@ -437,6 +437,9 @@ def test_folders_leave_out_what_is_no_text(tmp_path: Path) -> None:
     assert folders.files(tmp_path / "r") == {"a.py": "x = '\N{REPLACEMENT CHARACTER}'\n"}
     with pytest.raises(ValueError, match="no repository in it; give JSON lines"):
         list(folders.read(str(tmp_path / "r"), "text"))
+    with pytest.raises(ValueError, match="is named r as well; rename one"):
+        (tmp_path / "other" / "r").mkdir(parents=True)
+        list(folders.read(f"{tmp_path},{tmp_path}/other", "text"))
 
 
 # --- beside short dialogs ---

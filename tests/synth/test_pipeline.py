@@ -285,6 +285,14 @@ def test_a_folder_is_of_one_kind(tmp_path: Path) -> None:
         folder.opened(tmp_path, other, {}, None, [])
 
 
+def test_where_servers_are_and_what_services_may_be_asked_gathers_nothing_anew(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"samples": 5, "reward": {"urls": ["a"]}, "services": {"brave": {"max_requests": 9}}}
+    with folder.gathering(tmp_path, keys, []):
+        pass
+    assert folder.is_gathered(tmp_path, {**keys, "reward": {"urls": ["b"]}, "services": {}}, [])
+    assert not folder.is_gathered(tmp_path, {**keys, "samples": 6}, [])
+
+
 def test_items_of_records_and_of_files(tmp_path: Path) -> None:
     lines = [{"id": "a", "text": "one"}, {"text": "two"}, {"text": "two"}]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -306,8 +314,13 @@ def test_items_of_records_and_of_files(tmp_path: Path) -> None:
         ("b.py", "x = '\N{REPLACEMENT CHARACTER}'\n"),
         ("inner/a.py", "import b\n"),
     ]
+    both = [one.id for one in items.read(f"{tmp_path}/in.jsonl, {code}", "text")]
+    assert both[0] == "a" and both[2:] == ["b.py", "inner/a.py"]
     with pytest.raises(ValueError, match="there is no record in it"):
         list(items.read(str(tmp_path / "nothing"), "text"))
+    again = [SynthesisItem("b.py", number, {}, "", place) for number, place in enumerate(("r/b.py", "s/b.py"))]
+    with pytest.raises(ValueError, match=r"input: s/b\.py: r/b\.py is named b\.py as well; rename one"):
+        list(items.distinct(iter(again)))
 
 
 def test_occupancy_counts_only_while_it_should(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,6 +141,7 @@ def test_a_killed_run_goes_on_to_the_same_files(tmp_path: Path) -> None:
         (["shard=4"], "shard=4: there are 1 shards; give at most 0"),
         (["server.urls=[]"], r"server.urls=\[\]: answers come from a chat model behind a server"),
         (["input=nowhere.jsonl"], "input=nowhere.jsonl: there is no such file"),
+        (["input=README.md,nowhere.jsonl"], "input=nowhere.jsonl: there is no such file"),
         (["prompts=nowhere"], "prompts=nowhere: there is no such folder"),
     ],
 )

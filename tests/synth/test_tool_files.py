@@ -156,6 +156,9 @@ def test_questions_on_files(tmp_path: Path) -> None:
     assert training.learned(record) == ["In 1812.<|eot_id|>"] and "1812" in record["messages"][0]["content"]
     with pytest.raises(ValueError, match="no file in it of .txt"):
         list(files.read(str(folder / "picture.png")))
+    with pytest.raises(ValueError, match=r"is named letter\.txt as well; rename one"):
+        (tmp_path / "letter.txt").write_text("Another.")
+        list(files.read(f"{folder}/deep,{tmp_path}/letter.txt"))
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ MOST_BYTES = 200_000  # of a file; longer ones are generated as a rule
 def read(given: str, text_key: str, limit: int | None = None) -> Iterable[SynthesisItem]:
     """Items of JSON or Parquet as they are, whose records have `files`; of a folder, one for each folder in it.
 
-    Raises ValueError (key `input`) where there is none.
+    Raises ValueError (key `input`) where there is none, and for two folders of one name.
     """
-    return items.read(given, text_key, limit) if store.files(given) else _repositories(given, limit)
+    return items.read(given, text_key, limit) if store.files(given) else items.distinct(_repositories(given, limit))
 
 
 def _repositories(given: str, limit: int | None) -> Iterator[SynthesisItem]:

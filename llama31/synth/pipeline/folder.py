@@ -21,7 +21,8 @@ from llama31.synth.pipeline.prompt_files import PromptFiles
 
 SETTINGS, GATHERED = "synthesis.json", "gathered.json"
 # Keys of the command that change no file, or whose change `opened` refuses.
-ELSEWHERE = ("submit", "dry_run", "part", "shard", "job", "folder", "checks", "items_at_once", "server", "judge")
+ELSEWHERE: tuple[str, ...] = ("submit", "dry_run", "part", "shard", "job", "folder", "checks", "items_at_once")
+ELSEWHERE += ("server", "judge", "reward", "services")
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,15 @@ def read(given: str, text_key: str, limit: int | None = None) -> Iterator[Synthe
         raise ValueError(f"input={given}: there is no record in it; give JSON lines, Parquet, or a folder of files")
 
 
+def distinct(found: Iterator[SynthesisItem]) -> Iterator[SynthesisItem]:
+    """Items as they are. Raises ValueError (key `input`) for a second one of the same name, of another folder."""
+    places: dict[str, str] = {}
+    for item in found:
+        if (place := places.setdefault(item.id, item.place)) != item.place:
+            raise ValueError(f"input: {item.place}: {place} is named {item.id} as well; rename one of them")
+        yield item
+
+
 def writable[T](value: T) -> T:
     """A value of JSON as a file can hold it: halves of surrogate pairs, which are no UTF-8, become U+FFFD."""
     said = json.dumps(value, ensure_ascii=False)
@@ -69,19 +78,19 @@ def digest(record: Mapping[str, Any]) -> str:
 
 
 def _records(given: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    if paths := store.files(given):
-        yield from ((place, record) for place, _, record in store.records(paths, "input", lambda record: record))
-    else:
-        yield from _files(given)
+    for part in (text.strip() for text in given.split(",") if text.strip()):
+        if paths := store.files(part):
+            yield from ((place, record) for place, _, record in store.records(paths, "input", lambda record: record))
+        else:
+            yield from _files(Path(part))
 
 
-def _files(given: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Files of folders that hold no records, each whole; what is no UTF-8 is read with U+FFFD in its place."""
-    for root in (Path(part.strip()) for part in given.split(",") if part.strip()):
-        for path in _below(root):
-            text = path.read_bytes().decode("utf-8", "replace")
-            name = path.relative_to(root).as_posix() if path != root else path.name
-            yield str(path), {"id": name, "text": text, "path": name}
+def _files(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Files of a folder that holds no records, each whole; what is no UTF-8 is read with U+FFFD in its place."""
+    for path in _below(root):
+        text = path.read_bytes().decode("utf-8", "replace")
+        name = path.relative_to(root).as_posix() if path != root else path.name
+        yield str(path), {"id": name, "text": text, "path": name}
 
 
 def _below(root: Path) -> Sequence[Path]:

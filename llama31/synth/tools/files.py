@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama31 import config
-from llama31.synth.pipeline import parsing
+from llama31.synth.pipeline import items, parsing
 from llama31.synth.pipeline.draw import ItemDraw
 from llama31.synth.pipeline.items import SynthesisItem
 from llama31.synth.pipeline.shard import Records
@@ -62,8 +62,12 @@ def beginning(text: str, lines: int) -> str:
 def read(given: str, limit: int | None = None) -> Iterator[SynthesisItem]:
     """An item for each file of these folders of a kind that is read; the others are named. Raises ValueError (`input`).
 
-    Raises ValueError too where a package that reads one of them is missing.
+    Raises ValueError too where a package that reads one of them is missing, and for two of one name.
     """
+    return items.distinct(_each(given, limit))
+
+
+def _each(given: str, limit: int | None) -> Iterator[SynthesisItem]:
     roots = [Path(part.strip()) for part in given.split(",") if part.strip()]
     paths = sorted({path for root in roots for path in (root.rglob("*") if root.is_dir() else [root])})
     known = [path for path in paths if path.is_file() and documents.suffix(path.name) in documents.READERS]

@@ -54,6 +54,7 @@ def read(answer: str, least: int, most: int, taken: Collection[str] = ()) -> lis
     Raises ValueError for anything else.
     """
     given = labelled.json_value(answer)
+    json.dumps(given, allow_nan=False)  # raises ValueError for what JSON has not
     if not isinstance(given, list) or not least <= len(given) <= most:
         raise ValueError(f"no list of {least} to {most} functions")
     found = [_function(one) for one in given]
