@@ -49,9 +49,12 @@ class Scripted:
 def items(*records: Mapping[str, Any]) -> list[SynthesisItem]:
     """Items as they would be read of these records, each with an id of its number unless it has one."""
     return [
-        SynthesisItem(str(record.get("id", number)), number, record, str(record.get("text", "")), f"line {number}")
+        SynthesisItem(
+            str(record.get("id", number)), number, record, str(record.get("text", "")), f"line {number}",
+            record.get("beside", {}),
+        )
         for number, record in enumerate(records)
-    ]
+    ]  # fmt: skip
 
 
 def run(

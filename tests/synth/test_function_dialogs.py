@@ -32,13 +32,17 @@ def test_domains_are_drawn_without_near_repeats(tmp_path: Path) -> None:
     given.write_text("".join(json.dumps({"text": name}) + "\n" for name in names))
     found = list(domains.read(str(given), "text", 1))
     assert [one.index for one in found] == list(range(6)) and {one.text for one in found} == {*names}
-    assert sum("near" in one.record for one in found) == 3  # of hotels two, of taxes one
+    assert sum("near" in one.beside for one in found) == 3  # of hotels two, of taxes one
     assert [one.text for one in found] != [one.text for one in domains.read(str(given), "text", 2)]
     assert [one.text for one in domains.read(str(given), "text", 1, 2)] == [one.text for one in found[:2]]
     assert domains.listed("Here:\n- **Room rates**\n2. early check-in.\n* of the\nend") == [
         "Room rates",
         "early check-in",
     ]
+    given.write_text("".join(json.dumps({"text": name}) + "\n" for name in ["gardens", *names]))
+    grown = {one.id: one for one in domains.read(str(given), "text", 1)}
+    assert [one for one in grown if one in {each.id for each in found}] == [one.id for one in found]
+    assert [grown[one.id].record for one in found] == [one.record for one in found]  # or a result would be refused
     with pytest.raises(ValueError, match="no list"):
         domains.listed("Room rates")
     assert domains.distinct(["room rates", "rates for rooms", "ferry crossing", "spas"], ["ferry crossings"]) == [
@@ -48,7 +52,7 @@ def test_domains_are_drawn_without_near_repeats(tmp_path: Path) -> None:
 
 def test_our_domains_are_no_near_repeats() -> None:
     found = list(domains.read(str(ROOT / "conf" / "function_domains.jsonl"), "text", 1))
-    assert len(found) > 100 and not any("near" in one.record for one in found)
+    assert len(found) > 100 and not any("near" in one.beside for one in found)
     assert all(len(one.text) <= domains.LONGEST for one in found)
 
 
@@ -233,7 +237,9 @@ def agents(
 
 
 def given(*names: str) -> list[Any]:
-    return scripted.items(*({"id": name, "text": name, "others": ["ferries", "night trains"]} for name in names))
+    return scripted.items(
+        *({"id": name, "text": name, "beside": {"others": ["ferries", "night trains"]}} for name in names)
+    )
 
 
 def run(folder: Path, model: Scripted, *names: str, **changed: Any) -> dict[str, Any]:
@@ -382,9 +388,10 @@ def test_a_user_knows_no_functions(tmp_path: Path) -> None:
 
 
 def test_domains_that_give_nothing_say_why(tmp_path: Path) -> None:
+    known = ["seat booking", "freight lists", "night trains", "late boarding"]
     items = scripted.items(
-        {"id": "a", "text": " "}, {"id": "b", "text": "x" * 101}, {"id": "c", "text": "x", "near": "y"},
-        {"id": "d", "text": "x", "others": ["seat booking", "freight lists", "night trains", "late boarding"]},
+        {"id": "a", "text": " "}, {"id": "b", "text": "x" * 101}, {"id": "c", "text": "x", "beside": {"near": "y"}},
+        {"id": "d", "text": "x", "beside": {"others": known}},
         {"id": "e", "text": "wrongly"},
     )  # fmt: skip
     capability = FunctionDialogs(config.FunctionDialogsSynthesis(subdomains=1, dialogs=2))

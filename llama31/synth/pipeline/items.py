@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ class SynthesisItem:
     """One of the input: `record` is what the file holds, `text` the field that the task reads ("" where it has none).
 
     `index`: its place in the whole input, by which output is ordered and shards are dealt. `place`: file and line.
+    `beside`: what is known of the rest of the input, which may grow: a result that is there stays.
     """
 
     id: str
@@ -24,6 +25,7 @@ class SynthesisItem:
     record: Mapping[str, Any]
     text: str
     place: str
+    beside: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read(given: str, text_key: str, limit: int | None = None) -> Iterator[SynthesisItem]:

@@ -151,7 +151,7 @@ def _items(run: config.FilterData, programs: Programs, number: int) -> Iterator[
     """What a shard asks about: its own of the dialogs that pass the programs."""
     for one in dialog_records.read(run.input, run.added_key, run.limit):
         if one.index % run.shards == number and programs.look(one)[0] is None:
-            yield DialogItem(one.id, one.index, one.record, "", one.place, one)
+            yield DialogItem(one.id, one.index, one.record, "", one.place, dialog=one)
 
 
 def _shard(

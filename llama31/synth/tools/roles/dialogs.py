@@ -52,7 +52,7 @@ class FunctionDialogs:
         domain, why = item.text.strip(), ""
         if not domain or len(domain) > domains.LONGEST:
             draw.drop("empty" if not domain else f"domain of more than {domains.LONGEST} characters")
-        if "near" in item.record:
+        if "near" in item.beside:
             draw.drop("a domain near to one before it")
         made: list[dict[str, Any]] = []
         pairs: list[dict[str, Any]] = []
@@ -77,7 +77,7 @@ class FunctionDialogs:
 
     def _subdomains(self, item: SynthesisItem, draw: ItemDraw, domain: str) -> list[str]:
         """Subdomains, no two alike and none like another domain."""
-        others = [name for name in item.record.get("others", ()) if name != domain]
+        others = [name for name in item.beside.get("others", ()) if name != domain]
         count = self.settings.subdomains
         listed = draw.read(SUBDOMAINS, domains.listed, domain=domain, count=count)
         found = domains.distinct(listed, others)

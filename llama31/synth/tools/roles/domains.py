@@ -6,10 +6,10 @@ sees words, not meanings. A domain near to one before it is an item that is drop
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from llama31.sampling.drawing import seed_of
 from llama31.synth.pipeline import items
@@ -35,21 +35,21 @@ def near(one: str, other: str) -> bool:
 
 
 def read(given: str, text_key: str, seed: int, limit: int | None = None) -> Iterator[SynthesisItem]:
-    """Domains in an order drawn by `seed`, the first `limit` of them, as items that know all `others`.
+    """Domains in an order drawn by `seed`, the first `limit` of them, as items that know all `others` beside them.
 
-    One near to one before it says so in its record (`near`). Raises ValueError as `items.read`.
+    One near to one before it knows which (`near`). Those of a longer list stand among the others, whose order stays.
+    Raises ValueError as `items.read`.
     """
-    found = list(items.read(given, text_key))
-    random.Random(seed_of(seed, "domains")).shuffle(found)
+    found = sorted(items.read(given, text_key), key=lambda item: seed_of(seed, "domains", item.id))
     names, by_word = [item.text.strip() for item in found], dict[str, list[str]]()
     for index, (item, name) in enumerate(zip(found[:limit], names, strict=False)):
-        record = {**item.record, "others": names}
+        beside: dict[str, Any] = {"others": names}
         before = dict.fromkeys(other for word in sorted(words(name)) for other in by_word.get(word, ()))
         if repeated := next((other for other in before if near(name, other)), None):
-            record["near"] = repeated
+            beside["near"] = repeated
         for word in words(name):
             by_word.setdefault(word, []).append(name)
-        yield replace(item, index=index, record=record)
+        yield replace(item, index=index, beside=beside)
 
 
 def listed(answer: str) -> list[str]:
