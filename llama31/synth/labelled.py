@@ -50,12 +50,17 @@ def _of_one_list(found: Sequence[re.Match[str]]) -> list[re.Match[str]]:
 
 
 def json_value(answer: str) -> Any:
-    """The JSON value that an answer is, behind a preface, or that its one fenced block is. Raises ValueError."""
+    """The JSON value that an answer is, behind a preface, or that its one fenced block is.
+
+    Raises ValueError, for NaN and numbers beyond all bounds as well, which Python reads and JSON has not.
+    """
     fenced = _FENCED.findall(answer)
     if len(fenced) > 1:
         raise ValueError("several blocks; one was asked for")
     try:
-        return json.loads(fenced[0] if fenced else parsing.without_preface(answer))
+        value = json.loads(fenced[0] if fenced else parsing.without_preface(answer))
+        json.dumps(value, allow_nan=False)
+        return value
     except RecursionError as error:
         raise ValueError("JSON too deep to be read") from error
 

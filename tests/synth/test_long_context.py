@@ -154,7 +154,7 @@ def test_parts_of_answers() -> None:
     ]  # fmt: skip
     assert labelled.json_value('Here:\n```json\n{"a": [1]}\n```') == {"a": [1]}
     assert labelled.json_value("Sure! Here is the list:\n\n[1]") == [1]
-    for broken in ("```json\n1\n```\n```json\n2\n```", "{", "[" * 100_000):
+    for broken in ("```json\n1\n```\n```json\n2\n```", "{", "[" * 100_000, '{"a": [NaN]}', "[1e999]"):
         with pytest.raises(ValueError, match="."):
             labelled.json_value(broken)
 

@@ -54,7 +54,6 @@ def read(answer: str, least: int, most: int, taken: Collection[str] = ()) -> lis
     Raises ValueError for anything else.
     """
     given = labelled.json_value(answer)
-    json.dumps(given, allow_nan=False)  # raises ValueError for what JSON has not
     if not isinstance(given, list) or not least <= len(given) <= most:
         raise ValueError(f"no list of {least} to {most} functions")
     found = [_function(one) for one in given]
@@ -134,7 +133,7 @@ def response(answer: str, returns: Mapping[str, Any]) -> str:
     value = labelled.json_value(answer)
     if not definitions.fits(value, returns):
         raise ValueError("no result of the schema")
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(value, ensure_ascii=False)
     if len(text) > interface.MOST_CHARACTERS:
         raise ValueError(f"a result of more than {interface.MOST_CHARACTERS} characters")
     return text

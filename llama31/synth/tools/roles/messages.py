@@ -62,5 +62,4 @@ def _call(text: str) -> FunctionCall:
     name, arguments = given["name"], given["arguments"]
     if not isinstance(name, str) or not name.strip() or name in chat.BUILTIN or not isinstance(arguments, dict):
         raise ValueError("no call of a function")
-    json.dumps(arguments, allow_nan=False)  # raises ValueError for what JSON has not
     return FunctionCall(name, arguments)
