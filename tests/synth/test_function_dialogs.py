@@ -111,6 +111,18 @@ def test_definitions_that_can_be_checked() -> None:
         apis.response(json.dumps({"crossings": ["x" * 5000]}), find.returns)
 
 
+def test_what_changes_something_is_no_longer_answered_from_memory() -> None:
+    find, book = apis.read(changed([1, "changes"], True), 2, 2)
+    assert book.changes and not find.changes and json.loads(book.told(returns=True))["changes"] is True
+    told = talk.FunctionTalk([find, book])
+    looked, booked = FunctionCall("find_crossings", {"port": "a"}), FunctionCall("book_crossing", {"seats": 2})
+    told.returned(looked, "[1]")
+    told.returned(FunctionCall("find_crossings", {"port": "b"}), "[2]")
+    assert told.memory[talk.key(looked)] == "[1]"
+    told.returned(booked, "{}")
+    assert told.memory == {talk.key(booked): "{}"}
+
+
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
@@ -122,6 +134,7 @@ def test_definitions_that_can_be_checked() -> None:
         (changed([0, "name"], "Find Crossings"), "no name of a function"),
         (changed([0, "description"], " "), "empty description"),
         (changed([0, "more"], 1), "no function with name"),
+        (changed([0, "changes"], "yes"), "neither true nor false"),
         (changed([0, "parameters", "type"], "array"), "properties of a schema of type array"),
         (changed([0, "parameters", "required"], ["quay"]), "required and not defined"),
         (changed([0, "parameters", "properties", "port"], {"$ref": "#/x", "type": "string"}), r"a schema with \$ref"),

@@ -1,5 +1,6 @@
 """Functions as a model defines them: a JSON list of {"name", "description", "parameters", "returns"}, the last two JSON
-schemas. Only what can be checked is taken: the keys of KEYS, types of `definitions`, nothing that refers elsewhere.
+schemas, with "changes": true where a call changes what others return. Only what can be checked is taken: the keys of
+KEYS, types of `definitions`, nothing that refers elsewhere.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{2,63}")
 
 @dataclass(frozen=True)
 class ApiFunction:
-    """A function of an API: its definition as a tool, and the JSON schema of what it returns."""
+    """A function of an API: its definition as a tool, the schema of what it returns, and whether it changes others'."""
 
     definition: FunctionDefinition
     returns: Mapping[str, Any]
+    changes: bool = False
 
     @property
     def name(self) -> str:
@@ -33,8 +35,8 @@ class ApiFunction:
         return self.definition.name
 
     def told(self, returns: bool = False) -> str:
-        """As a line of JSON; what it returns is told to who plays the API alone."""
-        more = {"returns": self.returns} if returns else {}
+        """As a line of JSON; what it returns and changes is told to who plays the API alone."""
+        more = {"returns": self.returns, "changes": self.changes} if returns else {}
         return json.dumps({**self.definition.tool["function"], **more}, ensure_ascii=False)
 
     def purpose(self) -> str:
@@ -66,8 +68,10 @@ def read(answer: str, least: int, most: int, taken: Collection[str] = ()) -> lis
 
 
 def _function(given: Any) -> ApiFunction:
-    if not isinstance(given, dict) or given.keys() != {"name", "description", "parameters", "returns"}:
+    if not isinstance(given, dict) or given.keys() - {"changes"} != {"name", "description", "parameters", "returns"}:
         raise ValueError("no function with name, description, parameters and returns")
+    if not isinstance(given.get("changes", False), bool):
+        raise ValueError("changes that is neither true nor false")
     name, description = given["name"], given["description"]
     if not isinstance(name, str) or not _NAME.fullmatch(name) or not isinstance(description, str):
         raise ValueError("no name of a function, or no description")
@@ -80,7 +84,8 @@ def _function(given: Any) -> ApiFunction:
     purpose = " ".join(description.split())
     purpose += "" if purpose.endswith((".", "!", "?")) else "."
     function = {"name": name, "description": purpose, "parameters": parameters}
-    return ApiFunction(FunctionDefinition(name, {"type": "function", "function": function}), returns)
+    definition = FunctionDefinition(name, {"type": "function", "function": function})
+    return ApiFunction(definition, returns, given.get("changes", False))
 
 
 def _schema(given: Any, depth: int) -> dict[str, Any]:

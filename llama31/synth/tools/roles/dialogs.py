@@ -188,7 +188,7 @@ class FunctionDialogs:
         return None, ""
 
     def _returned(self, draw: ItemDraw, told: FunctionTalk, call: FunctionCall) -> str:
-        """What the API returns: the same to the same call; else what fits the schema and what it returned before."""
+        """What the API returns: to a call that it remembers the same; else what fits schema and earlier results."""
         if (known := told.memory.get(talk.key(call))) is not None:
             draw.counts["calls answered from memory"] += 1
             return known

@@ -17,7 +17,7 @@ SIMPLE, PARALLEL, NESTED, MISSING, NONE = "simple", "parallel", "nested", "missi
 
 @dataclass
 class FunctionTalk:
-    """See the module. `memory`: what each call has returned; `kinds`: of its turns."""
+    """See the module. `memory`: what each call returns if it is made again; `kinds`: of its turns."""
 
     functions: Sequence[ApiFunction]
     messages: list[dict[str, Any]] = field(default_factory=list)
@@ -55,7 +55,9 @@ class FunctionTalk:
         self.messages.append(message.record())
 
     def returned(self, call: FunctionCall, text: str) -> None:
-        """The API returns what it will return to the same call again."""
+        """The API returns what it will return to the same call again, until a call changes what others return."""
+        if any(one.changes for one in self.functions if one.name == call.name):
+            self.memory.clear()
         self.memory[key(call)] = text
         self.messages.append({"role": "ipython", "content": text})
 
