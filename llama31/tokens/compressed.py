@@ -18,7 +18,7 @@ def opened(path: str) -> BinaryIO:
     if path.endswith(".gz"):
         return gzip.open(path, "rb")  # type: ignore[return-value]
     if path.endswith(".zst"):
-        return io.BufferedReader(_ZstdReader(path))
+        return _zstd(path)
     if path.endswith(".xz"):
         return lzma.open(path, "rb")  # type: ignore[return-value]
     if path.endswith(".bz2"):
@@ -36,25 +36,40 @@ class _Bz2Reader(bz2.BZ2File):
             raise EOFError(str(error)) from error
 
 
-class _ZstdReader(io.RawIOBase):
-    """A .zst file of any number of frames. zstandard's own reader ends in silence where the file was truncated."""
+def _zstd(path: str) -> BinaryIO:
+    try:
+        import zstandard  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"{path}: reading .zst needs zstandard; pip install zstandard, or unpack it") from error
+    return io.BufferedReader(ZstdFrames(open(path, "rb")))  # type: ignore[type-var,return-value]
 
-    def __init__(self, path: str) -> None:
-        try:
-            import zstandard
-        except ImportError as error:
-            raise ValueError(f"{path}: reading .zst needs zstandard; pip install zstandard, or unpack it") from error
-        self._zstandard = zstandard
-        self._file = open(path, "rb")  # noqa: SIM115 - closed by close()
+
+class ZstdFrames(io.RawIOBase):
+    """Any number of frames of zstd, one behind the other. zstandard's own reader ends in silence at one that is cut.
+
+    Args:
+        file: open for reading bytes; closed with this.
+        piece: compressed bytes at a time, each of which may become 32 KB.
+        window: bytes that a frame may refer back to, at most; 0: 128 MB.
+
+    Raises EOFError for frames that are cut or damaged.
+    """
+
+    def __init__(self, file: Any, piece: int = 1 << 16, window: int = 0) -> None:
+        import zstandard
+
+        self._zstandard, self._file, self._piece, self._window = zstandard, file, piece, window
         self._frame: Any = None
         self._in, self._out = b"", memoryview(b"")
 
     def readable(self) -> bool:
+        """It is."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Some bytes; 0 at the end."""
         while not self._out:
-            self._in = self._in or self._file.read(1 << 16)
+            self._in = self._in or self._file.read(self._piece)
             if not self._in:
                 if self._frame is not None:
                     raise EOFError("it ends within a frame")
@@ -65,7 +80,8 @@ class _ZstdReader(io.RawIOBase):
         return taken
 
     def _decompress(self) -> None:
-        self._frame = self._frame or self._zstandard.ZstdDecompressor().decompressobj()
+        if self._frame is None:
+            self._frame = self._zstandard.ZstdDecompressor(max_window_size=self._window).decompressobj()
         try:
             self._out = memoryview(self._frame.decompress(self._in))
         except self._zstandard.ZstdError as error:
@@ -75,5 +91,6 @@ class _ZstdReader(io.RawIOBase):
             self._frame = None
 
     def close(self) -> None:
+        """Also the file."""
         self._file.close()
         super().close()

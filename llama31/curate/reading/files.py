@@ -12,7 +12,6 @@ from typing import Any
 
 import orjson
 import pyarrow
-import zstandard
 from datatrove.data import Document
 from datatrove.io import DataFolderLike
 from fsspec.compression import compr
@@ -21,9 +20,11 @@ from pyarrow import parquet
 from llama31.curate.reading import bodies
 from llama31.curate.reading.bodies import Unreadable
 from llama31.curate.reading.documents import LIMIT_BYTES, CountingReader, declared_language, language_code
+from llama31.tokens.compressed import ZstdFrames
 
 ROWS = 64  # of a Parquet file at a time
 PIECE = 1 << 12  # bytes of a compressed file at a time, which expand to 128 MB at most
+WINDOW = 1 << 31  # bytes that a frame of zstd may refer back to
 
 
 class FolderReader(CountingReader):
@@ -165,34 +166,8 @@ def _expanded(raw: Any) -> Any:
     kind = bodies.compression(raw.read(6))
     raw.seek(0)
     if kind == "zstd":
-        return contextlib.nullcontext(io.BufferedReader(_Frames(raw), 1 << 20))
+        return contextlib.nullcontext(io.BufferedReader(ZstdFrames(raw, PIECE, WINDOW), 1 << 20))
     return compr[kind](raw, mode="r") if kind else contextlib.nullcontext(raw)
-
-
-class _Frames(io.RawIOBase):
-    """Frames of zstd one behind the other; EOFError where the last is cut, of which zstandard's reader says nothing."""
-
-    def __init__(self, file: Any) -> None:
-        self._file, self._rest, self._ready = file, b"", b""
-        self._frame: zstandard.ZstdDecompressionObj | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Some bytes; 0 at the end."""
-        while not self._ready:
-            data = self._rest or self._file.read(PIECE)
-            if not data:
-                if self._frame is not None:
-                    raise EOFError("its compressed end is missing")
-                return 0
-            frame = self._frame or zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-            self._ready = frame.decompress(data)
-            self._frame, self._rest = (None, frame.unused_data) if frame.eof else (frame, b"")
-        count = min(len(buffer), len(self._ready))
-        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
-        return count
 
 
 def _lines(file: Any, limit: int) -> Iterator[bytes | None]:
