@@ -131,38 +131,40 @@ def write_task(folder: Path, scale: TaskScale, seed: int = 0) -> None:
         return {"id": f"{number}", "messages": [user(one)], **more}
 
     texts = (dialog()["messages"] for _ in range(scale.texts))
-    _lines(folder / "texts.jsonl", [{"text": "\n".join(message["content"] for message in one)} for one in texts])
-    _lines(folder / "dialogs.jsonl", [dialog() for _ in range(scale.dialogs)])
+    write_lines(folder / "texts.jsonl", [{"text": "\n".join(message["content"] for message in one)} for one in texts])
+    write_lines(folder / "dialogs.jsonl", [dialog() for _ in range(scale.dialogs)])
     for number in range(1, scale.rounds + 1):
-        _lines(folder / f"preferences-{number:02d}.jsonl", [preference() for _ in range(scale.preferences)])
-        _lines(folder / f"prompts-{number:02d}.jsonl", [prompt(i, one) for i, one in enumerate(known[: scale.prompts])])
+        write_lines(folder / f"preferences-{number:02d}.jsonl", [preference() for _ in range(scale.preferences)])
+        write_lines(
+            folder / f"prompts-{number:02d}.jsonl", [prompt(i, one) for i, one in enumerate(known[: scale.prompts])]
+        )
     judged = [prompt(i, one, checks=one.checks()) for i, one in enumerate(held[: scale.judged])]
-    _lines(folder / "judge.jsonl", judged)
+    write_lines(folder / "judge.jsonl", judged)
 
 
-def _lines(path: Path, records: Sequence[Any]) -> None:
+def write_lines(path: Path, records: Sequence[Any]) -> None:
+    """Records as JSON lines."""
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
-def write_config(folder: Path, scale: TaskScale) -> None:
-    """The model and the tokenizer as a --config-dir."""
-    width = scale.hidden_size
-    model = {"name": "mini", "layers": scale.layers, "hidden_size": width, "ffn_hidden_size": 3 * width, "heads": 4}
-    model |= {"kv_heads": 2, "vocab_size": VOCABULARY, "max_positions": 512}
-    tokenizer = {"kind": "bpe", "path": str(folder / "tokenizer"), "vocab_size": VOCABULARY}
+VOCABULARY = 640
+
+
+def write_config(folder: Path, layers: int, width: int, vocabulary: int = VOCABULARY) -> None:
+    """The model and the tokenizer as a --config-dir; `width` is the hidden size."""
+    model = {"name": "mini", "layers": layers, "hidden_size": width, "ffn_hidden_size": 3 * width, "heads": 4}
+    model |= {"kv_heads": 2, "vocab_size": vocabulary, "max_positions": 512}
+    tokenizer = {"kind": "bpe", "path": str(folder / "tokenizer"), "vocab_size": vocabulary}
     for group, content in (("model", model), ("tokenizer", tokenizer)):
         (folder / "conf" / group).mkdir(parents=True, exist_ok=True)
         text = "".join(f"{key}: {value}\n" for key, value in content.items())
         (folder / "conf" / group / "mini.yaml").write_text(text, encoding="utf-8")
 
 
-VOCABULARY = 640
-
-
-def schedule(tokens: int, peak_lr: float, length: int = 128, batch: int = 512) -> list[str]:
+def schedule(tokens: int, peak_lr: float, length: int = 128, batch: int = 512, warmup_batches: int = 10) -> list[str]:
     """Overrides of one stage's training."""
     numbers = {"total_tokens": tokens, "batch_tokens": batch, "sequence_length": length, "peak_lr": peak_lr}
-    numbers |= {"warmup_tokens": min(batch * 10, tokens // 4), "final_lr": peak_lr / 10}
+    numbers |= {"warmup_tokens": min(batch * warmup_batches, tokens // 4), "final_lr": peak_lr / 10}
     return [f"schedule.{key}={value}" for key, value in numbers.items()]
 
 
@@ -278,7 +280,7 @@ def measure(timeout_s: float, scale: TaskScale | None = None, folder: Path | Non
     with contextlib.ExitStack() as stack:
         here = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         write_task(here, scale)
-        write_config(here, scale)
+        write_config(here, scale.layers, scale.hidden_size)
         todo = [*before(here, scale), ("post_train", post_train(here, scale), 1), ("sample", after_sft(here, scale), 1)]
         seconds = {}
         for place, (recipe, arguments, processes) in enumerate(todo):

@@ -20,10 +20,11 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from benchmarks import small_rounds
+from benchmarks.serving import JsonAnswers, served
 from llama31 import config
 from llama31.dialogs import stepwise
 from llama31.synth.mathematics import reward_servers
@@ -109,16 +110,8 @@ def write_task(folder: Path, scale: AdditionScale, seed: int = 0) -> list[Sum]:
         solution = one.solution(chance)
         steps.append({"question": one.question, "steps": solution, "labels": one.labels(solution)})
     for name, records in (("texts", texts), ("dialogs", dialogs), ("steps", steps)):
-        text = "".join(json.dumps(record) + "\n" for record in records)
-        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    width = scale.hidden_size
-    model = {"name": "mini", "layers": scale.layers, "hidden_size": width, "ffn_hidden_size": 3 * width, "heads": 4}
-    model |= {"kv_heads": 2, "vocab_size": VOCABULARY, "max_positions": 512}
-    tokenizer = {"kind": "bpe", "path": str(folder / "tokenizer"), "vocab_size": VOCABULARY}
-    for group, content in (("model", model), ("tokenizer", tokenizer)):
-        (folder / "conf" / group).mkdir(parents=True, exist_ok=True)
-        lines = "".join(f"{key}: {value}\n" for key, value in content.items())
-        (folder / "conf" / group / "mini.yaml").write_text(lines, encoding="utf-8")
+        small_rounds.write_lines(folder / f"{name}.jsonl", records)
+    small_rounds.write_config(folder, scale.layers, scale.hidden_size, VOCABULARY)
     return held
 
 
@@ -128,14 +121,10 @@ def commands(folder: Path, scale: AdditionScale) -> list[tuple[str, list[str]]]:
     common = ["model=mini", "model.rope_factor=0", "tokenizer=mini", "precision=fp32", "preflight.enabled=false"]
     common += ["log.progress=false", "parallel.micro_batch=4"]
 
-    def schedule(tokens: int, peak_lr: float) -> list[str]:
-        numbers = {"total_tokens": tokens, "batch_tokens": 1024, "sequence_length": 256, "peak_lr": peak_lr}
-        numbers |= {"warmup_tokens": min(20_480, tokens // 4), "final_lr": peak_lr / 10}
-        return [f"schedule.{key}={value}" for key, value in numbers.items()]
-
     def stage(name: str, tokens: int, peak_lr: float, *more: str) -> tuple[str, list[str]]:
         kind = {"base": "pretrain", "seed": "sft"}.get(name, name)
-        return kind, [*own, *common, *schedule(tokens, peak_lr), f"name={name}", f"folder={folder / name}", *more]
+        schedule = small_rounds.schedule(tokens, peak_lr, 256, 1024, warmup_batches=20)
+        return kind, [*own, *common, *schedule, f"name={name}", f"folder={folder / name}", *more]
 
     text = [f"data.folder={folder / 'packed'}", f"data.sources.texts.input={folder / 'texts.jsonl'}"]
     learned = [f"data.folder={folder / 'encoded'}", "data.heldout_fraction=0.1", "validation.tokens=32768"]
@@ -171,40 +160,22 @@ def serving(folder: Path) -> Iterator[str]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     alone = threading.Lock()  # of torch and of a fast tokenizer
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(JsonAnswers):
         def do_GET(self) -> None:
-            self._send({"data": [{"id": folder.name}]})
+            self.send({"data": [{"id": folder.name}]})
 
         def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked = self.read()
             with alone, torch.no_grad():
                 ids = tokenizer.apply_chat_template(
                     asked["messages"], add_generation_prompt=False, return_tensors="pt", return_dict=False
                 )
                 score = model(ids).logits[0, 0].sigmoid().item()
             one = {"index": 0, "label": "LABEL_0", "probs": [score], "num_classes": 1}
-            self._send({"object": "list", "data": [one], "usage": {"prompt_tokens": ids.shape[1]}})
+            self.send({"object": "list", "data": [one], "usage": {"prompt_tokens": ids.shape[1]}})
 
-        def _send(self, content: dict[str, Any]) -> None:
-            data = json.dumps(content).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with served(Handler) as address:
+        yield address
 
 
 # --- what it finds ---
@@ -271,6 +242,6 @@ if __name__ == "__main__":
         for name in ("wrong steps", "right steps", "all"):
             print(f"held-out accuracy, {name}: {judged[name]['accuracy']:.1%} of {judged[name]['pairs']:,}")
         with serving(where / "hf") as url:
-            served = ServedModel(config.Server([url]), "reward", reward_servers.connect)
-            for name, share in found(write_task(where, AdditionScale()), served).items():
+            reward = ServedModel(config.Server([url]), "reward", reward_servers.connect)
+            for name, share in found(write_task(where, AdditionScale()), reward).items():
                 print(f"{name}: {share:.1%}")

@@ -13,12 +13,10 @@ import json
 import random
 import sys
 import tempfile
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
+from benchmarks.serving import JsonAnswers, served
 from llama31 import config
 from llama31.command import entry
 from llama31.synth import tasks
@@ -30,30 +28,20 @@ from llama31.synth.pipeline.shard import ItemShard
 SHORTEST_S, LONGEST_S = 0.1, 0.5
 
 
-class _Answers(BaseHTTPRequestHandler):
+class _Answers(JsonAnswers):
     """A question to whoever wants one, no to judges, a sentence to the others."""
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self._send({"data": [{"id": "stand-in"}]})
+        self.send({"data": [{"id": "stand-in"}]})
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.read()
         asked = body["messages"][-1]["content"]
         time.sleep(random.Random(f"{asked}{body.get('seed')}").uniform(SHORTEST_S, LONGEST_S))
         text = "What is it?" if "Write one question" in asked else "Verdict: no" if "judge" in asked else "A stone."
-        self._send({"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": text}}]})
-
-    def _send(self, content: dict[str, Any]) -> None:
-        data = json.dumps(content).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
+        self.send({"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": text}}]})
 
 
 def measure(url: str, folder: Path, count: int, requests: int, at_once: int | None) -> tuple[float, float, int]:
@@ -76,16 +64,12 @@ def measure(url: str, folder: Path, count: int, requests: int, at_once: int | No
 
 def main(count: int = 400, requests: int = 32) -> None:
     """Print a row for each way."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     ideal = requests / ((SHORTEST_S + LONGEST_S) / 2)
     print(f"| items at work | requests | of the server's {ideal:.0f} a second | time with fewer than {requests} |")
     print("|---|---|---|---|")
     for at_once, number in ((None, count), (1, max(1, count // 40))):
-        with tempfile.TemporaryDirectory() as folder:
-            share, seconds, asked = measure(url, Path(folder), number, requests, at_once)
+        with served(_Answers) as address, tempfile.TemporaryDirectory() as folder:
+            share, seconds, asked = measure(f"{address}/v1", Path(folder), number, requests, at_once)
         print(
             f"| {at_once or shard.AHEAD * requests} | {asked} | {asked / seconds / ideal:.1%} | {share:.1%} |",
             flush=True,

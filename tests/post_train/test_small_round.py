@@ -40,7 +40,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a whole small round, of what came before it, and of answers of the model between SFT and DPO."""
     folder, scale = tmp_path_factory.mktemp("task"), small_rounds.SMALL
     small_rounds.write_task(folder, scale)
-    small_rounds.write_config(folder, scale)
+    small_rounds.write_config(folder, scale.layers, scale.hidden_size)
     for name, arguments, _ in small_rounds.before(folder, scale):
         recipe(name, arguments)
     run = compose(config.PostTrain, "post_train", small_rounds.post_train(folder, scale))

@@ -10,9 +10,10 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
+from benchmarks.serving import served
 from llama31.sampling.servers import NEUTRAL
 
 SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>")
@@ -237,13 +238,5 @@ def serving(script: Script, host: str = "127.0.0.1") -> Iterator[str]:
             with contextlib.suppress(OSError, ValueError):
                 super().finish()
 
-    server = ThreadingHTTPServer((host, 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://{host}:{server.server_address[1]}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with served(Handler, host) as address:
+        yield f"{address}/v1"

@@ -33,7 +33,7 @@ LATER = ("sft", "dpo", "answers", "judge")  # than sft-low
 def base(folder: Path) -> None:
     """Task, tokenizer and pre-trained model, made in this process: another would have to import torch."""
     small_rounds.write_task(folder, TINY)
-    small_rounds.write_config(folder, TINY)
+    small_rounds.write_config(folder, TINY.layers, TINY.hidden_size)
     schemas = {"pack": config.Pack, "pretrain": config.Pretrain}
     for name, arguments, _ in small_rounds.before(folder, TINY)[:2]:
         run = entry.load(schemas[name], name, arguments, lambda given: 1)

@@ -47,7 +47,7 @@ CPU = pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="vLLM 0.32's
 def test_servers_start_answer_as_we_do_and_leave(per_server: int, slurm: Slurm, tmp_path: Path) -> None:
     """A server on each of two nodes, or one on both, as 405B needs it."""
     small_rounds.write_task(tmp_path, SCALE)
-    small_rounds.write_config(tmp_path, SCALE)
+    small_rounds.write_config(tmp_path, SCALE.layers, SCALE.hidden_size)
     for name, arguments, _ in small_rounds.before(tmp_path, SCALE):
         recipe(name, arguments)
     own = ["--config-dir", str(tmp_path / "conf")]

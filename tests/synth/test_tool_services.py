@@ -8,13 +8,14 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from benchmarks.serving import served
 from llama31 import config
 from llama31.command import entry, inputs
 from llama31.sampling.servers import Refused
@@ -71,15 +72,8 @@ def serving(service: Service) -> Iterator[str]:
 
         def log_message(self, format: str, *args: Any) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/search"
-    finally:
-        server.shutdown()
-        thread.join(30)
-        server.server_close()
+    with served(Handler) as address:
+        yield f"{address}/search"
 
 
 @pytest.fixture(autouse=True)
