@@ -129,16 +129,14 @@ class TextFeed:
 
 def dialogs(data: config.Dialogs, tokenizing: config.Tokenizer, wanted: config.Schedule) -> feed.DialogFeed:
     """Encode the dialogs where that is not done yet, and lay them into rows. Collective; raises ValueError."""
-    tokenizer = tokenizers.load(tokenizing)
-    form, targets = chat.Format(tokenizer), data.targets
+    targets = data.targets
 
-    def encode(record: dict[str, Any], source: config.Records) -> store.Example | str:
+    def encode(record: dict[str, Any], source: config.Records, form: chat.Format) -> store.Example | str:
         encoded = form.encode(chat.read(columns.dialog(record)))
         learned = encoded.targets(targets)
         return store.Example([(encoded.tokens, learned.astype(np.int8))]) if learned.any() else "without a target"
 
-    stores = _stores(data, tokenizer, {"kind": "dialogs", "targets": targets}, encode)
-    return _said(_feed(data, wanted, stores, feed.Supervised()))
+    return _feed(data, tokenizing, wanted, feed.Supervised(), {"kind": "dialogs", "targets": targets}, encode)
 
 
 def preferences(
@@ -146,15 +144,12 @@ def preferences(
     quiet: bool = False,
 ) -> feed.DialogFeed:  # fmt: skip
     """Preferences for a reward model or for DPO, as `collator` lays them into rows. Collective; raises ValueError."""
-    tokenizer = tokenizers.load(tokenizing)
-    form = chat.Format(tokenizer)
 
-    def encode(record: dict[str, Any], source: config.Records) -> store.Example | str:
+    def encode(record: dict[str, Any], source: config.Records, form: chat.Format) -> store.Example | str:
         return pairs.encode(record, form, data.similarity, _strength(source))
 
-    stores = _stores(data, tokenizer, {"kind": "preferences", "similarity": data.similarity}, encode)
-    made = _feed(data, wanted, stores, collator)
-    return made if quiet else _said(made)
+    settings = {"kind": "preferences", "similarity": data.similarity}
+    return _feed(data, tokenizing, wanted, collator, settings, encode, quiet)
 
 
 def steps(
@@ -162,52 +157,42 @@ def steps(
     quiet: bool = False,
 ) -> feed.DialogFeed:  # fmt: skip
     """Solutions with labels of their steps for a step-wise reward model. Collective; raises ValueError."""
-    tokenizer = tokenizers.load(tokenizing)
-    form = chat.Format(tokenizer)
 
-    def encode(record: dict[str, Any], source: config.Records) -> store.Example | str:
+    def encode(record: dict[str, Any], source: config.Records, form: chat.Format) -> store.Example | str:
         return stepwise.encode(record, form)
 
-    stores = _stores(data, tokenizer, {"kind": store.STEPS}, encode)
-    made = _feed(data, wanted, stores, collator)
-    return made if quiet else _said(made)
+    return _feed(data, tokenizing, wanted, collator, {"kind": store.STEPS}, encode, quiet)
 
 
 def _strength(source: config.Records) -> str | None:
     return source.strength if isinstance(source, config.Ranked) else None
 
 
-def _stores(
+def _feed(
     data: config.Dialogs | config.Preferences,
-    tokenizer: tokenizers.Tokenizer,
+    tokenizing: config.Tokenizer,
+    wanted: config.Schedule,
+    collator: feed.Collator,
     settings: dict[str, Any],
-    encode: Callable[[dict[str, Any], config.Records], store.Example | str],
-) -> dict[str, store.Store]:
-    """Every source, encoded by the first rank and read by all."""
+    encode: Callable[[dict[str, Any], config.Records, chat.Format], store.Example | str],
+    quiet: bool = False,
+) -> feed.DialogFeed:
+    """Every source, encoded by the first rank and read by all; `settings` are what encoding depends on beside."""
+    tokenizer = tokenizers.load(tokenizing)
+    form = chat.Format(tokenizer)
     settings = {**settings, "tokenizer": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size}
 
     def prepared(name: str, source: config.Records) -> Path:
         own = {"strength": _strength(source)} if _strength(source) else {}
         return store.prepare(
             Path(data.folder), name, source.input, settings | own, data.seed, data.heldout_fraction,
-            lambda record: encode(record, source),
+            lambda record: encode(record, source, form),
         )  # fmt: skip
 
     folders = on_first_rank(lambda: {name: prepared(name, source) for name, source in data.sources.items()})
-    return {name: store.read(folder) for name, folder in folders.items()}
-
-
-def _feed(
-    data: config.Dialogs | config.Preferences,
-    wanted: config.Schedule,
-    stores: dict[str, store.Store],
-    collator: feed.Collator,
-) -> feed.DialogFeed:
+    stores = {name: store.read(folder) for name, folder in folders.items()}
     epochs = {name: source.epochs for name, source in data.sources.items()}
-    return feed.DialogFeed(stores, epochs, collator, wanted, data.seed, data.prefetch)
-
-
-def _said(made: feed.DialogFeed) -> feed.DialogFeed:
-    if rank_of(None) == 0:
+    made = feed.DialogFeed(stores, epochs, collator, wanted, data.seed, data.prefetch)
+    if not quiet and rank_of(None) == 0:
         print(f"data: {made.summary()}", flush=True)
     return made
