@@ -23,6 +23,7 @@ from llama31.tokens import chat
 
 STEP = re.compile(r"^\W*step\s+\d+\b", re.IGNORECASE | re.MULTILINE)
 NUMBER = re.compile(r"^\W*step\s+\d+[\s*]*[:.)]?[\s*]*", re.IGNORECASE)  # a backslash behind it is the step's
+RIGHT = 0.5  # the least label of a step that counts as right
 EMPTY = "with an empty step"  # why a record is left out; said behind the number of those
 ASKED = ("messages", "prompt", "question")  # keys of what is asked, the first that is there
 

@@ -15,12 +15,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from llama31.dialogs import stepwise
 from llama31.engine.objectives import Compared, LossFunction, MicroBatch
 from llama31.model.sequences import take_chunks
 from llama31.parallel.mesh import Grid
 
 NOTHING = torch.zeros((), dtype=torch.int)
-HALF = 0.5  # the least label of a step that counts as right
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -90,7 +90,7 @@ class StepObjective:
             compared = _responses(batch)
             logits, labels = responses(scores, compared, grid), compared.targets
             total = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum") * batch.scale
-            right = _right(torch.where(labels >= HALF, logits, -logits))
+            right = _right(torch.where(labels >= stepwise.RIGHT, logits, -logits))
             counts = torch.stack([right, logits.sigmoid().sum(), labels.sum()]) * batch.scale
             return total, NOTHING, torch.cat([total[None], counts]).detach() / grid.cp
 

@@ -142,7 +142,7 @@ def step_margins(forward: Forward, feed: DialogFeed, length: int, size: int) -> 
     labels = [feed.labels(row) for row in dealt]
     counts = [len(some) for some in labels]
     rewards_of = _of_rows(forward, feed, dealt, counts, (length, size), lambda _, values: values)
-    right = np.concatenate([*labels, np.zeros(0, np.float32)]) >= preference.HALF
+    right = np.concatenate([*labels, np.zeros(0, np.float32)]) >= stepwise.RIGHT
     return np.where(right, rewards_of, -rewards_of), right.astype(np.int64)
 
 

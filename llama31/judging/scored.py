@@ -133,7 +133,7 @@ def step_agreement(entries: Sequence[ScoredRecord], scores: Sequence[StepScores]
     margins, kinds = list[float](), list[int]()
     for entry, steps in zip(entries, scores, strict=True):
         if entry.steps is not None and entry.steps.labels is not None and steps is not None:
-            right = [label >= 0.5 for label in entry.steps.labels]
+            right = [label >= stepwise.RIGHT for label in entry.steps.labels]
             logits = [_logit(score) for score in steps]
             margins += [logit if good else -logit for logit, good in zip(logits, right)]
             kinds += right

@@ -15,7 +15,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -280,10 +280,9 @@ def memory_bound(seen: Mapping[str, Hierarchy] | None = None, machine: Path = PR
     seen = hierarchies() if seen is None else seen
     total = re.search(r"^MemTotal:\s*(\d+) kB", machine.read_text(), re.MULTILINE)
     bounds = [(int(total[1]) * 1024, MACHINE)] if total else []
-    for controller, names in ((MEMORY, V1), ("", V2)):
-        for folder in seen[controller].levels() if controller in seen else []:
-            with contextlib.suppress(OSError, ValueError):  # v2's root has none, and "max" is no bound
-                bounds.append((int((folder / names.limit).read_text()), str(folder / names.limit)))
+    for folder, names in _memory_groups(seen):
+        with contextlib.suppress(OSError, ValueError):  # v2's root has none, and "max" is no bound
+            bounds.append((int((folder / names.limit).read_text()), str(folder / names.limit)))
     if MEMORY in seen:  # counts levels that a container does not see
         with contextlib.suppress(OSError):
             stat = seen[MEMORY].own / "memory.stat"
@@ -294,11 +293,17 @@ def memory_bound(seen: Mapping[str, Hierarchy] | None = None, machine: Path = PR
 def oom_kills(seen: Mapping[str, Hierarchy] | None = None) -> int:
     """How many processes of our own group the kernel has ended for want of memory; 0 where it does not say."""
     seen = hierarchies() if seen is None else seen
-    for controller, names in ((MEMORY, V1), ("", V2)):
-        for folder in seen[controller].levels() if controller in seen else []:
-            with contextlib.suppress(OSError):  # v2 has the file where memory is bounded, and counts what is below
-                return _field((folder / names.events).read_text(), "oom_kill")
+    for folder, names in _memory_groups(seen):
+        with contextlib.suppress(OSError):  # v2 has the file where memory is bounded, and counts what is below
+            return _field((folder / names.events).read_text(), "oom_kill")
     return 0
+
+
+def _memory_groups(seen: Mapping[str, Hierarchy]) -> Iterator[tuple[Path, Names]]:
+    """Our own group and those above it, of v1's memory and then of v2, each with what its files are called."""
+    for controller, names in ((MEMORY, V1), ("", V2)):
+        if controller in seen:
+            yield from ((folder, names) for folder in seen[controller].levels())
 
 
 def _read(path: str) -> str:

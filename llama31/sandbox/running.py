@@ -150,8 +150,9 @@ class _Watch:
             self._stop("cpu")
         elif taken.memory_bytes > limits.memory_bytes:
             exactly = usage.shared_once(first)
-            # Unknown: what a group takes is with files that can go, and it has a bound of its own.
-            if self.group is None if exactly is None else exactly > limits.memory_bytes:
+            if exactly is None:  # a group's has files that can go, and a bound of its own
+                exactly = 0 if self.group is not None else taken.memory_bytes
+            if exactly > limits.memory_bytes:
                 self._stop("memory")
 
     def _stop(self, reason: str) -> None:

@@ -14,12 +14,11 @@ from collections.abc import Callable, Collection, Mapping
 import httpx2
 
 from llama31 import config
-from llama31.sampling.servers import Refused
+from llama31.sampling.servers import LONGEST_PAUSE_S, Refused
 from llama31.synth.pipeline.journal import digest
 from llama31.synth.tools.interface import ToolResult
 from llama31.synth.tools.services.answered import AnsweredQueries
 
-LONGEST_PAUSE_S = 60.0
 NO_KEY = (401, 402, 403)  # it does not take the key, or wants to be paid
 BUSY = 429
 LATER = (408, 425, BUSY)  # and all of 500 and more that are no answers
