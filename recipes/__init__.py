@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -46,6 +47,10 @@ def _tell_launcher(folder: str | None, cause: str) -> None:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether the error was raised by a line of this repository, so that its message was written for the user."""
-    origin = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+    """Whether the error was raised by a line of this repository, so that its message was written for the user.
+
+    Of one that a process of a pool raised its cause holds the lines as text.
+    """
+    elsewhere = re.findall(r'^  File "(.*)", line', str(error.__cause__ or ""), re.MULTILINE)
+    origin = Path([*(one.filename for one in traceback.extract_tb(error.__traceback__)), *elsewhere][-1]).resolve()
     return any(origin.is_relative_to(ROOT / name) for name in ("llama31", "recipes", "benchmarks"))

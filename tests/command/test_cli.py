@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import multiprocessing
 import subprocess
 import sys
 import typing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -249,3 +253,21 @@ def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch: pytest.MonkeyPat
     with pytest.raises(SystemExit) as ended:
         recipes.start(interrupted, config.Report, "report", ["runs=[x]"])
     assert ended.value.code == 130
+
+
+def test_what_a_process_of_a_pool_refuses_is_told_as_what_this_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(run: config.Report, of: str, *given: Any) -> None:
+        called = {"ours": compose, "others": json.loads}[of]
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            pool.submit(called, *given).result()
+
+    monkeypatch.setattr(recipes.inputs, "check", lambda run: None)
+    with pytest.raises(SystemExit, match="^python -m recipes.report: .*no_such_key"):
+        recipes.start(
+            lambda run: refused(run, "ours", config.Report, "report", ["no_such_key=1"]),
+            config.Report,
+            "report",
+            ["runs=[x]"],
+        )
+    with pytest.raises(json.JSONDecodeError):
+        recipes.start(lambda run: refused(run, "others", "{"), config.Report, "report", ["runs=[x]"])

@@ -166,6 +166,61 @@ def test_fewer_tasks_and_parts_leave_nothing_of_more(pages: Path, one: Path, sev
     assert own == outputs(one)
 
 
+def test_another_number_of_tasks_takes_away_nothing_that_others_made(
+    pages: Path, several: Path, tmp_path: Path
+) -> None:
+    """Files of MinHash's buckets change their tasks."""
+    shutil.copytree(several, tmp_path, dirs_exist_ok=True)
+    run(words(pages, tmp_path, *SEVERAL[1:], "tasks=3", "overwrite=true", "tokens.enabled=false"))
+    assert len(list(tmp_path.glob("minhash_buckets/pairs/*"))) == 14
+    assert texts(tmp_path, "select") == texts(several, "select")
+
+
+def test_lists_of_inputs_samples_and_records_that_are_damaged_are_made_again(
+    pages: Path, several: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(several, tmp_path, dirs_exist_ok=True)
+    given = words(pages, tmp_path, *SEVERAL)
+    before = {path: path.read_bytes() for path in [*tmp_path.glob("inputs/*"), *tmp_path.glob("*/samples/*")]}
+    (tmp_path / "inputs/00001.json").unlink()
+    (tmp_path / "inputs/00002.json").write_text("{")
+    (tmp_path / "lines/samples/00002.json").write_text("{}")
+    ledger.manifest(tmp_path, "extract", 1).unlink()
+    for stage, was, now in (("filter", '"documents": ', '"documents": 1'), ("score", "changed_ns", "chaoged_ns")):
+        record = ledger.manifest(tmp_path, stage, 3)
+        record.write_text(record.read_text().replace(was, now, 1))
+    made, known = opened(given)
+    found = {stage: ranks for stage, ranks in tasks.missing(made, known).items() if ranks}
+    assert found["extract"] == [1] and found["filter"] == [0, 1, 2, 3]  # for they read what extraction leaves
+    run(given)
+    assert before == {path: path.read_bytes() for path in before}
+    assert outputs(tmp_path) == outputs(several)
+    assert [ledger.read(tmp_path, stage, 3) is not None for stage in ("filter", "score")] == [True, True]
+    (tmp_path / folder.NAME).write_text("{")
+    with pytest.raises(ValueError, match="curation.json cannot be read; give it back, or tasks=NUMBER overwrite=true"):
+        opened(given)
+
+
+def test_a_vocabulary_that_is_gone_is_made_again_and_another_one_makes_other_tokens(
+    pages: Path, tmp_path: Path
+) -> None:
+    short = [f"{name}.enabled=false" for name in ("minhash", "lines", "divergence", "urls")]
+    given = [one for one in words(pages, tmp_path, "tasks=2", *short) if not one.startswith(("cited", "best"))]
+    given += ["extraction.count_tokens=false", f"tokenizer.path={tmp_path}/bpe"]
+    made, known = run(given)
+    left, file = outputs(tmp_path), tmp_path / "bpe/tokenizer.json"
+    trained = file.read_bytes()
+    file.unlink()
+    assert [name for name, ranks in tasks.missing(made, known).items() if ranks] == ["vocabulary", "tokenize", "tokens"]
+    run(given)
+    assert file.read_bytes() == trained and outputs(tmp_path) == left
+    tokenizers.train_bpe([text(n, True) for n in range(60)], 540, tmp_path / "bpe")
+    other = file.read_bytes()
+    run(given)
+    assert file.read_bytes() == other != trained
+    assert outputs(tmp_path)["tokens/code-en/train.bin"] != left["tokens/code-en/train.bin"]
+
+
 ROUNDS = ("minhash_edges", "minhash_round_1", "minhash_round_2", "minhash_leaves", "minhash_survivors")
 
 

@@ -215,13 +215,17 @@ class PackedSources(PipelineStep):
 
 
 class Vocabulary(PipelineStep):
-    """A BPE trained on the first pieces of every shard, evenly, where there is none at `tokenizer.path` yet."""
+    """A BPE trained on the first pieces of every shard, evenly, where there is none at `tokenizer.path` yet.
+
+    `beside`: its file, which the record of the task vouches for although it does not lie in the stage's folder.
+    """
 
     type, name = "🔢 - TOKENIZER", "Vocabulary"
 
     def __init__(self, shards: Sequence[Path], tokenizer: config.Tokenizer, out: Path) -> None:
         super().__init__()
         self.shards, self.tokenizer, self.out = shards, tokenizer, out
+        self.beside = (tokenizers.tokenizer_file(tokenizer),)
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         """No documents. What is left is the fingerprint of the tokenizer, so that its change is seen."""

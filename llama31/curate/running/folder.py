@@ -81,6 +81,11 @@ def opened(run: config.Curate) -> Begun:
     path = Path(run.folder) / NAME
     known, now = files.read_object(path), decisive(run) | versions()
     tasks = int(run.tasks or (known or {}).get("tasks") or 4 * len(os.sched_getaffinity(0)))
+    if known is None and path.is_file() and not run.overwrite:
+        raise ValueError(
+            f"folder={run.folder}: {NAME} cannot be read; give it back, or tasks=NUMBER overwrite=true to go by the "
+            "keys that are given, or another folder"
+        )
     if known is not None and not run.overwrite:
         refuse_others(run, known, now, tasks)
     listed = {name: _files(name, source) for name, source in run.sources.items()}
@@ -89,18 +94,24 @@ def opened(run: config.Curate) -> Begun:
         _refuse_other_files(run, known["inputs"], inputs)
     order = stages.stages(run, tasks)
     content = {"tasks": tasks, "keys": now, "stages": [stage.name for stage in order], "inputs": inputs}
-    if not run.dry_run and content != known:
+    if not run.dry_run:
         _share(Path(run.folder) / "inputs", listed, tasks)
+    if not run.dry_run and content != known:
         for stage in order:
-            _forget_beyond(Path(run.folder), stage)
+            _forget_others(Path(run.folder), stage)
         files.write_whole(path, json.dumps(content, indent=1) + "\n")
     return Begun(tasks, inputs)
 
 
-def _forget_beyond(folder: Path, stage: stages.CurationStage) -> None:
-    """Take away what tasks left that a stage does not have any more; what reads all of it would take it for its own."""
+def _forget_others(folder: Path, stage: stages.CurationStage) -> None:
+    """Take away what tasks left that a stage does not have any more; what reads all of it would take it for its own.
+
+    And what as many tasks as before left of files that are dealt out otherwise now: each task takes away what it left
+    before, which another one may have made anew by then.
+    """
     for path in sorted((folder / stage.name / "manifests").glob("*.json")):
-        if int(path.stem) >= stage.tasks:
+        dealt_otherwise = stage.dealt and (files.read_object(path) or {}).get("tasks") != stage.tasks
+        if int(path.stem) >= stage.tasks or dealt_otherwise:
             attempts.forget(folder, stage.name, int(path.stem))
 
 
@@ -190,7 +201,10 @@ def _described(listed: dict[str, Listed]) -> dict[str, Any]:
 
 
 def _share(folder: Path, listed: dict[str, Listed], tasks: int) -> None:
-    """Write which files each task reads: the largest first, each to the task with the fewest bytes so far."""
+    """Write which files each task reads: the largest first, each to the task with the fewest bytes so far.
+
+    What is there already stays; what is missing or damaged is written anew.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     shares: list[dict[str, list[str]]] = [{} for _ in range(tasks)]
     loads = [(0, rank) for rank in range(tasks)]
@@ -202,7 +216,9 @@ def _share(folder: Path, listed: dict[str, Listed], tasks: int) -> None:
     for rank, share in enumerate(shares):
         mine = {name: {path: listed[name][path] for path in sorted(paths)} for name, paths in sorted(share.items())}
         content = {"bytes": sum(size for found in mine.values() for size, _ in found.values()), "files": mine}
-        files.write_whole(folder / f"{rank:05d}.json", json.dumps(content) + "\n")
+        target, line = folder / f"{rank:05d}.json", json.dumps(content) + "\n"
+        if not target.is_file() or target.read_bytes() != line.encode():
+            files.write_whole(target, line)
 
 
 def changed(run: config.Curate, share: dict[str, Any]) -> str | None:

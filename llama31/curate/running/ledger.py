@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,29 @@ def manifest(folder: Path, stage: str, rank: int) -> Path:
 
 
 def read(folder: Path, stage: str, rank: int) -> dict[str, Any] | None:
-    """The record of a task; None where it is not done."""
-    record = files.read_object(manifest(folder, stage, rank))
+    """The record of a task; None where it is not done, or is not as it was written."""
+    record = _as_written(manifest(folder, stage, rank))
     return None if record is None or record.get("unfinished") else record
+
+
+def write(folder: Path, record: dict[str, Any]) -> None:
+    """Record that a task is done."""
+    _write(manifest(folder, record["stage"], record["rank"]), record)
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_whole(path, json.dumps(record | {"xxh64": _own_digest(record)}) + "\n")
+
+
+def _as_written(path: Path) -> dict[str, Any] | None:
+    record = files.read_object(path)
+    given = None if record is None else record.pop("xxh64", None)  # those of earlier versions have none
+    return record if record is None or given in (None, _own_digest(record)) else None
+
+
+def _own_digest(record: dict[str, Any]) -> str:
+    return xxhash.xxh64_hexdigest(json.dumps(record).encode())
 
 
 def reopen(folder: Path, stage: str, rank: int, more: Iterable[Left] = ()) -> list[Left]:
@@ -53,13 +73,12 @@ def reopen(folder: Path, stage: str, rank: int, more: Iterable[Left] = ()) -> li
     Nothing is recorded of a task that has left nothing.
     """
     path = manifest(folder, stage, rank)
-    record = files.read_object(path) or {"left": []}
+    record = _as_written(path) or {"left": []}
     found = left(record)
     together = {one.path: one for one in (*found, *more)}
     if together:
         content = {"unfinished": True, "left": [dataclasses.asdict(one) for one in together.values()]}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_whole(path, json.dumps(content) + "\n")
+        _write(path, content)
     return found
 
 
@@ -125,10 +144,17 @@ def recorded(folder: Path, path: Path) -> Left:
     return Left(path.relative_to(folder).as_posix(), about.st_size, digest(path), about.st_mtime_ns)
 
 
+def _vouched(folder: Path, record: dict[str, Any]) -> Iterator[tuple[Path, Left]]:
+    """All files of a record: what the task left, its samples, and what it made or found beside the stage's folder."""
+    for one in [*left(record), *(Left(**one) for one in record.get("samples", []))]:
+        yield folder / record["stage"] / one.path, one
+    for one in record.get("beside", []):
+        yield Path(one["path"]), Left(**one)
+
+
 def doubtful(folder: Path, record: dict[str, Any]) -> bool:
     """Whether a file of a record is not there, or was written to since; none is read."""
-    for one in left(record):
-        path = folder / record["stage"] / one.path
+    for path, one in _vouched(folder, record):
         if not path.is_file():
             return True
         about = path.stat()
@@ -139,15 +165,18 @@ def doubtful(folder: Path, record: dict[str, Any]) -> bool:
 
 def confirm(folder: Path, record: dict[str, Any]) -> None:
     """Record when files were written that `damage` found to be whole, as those of a copied folder are."""
-    about = [folder / record["stage"] / one.path for one in left(record)]
-    together = [one | {"changed_ns": path.stat().st_mtime_ns} for one, path in zip(record["left"], about)]
-    files.write_whole(manifest(folder, record["stage"], record["rank"]), json.dumps(record | {"left": together}) + "\n")
+    changed = {one.path: path.stat().st_mtime_ns for path, one in _vouched(folder, record)}
+    now = {
+        name: [one | {"changed_ns": changed[one["path"]]} for one in record[name]]
+        for name in ("left", "samples", "beside")
+        if name in record
+    }
+    write(folder, record | now)
 
 
 def damage(folder: Path, record: dict[str, Any]) -> str | None:
     """What is wrong with the files of a record; None where they are as they were written. All are read."""
-    for one in left(record):
-        path = folder / record["stage"] / one.path
+    for path, one in _vouched(folder, record):
         if not path.is_file():
             return f"{path} is missing"
         if path.stat().st_size != one.bytes:

@@ -31,6 +31,7 @@ class CurationStage:
         needs: folders, `STAGE/FOLDER`, of which it reads the files of all tasks; `shared` where each of its tasks reads
             those of every so many-th task alone.
         keys: sections of the config, or keys of them, that decide what it leaves.
+        dealt: of another number of tasks another one leaves a file of the same name.
     """
 
     name: str
@@ -41,6 +42,7 @@ class CurationStage:
     needs: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
     shared: bool = False
+    dealt: bool = False
 
     @property
     def depends(self) -> tuple[str, ...]:
@@ -105,7 +107,9 @@ def _duplicates(run: config.Curate, tasks: int) -> list[CurationStage]:
         several = min(run.minhash.buckets, tasks)
         signed = ("filter/minhash",)
         built.append(
-            CurationStage("minhash_buckets", "pairs of near duplicates", several, 2.0, needs=signed, keys=SIGNED)
+            CurationStage(
+                "minhash_buckets", "pairs of near duplicates", several, 2.0, needs=signed, keys=SIGNED, dealt=True
+            )
         )
         built += _clusters(run, tasks)
     if run.minhash.enabled or run.lines.enabled:

@@ -110,7 +110,9 @@ def execute(run: config.Curate, stage: CurationStage, rank: int, known: dict[str
             if ledger.doubtful(folder, record):
                 ledger.confirm(folder, record)
             return Outcome(True, *_passed(record))
-        print(f"{stage.name}, task {rank}: {wrong}; it is made again", flush=True)
+        print(
+            f"{stage.name}, task {rank}: {wrong}; it is made again\n", end="", flush=True
+        )  # a line, of many processes
     _refuse_damage(stage, rank, folder, inputs)
     for share in mine:
         if wrong := sharing.changed(run, share["left"]):
@@ -156,21 +158,25 @@ def _run(run: config.Curate, stage: CurationStage, rank: int, inputs: list[dict[
         left = attempts.publish(staged, folder, stage.name, rank)
     finally:
         attempts.end(staged)
+    samples = folder / stage.name / "samples" / ledger.manifest(folder, stage.name, rank).name
+    samples.parent.mkdir(parents=True, exist_ok=True)
+    files.write_whole(samples, json.dumps(passage.samples(), ensure_ascii=True) + "\n")
+    beside = [path for block in pipeline for path in getattr(block, "beside", ())]
+    vouched = [dataclasses.replace(ledger.recorded(path.parent, path), path=str(path)) for path in beside]
     record: dict[str, Any] = {
         "stage": stage.name,
         "rank": rank,
         "tasks": stage.tasks,
         "key": key,
         "left": [dataclasses.asdict(one) for one in left],
+        "samples": [dataclasses.asdict(ledger.recorded(folder / stage.name, samples))],
+        "beside": [dataclasses.asdict(one) for one in vouched],
         "blocks": passage.record(),
         "seconds": round(time.monotonic() - begun, 3),
         "cpu_seconds": round(time.process_time() - cpu, 3),
         "peak_bytes": meters.peak_bytes(),
     }
-    path = ledger.manifest(folder, stage.name, rank)
-    for place, content in ((folder / stage.name / "samples" / path.name, passage.samples()), (path, record)):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        files.write_whole(place, json.dumps(content, ensure_ascii=True) + "\n")
+    ledger.write(folder, record)
     return Outcome(False, *_passed(record), seconds=record["seconds"])
 
 
