@@ -159,6 +159,10 @@ def merging(folder: str) -> dict[str, float]:
 def main(folders: list[str]) -> None:
     """Print a row for each folder, and the rates of the other stages."""
     logger.remove()
+    few = [Document(text="A line.\n" * 9, id=str(number), metadata={"language": "en"}) for number in range(9)]
+    with tempfile.TemporaryDirectory() as place:  # functions are compiled
+        rate(MinhashSignatures(f"{place}/signatures"), len(few), few)
+        read(few, place)
     names = ("documents", "kB", "ours", "regex", "spaCy")
     print(f"{'signatures':<28}" + "".join(f"{name:>10}" for name in names))
     print(f"{'':<28}" + "".join(f"{unit:>10}" for unit in ("", "each", *["docs/s"] * 3)))

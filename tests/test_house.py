@@ -54,6 +54,7 @@ OWNERS = {
     "resiliparse": ("llama31/curate/extraction/", "llama31/curate/reading/", "llama31/synth/tools/stand_ins/"),
     "fastwarc": ("llama31/curate/reading/",),
     "fasttext": ("llama31/curate/",),
+    "numba": ("llama31/curate/kernels.py",),
     "tldextract": ("llama31/curate/",),
     "wandb": ("llama31/runs/views.py",),
     "matplotlib": ("llama31/runs/plots.py",),

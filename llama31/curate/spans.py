@@ -1,9 +1,9 @@
 """What rules count of a text's words, in arrays: no word becomes a string of its own.
 
 To split a text by an expression takes most of the time of any rule that counts words. Here the words of `words.split`
-are found by comparing each character's class with its neighbours', and kept as a length, the classes of characters
-that they hold, and a hash. Texts with Chinese, Japanese, Thai, Lao, Khmer, Burmese or Tibetan in them are split by
-`words` itself, as are a few texts with joiners among punctuation; what follows is the same.
+are found by comparing each character's class with its neighbours' (`kernels`), and kept as a length, the classes of
+characters that they hold, and a hash. What holds Chinese, Japanese, Thai, Lao, Khmer, Burmese or Tibetan, from white
+space to white space, is split by `words` itself, as are a few texts with joiners among punctuation.
 
 A hash is the sum of each character's code point times BASE ** position, modulo 2^64, so that of words set one after the
 other follows from theirs. Equal strings have equal hashes; different ones have, but by an accident of about 2^-64 or by
@@ -23,18 +23,23 @@ import numpy.typing as npt
 import regex
 from datatrove.utils.text import PUNCTUATION_SET
 
-from llama31.curate import words
+from llama31.curate import kernels, words
+from llama31.curate.kernels import (
+    ALPHABETIC,
+    DIGIT,
+    JOIN,
+    OTHER,
+    POINT,
+    SPACE,
+    SPOKEN,
+    WORD,
+    Codes,
+    Hashes,
+    Ints,
+    Kinds,
+)
 
-Ints = npt.NDArray[np.int64]
-Hashes = npt.NDArray[np.uint64]
-Kinds = npt.NDArray[np.uint8]
-Codes = npt.NDArray[np.uint8] | npt.NDArray[np.uint32]
-
-# Of a character: part of a word; a decimal digit; joins letters; joins digits; white space; neither word nor white
-# space; a letter (`str.isalpha`); none of datatrove's punctuation.
-WORD, DIGIT, JOIN, POINT, SPACE, OTHER, ALPHABETIC, SPOKEN = (np.uint8(1 << bit) for bit in range(8))
-BASE = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, of Knuth's multiplicative hashing; any odd number does
-BLOCK = 1 << 16  # powers that are kept
+BASE = int(kernels.BASE)
 LEAST_HARD = 0xAD  # the first character that words.HARD names
 PIECE = 1 << 20  # characters that are looked at together
 
@@ -70,37 +75,11 @@ class Spans:
         np.cumsum(self.lengths, out=result[1:])
         return result
 
-    @cached_property
-    def sums(self) -> tuple[Hashes, Hashes]:
-        """Hash of all words before each, [words + 1], and BASE ** -position of each, [words + 1]."""
-        sums = np.zeros(len(self) + 1, np.uint64)
-        np.cumsum(self.hashes * power(self.starts[:-1], BASE), out=sums[1:])
-        return sums, power(self.starts, INVERSE)
-
-    def runs(self, n: int) -> Hashes:
-        """Hash of each run of n words, set one after the other without a space, [words - n + 1, or 0]."""
-        count = max(0, len(self) - n + 1)
-        sums, inverses = self.sums
-        result: Hashes = (sums[n:] - sums[:count]) * inverses[:count] if count else sums[:0]
-        return result
-
-    def longest(self, n: int) -> int:
-        """Characters of the longest run of n words; 0 where there is none."""
-        return int((self.starts[n:] - self.starts[:-n]).max()) if len(self) >= n else 0
-
 
 @functools.lru_cache(2)
 def of(text: str, language: str) -> Spans:
     """Spans of a text, kept for the next filter, which is given the same one."""
     return Spans(text, language)
-
-
-def with_digits(text: str, found: Spans) -> npt.NDArray[np.bool_]:
-    """Which words have a decimal digit in them, [words]."""
-    result = np.zeros(len(found), np.bool_)
-    at = np.flatnonzero(_kinds(_codes(text), False) & DIGIT)  # each is part of a word
-    result[np.searchsorted(found.places, at, "right") - 1] = True
-    return result
 
 
 def pieces(text: str, size: int = PIECE) -> list[str]:
@@ -121,26 +100,6 @@ def hash_of(word: str) -> int:
     for character in reversed(word):
         result = (result * BASE + ord(character)) % (1 << 64)
     return result
-
-
-INVERSE = pow(BASE, -1, 1 << 64)
-
-
-@functools.cache
-def _powers(base: int) -> Hashes:
-    """A base to the 0, 1, ... BLOCK - 1, modulo 2^64."""
-    result = np.full(BLOCK, base, np.uint64)
-    result[0] = 1
-    return np.cumprod(result, dtype=np.uint64)
-
-
-def power(exponents: Ints, base: int) -> Hashes:
-    """A base to exponents that ascend, modulo 2^64."""
-    if not len(exponents) or exponents[-1] < BLOCK:
-        return _powers(base)[exponents]
-    blocks = np.full(int(exponents[-1]) // BLOCK + 1, pow(base, BLOCK, 1 << 64), np.uint64)
-    blocks[0] = 1
-    return _powers(base)[exponents % BLOCK] * np.cumprod(blocks, dtype=np.uint64)[exponents // BLOCK]
 
 
 @functools.cache
@@ -167,8 +126,10 @@ def _table(pattern: str, hard: bool, codes: int) -> npt.NDArray[np.bool_]:
 
 
 @functools.cache
-def _ascii_classes(hard: bool) -> bytes:
-    return _classes(hard, 128).tobytes() + bytes(128)
+def _scripts(codes: int) -> Kinds:
+    """1 for code points that `re` cannot tell to be part of a word, of which 2 for scripts without spaces, [codes]."""
+    spaceless = _table(f"[{words.BY_CHARACTER}{words.BY_CLUSTER}]", True, codes)
+    return _table(words.HARD.pattern, False, codes) * (np.uint8(1) + spaceless)
 
 
 def _codes(text: str) -> Codes:
@@ -183,67 +144,33 @@ def _table_size(codes: Codes) -> int:
     return 1 << 17 if codes.max() < 1 << 17 else sys.maxunicode + 1
 
 
-def _kinds(codes: Codes, hard: bool) -> Kinds:
-    """Classes of a text's characters, [characters]."""
-    if codes.dtype == np.uint8:
-        return np.frombuffer(codes.tobytes().translate(_ascii_classes(hard)), np.uint8)
-    table, others = _classes(hard, _table_size(codes)), codes >= 128
-    if 8 * np.count_nonzero(others) > len(codes):
-        return table[codes]
-    # Mostly few are not ASCII's, whose classes are found faster.
-    kinds = np.frombuffer(bytearray(codes.astype(np.uint8).tobytes().translate(_ascii_classes(hard))), np.uint8)
-    kinds[others] = table[codes[others]]
-    return kinds
-
-
 def measured(text: str, language: str) -> Words:
     """Words of a text that is looked at in one go."""
     text = f" {text} "  # a border for the first and the last character
     codes = _codes(text)
-    hard = False
-    if codes.dtype != np.uint8:
-        high, size = codes[codes >= LEAST_HARD], _table_size(codes)
-        hard = bool(_table(words.HARD.pattern, False, size)[high].any())
-        if hard and _table(f"[{words.BY_CHARACTER}{words.BY_CLUSTER}]", True, size)[high].any():
-            return _by_strings(text, language)
-    kinds = _kinds(codes, hard)
-    found = _bounds(kinds, hard)
-    if found is None:
+    size = 128 if codes.dtype == np.uint8 else _table_size(codes)
+    script = kernels.highest(codes, _scripts(size), LEAST_HARD) if size > 128 else 0
+    classes, apart = _classes(script > 0, size), np.zeros((0, 2), np.int64)
+    if script > 1:
+        codes, apart = kernels.set_apart(codes, _scripts(size), classes)
+    kinds, edges, sure = kernels.word_edges(codes, classes)
+    if not sure:
         return _by_strings(text, language)
-    edges, joined = found
     if language in words.ELISIONS:
-        joins = np.flatnonzero(joined) + 1
-        edges = _elided(text, edges, joins[codes[joins] != ord("-")], _elision(language, hard))
-    return _summed(codes, kinds, edges)
+        edges = _elided(text, kinds, edges, _elision(language, script > 0))
+    found = Words(*kernels.measured(codes, kinds, edges), edges[::2])
+    return _with_stretches(found, text, apart, language) if len(apart) else found
 
 
-def _bounds(kinds: Kinds, hard: bool) -> tuple[Ints, Kinds] | None:
-    """By turns the characters before a word and those that end one, and which characters, from the second on, join.
-
-    None where only `words` can say. Classes are compared all over the text: to look them up in a few places takes
-    longer.
-    """
-    inside = kinds & WORD
-    joined = kinds[:-2] & kinds[2:]
-    joined &= kinds[1:-1] >> 2  # JOIN and POINT stand two bits above WORD and DIGIT
-    joined &= WORD | DIGIT
-    inside[1:-1] |= joined != 0
-    edges = inside[1:] ^ inside[:-1]
-    # A symbol after white space; SPACE is the bit below OTHER.
-    before = np.flatnonzero(((kinds[1:] >> 1) & kinds[:-1] & SPACE) != 0)
-    last = before + 1
-    longer = np.flatnonzero((kinds[last + 1] & OTHER) != 0)
-    if len(longer):
-        ends = np.flatnonzero((kinds[:-1] & ~kinds[1:] & OTHER) != 0)
-        last[longer] = ends[np.searchsorted(ends, last[longer])]
-    alone = (kinds[last + 1] & SPACE) != 0
-    before, last = before[alone], last[alone]
-    if hard and len(before):
-        both = np.flatnonzero(inside & (kinds >> 5))  # joiners, which are part of a word and punctuation
-        if (both <= np.append(0, last)[np.searchsorted(before, both)]).any():
-            return None
-    edges[before] = edges[last] = 1
-    return np.flatnonzero(edges != 0), joined
+def _with_stretches(found: Words, text: str, apart: Ints, language: str) -> Words:
+    """Words of a text, and those of stretches between white space that were set apart; in their order."""
+    begins, ends = apart[:, 0], apart[:, 1]
+    others = _by_strings(" " + " ".join(text[begin:end] for begin, end in apart.tolist()), language)
+    offsets = np.cumsum(np.append(0, ends - begins + 1))[:-1]
+    shifts = begins - 1 - offsets
+    others = others._replace(places=others.places + shifts[np.searchsorted(offsets, others.places, "right") - 1])
+    order = np.argsort(np.concatenate([found.places, others.places]), kind="stable")
+    return Words(*(np.concatenate([field, other])[order] for field, other in zip(found, others)))
 
 
 @functools.cache
@@ -252,10 +179,11 @@ def _elision(language: str, hard: bool) -> re.Pattern[str]:
     return regex.compile(pattern, regex.V1) if hard else re.compile(pattern)
 
 
-def _elided(text: str, edges: Ints, joins: Ints, elision: re.Pattern[str]) -> Ints:
+def _elided(text: str, kinds: Kinds, edges: Ints, elision: re.Pattern[str]) -> Ints:
     """The edges of words with those that an apostrophe cuts off set apart."""
+    joined = np.flatnonzero((kinds[1:-1] & JOIN) & ((kinds[:-2] & kinds[2:] & WORD) << 2)) + 1
     starts = edges[::2] + 1
-    candidates = np.unique(starts[np.searchsorted(starts, joins, "right") - 1])
+    candidates = np.unique(starts[np.searchsorted(starts, joined, "right") - 1])
     cuts = [match.end() - 1 for at in candidates.tolist() if (match := elision.match(text, at))]
     return np.sort(np.concatenate([edges, np.repeat(np.array(cuts, np.int64), 2)]), kind="stable")
 
@@ -267,31 +195,7 @@ def _by_strings(text: str, language: str) -> Words:
     lengths = np.fromiter((len(word) for _, word in found), np.int64, len(found))
     ends = np.cumsum(lengths)
     codes = _codes(f" {''.join(word for _, word in found)} ")
-    result = _summed(codes, _kinds(codes, False), np.stack([ends - lengths, ends], 1).ravel())
-    return result._replace(places=np.fromiter((at for at, _ in found), np.int64, len(found)) - 1)
-
-
-def _summed(codes: Codes, kinds: Kinds, edges: Ints) -> Words:
-    """Lengths, classes and hashes of words, by the characters before each and those that end it by turns."""
-    before, last = edges[::2], edges[1::2]
-    if not len(before):
-        return Words(np.zeros(0, np.int64), np.zeros(0, np.uint8), np.zeros(0, np.uint64), before)
-    powers, step, factor = _powers(BASE), pow(BASE, BLOCK, 1 << 64), 1
-    sums = np.empty(len(codes), np.uint64)
-    for begin in range(0, len(codes), BLOCK):
-        part = sums[begin : begin + BLOCK]
-        np.multiply(codes[begin : begin + BLOCK], powers[: len(part)], out=part)
-        if factor != 1:
-            part *= np.uint64(factor)
-        factor = factor * step % (1 << 64)
-    np.cumsum(sums, out=sums)
-    bounds = sums[edges]  # the character before the first is a border's
-    starts = before + 1
-    hashes = (bounds[1::2] - bounds[::2]) * power(starts, INVERSE)
-    found = kinds[starts]
-    # Words that begin with a letter are known already.
-    rest = np.flatnonzero((found & ALPHABETIC) == 0)
-    if len(rest):
-        pairs = np.stack([starts[rest], last[rest] + 1], 1).ravel()
-        found[rest] = np.bitwise_or.reduceat(kinds, pairs)[::2]
-    return Words(last - before, found, hashes, before)
+    kinds = _classes(False, 128 if codes.dtype == np.uint8 else _table_size(codes))[codes]
+    edges = np.stack([ends - lengths, ends], 1).ravel()
+    places = np.fromiter((at for at, _ in found), np.int64, len(found)) - 1
+    return Words(*kernels.measured(codes, kinds, edges), places)

@@ -17,6 +17,7 @@ from datatrove.data import Document
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llama31.curate import kernels
 from llama31.curate.duplicates import merging, shards
 from llama31.curate.duplicates.lines import (
     CountDocuments,
@@ -24,10 +25,7 @@ from llama31.curate.duplicates.lines import (
     LineKeys,
     LineSignatures,
     RemoveLines,
-    bare,
     capped,
-    hashed_lines,
-    without,
 )
 from llama31.curate.extraction import page
 from tests.curate import debian
@@ -75,17 +73,42 @@ def test_languages_are_apart_and_a_documents_own_repetitions_count(tmp_path: Pat
     assert counts["removed lines"] == 7 and kept["song"] == "end" and all("OK" in kept[f"en{n}"] for n in range(4))
 
 
+SMALL = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+
+
+def hashed(lines: list[bytes]) -> tuple[list[int], list[bool]]:
+    data = np.frombuffer(b"".join(line + b"\n" for line in lines), np.uint8)
+    hashes, counting = kernels.line_hashes(data, len(lines))
+    return hashes.tolist(), counting.tolist()
+
+
+def bare(line: str) -> str:
+    """What counts of a line, by an expression."""
+    return re.sub(r"[^\w\u0080-\U0010ffff]|_", "", re.sub(r"[0-9]", "0", line).translate(SMALL))
+
+
 def test_what_is_the_same_line() -> None:
-    text = '  Page 12 of 99: "Menü"!\r\nNEXT >>\t\n---\nÜber हिन्दी।\x0b\n'
-    assert bare(text.encode()).decode() == "page00of00menü\nnext\n\nÜberहिन्दी।\n"
+    lines = ['  Page 12 of 99: "Menü"!\r', "NEXT >>\t", "---", "Über हिन्दी।\x0b", ""]
+    expected = ["page00of00menü", "next", "", "Überहिन्दी।", ""]
+    assert [bare(line) for line in lines] == expected
+    assert hashed([line.encode() for line in lines]) == hashed([line.encode() for line in expected])
+    assert hashed([line.encode() for line in lines])[1] == [True, True, False, True, False]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(st.characters(exclude_characters="\n"), max_size=4), min_size=2, max_size=8))
+def test_lines_are_the_same_where_what_counts_is(lines: list[str]) -> None:
+    hashes, counting = hashed([shards.encoded(line) for line in lines])
+    assert len(set(zip(map(bare, lines), hashes))) == len(set(map(bare, lines))) == len(set(hashes))
+    assert counting == [bool(bare(line)) for line in lines]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from([b"", b"a", b"b", b"ab", b"ba", b"aa", "é".encode(), b"long" * 20_000]), max_size=12))
 def test_hashes_tell_lines_apart_wherever_they_stand(lines: list[bytes]) -> None:
-    hashes, counting = hashed_lines(b"".join(line + b"\n" for line in lines))
-    assert counting.tolist() == [bool(line) for line in lines]
-    assert len(set(zip(lines, hashes.tolist()))) == len(set(lines)) == len(set(hashes.tolist()))
+    hashes, counting = hashed(lines)
+    assert counting == [bool(line) for line in lines]
+    assert len(set(zip(lines, hashes))) == len(set(lines)) == len(set(hashes))
 
 
 def test_hashes_of_all_short_lines_differ() -> None:
@@ -94,8 +117,7 @@ def test_hashes_of_all_short_lines_differ() -> None:
         for length in range(4)
         for letters in itertools.product(b"abcdefghijklmnopqrstuvwxyz0", repeat=length)
     ]
-    hashes, _ = hashed_lines(b"\n".join([*lines, b""]))
-    assert len(lines) == 20440 and len(set(hashes.tolist())) == len(lines)
+    assert len(lines) == 20440 and len(set(hashed(lines)[0])) == len(lines)
 
 
 def test_lines_without_letters_stay_and_technical_pages_are_left_alone(tmp_path: Path) -> None:
@@ -120,27 +142,59 @@ def test_documents_of_which_too_little_is_left_go_and_are_counted(tmp_path: Path
     assert counts["shortened"] == counts["removed lines"] == 2 and counts["removed characters"] == 10
 
 
-def test_blank_lines_around_what_went_become_one() -> None:
-    def cut(text: str) -> str:
-        return without(text, np.array([line == "x" for line in text.split("\n")]))
+def cut(text: str, gone: list[bool]) -> str:
+    kept = kernels.without(np.frombuffer(shards.encoded(text), np.uint8), np.array(gone))
+    return kept.tobytes().decode("utf-8", "surrogatepass")
 
-    assert cut("x\n\na\n\nx\n\nx\n\nb\n\n\nc\n\nx\n") == "a\n\nb\n\n\nc"
-    assert cut("a\nx\nb") == "a\nb" and cut("a\n\nx\nb") == "a\n\nb" and cut("a\nx\n\nb") == "a\n\nb"
-    assert cut("x\nx") == "" and cut("a\n\n\n") == "a\n\n\n"
+
+def test_blank_lines_around_what_went_become_one() -> None:
+    def without_x(text: str) -> str:
+        return cut(text, [line == "x" for line in text.split("\n")])
+
+    assert without_x("x\n\na\n\nx\n\nx\n\nb\n\n\nc\n\nx\n") == "a\n\nb\n\n\nc"
+    assert without_x("a\nx\nb") == "a\nb" and without_x("a\n\nx\nb") == without_x("a\nx\n\nb") == "a\n\nb"
+    assert without_x("x\nx") == "" and without_x("a\n\n\n") == "a\n\n\n"
+
+
+def without_lines(lines: list[str], gone: list[bool]) -> str:
+    kept: list[str] = []
+    after = False
+    for line, out in zip(lines, gone):
+        blank = not line or line.isspace()
+        after = out or (after and blank)
+        if not out and (not after or (kept and kept[-1] and not kept[-1].isspace())):
+            kept.append(line)
+    while after and kept and (not kept[-1] or kept[-1].isspace()):
+        kept.pop()
+    return "\n".join(kept)
+
+
+BLANKS = "".join(map(chr, (9, 11, 28, 31, 32, 0x85, 0xA0, 0x1680, 0x2000, 0x200A, 0x2028, 0x205F, 0x3000)))
+BESIDE = "".join(map(chr, (8, 27, 33, 0x84, 0xA1, 0x167F, 0x1FFF, 0x200B, 0x2027, 0x3001, 0x4E00, 0xD800, 0x1F600)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.text(st.sampled_from(BLANKS + "a" + BESIDE), max_size=2), st.booleans()), min_size=1))
+def test_lines_are_taken_out_as_with_strings(lines: list[tuple[str, bool]]) -> None:
+    texts, gone = [line for line, _ in lines], [out for _, out in lines]
+    assert cut("\n".join(texts), gone) == without_lines(texts, gone)
+
+
+def test_blank_is_what_python_says() -> None:
+    for code in (*range(0x3100), 0xD800, 0xFEFF, 0x1F600):
+        data = np.frombuffer(shards.encoded(chr(code)), np.uint8)
+        assert kernels._blank(data, 0, len(data)) == chr(code).isspace(), hex(code)
 
 
 LINES = st.lists(st.sampled_from(["a", "A!", "b", "c d", "cd", "1", "2", "", "é", "É"]), min_size=1, max_size=6)
-
-
-SMALL = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 def brute_force(documents: list[Document], buckets: int) -> dict[str, list[str]]:
     """The lines that stay, blank ones apart."""
 
     def key(one: Document, line: str) -> tuple[str, int, str]:
-        same = re.sub(r"[^\w\u0080-\U0010ffff]|_", "", re.sub(r"[0-9]", "0", line).translate(SMALL))
-        return one.metadata["language"], shards.identity(one) % buckets if one.metadata["language"] == "en" else 0, same
+        bucket = shards.identity(one) % buckets if one.metadata["language"] == "en" else 0
+        return one.metadata["language"], bucket, bare(line)
 
     counts = Counter(key(one, line) for one in documents for line in one.text.split("\n"))
     return {
@@ -199,8 +253,8 @@ def test_real_pages_lose_their_menus_on_one_task_and_on_four(tmp_path: Path, mon
     monkeypatch.setattr(merging, "LEAST", 3)  # records at once: copies of a line come in several chunks
     assert run(documents, tmp_path / "4", 4, 3, memory=1)[0] == kept
     expected = brute_force(documents, 1)
-    same = {id_: [line for line in text.split("\n") if bare(line.encode())] for id_, text in kept.items()}
-    wanted = {id_: [line for line in lines if bare(line.encode())] for id_, lines in expected.items()}
+    same = {id_: [line for line in text.split("\n") if bare(line)] for id_, text in kept.items()}
+    wanted = {id_: [line for line in lines if bare(line)] for id_, lines in expected.items()}
     assert same == {id_: lines for id_, lines in wanted.items() if lines}
     assert counts["removed lines"] > 100 and counts["removed characters"] > 1000
     untouched = [one for one in documents if one.text == kept.get(one.id)]

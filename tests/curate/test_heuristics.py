@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-import numpy as np
 import pytest
 from datatrove.data import Document
 from datatrove.pipeline.filters import c4_filters, gopher_quality_filter, gopher_repetition_filter
@@ -19,7 +18,7 @@ from datatrove.utils.text import PUNCTUATION_SET
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama31.curate import spans, words
+from llama31.curate import kernels, spans, words
 from llama31.curate.extraction import page
 from llama31.curate.heuristics import c4, repetition
 from llama31.curate.heuristics.c4 import LineFilter, LineLimits
@@ -58,12 +57,13 @@ def compare_with_words(text: str, language: str) -> None:
     assert [text[at : at + length] for at, length in zip(found.places, found.lengths)] == split
     letters = [any(map(str.isalpha, word)) for word in split]
     spoken = [any(character not in PUNCTUATION_SET for character in word) for word in split]
-    assert ((found.kinds & spans.ALPHABETIC) != 0).tolist() == letters
-    assert ((found.kinds & spans.SPOKEN) != 0).tolist() == spoken
+    assert ((found.kinds & kernels.ALPHABETIC) != 0).tolist() == letters
+    assert ((found.kinds & kernels.SPOKEN) != 0).tolist() == spoken
     for n in (1, 4):
         joined = ["".join(split[i : i + n]) for i in range(len(split) - n + 1)]
-        assert found.runs(n).tolist() == [spans.hash_of(run) for run in joined]
-        assert found.longest(n) == max(map(len, joined), default=0)
+        sums, inverses = kernels.run_sums(found.hashes, found.lengths)
+        runs = (sums[n:] - sums[:-n]) * inverses[: len(sums[n:])]
+        assert runs.tolist() == [spans.hash_of(run) for run in joined]
 
 
 def test_spans_of_long_texts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,48 +183,6 @@ def test_lines_and_paragraphs_are_those_of_an_expression(text: str) -> None:
     assert repetition.lines(text) == re.split(r"\n+", text)
     if stripped := text.strip():
         assert repetition.paragraphs(stripped) == re.split(r"\n{2,}", stripped)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(FEW, max_size=60), st.integers(1, 3))
-def test_no_more_is_repeated_than_the_bound(words_: list[str], times: int) -> None:
-    """The bound alone decides that a text is not looked at closely; it is of little use where it is loose."""
-    found = spans.Spans(" ".join(words_ * times), "en")
-    lengths = [1, 4, 9]
-    repeats = repetition.Repeats(found, lengths)
-    for row, most in enumerate(repeats.most()):
-        n, (positions, firsts) = lengths[row], repeats.positions(row)
-        inside = repetition.covered(positions, n, len(found))
-        exact = repeats.characters(row)
-        assert exact <= most == found.lengths[inside].sum()
-        assert exact >= repeats.characters(row, 3) and (repeats.characters(row, 3) > 3) == (exact > 3)
-        runs = found.runs(n).tolist()
-        assert [runs.index(run) for run in runs] == [
-            dict(zip(positions, firsts)).get(at, at) for at in range(len(runs))
-        ]
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(0, 7), max_size=60), st.sampled_from([1, 2, 5]), st.sampled_from([1, 1 << 40]))
-def test_each_value_has_its_first_place(values: list[int], rows: int, times: int) -> None:
-    """Also where others meet it in the table."""
-    count = len(values) // rows
-    table = np.array(values[: rows * count], np.uint64).reshape(rows, count) * np.uint64(times)
-    expected = {
-        row * count + at: row * count + each.index(value)
-        for row, each in enumerate(table.tolist())
-        for at, value in enumerate(each)
-        if each.index(value) < at
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, wanted in (("SORTED", 400), ("SORTED", -1), ("_slots", one_slot)):
-            patch.setattr(repetition, name, wanted)
-            places, firsts = repetition.again(table)
-            assert dict(zip(places.tolist(), firsts.tolist())) == expected and places.tolist() == list(expected)
-
-
-def one_slot(values: spans.Hashes, count: int) -> tuple[spans.Ints, int]:
-    return np.zeros(values.shape, np.int64), 1
 
 
 def test_small_letters_that_are_of_ascii() -> None:

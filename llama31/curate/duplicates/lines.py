@@ -20,7 +20,6 @@ appeared more than 6 times in each bucket of 30M documents". Read here as:
 from __future__ import annotations
 
 import itertools
-import string
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -34,6 +33,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 from datatrove.utils.typeshelper import StatHints
 
+from llama31.curate import kernels
 from llama31.curate.duplicates import merging, shards
 
 KEYS, OFTEN = ".keys", ".lines"
@@ -43,43 +43,6 @@ BATCH_DOCUMENTS, BATCH_CHARACTERS = 512, 1 << 20
 FILTERED = 64  # documents at once, whatever their length
 
 Keys = npt.NDArray[np.uint64]
-IGNORED = (string.whitespace.replace("\n", "") + string.punctuation).encode() + bytes([0, 127])
-SAME = bytes.maketrans((string.ascii_uppercase + string.digits).encode(), (string.ascii_lowercase + "0" * 10).encode())
-PIECE = 1 << 16  # bytes whose products stay in the processor's cache
-BASE = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, of Knuth's multiplicative hashing; any odd number does
-POWERS, INVERSES = (
-    np.cumprod(np.array([1] + [base] * (PIECE - 1), np.uint64)) for base in (BASE, pow(BASE, -1, 1 << 64))
-)
-LINE_FEED = 10
-
-
-def bare(data: bytes) -> bytes:
-    """What counts of a text in UTF-8, and its line feeds: no ASCII white space and punctuation, a for A, 0 for 9."""
-    return data.translate(SAME, IGNORED)
-
-
-def hashed_lines(data: bytes) -> tuple[Keys, npt.NDArray[np.bool_]]:
-    """64 bits of each line, and whether there is something in it; `data` ends in a line feed.
-
-    The sum of its bytes times powers of an odd number, modulo 2^64: of all lines of a piece at once. Lines longer than
-    a piece take xxHash. Different lines have equal hashes by an accident of about 2^-64, or by somebody's design.
-    """
-    codes = np.frombuffer(data, np.uint8)
-    ends = np.flatnonzero(codes == LINE_FEED) + 1
-    starts = np.concatenate([[0], ends[:-1]])
-    result, at = np.empty(len(ends), np.uint64), 0
-    while at < len(ends):
-        first = int(starts[at])
-        to = int(np.searchsorted(ends, first + PIECE, side="right"))
-        if to == at:
-            result[at] = xxhash.xxh64_intdigest(data[first : int(ends[at])])
-            to += 1
-        else:
-            within = starts[at:to] - first
-            weighted = codes[first : ends[to - 1]] * POWERS[: ends[to - 1] - first]
-            result[at:to] = np.add.reduceat(weighted, within) * INVERSES[within]
-        at = to
-    return result, ends - starts > 1
 
 
 def capped(keys: Keys, most: int) -> Keys:
@@ -115,11 +78,10 @@ class LineKeys:
 
         `data` are their texts in UTF-8.
         """
-        texts = [
-            b"" if one.metadata.get("extraction") in self.exempt else bare(text) for one, text in zip(documents, data)
-        ]
+        texts = [b"" if one.metadata.get("extraction") in self.exempt else text for one, text in zip(documents, data)]
         counts = [text.count(b"\n") + 1 for text in texts]
-        hashes, counting = hashed_lines(b"\n".join([*texts, b""]))
+        joined = np.frombuffer(b"\n".join([*texts, b""]), np.uint8)
+        hashes, counting = kernels.line_hashes(joined, sum(counts))
         seeds = np.array([self._seed(one, identity) for one, identity in zip(documents, identities)], np.uint64)
         # Mixed, for ranges of keys are shared out: the middle of splitmix64 (Steele et al. 2014).
         keys = (hashes ^ np.repeat(seeds, counts)) * np.uint64(0xBF58476D1CE4E5B9)
@@ -324,32 +286,6 @@ class LineDuplicates(merging.MergingStep):
             shards.write_sections(self.output_folder, name, tasks, places, keys.astype(NUMBER))
 
 
-def without(text: str, gone: npt.NDArray[np.bool_]) -> str:
-    """A text without some of its lines, one at least and none of them blank.
-
-    Blank lines around them become one, and none at both ends of the text.
-    """
-    lines = text.split("\n")
-    kept: list[str] = []
-    at, flags = 0, gone.tobytes() + b"\0"
-    while (begin := flags.find(1, at)) >= 0:
-        kept += lines[at:begin]
-        at = end = flags.find(0, begin)
-        while at < len(lines) and _blank(lines[at]):
-            at += 1
-        if at > end and kept and not _blank(kept[-1]):
-            kept.append(lines[end])
-    if at < len(lines):
-        return "\n".join(kept + lines[at:])
-    while kept and _blank(kept[-1]):
-        kept.pop()
-    return "\n".join(kept)
-
-
-def _blank(line: str) -> bool:
-    return not line or line.isspace()
-
-
 class RemoveLines(BaseFilter):
     """Last stage: documents without the lines that are too many, and none of which too little is left.
 
@@ -397,8 +333,11 @@ class RemoveLines(BaseFilter):
         hits = np.add.reduceat(gone, borders[:-1], dtype=np.int64).tolist()
         results: list[bool | tuple[bool, str]] = []
         removed = [0, 0, 0]
-        for one, start, end, hit in zip(batch, borders[:-1].tolist(), borders[1:].tolist(), hits):
-            text = without(one.text, gone[start:end]) if hit else one.text
+        for one, encoded, start, end, hit in zip(batch, data, borders[:-1].tolist(), borders[1:].tolist(), hits):
+            text = one.text
+            if hit:
+                kept = kernels.without(np.frombuffer(encoded, np.uint8), gone[start:end])
+                text = kept.tobytes().decode("utf-8", "surrogatepass")
             if hit and not text.strip():
                 results.append((False, "only frequent lines"))
             elif hit and len(text) < self.min_characters:

@@ -28,14 +28,13 @@ from datatrove.io import DataFolderLike, get_datafolder
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.typeshelper import StatHints
 
-from llama31.curate import words
+from llama31.curate import kernels, words
 from llama31.curate.duplicates import preference, shards
 from llama31.curate.duplicates.preference import Keep
 
 PREFERENCES = ".preferences"
 PREFERENCE = np.dtype([("preference", "<u8"), ("identity", "<u8")])
 PRIME = (1 << 61) - 1
-BLOCK = 128  # shingles at once: their hashes stay in the processor's cache
 BATCH = 2048  # signatures in memory
 
 Hashes = npt.NDArray[np.uint64]
@@ -74,29 +73,13 @@ class Permutations:
 
     def __init__(self, count: int, seed: int, precision: int) -> None:
         generator = np.random.RandomState(seed)
-        self.a = generator.randint(1, PRIME, dtype=np.uint64, size=(1, count))
-        self.b = generator.randint(0, PRIME, dtype=np.uint64, size=(1, count))
-        self.low = np.uint64((1 << 32) - 1) if precision == 32 else None
-        self.values, self.high = np.empty((2, BLOCK, count), np.uint64)
+        self.a = generator.randint(1, PRIME, dtype=np.uint64, size=count)
+        self.b = generator.randint(0, PRIME, dtype=np.uint64, size=count)
+        self.bits = np.uint64((1 << precision) - 1)
 
     def smallest(self, shingles: Hashes) -> Hashes:
-        """The smallest value of each function over the shingles, shape (functions).
-
-        x mod p is (x & p) + (x >> 61), but for the values p to p + 7, which come up once in 2**58.
-        """
-        result = np.full(self.a.shape[1], np.iinfo(np.uint64).max, np.uint64)
-        for start in range(0, len(shingles), BLOCK):
-            block = shingles[start : start + BLOCK, None]
-            values, high = self.values[: len(block)], self.high[: len(block)]
-            np.multiply(block, self.a, out=values)
-            np.add(values, self.b, out=values)
-            np.right_shift(values, np.uint64(61), out=high)
-            np.bitwise_and(values, np.uint64(PRIME), out=values)
-            np.add(values, high, out=values)
-            if self.low is not None:
-                np.bitwise_and(values, self.low, out=values)
-            np.minimum(result, values.min(axis=0), out=result)
-        return result
+        """The smallest value of each function over the shingles, shape (functions)."""
+        return kernels.smallest(shingles, self.a, self.b, self.bits)
 
 
 def record(hashes_per_bucket: int, precision: int) -> np.dtype[np.void]:

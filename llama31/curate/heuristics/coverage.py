@@ -14,8 +14,7 @@ from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
-from llama31.curate import spans, words
-from llama31.curate.heuristics import repetition
+from llama31.curate import kernels, spans, words
 
 Verdict = bool | tuple[bool, str]
 NUMBER = np.uint64(spans.hash_of("0"))
@@ -63,7 +62,7 @@ class RepeatedContentFilter(BaseFilter):
             return True
         language = document.metadata.get("language") or ""
         found, n = spans.of(document.text, language), self.n * words.PIECES.get(language, 1)
-        inside = repeated_words(document.text, found, n, self.fold_numbers)
+        inside = repeated_words(found, n, self.fold_numbers)
         if not inside.any():
             return True
         lines = document.text.split("\n")
@@ -83,7 +82,7 @@ class RepeatedContentFilter(BaseFilter):
 
 def coverage(
     lines: list[str], found: spans.Spans, inside: npt.NDArray[np.bool_]
-) -> tuple[spans.Ints, npt.NDArray[np.float64]]:
+) -> tuple[kernels.Ints, npt.NDArray[np.float64]]:
     """The line of each word, [words], and of each line the share of its words' characters that are inside, [lines]."""
     begins = np.cumsum([0, *(len(line) + 1 for line in lines[:-1])])
     owners = np.searchsorted(begins, found.places, "right") - 1
@@ -91,10 +90,7 @@ def coverage(
     return owners, np.bincount(owners[inside], found.lengths[inside], len(lines)) / np.maximum(every, 1)
 
 
-def repeated_words(text: str, found: spans.Spans, n: int, fold_numbers: bool) -> npt.NDArray[np.bool_]:
+def repeated_words(found: spans.Spans, n: int, fold_numbers: bool) -> npt.NDArray[np.bool_]:
     """Which words lie in a run of n that stood before, [words]."""
-    hashes = found.hashes
-    if fold_numbers:
-        hashes = np.where(spans.with_digits(text, found), NUMBER, hashes)
-    positions, _ = repetition.again(repetition.grams(hashes, n)[None])
-    return repetition.covered(positions, n, len(found))
+    digits = (found.kinds & kernels.DIGIT) != 0
+    return kernels.repeated_words(np.where(digits, NUMBER, found.hashes) if fold_numbers else found.hashes, n)

@@ -16,7 +16,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.filters.gopher_quality_filter import STOP_WORDS
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
-from llama31.curate import spans
+from llama31.curate import kernels, spans
 from llama31.curate.heuristics import languages
 
 Verdict = bool | tuple[bool, str]
@@ -84,7 +84,7 @@ def quality(text: str, language: str, limits: QualityLimits) -> Verdict:
 
 
 def _words(text: str, found: spans.Spans, limits: QualityLimits) -> str:
-    spoken = (found.kinds & spans.SPOKEN) != 0
+    spoken = (found.kinds & kernels.SPOKEN) != 0
     count = int(np.count_nonzero(spoken))
     if limits.min_words and count < limits.min_words:
         return "gopher_short_doc"
@@ -134,7 +134,7 @@ def _lines(text: str, found: spans.Spans, limits: QualityLimits) -> str:
 
 def _kinds(text: str, found: spans.Spans, limits: QualityLimits) -> str:
     count = len(found)
-    alphabetic = int(np.count_nonzero(found.kinds & spans.ALPHABETIC))
+    alphabetic = int(np.count_nonzero(found.kinds & kernels.ALPHABETIC))
     if limits.min_alphabetic and count and alphabetic / count < limits.min_alphabetic:
         return "gopher_below_alpha_threshold"
     if limits.min_stop_words:
@@ -148,7 +148,7 @@ def _kinds(text: str, found: spans.Spans, limits: QualityLimits) -> str:
 
 
 @functools.cache
-def _stop_words(listed: tuple[str, ...]) -> spans.Hashes:
+def _stop_words(listed: tuple[str, ...]) -> kernels.Hashes:
     return np.array([spans.hash_of(word) for word in dict.fromkeys(listed)], np.uint64)
 
 
@@ -156,7 +156,7 @@ def _begins_long(text: str, language: str, most: int) -> bool:
     """Whether a text is too long by its first pieces alone, so that 50 MB of it are not looked at whole."""
     count = 0
     for piece in spans.pieces(text):
-        count += int(np.count_nonzero(spans.measured(piece, language).kinds & spans.SPOKEN))
+        count += int(np.count_nonzero(spans.measured(piece, language).kinds & kernels.SPOKEN))
         if count > most:
             return True
     return False
