@@ -1,6 +1,7 @@
 """What the keys of `recipes.curate` must satisfy together, and whether its files are there.
 
-Nothing of curation is imported but the list of its stages, so that a wrong key is refused at once.
+Nothing of curation is imported but the list of its stages and what looks at models from outside, so that a wrong key
+is refused at once.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from llama31.config import Classify, Curate, Issue, PageSource
+from llama31.config import Classify, Curate, Issue, KnowledgeClasses, LanguageIdentification, PageSource
 from llama31.curate.running import stages
+from llama31.curate.scoring import kinds
 
 REPORT = "report"  # no stage of its own: it puts together what the others recorded
 NAME = "letters, digits, _ and -"
@@ -107,6 +109,9 @@ def _rules(run: Curate) -> Iterator[Issue]:
     if run.language.languages and not run.language.model:
         remedy = "give language.model=FILE, or leave it out"
         yield Issue("language.languages", run.language.languages, "nobody says which language a text is in", remedy)
+    if run.language.threshold != LanguageIdentification.threshold and not run.language.model:
+        remedy = "give language.model=FILE, or leave it out"
+        yield Issue("language.threshold", run.language.threshold, "nobody says how sure a language is", remedy)
 
 
 def _scores(run: Curate) -> Iterator[Issue]:
@@ -122,6 +127,24 @@ def _scores(run: Curate) -> Iterator[Issue]:
     given = {"share": run.best.share < 1, "shares": bool(run.best.shares)}
     for name in (name for name, is_given in given.items() if is_given and not run.best.score):
         yield Issue(f"best.{name}", getattr(run.best, name), "best by which score?", "give best.score too")
+    if (scorer := run.encoders.get(run.best.score)) and scorer.only:
+        reason = f"encoders.{run.best.score} gives it to {scorer.only} pages alone, and all others would go"
+        yield Issue("best.score", run.best.score, reason, f"leave encoders.{run.best.score}.only out, or another score")
+    yield from _unasked(run)
+
+
+def _unasked(run: Curate) -> Iterator[Issue]:
+    """Limits of scores that nobody gives."""
+    if run.cited.threshold is not None and not run.cited.model:
+        yield Issue("cited.threshold", run.cited.threshold, "nobody gives that score", "give cited.model=FILE too")
+    given = {"largest_share": KnowledgeClasses.largest_share, "largest_shares": {}}
+    for name in (name for name, usual in given.items() if getattr(run.knowledge, name) != usual):
+        if not run.knowledge.model:
+            reason, remedy = "nobody says what a text is about", "give knowledge.model=FILE too"
+            yield Issue(f"knowledge.{name}", getattr(run.knowledge, name), reason, remedy)
+    if run.class_threshold != Curate.class_threshold and not {"code", "mathematics"} & run.encoders.keys():
+        remedy = "give encoders.code.model=FOLDER or encoders.mathematics.model=FOLDER"
+        yield Issue("class_threshold", run.class_threshold, "no score gives a class", remedy)
 
 
 def _tokens(run: Curate) -> Iterator[Issue]:
@@ -152,7 +175,10 @@ def _stage(run: Curate) -> Iterator[Issue]:
 
 
 def missing(run: Curate) -> list[Issue]:
-    """Sources, models and lists that are not there; those of other file systems are seen when they are opened."""
+    """Sources, models and lists that are not there, and models of another kind.
+
+    Sources and lists of other file systems are seen when they are opened. Tasks of an array look at no model again.
+    """
     given = {f"sources.{name}.input": source.input for name, source in run.sources.items()}
     given |= {f"{name}.model": getattr(run, name).model for name in ("language", "cited", "knowledge")}
     for section in ("domains", "adult"):
@@ -161,13 +187,16 @@ def missing(run: Curate) -> list[Issue]:
     issues = [
         Issue(key, path, "there is no such folder or file", remedy)
         for key, path in given.items()
-        if path and "://" not in path and not Path(path).exists()
+        if path and ("://" not in path or key.endswith(".model")) and not Path(path).exists()
     ]
     folders = {f"encoders.{name}.model": Path(one.model) for name, one in run.encoders.items()}
     if run.knowledge.model and Path(run.knowledge.model).is_dir():  # a file is one of fastText
         folders["knowledge.model"] = Path(run.knowledge.model)
-    return issues + [
+    issues += [
         Issue(key, path, "there is no config.json in it", "give the folder of an encoder")
         for key, path in folders.items()
         if not (path / "config.json").is_file()
     ]
+    if run.task is None:
+        issues += kinds.issues(run.language, run.cited, run.knowledge, run.encoders, run.best)
+    return issues

@@ -235,7 +235,7 @@ def test_half_a_model_is_no_model(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="its head says"):
         FastText(cut)
     cut.write_bytes(b"no model at all " * 100)
-    with pytest.raises(ValueError, match="it is none"):
+    with pytest.raises(ValueError, match="it is no model of fastText"):
         FastText(cut)
     with pytest.raises(ValueError, match="no such file"):
         FastText(tmp_path / "none.bin")
@@ -259,7 +259,7 @@ def test_a_record_belongs_to_its_model(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.bin"
     shutil.copy(model, path)
     assert fasttext_model.record(path) == {}
-    shutil.copy(fasttext_model.record_path(model), fasttext_model.record_path(path))
+    shutil.copy(whole.record_path(model), whole.record_path(path))
     assert fasttext_model.record(path)["use"] == "language"
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     with pytest.raises(ValueError, match="the record of another file"):

@@ -33,9 +33,9 @@ import fasttext
 
 from llama31.curate import words
 from llama31.curate.fast_text import whole
+from llama31.curate.fast_text.whole import PREFIX, record_path
 from llama31.runs import files
 
-PREFIX = "__label__"
 FEWEST_THREADS = 11
 PIECES = 4
 
@@ -107,9 +107,8 @@ class FastText:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        whole.check(self.path)
+        self.labels = whole.check(self.path)
         self._model = fasttext.load_model(str(self.path))
-        self.labels = tuple(sorted(label.removeprefix(PREFIX) for label in self._model.get_labels()))
 
     def best(self, prepared: str) -> tuple[str, float]:
         """The likeliest label of a `line`, and its probability, 0 to 1."""
@@ -157,11 +156,6 @@ def add_to_record(path: str | Path, **more: Any) -> dict[str, Any]:
     described = record(path) | more
     files.write_whole(record_path(path), json.dumps(described, indent=1, ensure_ascii=False) + "\n")
     return described
-
-
-def record_path(path: str | Path) -> Path:
-    """Where the record of a model stands."""
-    return Path(f"{path}.json")
 
 
 def record(path: str | Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import BinaryIO
 MAGIC, VERSIONS = 793712314, (11, 12)
 ARGUMENTS = struct.Struct("<12id")
 ENTRY = struct.Struct("<qb")
+LABEL, PREFIX = 1, "__label__"  # the type of an entry, and how it begins
 CENTROIDS = 256  # of each part of a quantised vector, four bytes a number
 PIECE = 1 << 16
 
@@ -21,37 +22,54 @@ class _Cut(Exception):
     pass
 
 
-def check(path: Path) -> None:
-    """Raises ValueError where `path` is no whole fastText model (`.bin` or `.ftz`)."""
-    remedy = "train it again, or fetch it again"
+class Broken(ValueError):
+    """No whole model: why, and what to do."""
+
+    def __init__(self, path: Path, reason: str, remedy: str) -> None:
+        super().__init__(f"model={path}: {reason}; {remedy}")
+        self.reason, self.remedy = reason, remedy
+
+
+def check(path: Path) -> tuple[str, ...]:
+    """The labels of a fastText model (`.bin` or `.ftz`), sorted; none of one of word vectors.
+
+    Raises Broken where it is no whole one.
+    """
+    again, other = "train it again, or fetch it again", "give a model of fastText, .bin or .ftz"
     if not path.is_file():
-        raise ValueError(f"model={path}: no such file; give a model of fastText, .bin or .ftz")
+        raise Broken(path, "it is a folder" if path.is_dir() else "no such file", other)
     with path.open("rb") as file:
         try:
-            length = _length(file)
+            length, labels = _walked(file)
         except (_Cut, struct.error) as error:
-            raise ValueError(f"model={path}: the file ends in its head; {remedy}") from error
+            raise Broken(path, "the file ends in its head", again) from error
         except ValueError as error:
-            raise ValueError(f"model={path}: {error}; give a model of fastText, .bin or .ftz") from error
+            raise Broken(path, str(error), other) from error
     size = path.stat().st_size
     if size != length:
-        raise ValueError(f"model={path}: {size:,} bytes, and its head says {length:,}; {remedy}")
+        raise Broken(path, f"{size:,} bytes, and its head says {length:,}", again)
+    return labels
 
 
-def _length(file: BinaryIO) -> int:
-    """Bytes that the whole file has to have."""
+def record_path(path: str | Path) -> Path:
+    """Where the record of a model stands that was trained here."""
+    return Path(f"{path}.json")
+
+
+def _walked(file: BinaryIO) -> tuple[int, tuple[str, ...]]:
+    """Bytes that the whole file has to have, and its labels."""
     magic, version = _read(file, "<2i")
     if magic != MAGIC or version not in VERSIONS:
-        raise ValueError("it is none")
+        raise ValueError("it is no model of fastText")
     ARGUMENTS.unpack(_exactly(file, ARGUMENTS.size))
     entries, _, _, _, pruned = _read(file, "<3i2q")
-    _skip_entries(file, entries)
+    labels = _labels(file, entries)
     file.seek(8 * max(0, pruned), 1)
     (quantised,) = _read(file, "<?")
     _skip_matrix(file, bool(quantised))
     (output_quantised,) = _read(file, "<?")
     _skip_matrix(file, bool(quantised and output_quantised))
-    return file.tell()
+    return file.tell(), labels
 
 
 def _read(file: BinaryIO, form: str) -> tuple[int, ...]:
@@ -65,17 +83,20 @@ def _exactly(file: BinaryIO, count: int) -> bytes:
     return data
 
 
-def _skip_entries(file: BinaryIO, entries: int) -> None:
-    """Words and labels: text that ends with a zero, a count, a type."""
-    begin, data, at = file.tell(), b"", 0
+def _labels(file: BinaryIO, entries: int) -> tuple[str, ...]:
+    """Those among words and labels, which are read through: text that ends with a zero, a count, a type."""
+    begin, data, at, labels = file.tell(), b"", 0, list[str]()
     for _ in range(entries):
         while (end := data.find(b"\0", at)) < 0 or len(data) < end + 1 + ENTRY.size:
             more = file.read(PIECE)
             if not more:
                 raise _Cut
             begin, data, at = begin + at, data[at:] + more, 0
+        if data[end + ENTRY.size] == LABEL:
+            labels.append(data[at:end].decode("utf-8", "replace").removeprefix(PREFIX))
         at = end + 1 + ENTRY.size
     file.seek(begin + at)
+    return tuple(sorted(labels))
 
 
 def _skip_matrix(file: BinaryIO, quantised: bool) -> None:

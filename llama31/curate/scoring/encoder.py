@@ -22,8 +22,8 @@ from datatrove.utils.typeshelper import StatHints
 from numpy.typing import NDArray
 
 from llama31.curate.scoring import calibration
+from llama31.curate.scoring.kinds import SCORER
 
-SCORER = "scorer.json"
 MAX_TOKENS = 512
 BATCH_TOKENS = 16_384
 LEAST_FILLED = 0.8

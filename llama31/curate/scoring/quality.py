@@ -23,9 +23,10 @@ from llama31.curate.fast_text import model as fasttext_model
 from llama31.curate.fast_text.model import FastText, FastTextSettings
 from llama31.curate.reading.files import LinesReader
 from llama31.curate.scoring import calibration
+from llama31.curate.scoring.kinds import GOOD
 
 CHARACTERS = 20_000
-GOOD, BAD = "cited", "other"
+BAD = "other"
 
 
 class FastTextFilter(BaseFilter):

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama31.curate.scoring import calibration, encoder
+from llama31.curate.scoring.kinds import SCORER
 from llama31.curate.scoring.labels import Labelled
 from llama31.curate.scoring.quality import held_out
 from llama31.runs import files
@@ -102,7 +103,7 @@ def train(
     counts = {name: dict(sorted(Counter(one.label for one in part).items())) for name, part in parts.items()}
     described = {"classes": list(classes), "settings": asdict(chosen), "counts": counts, "losses": losses, **also}
     described |= _calibrated(draft, {name: (part, wanted[name]) for name, part in parts.items()}, chosen)
-    files.write_whole(draft / encoder.SCORER, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+    files.write_whole(draft / SCORER, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
     draft.rename(folder)
     return described
 
