@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import pickle
 import re
@@ -74,10 +75,24 @@ KATEX = f'<span class="katex"><span class="katex-mathml">{NOTED}</span>{DRAWN}</
 MATHJAX3 = f"<mjx-container><mjx-math>drawn</mjx-math><mjx-assistive-mml>{NOTED}</mjx-assistive-mml></mjx-container>"
 MATHJAX2 = '<span class="MathJax_Preview">drawn</span><span class="MathJax">drawn</span>'
 MATHJAX2 += r'<script type="math/tex">\alpha*x*y</script>'
+MATHJAX4 = r'<mjx-container><mjx-math data-latex="\alpha*x*y"><mjx-mi data-latex="\alpha">'
+MATHJAX4 += "</mjx-mi></mjx-math></mjx-container>"
+MATHJAX2_ALONE = f'<span class="MathJax" data-mathml="{html.escape(NOTED)}"><nobr>drawn</nobr>'  # of a page saved
+MATHJAX2_ALONE += f'<span class="MJX_Assistive_MathML">{NOTED}</span></span>'
+KRAMDOWN = '<script type="math/tex">% <![CDATA[\n\\alpha*x*y %]]></script>'
 WIKIPEDIA = (
     '<span class="mwe-math-element"><span style="display: none;"><math alttext="{\\displaystyle \\alpha*x*y}">'
     '<mi>x</mi></math></span><img alt="{\\displaystyle \\alpha*x*y}"></span>'
 )
+
+
+RARE = {
+    "<mfenced open='[' close=''><mi>a</mi><mi>b</mi></mfenced>": "[a, b",
+    "<mfenced separators='|'><mi>a</mi><mi>b</mi></mfenced>": "(a|b)",
+    "<mmultiscripts><mi>C</mi><mn>2</mn><none/><mprescripts/><mn>6</mn><mn>12</mn></mmultiscripts>": "{}_6^{12}C_2",
+    "<mover><mi>x</mi><mo>¯</mo></mover><mover><mi>v</mi><mo>→</mo></mover>": r"\bar{x}\vec{v}",
+    "<mover><mi>x</mi><mi>n</mi></mover>": "x^n",
+}
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
@@ -92,6 +107,24 @@ def test_lists_of_short_links_stay_out() -> None:
     assert text(body) == "Words."
 
 
+@pytest.mark.parametrize(
+    "lone", ["—", "…", "€", "→", "字", "ก", "क", "né", "x²", "1é", "&mdash;", "&#8364;", "&#x20ac;", "a&eacute;"]
+)
+def test_short_texts_between_tags_that_resiliparse_takes_for_icons(lone: str) -> None:
+    """Of three bytes, the last beyond ASCII: cells of tables, emphasis, ruby. Icons and marks of anchors stay out."""
+    shown = html.unescape(lone).strip()
+    for body, wanted in (
+        (f"<table><tr><td>a</td><td>{lone}</td><td>{lone}</td></tr></table>", f"a\t{shown}\t{shown}"),
+        (f"<p>Some <b><i>{lone}</i></b> words</p>", f"Some {shown} words"),
+        (f"<p>{lone}<br>Words</p>", f"{shown}\nWords"),
+    ):
+        assert text(f"<div>{body}</div>") == wanted
+        assert shown not in plain(f"<div>{body}</div>"), "resiliparse has changed: structure.padded may be dead"
+    assert text(f"<div><p>Some</p><p>\n{lone}\n</p></div>") == f"Some\n\n{shown}"
+    for icon in ("\ue001", "&#xf0c9;", "¶"):
+        assert text(f"<div><p>Some <i>{icon}</i> words</p></div>") == "Some words"
+
+
 def test_numbers_of_lists() -> None:
     assert text('<div><ol start="3"><li>a<li value="9">b<li>c</ol></div>').split("\n") == ["3. a", "9. b", "10. c"]
     assert text("<div><ol reversed><li>a<li>b</ol></div>").split("\n") == ["2. a", "1. b"]
@@ -102,16 +135,27 @@ def test_powers_and_indices() -> None:
     body = "10<sup>6</sup> x<sup>n+1</sup> a<sub>i</sub> b<sub>ij</sub> the 1<sup>st</sup>"
     body += " note<sup><a href='#1'>[1]</a></sup>"
     assert text(f"<p>{body}</p>") == "10^6 x^{n+1} a_i b_{ij} the 1st note[1]"
+    assert text("<p>M<sup>me</sup> et M<sup>lle</sup>, la 2<sup>nde</sup></p>") == "Mme et Mlle, la 2nde"
+    halves = "5<sup>1</sup>&frasl;<sub>2</sub>, <sup>3</sup>/<sub>4</sub>, 1<b><sup>1</sup>/<sub>3</sub></b>"
+    assert text(f"<p>{halves}</p>") == "5 1/2, 3/4, 1 1/3"
 
 
 @pytest.mark.parametrize("path", [1, 1000])
-@pytest.mark.parametrize("formula", [NOTED, KATEX, MATHJAX3, MATHJAX2, WIKIPEDIA])
+@pytest.mark.parametrize("formula", [NOTED, KATEX, MATHJAX3, MATHJAX2, MATHJAX2_ALONE, MATHJAX4, KRAMDOWN, WIKIPEDIA])
 def test_a_formula_comes_once_as_its_author_wrote_it(formula: str, path: int) -> None:
     assert text(f"<p>Let {formula} be.</p>", technical_marks=path) == r"Let \alpha*x*y be."
 
 
 def test_mathml_without_tex_and_formulas_that_stand_alone() -> None:
     assert text(f"<p>So {MATHML} it is.</p>") == r"So x^2+\frac{1}{n} it is."
+    assert (
+        text(f"<p>So {MATHML.replace('<', '<m:').replace('<m:/', '</m:')} it is.</p>") == r"So x^2+\frac{1}{n} it is."
+    )
+    for rare, tex in RARE.items():
+        assert text(f"<p>So <math>{rare}</math> it is.</p>") == f"So {tex} it is."
+    assert text('<p>So <script type="math/asciimath">sum_(i=1)^n</script> is.</p>') == "So sum_(i=1)^n is."
+    drawn = '<span class="katex"><span class="katex-html" aria-hidden="true">a=b</span></span>'
+    assert text(f"<p>So {drawn} is.</p>") == "So a=b is."
     displayed = text('<p>So</p><script type="math/tex; mode=display">a &lt; b</script><p>is.</p>')
     assert displayed.split() == ["So", "a", "&lt;", "b", "is."]  # a script's text knows no entities
     deep = "<math>" + "<mrow>" * 5000 + "<mi>x</mi>" + "</mrow>" * 5000 + "</math>"
@@ -140,6 +184,56 @@ def test_code_without_its_line_numbers() -> None:
     )
     assert "if x:\n    y()" in text(f"<p>See:</p><table>{rows}</table>")
     assert text("<p>Use <code>**kwargs</code>, <code>*a*</code> and **this**.</p>") == "Use **kwargs, *a* and this."
+
+
+NUMBERED = {  # lines of code that stand beside their numbers, or are elements
+    "prettify": '<pre class="linenums"><ol class="linenums"><li><b>{0}</b></li><li>{1}</li></ol></pre>',
+    "Hugo": '<div class="chroma"><table class="lntable"><tr><td><pre><span class="lnt">1\n</span><span class="lnt">2\n'
+    '</span></pre></td><td><pre><span class="line">{0}\n</span>{1}\n</pre></td></tr></table></div>',
+    "Hugo in lines": '<pre class="chroma"><span class="ln">1</span>{0}\n<span class="ln">2</span>{1}</pre>',
+    "cgit": '<table class="blob"><tr><td class="linenumbers"><pre><a>1</a>\n<a>2</a>\n</pre></td><td class="lines">'
+    "<pre>{0}\n{1}\n</pre></td></tr></table>",
+    "GitLab": '<div class="line-numbers"><a class="diff-line-num">1</a><a class="diff-line-num">2</a></div>'
+    "<pre>{0}\n{1}</pre>",
+    "Gitea": '<table><tr><td class="lines-num">1</td><td class="lines-code"><code>{0}\n</code></td></tr><tr><td '
+    'class="lines-num">2</td><td class="lines-code"><code>{1}\n</code></td></tr></table>',
+    "gitweb": '<div class="page_body"><div class="pre"><a class="linenr">1</a>{0}</div><div class="pre">'
+    '<a class="linenr">2</a>{1}</div></div>',
+    "Crayon": '<table><tr><td class="crayon-nums"><div>1</div><div>2</div></td><td><div class="crayon-line">{0}</div>'
+    '<div class="crayon-line">{1}</div></td></tr></table>',
+    "SyntaxHighlighter": '<div class="syntaxhighlighter"><table><tr><td class="gutter"><div class="line">1</div><div '
+    'class="line">2</div></td><td class="code"><div class="line"><code>{0}</code></div><div class="line"><code>{1}'
+    "</code></div></td></tr></table></div>",
+    "Doxygen": '<div class="fragment"><div class="line"><span class="lineno">1</span>{0}</div>\n'
+    '<div class="line"><span class="lineno">2</span>{1}</div></div>',
+}
+
+
+@pytest.mark.parametrize("form", NUMBERED)
+@pytest.mark.parametrize("indent", ["    ", "&nbsp;&nbsp; &nbsp;"])
+def test_numbers_and_elements_of_lines_by_who_wrote_them(form: str, indent: str) -> None:
+    block = NUMBERED[form].format("def f(x):", f"{indent}return **x")
+    for path in (1, 1000):
+        found = text(f"<div><p>See:</p>{block}<p>So.</p></div>", technical_marks=path)
+        assert re.fullmatch(r"See:\s+def f\(x\):\n    return \*\*x\s+So\.", found), found
+
+
+@pytest.mark.parametrize("item", ["<p>See:</p>", ""])
+@pytest.mark.parametrize("tag", ["ul", "ol"])
+def test_code_in_lists_is_indented_as_it_was(tag: str, item: str) -> None:
+    code = "for x in y:\n    if x:\n        z()"
+    inner = f"<{tag}><li>{item}<pre><code>{code}</code></pre></li></{tag}>"
+    for body in (inner, f"<ul><li>one{inner}</li></ul>"):
+        for path in (1, 1000):
+            assert f"\n{code}\n" in text(f"<div>{body}</div><p>So.</p>", technical_marks=path)
+
+
+def test_programs_of_a_page_do_not_make_it_technical() -> None:
+    r"""Where `\(` and `$$` are what expressions and selectors are made of."""
+    script = r"<SCRIPT>a=/\(/; b=/\(x\)/; c=/\(\)/; $$('a'); $$('b'); $$('c')</SCRIPT>"
+    assert not extract(f"<html><body>{script}<p>Words.</p></body></html>").technical
+    formulas = r"<p>So \(a\), \(b\) and $$c$$.</p>"
+    assert extract(f"<html><body>{script}{formulas}</body></html>").technical
 
 
 def test_tables_have_a_tab_between_cells() -> None:

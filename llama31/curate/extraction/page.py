@@ -30,6 +30,7 @@ TECHNICAL = {
     "$": ("$$",),
     "highlight": ('class="highlight',),
 }
+IN_SCRIPTS = ("\\", "$")  # which stand in many a page's programs, and there are no formula's
 BOILERPLATE = (
     'nav, footer, aside, form, [role="navigation"], [role="search"], [role="banner"], [role="contentinfo"], .related, '
     ".sphinxsidebar, .sidebar, .navbar, .breadcrumb, .breadcrumbs, .footer, .cookie-banner, .site-header, .site-footer"
@@ -41,9 +42,10 @@ MAIN_LENGTH, MAIN_SHARE = 5000, 0.25
 # Choosing main content takes time by the square of the depth (seconds at 10,000 levels); browsers stop at 512.
 DEEPEST = 512
 TOO_DEEP = " > ".join(["*"] * DEEPEST)
-UPPER = re.compile("</[HB]|<P")  # one of them in every page that writes its tags so
+UPPER = re.compile("</[HBS]|<P")  # one of them in every page that writes its tags so
 MARKS = re.compile(f"({structure.OPEN}|{structure.CLOSE})")
 KEPT = re.compile("\ufdd0(\\d+)\ufdd0")
+ITEM = re.compile(r" *(?:•|\d+\.)")
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,16 @@ def is_technical(lower: str, marks: int) -> bool:
     count = 0
     for common, technical in TECHNICAL.items():
         if common in lower:
-            count += sum(map(lower.count, technical))
+            seen = lower if common not in IN_SCRIPTS else _without_scripts(lower)
+            count += sum(map(seen.count, technical))
             if count >= marks:
                 return True
     return False
+
+
+def _without_scripts(lower: str) -> str:
+    first, *others = lower.split("<script")
+    return first + "".join(part.partition("</script")[2] for part in others)
 
 
 def extract(html: str, *, remove_markdown: bool = True, technical_marks: int = 3) -> Extracted:
@@ -84,10 +92,14 @@ def extract(html: str, *, remove_markdown: bool = True, technical_marks: int = 3
         html = html.encode("utf-8", "replace").decode()  # half of a surrogate pair is no text
     upper = UPPER.search(html) is not None
     lower = html.lower() if upper else html
-    tree = HTMLTree.parse(structure.cells(structure.marked(html, upper)))
+    if ":math" in lower:
+        html = mathematics.unprefixed(html)
+        lower = html.lower() if upper else html
+    technical = is_technical(lower, technical_marks)
+    source = structure.cells(structure.marked(html, upper))
+    tree = HTMLTree.parse(source if technical else structure.padded(source))
     if tree.body is None:
         return Extracted("", False, 0)
-    technical = is_technical(lower, technical_marks)
     main_content = not technical and not (lower.count("<") > DEEPEST and tree.body.query_selector(TOO_DEEP) is not None)
     formulas = mathematics.rewrite(tree, lower)
     skipped = [PERMALINKS] if "headerlink" in lower or "anchor" in lower else []
@@ -118,6 +130,7 @@ def _finished(text: str, remove_markdown: bool) -> str:
     kept: list[str] = []
     prose: list[str] = []
     depth = 0
+    text = text.replace(structure.PAD, "") if structure.OPEN[0] in text else text
     for part in MARKS.split(text) if structure.OPEN[0] in text else (text,):
         if part == structure.OPEN:
             depth += 1
@@ -126,11 +139,21 @@ def _finished(text: str, remove_markdown: bool) -> str:
         elif not depth:
             prose.append(part)
         elif part:
+            if "\n" in part and prose:
+                prose[-1] = _before_lines(prose[-1])
             prose.append(f"\ufdd0{len(kept)}\ufdd0")
-            kept.append(part)
+            kept.append(part.replace("\u00a0", " "))
     text = "".join(prose).replace("\t\t", "\t")
     text = markdown.remove(text) if remove_markdown else text
     return KEPT.sub(lambda match: kept[int(match[1])], text) if kept else text
+
+
+def _before_lines(prose: str) -> str:
+    """What stands before lines of code, so that the first is indented as it was: without the indentation of a list."""
+    bare = prose.rstrip(" ")
+    if bare.endswith("\n"):
+        return bare
+    return bare + "\n" if ITEM.fullmatch(bare, bare.rfind("\n") + 1) else prose
 
 
 class PageExtractor(BaseExtractor):

@@ -9,6 +9,7 @@
 | lines of code as rows of a table | white space collapsed | a block with its indentation |
 | `<td><p>` | a paragraph for each cell | a cell |
 | display:none outside of main content | kept | dropped |
+| three bytes between tags: `—`, `€`, a letter of Hindi or Thai | dropped from main content, as icons | kept |
 """
 
 from __future__ import annotations
@@ -17,19 +18,36 @@ import re
 from typing import Any
 
 # A noncharacter of Unicode, which no page may use; resiliparse drops a text node that is one such character alone.
-OPEN, CLOSE = "\ufdd0A", "\ufdd0E"
+OPEN, CLOSE, PAD = "\ufdd0A", "\ufdd0E", "\ufdd0L"
+# A text between tags of three bytes of UTF-8, the last beyond ASCII, as it stands or as an entity; not what it means to
+# be rid of, marks of anchors and the private letters of fonts of icons.
+LONE = re.compile(
+    r">(\s*+(?:[\u0800-\udfff\uf900-\uffff]|[!-;=-~][\u0080-\u07ff]|"
+    r"[!-%'-;=-~]?&(?!nbsp;|amp;|lt;|gt;|quot;|para;|#[Xx][EFef][0-9A-Fa-f]{3};)#?\w{2,8};))(?=\s*<)"
+)
 AMBIGUOUS = re.compile(r"[*`|]|__|~~|\]\(|# |&gt;")
 PARAGRAPH = re.compile(r"((?:\s[^>]*)?>)\s*<p(?:\s[^>]*)?>")  # behind `<td`
 CODE = ("pre", "code", "tt", "kbd", "samp")
 HIDDEN = '[hidden], [style*="display:none" i], [style*="display: none" i]'
 NUMBERS = (
     "td.linenos, td.gutter, td.rouge-gutter, td.blob-num, td.hljs-ln-numbers, td.lineno, td.line-numbers, pre.lineno, "
-    "span.linenos, span.lineno, span.linenumber, .line-numbers-rows, .react-syntax-highlighter-line-number"
+    "span.linenos, span.lineno, span.linenumber, .line-numbers-rows, .react-syntax-highlighter-line-number, "
+    ".chroma .lnt, .chroma .ln, .crayon-nums, td.linenumbers, td.lines-num, a.linenr, a.diff-line-num"
 )
-NUMBER_MARKS = ("gutter", "blob-num", "hljs-ln")
-NUMBERED = re.compile("line(?:no|-?number)")
+# Tables of one cell of numbers and one of code (Sphinx, Jekyll, Hexo, Hugo, cgit); lines of code that are elements
+# (GitHub, highlight.js, Gitea, Crayon, SyntaxHighlighter, Doxygen, gitweb), and what holds them.
+BESIDE_NUMBERS = "table.highlighttable, table.rouge-table, figure.highlight table, table.lntable, table.blob"
+LINES = "td.blob-code, td.hljs-ln-code, td.lines-code, .crayon-line, .syntaxhighlighter td.code div.line, "
+LINES += "div.fragment > div.line, div.page_body > div.pre"
+BLOCKS_OF_LINES = "table, div.fragment, div.page_body"
+# One of these stands in every page with numbers or elements of lines.
+NUMBERED = re.compile('line(?:n[our]|-num|s-(?:code|num)| number|(?<=["-]line)")')
+NUMBER_MARKS = ("gutter", "blob-", "hljs-ln", '"ln')
 SHALLOW = "body > ul, body > * > ul, body > * > * > ul"
-ORDINAL = re.compile(r"(st|nd|rd|th|er|re|e|ème|os|as|o|a|ª|º|tm|sm|™|®|©|[*†‡§¶]+)\.?", re.IGNORECASE)
+ORDINAL = re.compile(
+    r"(st|nd|rd|th|n?de|ers?|re|ère|èmes?|e|es|(?:m|t|ll)e|lles|r?os|r?as|o|a|ª|º|tm|sm|™|®|©|[*†‡§¶]+)\.?",
+    re.IGNORECASE,
+)
 SIMPLE = re.compile(r"[\w+\-\u2212±*/().,=<>∞\u2032 ]{1,40}")
 LINK_CHARACTERS = 30  # longer ones are titles that somebody wrote down, as in a list of references
 
@@ -65,23 +83,31 @@ def _marked(html: str, start: str, end: str, block: bool) -> str:
     return start.join(parts)
 
 
+def padded(html: str) -> str:
+    """The source with PAD behind each text that the choice of main content would take for an icon."""
+    return LONE.sub(rf">\1{PAD}", html) if "&" in html or not html.isascii() else html
+
+
 def code(tree: Any, lower: str) -> None:
     """Code without line numbers."""
-    if "<pre" not in lower and "blob-" not in lower:
+    if NUMBERED.search(lower) is None and not any(mark in lower for mark in NUMBER_MARKS):
         return
-    if NUMBERED.search(lower) is not None or any(mark in lower for mark in NUMBER_MARKS):
-        for element in all_of(tree.body, NUMBERS):
-            element.remove()
-        for element in all_of(tree.body, "table.highlighttable, table.rouge-table, figure.highlight table"):
-            if len(blocks := all_of(element, "pre")) == 1:
-                element.replace_with(blocks[0])
-        _tables_of_lines(tree)
+    for element in all_of(tree.body, NUMBERS):
+        element.remove()
+    for element in all_of(tree.body, BESIDE_NUMBERS):
+        blocks = [block for block in all_of(element, "pre") if block.text.strip(f"{OPEN}{CLOSE} \n\t")]
+        if len(blocks) == 1:
+            element.replace_with(blocks[0])
+    _lines_as_elements(tree, lower)
 
 
-def _tables_of_lines(tree: Any) -> None:
+def _lines_as_elements(tree: Any, lower: str) -> None:
+    for block in all_of(tree.body, "pre ol") if "linenums" in lower else ():
+        lines = [item.text.strip("\n") for item in all_of(block, "li")]
+        block.replace_with(tree.create_text_node("\n".join(lines)))
     tables: dict[Any, list[str]] = {}
-    for cell in all_of(tree.body, "td.blob-code, td.hljs-ln-code"):
-        if (table := cell.closest("table")) is not None:
+    for cell in all_of(tree.body, LINES):
+        if (table := cell.closest(BLOCKS_OF_LINES)) is not None:
             tables.setdefault(table, []).append(cell.text.strip("\n"))
     for table, lines in tables.items():
         text = tree.create_text_node(f"{OPEN}{chr(10).join(lines)}{CLOSE}")
@@ -156,7 +182,9 @@ def raised(tree: Any, lower: str) -> None:
     if "<su" not in lower or ("<sup" not in lower and "<sub" not in lower):
         return
     for element in all_of(tree.body, "sup, sub"):
-        text = element.text.strip()
+        text = element.text.replace(PAD, "").strip()
+        if element.tag == "sup" and text.isdigit() and _fraction(tree, element):
+            continue
         if not SIMPLE.fullmatch(text) or element.query_selector("a") is not None or element.closest("a") is not None:
             continue
         if element.tag == "sup" and ORDINAL.fullmatch(text):
@@ -165,6 +193,23 @@ def raised(tree: Any, lower: str) -> None:
         element.prepend(tree.create_text_node(sign if len(text) == 1 else sign + "{"))
         if len(text) > 1:
             element.append(tree.create_text_node("}"))
+
+
+def _fraction(tree: Any, element: Any) -> bool:
+    """Write `5<sup>1</sup>/<sub>2</sub>` as 5 1/2; False where it is none."""
+    slash = element.next
+    below = slash.next if slash is not None and not hasattr(slash, "query_selector") else None
+    if below is None or below.tag != "sub" or slash.text.replace(PAD, "").strip() not in ("/", "\u2044"):
+        return False
+    if not below.text.replace(PAD, "").strip().isdigit():
+        return False
+    before = element.prev or element.parent.prev
+    whole = before is not None and (before.text or "")[-1:].isdigit()
+    text = f"{' ' if whole else ''}{element.text.strip()}/{below.text.strip()}"
+    below.remove()
+    slash.remove()
+    element.replace_with(tree.create_text_node(text))
+    return True
 
 
 def cells(html: str) -> str:
