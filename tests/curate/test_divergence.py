@@ -74,7 +74,7 @@ def test_coverage_is_that_of_brute_force(parts: list[str], n: int) -> None:
             inside[i : i + n] = [True] * n
         seen.add(gram)
     found = spans.of(text, "")
-    assert repeated_words(text, found, n, True).tolist() == inside
+    assert repeated_words(found, n, True).tolist() == inside
     lines = text.split("\n")
     counts = [len(words.split(line, "", symbols=True)) for line in lines]
     owners, ratios = coverage(lines, found, np.array(inside, np.bool_))
