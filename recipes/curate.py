@@ -69,18 +69,21 @@ def finish(run: config.Curate, known: list[CurationStage]) -> None:
     from llama31.tokens import tokenizers
 
     folder = Path(run.folder)
-    there = run.tokens.enabled and tokenizers.tokenizer_file(run.tokenizer).is_file()
+    there = tokenizers.tokenizer_file(run.tokenizer).is_file()
     encode = tokenizers.load(run.tokenizer).encode if there else None
     length = None if encode is None else lambda text: len(encode(text))
     content = summary.summary(folder, run.name, known, run.report.samples, length)
-    summary.write(folder, content)
-    print(f"{summary.said(content)}\nreport: {page.write(folder, content)}")
-    if not content["packed"]:
+    try:
+        mixture, said = sources.mixed(folder, run.mixture) if content["packed"] else (None, [])
+        content["mixture"] = mixture and sources.described(mixture, run.mixture, said)
+    finally:
+        summary.write(folder, content)
+        print(f"{summary.said(content)}\nreport: {page.write(folder, content)}")
+    if mixture is None:
         left = folder / known[-1].name / "documents"
         documents = f"documents, as recipes.classify reads them: {left}/*.jsonl.zst"
         print("no token files" if run.tokens.enabled else documents if left.is_dir() else "no document is left")
         return
-    mixture, said = sources.mixed(folder, run.mixture)
     path = sources.write_data(folder, run.name, mixture)
     print("\n".join([written.table(mixture), *said]))
     print(f"token files: {folder / 'tokens'}   for recipes.pretrain: --config-dir {path.parents[1]} data={run.name}")

@@ -241,6 +241,9 @@ class MixtureShares:
     main_languages: list[str] = key(["en"], "languages whose general text is general knowledge")
     train_tokens: float | None = key(None, "tokens of the training; null: as many as there are", above=0)
     temperature: float = key(1 / 0.3, "languages share by tokens to the power of 1 over this; 1: by tokens", above=0)
+    language_shares: dict[str, float] = key(
+        {}, "shares of the languages of that part instead, in any unit; empty: by temperature", low=0
+    )
     most_epochs: float = key(4.0, "readings of a source beyond which there is a warning", above=0)
 
 

@@ -14,6 +14,7 @@ from datatrove.data import Document
 from llama31.curate.heuristics.c4 import LineFilter
 from llama31.curate.heuristics.quality import QualityFilter
 from llama31.curate.heuristics.repetition import RepetitionFilter
+from llama31.curate.outcome import page
 from llama31.curate.passage.shards import ShardReader
 from tests.curate import debian, multilingual
 from tests.curate.test_curate_archives import curated
@@ -152,6 +153,21 @@ def test_what_is_within_a_page_stays_or_goes(made: tuple[Path, dict[str, Any]]) 
     for said, (value, kind) in zip(SAID, PERSONAL.items(), strict=True):
         assert said.replace(value, f"<{kind}>") in last["personal"]
     assert [line in last["log"] for line in LOG] == [True] + [False] * 11
+
+
+def test_lines_that_went_out_of_pages_are_counted_and_shown(made: tuple[Path, dict[str, Any]]) -> None:
+    shown: dict[str, str] = {}
+    for stage in made[1]["stages"]:
+        for name, drawn in stage["samples"]["shortened"].items():
+            shown[name] = "\n".join(one["text"] for one in drawn)
+        for block in stage["blocks"]:
+            if (cut := block["shortened"]) is not None:
+                whole = sum(one["bytes"] for one in block["removed"].values())
+                assert block["bytes_in"] - block["bytes"] == whole + cut["bytes"] and cut["documents"] >= 2
+    assert shown.keys() == {"Repeated content", "C4 lines", "Remove lines"}
+    assert shown["Remove lines"].count(SEVEN) >= 7 and SIX not in shown["Remove lines"]
+    assert all(line in shown["Repeated content"] for line in LOG[1:]) and LOG[0] not in shown["Repeated content"]
+    assert html.escape(SEVEN) in page.html(made[1]) and "lines of documents that stay" in page.html(made[1])
 
 
 def test_columns_of_others_are_theirs(made: tuple[Path, dict[str, Any]]) -> None:

@@ -15,12 +15,14 @@ import pytest
 from datatrove.data import Document
 
 from llama31 import config
+from llama31.command import entry
 from llama31.curate.mixing.sources import of_folder
 from llama31.curate.outcome import sources
 from llama31.curate.running import attempts, folder, ledger, progress, tasks
 from llama31.curate.scoring import quality
 from llama31.tokens import tokenizers
 from llama31.tokens.indexed import IndexedReader
+from recipes.curate import finish
 from tests import processes
 from tests.curate.curated import opened, outputs, run, texts
 
@@ -123,6 +125,20 @@ def test_parts_of_token_files_hold_together_what_one_has(one: Path, several: Pat
             weight[mixed.source.part, mixed.source.language] += mixed.weight
     assert {*weights[0]} == {*weights[1]}
     assert all(weights[0][key] == pytest.approx(weights[1][key], rel=1e-12) for key in weights[0])
+
+
+def test_the_report_has_the_mixture_that_training_reads(pages: Path, several: Path, tmp_path: Path) -> None:
+    shutil.copytree(several, tmp_path, dirs_exist_ok=True)
+    given = words(pages, tmp_path, *SEVERAL, "mixture.train_tokens=1000000", "mixture.general=0.6")
+    finish(*opened(given))
+    told = json.loads((tmp_path / "report.json").read_text())
+    train = entry.compose(config.Pretrain, "demo", ["data=x", "name=x"], tmp_path / "conf")
+    weights = {name: one["weight"] for name, one in told["mixture"]["sources"].items()}
+    assert {name: one.weight / 100 for name, one in train.data.sources.items()} == pytest.approx(weights, rel=1e-5)
+    assert told["mixture"]["keys"]["general"] == 0.6 and told["packed"].keys() == weights.keys()
+    page = (tmp_path / "report.html").read_text()
+    assert all(line in page for line in ("<th class=n>epochs</th>", "are read", "possible instead"))
+    assert any(one["repeated"] for one in told["mixture"]["sources"].values())
 
 
 KILLED = """

@@ -17,6 +17,7 @@ from llama31 import config
 from llama31.command import entry
 from llama31.curate.mixing import advice, classes, knowledge, mixture, sources, water_filling, written
 from llama31.curate.mixing.sources import CountedSource
+from llama31.curate.outcome import sources as outcome
 from llama31.curate.running.shares import Shares, kept_classes
 from llama31.data.mixture import parts
 
@@ -206,6 +207,19 @@ def test_sources_are_found_by_their_folders(tmp_path: Path) -> None:
         sources.of_folder(folder)
     with pytest.raises(ValueError, match="no packed source"):
         sources.of_folder(tmp_path / "nothing")
+
+
+def test_keys_of_the_mixture_give_shares_to_languages(tmp_path: Path) -> None:
+    folder = packed(tmp_path / "tokens", general_en=60, general_de=5, general_hi=4, code_en=30).parent
+    mixed, said = outcome.mixed(folder, config.MixtureShares(language_shares={"hi": 3, "de": 1}))
+    weights = {one.source.name: one.weight for one in mixed.sources}
+    assert weights["general-hi"] == pytest.approx(0.06 / 0.75) and weights["general-de"] == pytest.approx(0.02 / 0.75)
+    assert said == ["mixture.mathematics=0.25: there is no text of it; the other parts share it"]
+    told = outcome.described(mixed, config.MixtureShares(most_epochs=0.5), said)
+    assert told["keys"]["most_epochs"] == 0.5 and told["sources"]["general-hi"]["weight"] == weights["general-hi"]
+    for shares, wrong in (({"th": 1.0}, "language_shares.th: there are no tokens"), ({"de": 0.0}, "language_shares={")):
+        with pytest.raises(ValueError, match=f"^mixture.{wrong}"):
+            outcome.mixed(folder, config.MixtureShares(language_shares=shares))
 
 
 def test_the_yaml_goes_through_hydra_and_back(tmp_path: Path) -> None:

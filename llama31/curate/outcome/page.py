@@ -17,6 +17,7 @@ from llama31.runs import files
 
 NAME = "report.html"
 ROWS = 60  # of the table of reasons; the others stand in report.json
+LINES = "lines of documents that stay"
 STYLE = """
 .text{border-left:3px solid var(--line);padding-left:10px;margin:10px 0}.text.removed{border-color:var(--lost)}
 .text.kept{border-color:var(--good)}.text small{color:var(--soft);overflow-wrap:anywhere}
@@ -43,10 +44,12 @@ def html(summary: Summary) -> str:
         _unfinished(summary["stages"]),
         _tiles(summary, stages),
         f"<h2>What is left behind each block</h2>{_funnel(stages)}",
-        f"<h2>Why documents were removed</h2>{_reasons(stages)}",
+        f"<h2>What was removed, and why</h2>{_reasons(stages)}{_counts(stages)}",
         f'<h2>Lengths and time</h2><div class="grid">{_lengths(stages)}{_time(stages)}</div>',
         f"<h2>Languages</h2>{_languages(stages)}",
-        f"<h2>Token files</h2>{_packed(summary['packed'])}" if summary["packed"] else "",
+        f"<h2>Token files and mixture</h2>{_packed(summary['packed'], summary['mixture'])}"
+        if summary["packed"]
+        else "",
         "<h2>Texts</h2><p class='sub'>Drawn by a hash of each document's name, whatever the number of tasks.</p>",
         *map(_samples, stages),
         f"<h2>Made with</h2>{_made_with(summary)}",
@@ -122,12 +125,19 @@ def _funnel(stages: list[Summary]) -> str:
             Cell(f"{block['documents_in'] - block['documents']:,}", right=True),
             Cell(percent(1 - block["documents"] / block["documents_in"]), right=True),
             Cell(in_bytes(block["bytes"]), right=True),
+            Cell(_tokens(block), right=True),
             Cell(f"{block['documents_in'] / block['seconds']:,.0f}" if block["seconds"] else NONE, right=True),
         ]
         for stage, block in _passing(stages)
     ]
-    names = ["stage", "block", "of all pages", "left", "removed", "of those in", "bytes left", "documents/s"]
-    return table(names, rows, wide=True)
+    names = ["stage", "block", "of all pages", "left", "removed", "of those in", "bytes left", "tokens removed, about"]
+    return table([*names, "documents/s"], rows, wide=True)
+
+
+def _tokens(block: Summary) -> str:
+    """Of all that a block removed, documents and lines."""
+    known = [one["tokens_estimated"] for one in (*block["removed"].values(), block["shortened"] or {}) if one]
+    return count(sum(filter(None, known))) if any(known) else NONE
 
 
 def _reasons(stages: list[Summary]) -> str:
@@ -135,7 +145,8 @@ def _reasons(stages: list[Summary]) -> str:
         (removed["documents"], stage["name"], block["name"], reason, removed)
         for stage in stages
         for block in stage["blocks"]
-        for reason, removed in block["removed"].items()
+        for reason, removed in (*block["removed"].items(), (LINES, block["shortened"]))
+        if removed and removed["documents"]
     ]
     if not found:
         return '<div class="card"><p class="none">Nothing was removed.</p></div>'
@@ -154,6 +165,19 @@ def _reasons(stages: list[Summary]) -> str:
     ]
     more = f'<p class="sub">{len(found) - ROWS} more reasons stand in report.json.</p>' if len(found) > ROWS else ""
     return table(["block", "reason", "", "documents", "bytes", "tokens, about"], rows, wide=True) + more
+
+
+def _counts(stages: list[Summary]) -> str:
+    rows = [
+        [Cell(f"{stage['name']}: {block['name']}"), Cell(name), Cell(f"{value:,g}", right=True)]
+        for stage in stages
+        for block in stage["blocks"]
+        for name, value in block["counts"].items()
+    ]
+    if not rows:
+        return ""
+    inner = table(["block", "what", "number"], rows, wide=True)
+    return f"<details><summary>{len(rows)} numbers that blocks counted</summary>{inner}</details>"
 
 
 def _lengths(stages: list[Summary]) -> str:
@@ -203,8 +227,9 @@ def _languages(stages: list[Summary]) -> str:
     return table(["language", "", f"behind {passing[0]['name']}", "at the end", "kept"], rows, wide=True)
 
 
-def _packed(packed: dict[str, Summary]) -> str:
+def _packed(packed: dict[str, Summary], mixture: Summary | None) -> str:
     total = sum(one["train"]["tokens"] for one in packed.values()) or 1
+    mixed = mixture["sources"] if mixture else {}
     rows = [
         [
             Cell(name),
@@ -213,23 +238,28 @@ def _packed(packed: dict[str, Summary]) -> str:
             Cell(f"{one['train']['documents']:,}", right=True),
             Cell(f"{one['heldout']['tokens']:,}", right=True),
             Cell(percent(one["train"]["tokens"] / total), right=True),
+            *([Cell(percent(mixed[name]["weight"]), right=True)] if mixed else []),
+            *([Cell(f"{mixed[name]['epochs']:.2f}", right=True, changed=mixed[name]["repeated"])] if mixed else []),
         ]
         for name, one in packed.items()
     ]
-    return table(["source", "", "tokens", "documents", "tokens held out", "share"], rows, wide=True)
+    names = ["source", "", "tokens", "documents", "tokens held out", "share"]
+    told = table([*names, *(["weight", "epochs"] if mixed else [])], rows, wide=True)
+    return told + "".join(f'<p class="sub">{escape(line)}</p>' for line in (mixture["said"] if mixture else []))
 
 
 # --- texts ---
 
 
 def _samples(stage: Summary) -> str:
-    kept, removed = stage["samples"]["kept"], stage["samples"]["removed"]
-    if not kept and not any(removed.values()):
+    kept, removed, shortened = (stage["samples"][name] for name in ("kept", "removed", "shortened"))
+    if not kept and not any(removed.values()) and not shortened:
         return ""
     parts = [f"<h3>{escape(stage['name'])}: {escape(stage['what'])}</h3>"]
     for block, reasons in removed.items():
         for reason, texts in reasons.items():
             parts.append(_folded(f"removed by {block}: {reason}", texts, "removed"))
+    parts += [_folded(f"removed by {block}: {LINES}", texts, "removed") for block, texts in shortened.items()]
     if kept:
         parts.append(_folded("left at its end", kept, "kept"))
     return f'<div class="card wide">{"".join(parts)}</div>'

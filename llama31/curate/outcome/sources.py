@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from llama31 import config
-from llama31.curate.mixing import mixture, written
+from llama31.curate.mixing import advice, mixture, written
 from llama31.curate.mixing import sources as packed
 from llama31.curate.running import ledger
 from llama31.curate.running.stages import CurationStage
@@ -40,8 +41,31 @@ def mixed(folder: Path, asked: config.MixtureShares) -> tuple[mixture.SourceMixt
     if not any(shares.values()):
         raise ValueError(f"mixture: {folder / 'tokens'} holds no text of a part with a share; give one above 0")
     total = float(sum(one.tokens for one in there))
-    made = mixture.mix(there, asked.train_tokens or total, shares, asked.temperature, None, asked.most_epochs)
+    languages = asked.language_shares or None
+    try:
+        made = mixture.mix(there, asked.train_tokens or total, shares, asked.temperature, languages, asked.most_epochs)
+    except ValueError as error:
+        raise ValueError(f"mixture.{error}") from error
     return made, said
+
+
+def described(made: mixture.SourceMixture, asked: config.MixtureShares, said: list[str]) -> dict[str, Any]:
+    """A mixture for the report: its keys, of each source part, weight and epochs, and what there is to say."""
+    return {
+        "keys": dataclasses.asdict(asked),
+        "train_tokens": made.train_tokens,
+        "sources": {
+            one.source.name: {
+                "part": one.source.part,
+                "language": one.source.language,
+                "weight": one.weight,
+                "epochs": one.epochs,
+                "repeated": one in made.repeated,
+            }
+            for one in made.sources
+        },
+        "said": [*said, *advice.warnings(made)],
+    }
 
 
 def write_data(folder: Path, name: str, made: mixture.SourceMixture) -> Path:

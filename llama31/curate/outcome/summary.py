@@ -1,6 +1,7 @@
 """All tasks' records put together: what each block let through and removed, by reason, with texts to read.
 
 Tokens of what was removed are an estimate, and named so: by the bytes per token of the texts that were drawn of it.
+`shortened` is what a block took out of documents that stay; `mixture`, what comes after, is put in by the recipe.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def summary(
         "versions": {k.removeprefix("versions."): v for k, v in record.get("keys", {}).items() if "versions." in k},
         "inputs": record.get("inputs", {}),
         "stages": [_stage(folder, stage, samples, encode) for stage in known],
+        "mixture": None,
         "packed": {
             source: {split: {k: one[split][k] for k in ("tokens", "documents")} for split in ("train", "heldout")}
             for source, one in packed.items()
@@ -60,7 +62,7 @@ def _stage(folder: Path, stage: CurationStage, samples: int, encode: Encode | No
         "cpu_seconds": round(sum(one["cpu_seconds"] for one in records), 3),
         "peak_bytes": max((one["peak_bytes"] for one in records), default=0),
         "written_bytes": sum(left.bytes for one in records for left in ledger.left(one)),
-        "blocks": list(_blocks(records, texts["removed"], encode)),
+        "blocks": list(_blocks(records, texts, encode)),
         "samples": texts,
     }
 
@@ -68,7 +70,10 @@ def _stage(folder: Path, stage: CurationStage, samples: int, encode: Encode | No
 def _texts(drawn: list[dict[str, Any]], most: int) -> dict[str, Any]:
     """Of the texts that tasks drew those with the smallest hashes."""
     removed: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    shortened: dict[str, list[dict[str, Any]]] = {}
     for one in drawn:
+        for block, texts in one.get("shortened", {}).items():
+            shortened.setdefault(block, []).extend(texts)
         for block, reasons in one.get("removed", {}).items():
             for reason, texts in reasons.items():
                 removed.setdefault(block, {}).setdefault(reason, []).extend(texts)
@@ -78,6 +83,7 @@ def _texts(drawn: list[dict[str, Any]], most: int) -> dict[str, Any]:
             block: {reason: _first(texts, most) for reason, texts in sorted(reasons.items())}
             for block, reasons in removed.items()
         },
+        "shortened": {block: _first(texts, most) for block, texts in shortened.items()},
     }
 
 
@@ -85,9 +91,7 @@ def _first(texts: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     return sorted(texts, key=lambda text: (text["drawn"], text["id"]))[:most]
 
 
-def _blocks(
-    records: list[dict[str, Any]], drawn: Mapping[str, Mapping[str, Any]], encode: Encode | None
-) -> Iterator[dict[str, Any]]:
+def _blocks(records: list[dict[str, Any]], drawn: Mapping[str, Any], encode: Encode | None) -> Iterator[dict[str, Any]]:
     """Every block once, in the order of the pipeline; readers of several sources stand before the others."""
     together: dict[str, dict[str, Any]] = {}
     for record in records:
@@ -102,9 +106,15 @@ def _blocks(
                 _add(into[key], block[key])
             for reason, one in block["removed"].items():
                 _add(into["removed"].setdefault(reason, {}), one)
+            if "shortened" in block:
+                into["shortened"] = into["shortened"] or {}
+                _add(into["shortened"], block["shortened"])
             before = (block["documents"], block["bytes"])
     for block in sorted(together.values(), key=lambda one: not one["reads"]):
-        yield _finished(block, drawn.get(block["name"], {}), encode)
+        if block["shortened"] is not None:
+            cut = drawn["shortened"].get(block["name"], [])
+            block["shortened"]["tokens_estimated"] = _tokens(block["shortened"]["bytes"], cut, encode)
+        yield _finished(block, drawn["removed"].get(block["name"], {}), encode)
 
 
 def _empty(block: dict[str, Any]) -> dict[str, Any]:
@@ -118,6 +128,7 @@ def _empty(block: dict[str, Any]) -> dict[str, Any]:
         "lengths": {},
         "counts": {},
         "removed": {},
+        "shortened": None,
     }
 
 

@@ -54,19 +54,64 @@ class Samples:
     kept: list[tuple[int, int, dict[str, Any]]] = field(default_factory=list)  # a heap: -hash, -number, the text
     seen: int = 0
 
-    def add(self, document: Document) -> None:
-        """Keep the document's beginning, if it is drawn."""
+    def add(self, document: Document, before: str | None = None) -> None:
+        """Keep the document's beginning, if it is drawn; of one that was `before`, that of the lines it has no more."""
         self.seen += 1
-        drawn = -xxhash.xxh64_intdigest(f"{document.id} {document.text[:100]}".encode("utf-8", "replace"))
+        named = f"{document.id} {(document.text if before is None else before)[:100]}"
+        drawn = -xxhash.xxh64_intdigest(named.encode("utf-8", "replace"))
         if not self.most or (len(self.kept) == self.most and drawn <= self.kept[0][0]):
             return
         known = {name: document.metadata.get(name, "") for name in ("url", "source", "language")}
-        shown = {"id": document.id, **known, "text": document.text[: self.chars], "chars": len(document.text)}
+        text = document.text if before is None else taken(before, document.text)
+        shown = {"id": document.id, **known, "text": text[: self.chars], "chars": len(text)}
         (heapq.heappush if len(self.kept) < self.most else heapq.heapreplace)(self.kept, (drawn, -self.seen, shown))
 
     def all(self) -> list[dict[str, Any]]:
         """The texts, in the order of their hashes, each with it as `drawn`."""
         return [{"drawn": -drawn, **shown} for drawn, _, shown in sorted(self.kept, key=lambda one: -one[0])]
+
+
+def taken(before: str, after: str) -> str:
+    """The lines of a text that what was left of it has no more, or has in another form."""
+    left = Counter(line.strip() for line in after.splitlines())
+    gone = []
+    for line in before.splitlines():
+        bare = line.strip()
+        if left[bare] > 0:
+            left[bare] -= 1
+        elif bare:
+            gone.append(line)
+    return "\n".join(gone)
+
+
+@dataclass
+class Shortened:
+    """What a block took out of documents that stay: of how many, how many bytes, and some of the lines to read."""
+
+    samples: Samples
+    documents: int = 0
+    bytes: int = 0
+    inside: dict[int, str] = field(default_factory=dict)  # texts of documents that are in the block, by identity
+
+    def before(self, data: Iterable[Document]) -> Iterator[Document]:
+        """The documents that go into the block."""
+        for document in data:
+            self.inside[id(document)] = document.text
+            yield document
+
+    def dropped(self, document: Document) -> None:
+        """A document did not come out of it."""
+        self.inside.pop(id(document), None)
+
+    def behind(self, data: Iterable[Document]) -> Iterator[Document]:
+        """Those that come out of it."""
+        for document in data:
+            before = self.inside.pop(id(document), document.text)
+            if before is not document.text and before != document.text:
+                self.documents += 1
+                self.bytes += size(before) - size(document.text)
+                self.samples.add(document, before)
+            yield document
 
 
 @dataclass
@@ -81,8 +126,8 @@ class Removed:
 class RemovedDocuments:
     """What a filter of datatrove takes for the writer of what it removes: counts by reason, and some to read."""
 
-    def __init__(self, samples: int, chars: int) -> None:
-        self.samples, self.chars = samples, chars
+    def __init__(self, samples: int, chars: int, shortened: Shortened | None = None) -> None:
+        self.samples, self.chars, self.shortened = samples, chars, shortened
         self.reasons: dict[str, Removed] = {}
 
     def __enter__(self) -> RemovedDocuments:
@@ -93,6 +138,8 @@ class RemovedDocuments:
 
     def write(self, document: Document, rank: int = 0, **others: Any) -> None:
         """Count a document under its `filter_reason`."""
+        if self.shortened is not None:
+            self.shortened.dropped(document)
         reason = str(document.metadata.get("filter_reason", UNKNOWN))
         if reason not in self.reasons:
             reason = reason if len(self.reasons) < MOST_REASONS else BEYOND

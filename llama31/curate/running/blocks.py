@@ -44,6 +44,7 @@ from llama31.curate.scoring.quality import FastTextFilter
 from llama31.curate.scoring.ranking import RankFilter, ScoreCounter
 
 MERGED_BYTES = 1 << 29  # of sorted files in hand; what is found in them takes as much again
+SHORTENING: tuple[type[BaseFilter], ...] = (RepeatedContentFilter, LineFilter, RemoveLines)  # take lines out of texts
 RECORDS = ("text_key", "id_key", "url_key", "date_key", "language_key")
 SIGNATURES = ("ngram", "buckets", "hashes_per_bucket", "seed", "keep")  # keys of MinHash
 

@@ -18,7 +18,7 @@ from datatrove.utils.logging import logger
 
 from llama31 import config
 from llama31.curate.passage import meters
-from llama31.curate.passage.meters import BlockMeter, RemovedDocuments, Samples, counts
+from llama31.curate.passage.meters import BlockMeter, RemovedDocuments, Samples, Shortened, counts
 from llama31.curate.running import attempts, blocks, ledger, progress
 from llama31.curate.running import folder as sharing
 from llama31.curate.running.assignment import Assignment
@@ -212,10 +212,14 @@ class _Passage:
         self.pipeline, self.rank, self.tasks = pipeline, rank, tasks
         self.meters = [BlockMeter(name) for name in _names(pipeline)]
         self.removed: dict[str, RemovedDocuments] = {}
-        self.kept = Samples(run.report.samples, run.report.sample_chars)
+        self.shortened: dict[str, Shortened] = {}
+        most, chars = run.report.samples, run.report.sample_chars
+        self.kept = Samples(most, chars)
         for block, meter in zip(pipeline, self.meters):
             if isinstance(block, BaseFilter) and block.exclusion_writer is None:
-                self.removed[meter.name] = RemovedDocuments(run.report.samples, run.report.sample_chars)
+                if isinstance(block, blocks.SHORTENING):
+                    self.shortened[meter.name] = Shortened(Samples(most, chars))
+                self.removed[meter.name] = RemovedDocuments(most, chars, self.shortened.get(meter.name))
                 block.exclusion_writer = self.removed[meter.name]
 
     def drain(self) -> None:
@@ -223,10 +227,11 @@ class _Passage:
         logger.remove()  # datatrove's own log goes to the console; what counts is in the record
         data: Iterable[Any] | None = ()  # a task may have no files, and its blocks get no documents then
         for block, meter in zip(self.pipeline, self.meters):
-            begun = time.thread_time()
-            data = block.run(data, self.rank, self.tasks)
+            begun, cut = time.thread_time(), self.shortened.get(meter.name)
+            data = block.run(cut.before(data) if cut is not None and data else data, self.rank, self.tasks)
             meter.seconds += time.thread_time() - begun
             data = meter.behind(data) if data is not None else None
+            data = cut.behind(data) if cut is not None and data is not None else data
         for document in data or ():
             self.kept.add(document)
 
@@ -242,6 +247,7 @@ class _Passage:
         earlier = 0.0
         for block, meter in zip(self.pipeline, self.meters):
             reasons = self.removed[meter.name].reasons if meter.name in self.removed else {}
+            cut = self.shortened.get(meter.name)
             yield {
                 "name": meter.name,
                 "class": type(block).__name__,
@@ -254,13 +260,15 @@ class _Passage:
                 "removed": {
                     reason: {"documents": one.documents, "bytes": one.bytes} for reason, one in sorted(reasons.items())
                 },
+                **({"shortened": {"documents": cut.documents, "bytes": cut.bytes}} if cut is not None else {}),
             }
             earlier = meter.seconds
 
     def samples(self) -> dict[str, Any]:
-        """Texts to look at: kept ones, and removed ones by block and reason."""
+        """Texts to look at: kept ones, removed ones by block and reason, and by block lines of those that stay."""
         removed = {
             name: {reason: one.samples.all() for reason, one in sorted(found.reasons.items())}
             for name, found in self.removed.items()
         }
-        return {"kept": self.kept.all(), "removed": removed}
+        shortened = {name: cut.samples.all() for name, cut in self.shortened.items() if cut.documents}
+        return {"kept": self.kept.all(), "removed": removed, "shortened": shortened}
