@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import re
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
@@ -76,6 +77,45 @@ def test_every_form_of_archive(form: str, tmp_path: Path) -> None:
     assert documents[3].metadata.items() >= {**meta, "charset": "utf-8", "format": "html"}.items()
 
 
+def frame_without_data(kind: int, content: bytes = b"abcd") -> bytes:
+    return (0x184D2A50 + kind).to_bytes(4, "little") + len(content).to_bytes(4, "little") + content
+
+
+def test_frames_of_zstd_that_hold_no_data_and_dictionaries(tmp_path: Path) -> None:
+    """As pzstd begins each of its frames, and as archives of many small records have a dictionary."""
+    samples: list[Any] = [record(i, PAGE + random.Random(i).randbytes(99).hex().encode()) for i in range(200)]
+    dictionary = zstandard.train_dictionary(5000, samples)
+    packed = map(zstandard.ZstdCompressor(dict_data=dictionary).compress, RECORDS)
+    for content in (
+        b"".join(frame_without_data(0) + Z.compress(one) for one in RECORDS),
+        frame_without_data(13, dictionary.as_bytes()) + b"".join(packed),
+    ):
+        documents, left_out = archive(tmp_path, content, "a.warc.zst")
+        assert [document.text for document in documents] == [PAGE.decode()] * 4 and not left_out
+    (tmp_path / "a.jsonl.zst").write_bytes(frame_without_data(0) + Z.compress(b'{"text": "x"}'))
+    (tmp_path / "a.html.zst").write_bytes(frame_without_data(0) + Z.compress(PAGE))
+    assert [one.text for one in read(LinesReader(str(tmp_path), "a"))[0]] == ["x"]
+    assert [one.text for one in read(FolderReader(str(tmp_path), "a"))[0]] == [PAGE.decode()]
+
+
+def test_addresses_of_wget_and_languages_by_header_and_attribute(tmp_path: Path) -> None:
+    """Wget writes `<http://...>`, which no block list would have; WET files say their languages in a header."""
+    page = b"<html%s><body%s><p>x</p></body></html>"
+    wet = record(0, b"x", kind=b"conversion").replace(
+        b"WARC-Date", b"WARC-Identified-Content-Language: deu,eng\r\nWARC-Date"
+    )
+    records = [
+        record(7, page % (b"", b"")).replace(b"http://e.org/7", b"<http://e.org/7>"),
+        wet,
+        record(0, page % (b"", b""), b"Content-Language: spa, en\r\n"),
+        record(0, page % (b" xmlns='x' xml:lang='fr-CA'", b"")),
+        record(0, page % (b"", b" lang=hi")),
+    ]
+    documents, left_out = archive(tmp_path, b"".join(records), "a.warc")
+    assert documents[0].metadata["url"] == "http://e.org/7" and not left_out
+    assert [one.metadata["language"] for one in documents] == ["", "de", "es", "fr", "hi"]
+
+
 def test_archives_cut_short_and_broken(tmp_path: Path) -> None:
     members = [gzip.compress(one) for one in RECORDS]
     bulky = gzip.compress(
@@ -133,6 +173,29 @@ def test_content_encodings(name: str, tmp_path: Path) -> None:
             bodies.decoded(sent[0][:-9], name, 10**6)
         with pytest.raises(bodies.Unreadable, match="too long"):
             bodies.decoded(sent[0], name, 100)
+
+
+HEADERS = {  # of a page in gzip and then in brotli, and of one in gzip alone
+    b"Content-Encoding: gzip\r\nContent-Encoding: br\r\n": True,
+    b"Content-Encoding: gzip,\r\n\tbr\r\n": True,
+    b"Content-Encoding: br\r\n": True,  # the gzip within is not declared
+    b"content-encoding: GZIP\r\nTransfer-Encoding: br, Chunked\r\n": True,
+    b"Transfer-Encoding: gzip, chunked\r\n": False,
+    b"": False,
+}
+
+
+@pytest.mark.parametrize("headers", HEADERS)
+def test_encodings_in_several_headers_or_in_none(headers: bytes, tmp_path: Path) -> None:
+    """In an archive of zstd, in letters of Russian declared as those of the West: no bytes come as text."""
+    page = RUSSIAN.encode("koi8-r")
+    body = brotli.compress(gzip.compress(page)) if HEADERS[headers] else gzip.compress(page)
+    sent = record(0, chunked(body) if b"hunked" in headers else body, headers)
+    sent = sent.replace(b"text/html", b"text/html; charset=ISO-8859-1")
+    length = b"Content-Length: %d" % (len(sent) - sent.index(b"HTTP/1.1") - 4)
+    sent = re.sub(rb"Content-Length: \d+", length, sent, count=1)
+    documents, left_out = archive(tmp_path, Z.compress(sent), "a.warc.zst")
+    assert [document.text for document in documents] == [RUSSIAN] and not left_out
 
 
 def test_encodings_one_in_another_and_bare_deflate() -> None:
@@ -298,6 +361,37 @@ def test_a_file_of_zstd_that_is_cut_is_counted(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.zst").write_bytes(data[: len(data) // 2])
     documents, left_out = read(LinesReader(str(tmp_path), "rows"))
     assert 0 < len(documents) < 3000 and left_out == {"broken file": 1}
+
+
+@pytest.mark.parametrize("charset", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be", "utf-32-le"])
+def test_lines_in_other_unicodes(charset: str, tmp_path: Path) -> None:
+    """Their ends are not where a byte is \\n; also a character that has one, and a file that is compressed."""
+    texts = ["Größe", "\u0a0a\u200a 字 🙂", "z" * 5000]
+    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    (tmp_path / "a.jsonl").write_bytes(gzip.compress(lines.encode(charset)))
+    reader = LinesReader(str(tmp_path), "rows")
+    documents, left_out = read(reader)
+    assert [one.text for one in documents] == texts and not left_out
+    assert reader.stats.stats[f"files in {charset[:6].upper()}"].total == 1
+
+
+def test_packed_files_that_are_not_read_are_named(tmp_path: Path) -> None:
+    for name, head in {"a": b"PK\3\4", "b": b"\x04\x22\x4d\x18", "c": b"7z\xbc\xaf"}.items():
+        (tmp_path / f"{name}.jsonl").write_bytes(head + bytes(range(256)))
+    left_out = read(LinesReader(str(tmp_path), "rows"))[1]
+    assert left_out == {"packed by zip": 1, "packed by lz4": 1, "packed by 7z": 1}
+
+
+def test_bytes_that_are_no_text_are_no_page(tmp_path: Path) -> None:
+    """Images and programs under names and headers of pages."""
+    noise = random.Random(1).randbytes(3000)
+    for name, head in {"a": b"\x89PNG\r\n\x1a\n", "b": b"GIF89a", "c": b"PK\3\4", "d": b"\x7fELF", "e": b""}.items():
+        (tmp_path / f"{name}.html").write_bytes(head + noise)
+    assert read(FolderReader(str(tmp_path), "a"))[1] == {"no page: binary": 5}
+    sent = [record(0, noise), record(1, b"%PDF-1.5 x"), record(2, b"<p>a\x0c b \x00\x1b</p>")]
+    (tmp_path / "crawl").mkdir()
+    documents, left_out = archive(tmp_path / "crawl", b"".join(sent), "a.warc")
+    assert len(documents) == 1 and left_out == {"no page: binary": 1, "no page: pdf": 1}
 
 
 def test_pages_are_read_by_what_they_are(tmp_path: Path) -> None:

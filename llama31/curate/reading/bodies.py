@@ -45,11 +45,13 @@ AKIN = {"cp1252": ("iso8859-15",), "cp1250": ("iso8859-2", "iso8859-16"), "cp125
 AKIN |= {"cp1251": ("koi8-u", "iso8859-5", "cp866", "mac-cyrillic"), "cp1255": ("iso8859-8",)}
 AKIN |= {"cp1256": ("iso8859-6",), "cp1257": ("iso8859-13", "iso8859-4"), "cp932": ("euc_jp",)}
 AKIN |= {"gb18030": ("big5hkscs",)}
-LANG = re.compile(rb"<html[^>]{0,500}?\slang\s*=\s*[\"']?([A-Za-z]{2})\b", re.I)
+LANG = re.compile(rb"<(?:html|body)[^>]{0,500}?\s(?:xml:)?lang\s*=\s*[\"']?([A-Za-z]{2})\b", re.I)
 RUN = re.compile(rb"[\x80-\xff]+")
 CONTROLS = re.compile(rb"[\x80-\x9f]")  # in ISO 8859; in what Windows has instead quotation marks and dashes
 BEYOND_ASCII = re.compile(r"[^\x00-\x7f]+")
 SAMPLE = 1 << 16
+CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+MOST_CONTROLS = 0.02  # of a text's characters; of compressed bytes a tenth
 WIDE = 10  # of so many bytes at least one is zero where ASCII, marks of HTML at the least, takes two bytes
 COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ\0": "xz"}
 
@@ -66,6 +68,7 @@ def decoded(body: bytes, encodings: str, limit: int) -> bytes:
     """A body without its Content-Encodings, `gzip, br` the last of them first; at most `limit` bytes, else Unreadable.
 
     Crawlers store bodies decoded and leave the header: one that does not begin as its encoding does comes as it is.
+    What begins as gzip or zstd and does not say so is taken out of it as well.
     """
     for name in reversed([name.strip().lower() for name in encodings.split(",") if name.strip()]):
         if name in ("identity", "none", "utf-8", "8bit", "binary"):
@@ -73,7 +76,8 @@ def decoded(body: bytes, encodings: str, limit: int) -> bytes:
         if name not in DECODERS:
             raise Unreadable("content encoding", name)
         body = DECODERS[name](body, limit)
-    return body
+    packed = compression(body)
+    return DECODERS[packed](body, limit) if packed in ("gzip", "zstd") else body
 
 
 def _bounded(length: int, limit: int) -> None:
@@ -132,7 +136,7 @@ def _brotli(body: bytes, limit: int) -> bytes:
 
 
 def _zstd(body: bytes, limit: int) -> bytes:
-    if body[:4] != b"\x28\xb5\x2f\xfd":
+    if compression(body) != "zstd":
         return body
     try:
         reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(body, read_across_frames=True)
@@ -154,7 +158,24 @@ DECODERS = {"gzip": _gzip, "x-gzip": _gzip, "deflate": _deflate, "br": _brotli, 
 
 def compression(head: bytes) -> str | None:
     """What a file is compressed with by its first bytes, whatever its name says: gzip, zstd, bz2, xz; None: not."""
+    if skippable(head):
+        return "zstd"
     return next((name for mark, name in COMPRESSED.items() if head.startswith(mark)), None)
+
+
+def skippable(head: bytes) -> int:
+    """Bytes of the frame of zstd that begins here and holds no data (RFC 8878, 3.1.2), with its head; 0: none does."""
+    if len(head) < 8 or head[1:4] != b"\x2a\x4d\x18" or not 0x50 <= head[0] <= 0x5F:
+        return 0
+    return 8 + int.from_bytes(head[4:8], "little")
+
+
+def refuse_others(body: bytes, text: str) -> None:
+    """Raise Unreadable for what is no text, whatever its name or its header says."""
+    if body.startswith(b"%PDF-"):
+        raise Unreadable("no page: pdf")
+    if len(CONTROL.findall(text, 0, SAMPLE)) > MOST_CONTROLS * min(len(text), SAMPLE) + 1:
+        raise Unreadable("no page: binary", "many of its bytes are no characters")
 
 
 def _looks_like_text(body: bytes) -> bool:

@@ -23,7 +23,7 @@ from llama31.curate.reading.bodies import Unreadable
 
 LIMIT_BYTES = 20_000_000
 BROKEN = (OSError, EOFError, ValueError, zlib.error, zstandard.ZstdError, pyarrow.ArrowException)
-LANGUAGE = re.compile(r"<html[^>]{0,500}?\slang\s*=\s*[\"']?([A-Za-z]{2,3})\b", re.IGNORECASE)
+LANGUAGE = re.compile(r"<(?:html|body)[^>]{0,500}?\s(?:xml:)?lang\s*=\s*[\"']?([A-Za-z]{2,3})\b", re.IGNORECASE)
 
 
 class CountingReader(BaseDiskReader):
@@ -100,7 +100,7 @@ class CountingReader(BaseDiskReader):
 
 
 def declared_language(html: str) -> str:
-    """What a page says of its language in its first tag, `en` of `en-GB`, or ""."""
+    """What a page says of its language in its first tag or its body's, `en` of `en-GB`, or ""."""
     match = LANGUAGE.search(html[:5000])
     return language_code(match[1].lower()) if match else ""
 

@@ -24,6 +24,12 @@ from llama31.tokens.compressed import ZstdFrames
 
 ROWS = 64  # of a Parquet file at a time
 PIECE = 1 << 12  # bytes of a compressed file at a time, which expand to 128 MB at most
+PACKED = {b"PK\3\4": "zip", b"\x04\x22\x4d\x18": "lz4", b"7z\xbc\xaf": "7z"}
+# Which bytes of a file are zero that begins with a character of ASCII.
+ZEROS: dict[tuple[bool, ...], str] = {
+    (False, True, True, True): "utf-32-le", (True, True, True, False): "utf-32-be",
+    (False, True): "utf-16-le", (True, False): "utf-16-be",
+}  # fmt: skip
 WINDOW = 1 << 31  # bytes that a frame of zstd may refer back to
 
 
@@ -49,9 +55,10 @@ class FolderReader(CountingReader):
                 raise Unreadable("too long", f"more than {self.limit_bytes} bytes")
             if (packed := bodies.compression(body)) in ("gzip", "zstd"):
                 body = bodies.decoded(body, packed, self.limit_bytes)
-            elif packed or body.startswith(b"%PDF-"):
-                raise Unreadable("no page: " + (packed or "pdf"))
+            elif packed:
+                raise Unreadable("no page: " + packed)
             text, charset = bodies.text(body)
+            bodies.refuse_others(body, text)
             if charset == "replaced":
                 self.stat_update("pages with characters that could not be read")
             url = self.base_url.rstrip("/") + "/" + urllib.parse.quote(filepath) if self.base_url else filepath
@@ -123,7 +130,10 @@ class RecordsReader(CountingReader):
 
 
 class LinesReader(RecordsReader):
-    """JSON lines, compressed or not. Lines with NaN are read, those that are no JSON or too long counted."""
+    """JSON lines, compressed or not. Lines with NaN are read, those that are no JSON or too long counted.
+
+    UTF-16 and UTF-32 are read as well, and such files counted.
+    """
 
     name = "JSON lines, counted"
     glob = "**/*.jsonl*"
@@ -135,7 +145,11 @@ class LinesReader(RecordsReader):
             _expanded(raw) as file,
         ):
             self.place = raw.tell
-            for number, line in enumerate(_lines(file, 2 * self.limit_bytes + LIMIT_BYTES)):
+            buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)
+            if wide := _wide(buffered.peek(4)[:4]):
+                self.stat_update(f"files in {wide[:6].upper()}")
+                buffered = io.BufferedReader(_Recoded(buffered, wide))  # type: ignore[type-var]
+            for number, line in enumerate(_lines(buffered, 2 * self.limit_bytes + LIMIT_BYTES)):
                 line = line.removeprefix(codecs.BOM_UTF8) if line and not number else line
                 where = f"{filepath}:{number + 1}"
                 with self.track_time():
@@ -163,16 +177,48 @@ class LinesReader(RecordsReader):
 
 def _expanded(raw: Any) -> Any:
     """What a file holds, compressed or not; what lies below it can be asked where it is."""
-    kind = bodies.compression(raw.read(6))
+    head = raw.read(8)
+    kind = bodies.compression(head)
+    if other := next((name for mark, name in PACKED.items() if head.startswith(mark)), None):
+        raise Unreadable(f"packed by {other}", "unpack it; what gzip, zstd, bz2 and xz compress is read")
     raw.seek(0)
     if kind == "zstd":
         return contextlib.nullcontext(io.BufferedReader(ZstdFrames(raw, PIECE, WINDOW), 1 << 20))
     return compr[kind](raw, mode="r") if kind else contextlib.nullcontext(raw)
 
 
-def _lines(file: Any, limit: int) -> Iterator[bytes | None]:
+def _wide(head: bytes) -> str | None:
+    """In which Unicode of two or four bytes a file is, by its mark or the zeros of its first character."""
+    marks = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16"}
+    for mark, name in {**marks, codecs.BOM_UTF16_BE: "utf-16"}.items():
+        if head.startswith(mark):
+            return name
+    zeros = tuple(byte == 0 for byte in head)
+    return ZEROS.get(zeros) or ZEROS.get(zeros[:2]) if any(head) else None
+
+
+class _Recoded(io.RawIOBase):
+    """A file of another Unicode, as UTF-8; what is none becomes the sign for it."""
+
+    def __init__(self, file: Any, charset: str) -> None:
+        self._file, self._decoder, self._rest = file, codecs.getincrementaldecoder(charset)("replace"), b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            piece = self._file.read1(PIECE)
+            self._rest = self._decoder.decode(piece, not piece).encode("utf-8", "replace")
+            if not piece:
+                break
+        taken = min(len(buffer), len(self._rest))
+        buffer[:taken], self._rest = self._rest[:taken], self._rest[taken:]
+        return taken
+
+
+def _lines(buffered: io.BufferedReader, limit: int) -> Iterator[bytes | None]:
     """Lines of a file, None for one that is longer than the limit, of which no more than that is held."""
-    buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)
     while line := buffered.readline(limit):
         if len(line) < limit or line.endswith(b"\n"):
             yield line

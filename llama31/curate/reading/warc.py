@@ -9,6 +9,7 @@ would expand beyond it never stands in memory.
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -18,10 +19,11 @@ from fastwarc.warc import ArchiveIterator
 
 from llama31.curate.reading import bodies
 from llama31.curate.reading.bodies import Unreadable
-from llama31.curate.reading.documents import CountingReader, declared_language
+from llama31.curate.reading.documents import CountingReader, declared_language, language_code
 
 PAGES = ("text/html", "application/xhtml+xml")
 HEADER_BYTES = 1 << 16
+DICTIONARY = b"\x5d"  # begins the frame of zstd in which an archive has one (IIPC, "Use of Zstandard in WARC")
 
 
 class ArchiveReader(CountingReader):
@@ -72,21 +74,25 @@ class ArchiveReader(CountingReader):
         if kind == "response":
             headers, block = _http(block)
             media = headers.get("content-type", "")
-            if "chunked" in headers.get("transfer-encoding", "").lower():
+            sent = [one.strip().lower() for one in headers.get("transfer-encoding", "").split(",")]
+            if "chunked" in sent:
                 block = bodies.joined(block)
-            block = bodies.decoded(block, headers.get("content-encoding", ""), self.limit_bytes)
+            encodings = [headers.get("content-encoding", ""), *(one for one in sent if one != "chunked")]
+            block = bodies.decoded(block, ",".join(encodings), self.limit_bytes)
         self._page(kind, media, block)
         text, charset = bodies.text(block, _charset(media))
+        bodies.refuse_others(block, text)
         if charset == "replaced":
             self.stat_update("pages with characters that could not be read")
-        language = declared_language(text) or headers.get("content-language", "")[:2].lower()
+        said = record.headers.get("WARC-Identified-Content-Language") or headers.get("content-language", "")
+        language = declared_language(text) or _language(said)
         return self.document(
             text,
             record.record_id or where,
-            record.headers.get("WARC-Target-URI") or "",
+            (record.headers.get("WARC-Target-URI") or "").strip("<> "),  # Wget writes them, as WARC 1.0 had it
             record.headers.get("WARC-Date"),
             where,
-            language=language if language.isalpha() else "",
+            language=language,
             charset=charset,
             format="text" if kind == "conversion" else "html",
         )
@@ -124,9 +130,20 @@ class _Members:
 
 
 def _stream(file: Any) -> Any:
-    magic = file.read(2)
-    file.seek(0)
-    return _Members(file) if magic == b"\x1f\x8b" else file
+    """What fastwarc can read; of zstd from the first frame that holds data or a dictionary."""
+    head, start = file.read(8), 0
+    while head[:1] != DICTIONARY and (length := bodies.skippable(head)):
+        start += length
+        file.seek(start)
+        head = file.read(8)
+    file.seek(start)
+    return _Members(file) if head[:2] == b"\x1f\x8b" else file
+
+
+def _language(said: str) -> str:
+    """The first of `deu,eng` or `de-AT, en` by ISO 639-1, or ""."""
+    name = said.split(",")[0].strip().replace("_", "-").partition("-")[0].lower()
+    return language_code(name) if re.fullmatch(r"[a-z]{2,3}", name) else ""
 
 
 def _http(block: bytes) -> tuple[dict[str, str], bytes]:
@@ -140,8 +157,17 @@ def _http(block: bytes) -> tuple[dict[str, str], bytes]:
         raise Unreadable("no HTTP")
     if status[1] != "200":
         raise Unreadable("status: " + status[1][:3])
-    pairs = (line.partition(":") for line in lines[1:])
-    return {name.strip().lower(): value.strip() for name, _, value in pairs}, body
+    headers: dict[str, str] = {}
+    name = ""
+    for line in lines[1:]:
+        if line[:1] in (" ", "\t") and name:  # goes on from the line before
+            headers[name] = f"{headers[name]} {line.strip()}".strip()
+            continue
+        first, _, value = line.partition(":")
+        name = first.strip().lower()
+        before = f"{headers[name]}, " if name in headers and name.endswith("-encoding") else ""
+        headers[name] = before + value.strip()
+    return headers, body
 
 
 def _charset(media: str) -> str | None:
