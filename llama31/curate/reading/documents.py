@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import orjson
-import pyarrow
 import zstandard
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.io import DataFolderLike
@@ -22,7 +21,7 @@ from llama31.curate.codes import language_of
 from llama31.curate.reading.bodies import Unreadable
 
 LIMIT_BYTES = 20_000_000
-BROKEN = (OSError, EOFError, ValueError, zlib.error, zstandard.ZstdError, pyarrow.ArrowException)
+BROKEN = (OSError, EOFError, ValueError, zlib.error, zstandard.ZstdError)
 LANGUAGE = re.compile(r"<(?:html|body)[^>]{0,500}?\s(?:xml:)?lang\s*=\s*[\"']?([A-Za-z]{2,3})\b", re.IGNORECASE)
 
 
@@ -74,13 +73,17 @@ class CountingReader(BaseDiskReader):
             yield from self.documents(filepath)
         except Unreadable as reason:
             self.left_out(reason, filepath)
-        except BROKEN as error:
+        except self.broken() as error:
             self.left_out(Unreadable("broken file", f"{type(error).__name__}: {error}"), filepath)
         except BaseException as error:
             if type(error).__name__ != "PanicException":  # of libraries in Rust, as fastwarc's, and no Exception
                 raise
             self.left_out(Unreadable("broken file", f"{type(error).__name__}: {error}"), filepath)
         self.files_read, self.place = self.files_read + 1, int
+
+    def broken(self) -> tuple[type[Exception], ...]:
+        """What is raised where a file cannot be read on."""
+        return BROKEN
 
     def documents(self, filepath: str) -> Iterator[Document]:
         """The documents of a file."""

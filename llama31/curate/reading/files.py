@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import orjson
-import pyarrow
 from datatrove.data import Document
 from datatrove.io import DataFolderLike
 from fsspec.compression import compr
-from pyarrow import parquet
 
 from llama31.curate.reading import bodies
 from llama31.curate.reading.bodies import Unreadable
@@ -228,7 +226,17 @@ def _lines(buffered: io.BufferedReader, limit: int) -> Iterator[bytes | None]:
         yield None
 
 
-class ParquetReader(RecordsReader):
+class ArrowReader(RecordsReader):
+    """What readers share that need pyarrow, which takes 28 MB: it is imported where there are such files."""
+
+    def broken(self) -> tuple[type[Exception], ...]:
+        """What is raised where a file cannot be read on."""
+        import pyarrow
+
+        return *super().broken(), pyarrow.ArrowException
+
+
+class ParquetReader(ArrowReader):
     """Parquet files, some rows at a time. datatrove's skips rows without text with one warning, and counts none."""
 
     name = "Parquet, counted"
@@ -236,6 +244,8 @@ class ParquetReader(RecordsReader):
 
     def documents(self, filepath: str) -> Iterator[Document]:
         """The documents of a file."""
+        from pyarrow import parquet
+
         with self.data_folder.open(filepath, "rb") as file, parquet.ParquetFile(file, pre_buffer=False) as rows:
             _has(rows.schema_arrow, self.columns["text"])
             self.place = file.tell
@@ -243,7 +253,7 @@ class ParquetReader(RecordsReader):
                 yield from _documents(self, batch, f"{filepath}, rows {number * ROWS} on")
 
 
-class DatasetReader(RecordsReader):
+class DatasetReader(ArrowReader):
     """Datasets on disk, as Hugging Face's `save_to_disk` writes them: their Arrow files, without importing datasets."""
 
     name = "Datasets on disk"
@@ -251,6 +261,8 @@ class DatasetReader(RecordsReader):
 
     def documents(self, filepath: str) -> Iterator[Document]:
         """The documents of an Arrow file that the dataset's state names; others beside it are caches of it."""
+        import pyarrow
+
         folder, _, name = filepath.rpartition("/")
         state_path = f"{folder}/state.json" if folder else "state.json"
         if self.data_folder.exists(state_path):
