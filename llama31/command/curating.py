@@ -6,6 +6,7 @@ is refused at once.
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import os
 import re
@@ -15,10 +16,20 @@ from pathlib import Path
 from llama31.config import Classify, Curate, Issue, KnowledgeClasses, LanguageIdentification, PageSource
 from llama31.curate.running import stages
 from llama31.curate.scoring import kinds
+from llama31.runs import files
 
 REPORT = "report"  # no stage of its own: it puts together what the others recorded
 NAME = "letters, digits, _ and -"
 LINES, LABELS = "JSON lines: a file or a glob", "the output of task=label"
+FAST_TEXT = ("fast_text",)
+# Further keys of each task.
+TAKEN: dict[str, tuple[str, ...]] = {
+    "label": ("text_key", "criteria", "classes", "characters", "limit", "server"),
+    "encoder": ("encoder",),
+    "knowledge": FAST_TEXT,
+    "cited": ("text_key", *FAST_TEXT),
+    "language": ("text_key", *FAST_TEXT),
+}
 NEEDED = {
     "label": {"documents": LINES},
     "encoder": {"labels": LABELS, "base": "the folder of a model such as DistilRoBERTa"},
@@ -46,7 +57,20 @@ def classifier_problems(run: Classify) -> list[Issue]:
     issues += _folder_of(run) if run.task in ("label", "encoder") else []
     if run.classes and run.criteria != "knowledge":
         issues.append(Issue("classes", ", ".join(run.classes), "grades have none", "give criteria=knowledge too"))
-    return issues
+    elif len(run.classes) == 1:
+        issues.append(Issue("classes", ", ".join(run.classes), "one class tells nothing apart", "give two or more"))
+    return [*issues, *_not_taken(run)]
+
+
+def _not_taken(run: Classify) -> Iterator[Issue]:
+    """Keys that are given and that another task takes."""
+    taken, usual = {"task", "output", *NEEDED[run.task], *TAKEN[run.task]}, Classify(run.task, run.output)
+    for field in dataclasses.fields(run):
+        if field.name not in taken and getattr(run, field.name) != getattr(usual, field.name):
+            tasks = " and ".join(f"task={name}" for name in NEEDED if field.name in (*NEEDED[name], *TAKEN[name]))
+            value = getattr(run, field.name)
+            shown = "..." if dataclasses.is_dataclass(value) else value
+            yield Issue(field.name, shown, f"task={run.task} does not take it", f"leave it out; {tasks} does")
 
 
 def _folder_of(run: Classify) -> list[Issue]:
@@ -70,12 +94,25 @@ def classifier_missing(run: Classify) -> list[Issue]:
         if "://" not in (pattern := getattr(run, name))
         and not any(map(os.path.isfile, glob.iglob(pattern, recursive=True)))
     ]
-    if run.labels and not (Path(run.labels) / "labels.jsonl").is_file():
-        remedy = "make them by task=label, and give its output"
-        issues.append(Issue("labels", run.labels, "there are no labels in it", remedy))
+    issues += _labels(run)
     if run.task == "encoder" and run.base and not (Path(run.base) / "config.json").is_file():
         issues.append(Issue("base", run.base, "there is no config.json in it", "give the folder of a model"))
     return issues
+
+
+def _labels(run: Classify) -> Iterator[Issue]:
+    """A folder without labels, or with grades where there should be classes."""
+    if not run.labels:
+        return
+    written = Path(run.labels) / "labels.jsonl"
+    if not written.is_file() or not written.stat().st_size:
+        remedy = "make them by task=label, and give its output"
+        yield Issue("labels", run.labels, "there are no labels in it", remedy)
+        return
+    asked = (files.read_object(written.with_name("criteria.json")) or {}).get("criteria", {})
+    if run.task == "knowledge" and asked.get("passing") is not None:
+        reason = f"they are grades of criteria={asked.get('name')}, and no classes"
+        yield Issue("labels", run.labels, reason, "give those of criteria=knowledge, or task=encoder")
 
 
 def _sources(run: Curate) -> Iterator[Issue]:

@@ -347,11 +347,13 @@ class EncoderTraining:
 class FastTextTraining:
     """How a fastText model is trained: as its tutorial on classification does, where not ours."""
 
-    dimension: int = key(64, "numbers per word (ours)", low=1)
-    epochs: int = key(25, "passes over the texts", low=1)
+    dimension: int | None = key(None, "numbers per word (ours); null: 64, of languages 16", low=1)
+    epochs: int | None = key(None, "passes over the texts; null: 25, of languages 15 (ours)", low=1)
     learning_rate: float = key(0.5, "size of the first step", above=0)
-    word_ngrams: int = key(2, "longest run of words that is a feature", low=1)
-    buckets: int = key(200_000, "rows that runs of words share by their hash (ours)", low=1)
+    word_ngrams: int | None = key(None, "longest run of words that is a feature; null: 2, of languages 1", low=1)
+    buckets: int | None = key(
+        None, "rows that runs or parts of words share by their hash (ours); null: 200,000, of languages 100,000", low=1
+    )
     share: float = key(0.1, "share held out to judge by (ours)", above=0, high=0.5)
     seed: int = key(0, "of the order, of first numbers and of what is held out", low=0)
 

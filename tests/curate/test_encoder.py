@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,11 +208,16 @@ def test_an_epoch_visits_everything_once_in_an_order_of_its_own() -> None:
 
 def test_what_cannot_be_trained_is_refused(base: Path, tmp_path: Path) -> None:
     few = [Labelled(f"{i}", f"text {i}", "1") for i in range(3)]
-    many = [Labelled(f"{i}", f"text {i}", "1") for i in range(60)]
+    many = [Labelled(f"{i}", f"text {i}", str(i % 2)) for i in range(60)]
+    good = [Labelled(f"{i}", f"text {i}", "1") for i in range(60)]
+    rare = [replace(one, label=str(int(i < 2))) for i, one in enumerate(many)]
     cases: list[tuple[str, Any]] = [
         ("labels=3: none is left to", {"examples": few, "target": float}),
         ("give one of them", {"examples": many}),
-        ("there are labels beside them, 1", {"examples": many, "classes": ["2", "3"]}),
+        ("there are labels beside them, 0, 1", {"examples": many, "classes": ["2", "3"]}),
+        ("labels=60: all 46 to train on are good; label other documents", {"examples": good, "target": float}),
+        ("labels=60: all 46 to train on are of one class", {"examples": good, "classes": ["0", "1"]}),
+        ("labels=60: all [0-9]+ to (calibrate|judge) by are bad", {"examples": rare, "target": float}),
         ("base=.*no config.json", {"examples": many, "target": float, "base": tmp_path}),
         ("folder=.*there already", {"examples": many, "target": float, "folder": base}),
     ]
@@ -224,8 +230,9 @@ def test_what_cannot_be_trained_is_refused(base: Path, tmp_path: Path) -> None:
 
 
 def test_the_recipe_trains_on_what_was_asked(pages: list[tuple[str, str, str]], base: Path, tmp_path: Path) -> None:
-    """Grades by the question that stands with the labels, whatever the command says of criteria."""
-    examples, folder = pieces(pages, {"de": "4", "fr": "1"})[:160], tmp_path / "labels"
+    """Grades by the question that stands with the labels."""
+    examples = sorted(pieces(pages, {"de": "4", "fr": "1"}), key=lambda one: one.text[::-1])[:160]  # of both languages
+    folder = tmp_path / "labels"
     labels._settle(folder, GENERAL, 500)
     for name, each in (
         ("documents", [{"document": one.document, "text": one.text} for one in examples]),
@@ -233,7 +240,7 @@ def test_the_recipe_trains_on_what_was_asked(pages: list[tuple[str, str, str]], 
     ):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in each))
     keys = ["encoder.epochs=1", "encoder.learning_rate=2e-3", "encoder.batch_size=16", "encoder.share=0.3"]
-    words = ["task=encoder", f"labels={folder}", f"base={base}", f"output={tmp_path}/model", "criteria=code", *keys]
+    words = ["task=encoder", f"labels={folder}", f"base={base}", f"output={tmp_path}/model", *keys]
     classify.main(entry.read(config.Classify, "classify", words)[0])
     described = json.loads((tmp_path / "model/scorer.json").read_text())
     assert described["criteria"]["name"] == "general" and described["settings"]["learning_rate"] == 2e-3

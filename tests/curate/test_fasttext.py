@@ -290,7 +290,7 @@ def test_a_score_tells_two_heaps_apart_and_repeats_itself(heaps: tuple[str, str]
     """Two trainings of the same: the same lines, held-out pages and verdicts, though not the same bits."""
     records = [trained(heaps, tmp_path / f"{name}.bin") for name in "ab"]
     assert records[0]["lines_sha256"] == records[1]["lines_sha256"] and records[0]["held_out"]["documents"] > 30
-    assert all(one["held_out"]["auc"] > 0.95 and one["held_out"]["accuracy"] > 0.9 for one in records)
+    assert all(one["held_out"]["auc"] > 0.95 and one["held_out"]["accuracy"] > 0.85 for one in records)
     assert records[0]["counts"] == {
         "left out: cited that stood there before": 1,
         "left out: other that stood there before": 1,

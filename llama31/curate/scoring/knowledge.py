@@ -55,20 +55,20 @@ def train(
 ) -> dict[str, Any]:
     """Train a fastText model of classes, judge it on the share that was held out, and return its record.
 
-    An encoder is trained by `training.train(..., classes=...)` instead. Raises ValueError where nothing is held out.
+    Beside the model stand its record and a reliability diagram, `PATH.png`, of the likeliest class of each text. An
+    encoder is trained by `training.train(..., classes=...)` instead. Raises ValueError where nothing is held out.
     """
     chosen = settings or FastTextSettings()
     parts: dict[bool, list[tuple[str, str]]] = {False: [], True: []}
     for one in sorted(examples, key=lambda one: one.document):
-        prepared = fasttext_model.line(one.text, CHARACTERS, by_words=True)
+        prepared = fasttext_model.line(one.text, CHARACTERS, by_words=True, language=one.language)
         parts[held_out(one.text, share, chosen.seed)].append((one.label.replace(" ", "_"), prepared))
     if not parts[True]:
         raise ValueError(f"labels={len(examples)}: none is left to judge by; give more, or another share={share}")
     fasttext_model.train(parts[False], path, chosen, use="knowledge", by_words=True, characters=CHARACTERS, share=share)
     model = FastText(path)
-    said = [model.best(line) for _, line in parts[True]]
-    right = [name == label for (name, _), (label, _) in zip(said, parts[True])]
-    judged = calibration.figures([sure for _, sure in said], right) | {"accuracy": sum(right) / len(right)}
+    judged = calibration.of_classes([model.best(line) for _, line in parts[True]], [label for label, _ in parts[True]])
+    calibration.reliability(f"{path}.png", Path(path).name, {"held out": judged})
     return fasttext_model.add_to_record(path, held_out=judged)
 
 

@@ -42,11 +42,12 @@ NO_LABEL, REFUSED = "no label", "refused"
 
 @dataclass(frozen=True)
 class Labelled:
-    """A document's text, as it was shown, and its label."""
+    """A document's text, as it was shown, its label, and its language, ISO 639-1, where that is known."""
 
     document: str
     text: str
     label: str
+    language: str = ""
 
 
 def request(criteria: Criteria, text: str, max_new_tokens: int = ANSWER_TOKENS) -> Request:
@@ -117,13 +118,14 @@ def read(folder: str | Path) -> tuple[list[Labelled], dict[str, Any]]:
     Raises ValueError where there is nothing.
     """
     folder = Path(folder)
-    texts = {line["document"]: line["text"] for line in read_lines(folder / DOCUMENTS)}
+    texts = {line["document"]: line for line in read_lines(folder / DOCUMENTS)}
     labels = {line["document"]: line["label"] for line in _answered(folder) if line["label"] is not None}
     known = sorted(labels.keys() & texts.keys())
     if not known:
-        raise ValueError(f"labels={folder}: no label in it; collect some first")
+        raise ValueError(f"labels={folder}: no label in it; make some by task=label")
     asked: dict[str, Any] = json.loads((folder / CRITERIA).read_text("utf-8"))
-    return [Labelled(key, texts[key], labels[key]) for key in known], asked
+    languages = {key: str(texts[key].get("metadata", {}).get("language") or "") for key in known}
+    return [Labelled(key, texts[key]["text"], labels[key], languages[key]) for key in known], asked
 
 
 def _valid(text: str) -> str:
@@ -152,7 +154,7 @@ def _settle(folder: Path, criteria: Criteria, characters: int) -> None:
         before = json.loads(path.read_text("utf-8"))
         if (before["fingerprint"], before["characters"]) != (criteria.fingerprint, characters):
             raise ValueError(
-                f"folder={folder}: it holds answers to another question, {before['criteria']['name']} with "
+                f"output={folder}: it holds answers to another question, {before['criteria']['name']} with "
                 f"{before['characters']} characters shown; give another folder"
             )
         return

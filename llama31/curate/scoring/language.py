@@ -18,8 +18,12 @@ from datatrove.pipeline.writers.disk_base import DiskWriter
 from llama31.curate.codes import language_of
 from llama31.curate.fast_text import model as fasttext_model
 from llama31.curate.fast_text.model import FastText, FastTextSettings
+from llama31.curate.scoring import calibration
+from llama31.curate.scoring.quality import held_out
 
 CHARACTERS = 4000
+# As lid.176, with parts of words for features, but smaller.
+SETTINGS = FastTextSettings(dimension=16, word_ngrams=1, shortest=2, longest=4, buckets=100_000, epochs=15)
 LETTER = re.compile(r"[^\W\d_]")
 
 
@@ -107,17 +111,32 @@ def train(
     texts: Iterable[tuple[str, str]],
     path: str | Path,
     characters: int = 200,
-    settings: FastTextSettings | None = None,
+    settings: FastTextSettings = SETTINGS,
+    share: float = 0.0,
 ) -> dict[str, Any]:
     """Train a model of (label, text) and write it to `path`; its record is returned.
 
     Labels as in `codes.language_of`. Texts are cut into pieces of `characters`, for a model that has seen whole pages
     alone knows no short ones. Parts of words of two to four characters are features, as in lid.176; the rest of
-    `settings` is ours.
+    `settings` is ours. Of `share`, whole texts that are held out by their hash, it is judged piece by piece; beside the
+    record stands a reliability diagram, `PATH.png` then.
+
+    Raises ValueError where a label has no text left to train on, and where none is left to judge by.
     """
-    chosen = settings or FastTextSettings(
-        dimension=16, word_ngrams=1, shortest=2, longest=4, buckets=100_000, epochs=15
-    )
-    lines = ((label, fasttext_model.line(piece)) for label, text in texts for piece in pieces(text, characters))
-    lettered = ((label, one if LETTER.search(one) else "") for label, one in lines)
-    return fasttext_model.train(lettered, path, chosen, use="language", characters=characters)
+    parts: dict[bool, list[tuple[str, str]]] = {False: [], True: []}
+    for label, text in texts:
+        lines = (fasttext_model.line(piece) for piece in pieces(text, characters))
+        held = share > 0 and held_out(text, share, settings.seed)
+        parts[held] += [(label, one if LETTER.search(one) else "") for one in lines]
+    judged = [(label, one) for label, one in parts[True] if one]
+    if lost := {label for label, _ in judged} - {label for label, one in parts[False] if one}:
+        raise ValueError(f"{min(lost)}: no document left to train on; give more of them, or another share={share}")
+    if share > 0 and not judged:
+        raise ValueError(f"documents: none is left to judge by; give more of them, or another share={share}")
+    described = fasttext_model.train(parts[False], path, settings, use="language", characters=characters, share=share)
+    if not judged:
+        return described
+    model = FastText(path)
+    figures = calibration.of_classes([model.best(one) for _, one in judged], [label for label, _ in judged])
+    calibration.reliability(f"{path}.png", Path(path).name, {"held out": figures})
+    return fasttext_model.add_to_record(path, held_out=figures)

@@ -93,11 +93,13 @@ class FastTextFilter(BaseFilter):
         return self._loaded.all(prepared)[self.label] if prepared else 0.0
 
 
-def read(path: str, text_key: str = "text", limit: int | None = None) -> tuple[list[Document], dict[str, int]]:
+def read(
+    path: str, text_key: str = "text", limit: int | None = None, key: str = "path"
+) -> tuple[list[Document], dict[str, int]]:
     """Documents of JSON lines, a file or a glob, compressed or not, and what was left out, by kind.
 
     `limit`: so many of them, drawn by a hash of their text, of all files alike; of a higher one they are a part. No
-    more stand in memory. Raises ValueError (key `path`) where there is none.
+    more stand in memory. Raises ValueError (`key`, the caller's name of the path) where there is none.
     """
     folder, name = re.fullmatch(r"((?:[^*?\[]*/)?)(.*)", path, re.DOTALL).groups()  # type: ignore[union-attr]
     logger.disable("datatrove.pipeline.readers")  # it says the name of every file
@@ -106,10 +108,12 @@ def read(path: str, text_key: str = "text", limit: int | None = None) -> tuple[l
         rows = reader.run()
         documents = [*rows] if limit is None else heapq.nsmallest(limit, rows, key=lambda one: _place(one.text))
     except RuntimeError as error:  # datatrove's, of a pattern that nothing has
-        raise ValueError(f"path={path}: {error}; give JSON lines") from error
-    if not documents:
-        raise ValueError(f"path={path}: no document in it; give JSON lines with the field {text_key}")
+        raise ValueError(f"{key}={path}: {error}; give JSON lines") from error
     left_out = {name: int(stat.total) for name, stat in reader.stats.stats.items() if name.startswith("left out")}
+    if not documents:
+        kinds = ", ".join(f"{name}: {count:,}" for name, count in left_out.items()) or "it is empty"
+        remedy = f"give JSON lines with the field {text_key}, or text_key=FIELD"
+        raise ValueError(f"{key}={path}: no document in it ({kinds}); {remedy}")
     return documents, left_out
 
 
@@ -158,7 +162,10 @@ def train(
             lines[held_out(document.text, share, chosen.seed)].append((label, prepared))
     for part, name in ((False, "train on"), (True, "judge by")):
         if missing := [label for label in labels if label not in {one for one, _ in lines[part]}]:
-            raise ValueError(f"{missing[0]}: no document left to {name}; give more of them, or another share={share}")
+            twice = "".join(f", {count:,} {kind}" for kind, count in counts.items() if missing[0] in kind)
+            raise ValueError(
+                f"{missing[0]}: no document left to {name}{twice}; give more of them, or another share={share}"
+            )
     prepared_as = {"by_words": by_words, "characters": characters, "share": share, "counts": dict(counts)}
     fasttext_model.train(lines[False], path, chosen, use="quality", labels=list(labels), **prepared_as)
     model = FastText(path)

@@ -82,7 +82,8 @@ def train(
         progress: is told (done, all) steps.
         also: goes into scorer.json, as the criteria.
 
-    Raises ValueError for labels that are no class, and where too few texts are left to train on or to judge by.
+    Raises ValueError for labels that are no class, where too few texts are left to train on or to judge by, and where
+    there are good ones or bad ones alone.
     """
     chosen, folder = settings or EncoderSettings(), Path(folder)
     if bool(classes) == (target is not None):
@@ -91,6 +92,7 @@ def train(
         raise ValueError(f"folder={folder}: it is there already; take it away, or give another")
     parts = split(examples, chosen)
     wanted = {name: _targets(part, classes, target) for name, part in parts.items()}
+    _tell_apart(wanted, bool(classes), chosen.share)
     trainer = _Trainer(Path(base), max(1, len(classes)), chosen)
     if classes:
         trainer.network.config.id2label = dict(enumerate(classes))
@@ -132,6 +134,19 @@ def _targets(
     if unknown := {one.label for one in part} - {*classes}:
         raise ValueError(f"classes={', '.join(classes)}: there are labels beside them, {', '.join(sorted(unknown))}")
     return np.array([classes.index(one.label) for one in part], np.float64)
+
+
+def _tell_apart(wanted: Mapping[str, NDArray[np.float64]], classes: bool, share: float) -> None:
+    """ValueError where there is nothing to learn: texts of one class alone, or good or bad ones alone in a part."""
+    for name in ("train",) if classes else wanted:
+        values = wanted[name] if classes else wanted[name] >= 0.5
+        if (values == values[0]).all():
+            kind = "of one class" if classes else "good" if values[0] else "bad"
+            doing = {"train": "train on", "calibrate": "calibrate by", "judge": "judge by"}[name]
+            raise ValueError(
+                f"labels={sum(map(len, wanted.values()))}: all {len(values)} to {doing} are {kind}; label other "
+                f"documents as well, or give another share={share}"
+            )
 
 
 def _calibrated(
