@@ -44,6 +44,15 @@ PUBLISHED: list[tuple[Callable[[str], bool], str, str]] = [
     (numbers.dni, "12345678Z", "12345678A"),
     (numbers.dni, "X1234567L", "Y1234567L"),
     (numbers.aadhaar, "2363", "2364"),
+    (numbers.german_pension, "15070649C103", "15070649C108"),
+    (numbers.austrian_svnr, "1237010180", "1238010180"),
+    (numbers.swiss_ahv, "7569217076985", "7569217076984"),
+    (numbers.belgian_nrn, "85073003328", "85073003329"),
+    (numbers.curp, "HEGG560427MVZRRL04", "HEGG560427MVZRRL05"),
+    (numbers.cuil, "20123456786", "30123456781"),
+    (numbers.rut, "125319092", "12531909K"),
+    (numbers.canadian_sin, "123456782", "046454286"),
+    (numbers.australian_tfn, "123456782", "123456783"),
 ]
 
 
@@ -97,6 +106,17 @@ PROSE = [
         "Anrufe an +49 30 901820 oder +1 650-253-0000 kommen von 193.99.144.80 und 2a00:1450:4001:80b::200e.",
         ["phone", "phone", "ipv4", "ipv6"],
     ),
+    ("E-mail : prénom.nom@orange.fr, jürgen@müller.de; Tel.: +49 (0)30 901820-0", ["email", "email", "phone"]),
+    ("Italiano cell. 333 1234567; Tlf. 912 345 678, WhatsApp 11 91234-5678.", ["phone", "phone", "phone"]),
+    ("SSN: 219099998, and the other one's social security number 219 09 9998", ["us_ssn", "us_ssn"]),
+    ("Versicherungsnummer 15 070649 C 103; österreichische SV-Nr. 1237 010180", ["german_pension", "austrian_svnr"]),
+    ("AHV-Nr. 756.9217.0769.85, au registre national 85.07.30-033.28", ["swiss_ahv", "belgian_nrn"]),
+    (
+        "CURP HEGG560427MVZRRL04; CUIL 20-12345678-6, RUT 12.531.909-2",
+        ["mexican_curp", "argentine_cuil", "chilean_rut"],
+    ),
+    ("Social insurance number 123 456 782 of Canada and of others", ["canadian_sin"]),
+    ("Her tax file number is 123 456 782.", ["australian_tfn"]),
     ("请联系zhang.wei@qq.com谢谢", ["email"]),
     ("ping 8.8.8.8: nothing; the server 8.8.4.4 and http://1.1.1.1/dns", ["ipv4", "ipv4"]),
 ]
@@ -125,6 +145,8 @@ NOBODYS = [
     "icon@2x.png git@github.com:user/project.git @decorator.method user@host a @ b.com std::dead::beef 12:34:56:78",
     "00 01 02 03 04 05 06 07 08 09 0a  ISO 8859-1 (2001) 4539 1488 0343 6466 123-45-678 000-12-3456 UTF-16LE",
     "portable code\n\n2001-11-27  Somebody; the mobile version 2019-02-28; tel. numbers since 2004-04-23",
+    "85.07.30-033.29 756.9217.0769.84 20-12345678-5 12.531.909-3 HEGG560427MVZRRL05 15 070649 C 103 123 456 782",
+    "sin 123 456 782; +12 345 6-7; x = 12-3456789-0",
     "+192.168.2.100 ++1234567890 +12 3 ~+20191229111838 ABCDE12345 RSSMRA85T10A562T DE89 3704 0044 0532 0130 01",
 ]
 

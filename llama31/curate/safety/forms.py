@@ -37,7 +37,7 @@ class Form:
     @property
     def capitals(self) -> bool:
         """Whether it begins with capitals, and may have fewer than seven digits together."""
-        return self.name in ("iban", "uk_nino", "codice_fiscale", "indian_pan", "spanish_nie")
+        return self.name in ("iban", "uk_nino", "codice_fiscale", "indian_pan", "spanish_nie", "mexican_curp")
 
     def end(self, text: str, match: re.Match[str]) -> int:
         """Where what was matched ends; of an IBAN, behind which a word may stand, by its country's length."""
@@ -81,8 +81,9 @@ def _local(characters: str) -> bool:
 
 
 PHONE = r"\btel(?:\b|efon|[eé]fono|efone|emóvel)|\btél|phone|\bfax|mobile|handy|mobil\b|portable|cellulare|celular"
-PHONE += r"|móvil|फ़?ोन|मोबाइल|दूरभाष|โทร|มือถือ|แฟกซ์"
-INTERNATIONAL = r"\+(?![0-9]+(?:\.[0-9]+){3})[1-9][0-9]{0,2}(?:[ .\-/\u00a0\u2011]?\(?[0-9]{1,12}\)?){1,6}(?<=[0-9]{2})"
+PHONE += r"|\bcell[.:]|\btelf\b|\btlf|\btfno|whatsapp|móvil|फ़?ोन|मोबाइल|दूरभाष|โทร|มือถือ|แฟกซ์"
+INTERNATIONAL = r"\+(?![0-9]+(?:\.[0-9]+){3})[1-9][0-9]{0,2}(?:[ .\-/\u00a0\u2011]?\(?[0-9]{1,12}\)?){1,6}"
+INTERNATIONAL += r"(?:(?<=[0-9]{2})|(?<=[0-9]-[0-9]))"  # with -0 at its end whoever answers
 NORTH_AMERICAN = r"(?:1[ .\-])?(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[.\-])[2-9][0-9]{2}[.\-][0-9]{4}"
 # Not amid pairs of hexadecimal digits, nor a date.
 FRENCH = r"(?<![0-9a-fA-F]{2} )0[1-9](?:([ .])[0-9]{2})(?:\1[0-9]{2}){3}(?! {1,2}[0-9a-fA-F]{2}\b)"
@@ -94,6 +95,7 @@ FORMS: tuple[Form, ...] = (
     _form("card", "card", r"3[0-9]{3}([ \-]?)[0-9]{6}\1[0-9]{4,5}", numbers.card),
     _form("iban", "iban", r"[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?", numbers.iban),
     _form("us_ssn", "id", r"[0-9]{3}-[0-9]{2}-[0-9]{4}", numbers.us_ssn),
+    _form("us_ssn", "id", r"[0-9]{3}( ?)[0-9]{2}\1[0-9]{4}", numbers.us_ssn, r"\bSSN\b|social security"),
     _form("uk_nino", "id", r"[A-Z]{2} [0-9]{2} [0-9]{2} [0-9]{2} [A-D]", numbers.uk_nino),
     _form("uk_nino", "id", r"[A-Z]{2} ?[0-9]{6} ?[A-D]", numbers.uk_nino, r"national insurance|\bNINO\b|\bNI n"),
     _form("german_tax_id", "id", r"[0-9]{2} [0-9]{3} [0-9]{3} [0-9]{3}", numbers.german_tax_id),
@@ -118,6 +120,29 @@ FORMS: tuple[Form, ...] = (
     _form("spanish_dni", "id", r"[0-9]{2}\.?[0-9]{3}\.?[0-9]{3}-[A-Z]|[0-9]{8}[A-KM-Z]", numbers.dni),
     _form("spanish_dni", "id", r"[0-9]{2}\.?[0-9]{3}\.?[0-9]{3}[ \-]?[A-Z]", numbers.dni, r"\bDNI\b|\bNIF\b|identidad"),
     _form("spanish_nie", "id", r"[XYZ][ \-]?[0-9]{7}[ \-]?[A-Z]", numbers.dni),
+    _form(
+        "german_pension",
+        "id",
+        r"[0-9]{2}( ?)[0-9]{6}\1[A-Z]\1[0-9]{3}",
+        numbers.german_pension,
+        r"versicherung|\bRVNR|\bSV-?N|rente",
+    ),
+    _form("austrian_svnr", "id", r"[0-9]{4} ?[0-9]{6}", numbers.austrian_svnr, r"versicherung|\bSV-?N"),
+    _form("swiss_ahv", "id", r"756\.[0-9]{4}\.[0-9]{4}\.[0-9]{2}", numbers.swiss_ahv),
+    _form("swiss_ahv", "id", r"756[0-9]{10}", numbers.swiss_ahv, r"\bA[HV][VS]\b|versicher|assuran|assicura"),
+    _form("belgian_nrn", "id", r"[0-9]{2}\.[01][0-9]\.[0-3][0-9]-[0-9]{3}\.[0-9]{2}", numbers.belgian_nrn),
+    _form("mexican_curp", "id", r"[A-Z]{4}[0-9]{2}[01][0-9][0-3][0-9][HMX][A-Z]{5}[A-Z0-9][0-9]", numbers.curp),
+    _form("argentine_cuil", "id", r"2[0347]-[0-9]{8}-[0-9]", numbers.cuil),
+    _form("chilean_rut", "id", r"[0-9]{1,2}\.[0-9]{3}\.[0-9]{3}-[0-9Kk]", numbers.rut),
+    _form("chilean_rut", "id", r"[0-9]{7,8}-[0-9Kk]", numbers.rut, r"\bRU[TN]\b"),
+    _form(
+        "canadian_sin",
+        "id",
+        r"[0-9]{3}([ \-]?)[0-9]{3}\1[0-9]{3}",
+        numbers.canadian_sin,
+        r"social insurance|assurance sociale|(?-i:\bSIN\b|\bNAS\b)",
+    ),
+    _form("australian_tfn", "id", r"[0-9]{3}( ?)[0-9]{3}\1[0-9]{3}", numbers.australian_tfn, r"tax file|(?-i:\bTFN\b)"),
     _form("thai_id", "id", r"[0-9]([ \-])[0-9]{4}\1[0-9]{5}\1[0-9]{2}\1[0-9]", numbers.thai_id),
     _form("thai_id", "id", r"[0-9]{13}", numbers.thai_id, r"ประชาชน|\bID\b|\bidentification"),
     _form("phone", "phone", INTERNATIONAL, _international, before=r"(?<![\w+~.\-])"),

@@ -167,6 +167,63 @@ def dni(characters: str) -> bool:
     return number > 0 and CONTROL[number % 23] == characters[8]
 
 
+def german_pension(characters: str) -> bool:
+    """German pension number of 12 characters (VKVV, section 4): digit sums of weighted digits modulo 10, A as 01."""
+    place = f"{ord(characters[8]) - ord('A') + 1:02}"
+    digits = characters[:8] + place + characters[9:11]
+    products = (int(digit) * weight for digit, weight in zip(digits, (2, 1, 2, 5, 7, 1, 2, 1, 2, 1, 2, 1)))
+    dated = 1 <= int(characters[2:4]) <= 81 and 1 <= int(characters[4:6]) <= 12  # days, or 50 more where they were used
+    return dated and sum(product // 10 + product % 10 for product in products) % 10 == int(characters[11])
+
+
+def austrian_svnr(digits: str) -> bool:
+    """Austrian social insurance number of 10 digits: the fourth is the rest of the weighted others modulo 11."""
+    total = sum(int(digit) * weight for digit, weight in zip(digits, (3, 7, 9, 0, 5, 8, 4, 2, 1, 6)))
+    return digits[0] != "0" and total % 11 == int(digits[3])
+
+
+def swiss_ahv(digits: str) -> bool:
+    """Swiss AHV number of 13 digits (756 for the country): check digit of an EAN."""
+    total = sum(int(digit) * (3 if i % 2 else 1) for i, digit in enumerate(digits))
+    return digits.startswith("756") and total % 10 == 0
+
+
+def belgian_nrn(digits: str) -> bool:
+    """Belgian national register number of 11 digits: 97 less the rest of the first nine, with a 2 before from 2000."""
+    return any(97 - int(before + digits[:9]) % 97 == int(digits[9:]) for before in ("", "2"))
+
+
+def curp(characters: str) -> bool:
+    """Mexican CURP of 18 characters (RENAPO): check digit modulo 10 over digits and letters in their order."""
+    order = "0123456789ABCDEFGHIJKLMNÑOPQRSTUVWXYZ"
+    total = sum(order.index(one) * (18 - i) for i, one in enumerate(characters[:17]))
+    return -total % 10 == int(characters[17])
+
+
+def cuil(digits: str) -> bool:
+    """Argentine CUIL of a person, 11 digits: check digit modulo 11 (ANSES)."""
+    total = sum(int(digit) * weight for digit, weight in zip(digits, (5, 4, 3, 2, 7, 6, 5, 4, 3, 2)))
+    return digits[:2] in ("20", "23", "24", "27") and {10: 9, 11: 0}.get(11 - total % 11, 11 - total % 11) == int(
+        digits[10]
+    )
+
+
+def rut(characters: str) -> bool:
+    """Chilean RUT of a person, below 50 million: check digit modulo 11, K for ten."""
+    total = sum(int(digit) * (2 + i % 6) for i, digit in enumerate(reversed(characters[:-1])))
+    return int(characters[:-1]) < 50_000_000 and "0123456789K0"[11 - total % 11] == characters[-1].upper()
+
+
+def canadian_sin(digits: str) -> bool:
+    """Canadian social insurance number of 9 digits, first 1 to 7 or 9: Luhn."""
+    return digits[0] not in "08" and len(set(digits)) > 2 and luhn(digits)
+
+
+def australian_tfn(digits: str) -> bool:
+    """Australian tax file number of 9 digits: weighted sum divisible by 11."""
+    return sum(int(digit) * weight for digit, weight in zip(digits, (1, 4, 3, 7, 5, 8, 6, 9, 10))) % 11 == 0
+
+
 def thai_id(digits: str) -> bool:
     """Thai national identification number of 13 digits: first digit 1 to 8, check digit modulo 11."""
     total = sum(int(digit) * (13 - i) for i, digit in enumerate(digits[:12]))

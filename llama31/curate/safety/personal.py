@@ -45,8 +45,10 @@ NEAR = 40  # characters before a number in which its name may stand
 DIGITS = {ord(first) + i: str(i) for first in "\u0966\u0e50" for i in range(10)}
 OTHER_DIGITS = re.compile("[\u0966-\u096f\u0e50-\u0e59]")
 
-DOMAIN = re.compile(r"@((?:[A-Za-z0-9][A-Za-z0-9\-]{0,62}\.)+([A-Za-z]{2,24}))(?![A-Za-z0-9_@\-])")
-LOCAL = re.compile(r"[A-Za-z0-9._%+'\-]{1,64}\Z")
+# Letters of Latin beyond ASCII as well, and no others: those of Chinese and Thai may be words around an address.
+LETTERS = "A-Za-z0-9\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f"
+DOMAIN = re.compile(rf"@((?:[{LETTERS}][{LETTERS}\-]{{0,62}}\.)+([A-Za-z]{{2,24}}))(?![{LETTERS}_@\-])")
+LOCAL = re.compile(rf"[{LETTERS}._%+'\-]{{1,64}}\Z")
 RESERVED = re.compile(r"(?:^|\.)(?:example\.(?:com|org|net|edu)|example|test|invalid|localhost|local)$", re.IGNORECASE)
 VERSION = re.compile(
     r"(?:\b(?:v|ver|vers|versions?|release|rel|build|rev|revision|firmware|kernel|patch|since|oid|section|chapter)|§)"
@@ -205,7 +207,7 @@ def _top_level() -> frozenset[str]:
 
 
 def _emails(text: str) -> Iterator[tuple[Found, bool]]:
-    """Addresses of ASCII characters whose top-level domain there is (`icon@2x.png` is none)."""
+    """Addresses of Latin letters whose top-level domain there is (`icon@2x.png` is none)."""
     for match in DOMAIN.finditer(text):
         if match[2].lower() not in _top_level():
             continue
