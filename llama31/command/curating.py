@@ -151,7 +151,22 @@ def _rules(run: Curate) -> Iterator[Issue]:
         yield Issue("language.threshold", run.language.threshold, "nobody says how sure a language is", remedy)
 
 
+def _best_copies(run: Curate) -> Iterator[Issue]:
+    """By which score the best of near duplicates is chosen."""
+    keep, score = run.minhash.keep, run.minhash.score
+    if (keep == "best") != bool(score):
+        reason = f"keep={keep} goes by none" if score else "best by which score?"
+        remedy = "give minhash.keep=best too" if score else "give cited, or the field of records that holds a number"
+        yield Issue("minhash.score", score, reason, remedy)
+    if score == "cited" and not run.cited.model:
+        yield Issue("minhash.score", score, "nobody gives that score", "give cited.model=FILE too")
+    if score in run.encoders:
+        reason = "encoders are asked about what near duplicates leave"
+        yield Issue("minhash.score", score, reason, "give cited, or the field of records that holds a number")
+
+
 def _scores(run: Curate) -> Iterator[Issue]:
+    yield from _best_copies(run)
     for name, one in run.encoders.items():
         if not re.fullmatch("[A-Za-z0-9_]+", name):
             yield Issue("encoders", name, "no name for a score", "give letters, digits and _ alone")

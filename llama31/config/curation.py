@@ -102,7 +102,8 @@ class DocumentDeduplication:
     """Of documents that are nearly the same one stays: MinHash over shingles (report, section 3.1.1)."""
 
     enabled: bool = key(True, "remove near duplicates")
-    keep: str = key("newest", "which of a cluster stays", choices=("newest", "longest"))
+    keep: str = key("newest", "which of a cluster stays", choices=("newest", "longest", "best"))
+    score: str = key("", "of keep=best: cited, or the field of records with a number of which the highest stays")
     ngram: int = key(5, "words of a shingle (FineWeb's)", low=1)
     buckets: int = key(14, "buckets of hashes; two documents that agree in one are duplicates (FineWeb's)", low=1)
     hashes_per_bucket: int = key(8, "hashes of a bucket: with 14 buckets half of the pairs at 0.72 are found", low=1)

@@ -92,10 +92,15 @@ def filter(given: Assignment) -> list[PipelineStep]:
         blocks.append(
             DropListed(str(given.folder / "extract/urls"), str(given.folder / "url_duplicates/listed"), "same URL")
         )
-    blocks += [*_rules(given), ShardWriter(given.documents)]
-    if given.run.minhash.enabled:
-        settings = {name: getattr(given.run.minhash, name) for name in SIGNATURES}
-        blocks.append(MinhashSignatures(str(given.out / "minhash"), **settings))
+    blocks += _rules(given)
+    minhash, cited = given.run.minhash, given.run.cited
+    if minhash.enabled and minhash.score == "cited":  # asked again of what is left, whose lines may be fewer
+        blocks.append(FastTextFilter(cited.model, key="quality_cited"))
+    blocks.append(ShardWriter(given.documents))
+    if minhash.enabled:
+        settings = {name: getattr(minhash, name) for name in SIGNATURES}
+        score = "quality_cited" if minhash.score == "cited" else minhash.score
+        blocks.append(MinhashSignatures(str(given.out / "minhash"), **settings, score_key=score))
     return blocks
 
 

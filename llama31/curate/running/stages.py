@@ -13,7 +13,9 @@ from llama31 import config
 GATHERED = 64  # shards of the corpus for each task of a stage that all others wait for
 TOGETHER = 512  # of one that holds a little of each document: of 20,000 each 10M, where 26M have room in 8 GB
 # What decides the signatures and what goes with them; more memory or other tasks for the clusters change neither.
-SIGNED = tuple(f"minhash.{name}" for name in ("enabled", "ngram", "buckets", "hashes_per_bucket", "seed", "keep"))
+SIGNED = tuple(
+    f"minhash.{name}" for name in ("enabled", "ngram", "buckets", "hashes_per_bucket", "seed", "keep", "score")
+)
 
 LISTING = ("minhash_survivors", "minhash_clusters")
 
@@ -69,9 +71,9 @@ def stages(run: config.Curate, tasks: int) -> list[CurationStage]:
         )
         listed += ("token_counts/merged",)
     rules = ("urls", "repetition", "quality", "divergence", "repeated", "c4", "adult", "personal", *SIGNED)
-    built.append(
-        CurationStage("filter", "same URL, heuristics, privacy", tasks, 1.5, reads="extract", needs=listed, keys=rules)
-    )
+    scored = ("cited.model",) if run.minhash.enabled and run.minhash.score == "cited" else ()
+    what, memory = "same URL, heuristics, privacy", 2.0 if scored else 1.5
+    built.append(CurationStage("filter", what, tasks, memory, reads="extract", needs=listed, keys=(*rules, *scored)))
     built += _duplicates(run, tasks)
     built += _scores(run, tasks, _last(built))
     last = _last(built)
