@@ -53,8 +53,9 @@ def submit(run: config.Curate, known: list[CurationStage], inputs: dict[str, Any
     from llama31.slurm import arrays
 
     missing = tasks.missing(run, known)
-    formats = {name: source.format for name, source in run.sources.items()}
-    print("\n".join(costs.table(known, missing, costs.input_bytes(inputs, formats))), flush=True)
+    size = costs.input_bytes(run.sources, inputs)
+    asked = costs.models(run.language, run.cited, run.encoders, run.knowledge)
+    print("\n".join(costs.table(known, missing, size, asked)), flush=True)
     if run.submit:
         report = CurationStage("report", "the page", 1, 4.0, needs=tuple(stage.name for stage in known))
         arrays.submit(

@@ -18,7 +18,8 @@ from datatrove.io import get_datafolder
 from llama31 import config
 from llama31.command import entry, inputs
 from llama31.curate.heuristics import token_counts
-from llama31.curate.running import folder, ledger, local, stages, tasks
+from llama31.curate.outcome import costs
+from llama31.curate.running import blocks, folder, ledger, local, stages, tasks
 from llama31.tokens.indexed import IndexedReader
 from tests.conftest import ROOT
 from tests.curate import debian
@@ -158,6 +159,30 @@ def test_other_files_are_refused_and_taken_over(pages: Path, tmp_path: Path) -> 
     before = len(texts(target, "extract"))
     run([*given, "overwrite=true"])
     assert len(texts(target, "extract")) == before + 1
+
+
+def test_every_stage_has_a_rate_in_the_bill(tmp_path: Path) -> None:
+    given = ["cited.model=no.bin", "best.score=cited", "minhash.cluster_tasks=2", "minhash.cluster_rounds=2"]
+    given += ["sources.t.input=x", "sources.t.format=jsonl", "language.model=no.bin", "knowledge.model=no.bin"]
+    made = composed(words(tmp_path, tmp_path, *given))
+    known = stages.stages(made, 600)
+    asked = costs.models(made.language, made.cited, made.encoders, made.knowledge)
+    size = costs.PageBytes(2e9, 1e9)
+    assert asked == costs.Models(True, 2, 0)
+    assert costs.input_bytes(made.sources, {"help": {"bytes": 2_000_000_000}, "t": {"bytes": 1_000_000_000}}) == size
+    hours = {stage.name: costs.core_hours(stage.name, size, asked) for stage in known}
+    assert {*hours} == {*blocks.BUILDERS, "minhash_round_1", "minhash_round_2"} - {"minhash_round"}
+    assert all(value > 0 for value in hours.values())
+    # A byte of text takes what 5.6 of HTML do, but for reading it; and what an encoder takes, all of the rest is not.
+    html = costs.PageBytes(7.6e9)
+    assert hours["filter"] == pytest.approx(costs.core_hours("filter", html, asked))
+    assert hours["extract"] < 0.6 * costs.core_hours("extract", html, asked)
+    knowledge = config.KnowledgeClasses(str(tmp_path))
+    encoders = costs.models(made.language, made.cited, {"code": config.EncoderScore("no")}, knowledge)
+    assert encoders == costs.Models(True, 1, 2) and costs.core_hours("score", size, encoders) > 40 * sum(hours.values())
+    lines = costs.table(known, {stage.name: [*range(0, stage.tasks, 2)] for stage in known}, size, asked)
+    half = sum(hours[one.name] * -(-one.tasks // 2) / one.tasks for one in known)
+    assert lines[-1] == f"# total: {half:.2g} core-h, 0 GPUs, for 2 GB of pages and 1 GB of text"
 
 
 def test_two_processes_do_not_curate_the_same_folder(pages: Path, tmp_path: Path) -> None:
