@@ -58,6 +58,7 @@ def planted(texts: list[str]) -> dict[str, str]:
     made["personal"] = written([line + said for line, said in zip(next(take), (*SAID, *[""] * 999))])
     made["log"] = written([*next(take), *next(take), *LOG, *next(take)])
     made["adult"] = written([f"{line} And {WORDS[i % 3]}." for i, line in enumerate(next(take))])
+    made["adult list"] = written([*next(take), *(f"{word} {i}" for i in range(20) for word in WORDS)])
     made["mojibake"] = written([" ".join(next(take)).encode("utf-16-le").decode("utf-16-be", "replace")])
     made |= {
         "empty": "<html><body><p> </p></body></html>",
@@ -128,6 +129,7 @@ def test_each_goes_for_its_reason_and_the_others_stay(made: tuple[Path, dict[str
         "near old": "near duplicate",
         "url old": "same URL",
         "adult": "adult_words",
+        "adult list": "adult_words",
     }.items():
         assert name in gone[reason] and name not in last, (name, gone)
     assert {"near new", "url new", "code", "formulas", "personal", "log"} <= last.keys()

@@ -184,12 +184,12 @@ def _rules(given: Assignment) -> list[PipelineStep]:
         blocks.append(quality(QualityLimits(**_limits(run.quality))))
     if run.divergence.enabled:
         blocks.append(DivergenceFilter(str(given.folder / "token_counts/merged"), **_limits(run.divergence)))
+    if run.adult.lists:  # before lines go: words of adult pages stand in lists of links and tags
+        blocks.append(AdultWordsFilter(run.adult.lists, run.adult.min_distinct, run.adult.min_per_1000_words))
     if run.repeated.enabled:
         blocks.append(RepeatedContentFilter(**_limits(run.repeated)))
     if run.c4.enabled:
         blocks.append(LineFilter(LineLimits(**_limits(run.c4))))
-    if run.adult.lists:
-        blocks.append(AdultWordsFilter(run.adult.lists, run.adult.min_distinct, run.adult.min_per_1000_words))
     return [*blocks, PersonalDataFilter()] if run.personal.enabled else blocks
 
 
