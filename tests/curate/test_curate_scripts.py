@@ -135,6 +135,10 @@ def test_latin_letters_tell_their_charset_where_no_language_does(language: str) 
                 assert bodies.text(body, declared)[0] == body.decode(charset), (charset, lang, declared)
 
 
+# Of which cchardet 2.2 is sure that it is BIG5.
+CLICKS = "Для этого понадобится колориметр или спектрометр."
+
+
 @pytest.mark.parametrize(
     ("text", "charset", "declared"),
     [
@@ -148,6 +152,8 @@ def test_latin_letters_tell_their_charset_where_no_language_does(language: str) 
         ("“Quotes” – dashes… and 5 m³, ±2 °C, © 2020, ½.", "cp1252", "iso-8859-1"),  # noqa: RUF001
         ("Søren, Peña and Müller, a naïve façade", "cp1252", "iso-8859-1"),
         ("Съешь же ещё этих мягких французских булок", "cp1251", None),
+        (CLICKS, "cp1251", None),
+        (CLICKS, "cp1251", "iso-8859-1"),
     ],
 )
 def test_a_sentence_is_read_by_its_letters(text: str, charset: str, declared: str | None) -> None:

@@ -22,6 +22,12 @@ ALPHABETS = {
     ("cp1254",): ("çğıöşüâîû",),
     ("cp1257", "iso8859-13"): ("ąčęėįšųūž", "āčēģīķļņšūž", "äöüõšž"),
 }  # fmt: skip
+# The ten commonest letters of a script, in whose charsets the bytes of others are other letters or capitals.
+COMMONEST = {
+    "cp1251": "оеаинтсрвл", "koi8-u": "оеаинтсрвл", "iso8859-5": "оеаинтсрвл", "cp866": "оеаинтсрвл",
+    "cp1253": "αοιετσνηυρ", "cp1255": "יוהלאמרתשנ", "cp1256": "اليمنورتدب", "cp874": "านรอกเงมวย",
+}  # fmt: skip
+HALF = 0.45
 LANGUAGES = {name: languages for names, languages in ALPHABETS.items() for name in names}
 BETWEEN = frozenset(
     "\u2019\u2018\xb4`\xad\xa0\u2013\u2014-\xb7\u2026\u2022"
@@ -48,6 +54,17 @@ def told(body: bytes, declared: str | None, likely: Sequence[str]) -> str | None
         return None
     alike = [name for name, share in shares.items() if share == best]
     return next((name for name in likely if name in alike), alike[0])
+
+
+def of_script(body: bytes) -> str | None:
+    """The charset of Cyrillic, Greek, Hebrew, Arabic or Thai in which half of a text are its commonest letters."""
+    best, most = None, HALF
+    for name, letters in COMMONEST.items():
+        beyond = [one for one in body.decode(name, "replace") if one > "\x7f"]
+        share = sum(one in letters for one in beyond) / max(1, len(beyond))
+        if share > most:
+            best, most = name, share
+    return best
 
 
 def _share(name: str, at_edge: Mapping[int, int], inside: Mapping[int, int]) -> float:

@@ -263,6 +263,9 @@ def _of_other(body: bytes, names: list[str], by_http: bool) -> tuple[str, str]:
     order = [*([letters] if letters else []), *names]
     if not letters and detected and (detected in names[1:] or (latin and sure)):
         order.insert(0, detected)
+    if latin and detected and OTHER_SCRIPTS.search(detected) and not _decodes(body[:SAMPLE], detected):
+        script = alphabets.of_script(body[:SAMPLE])  # what a detector was sure of, and is not
+        order = [*([script] if script else []), *order]
     for name in [*order, *([detected] if detected else [])]:
         try:
             return body.decode(name), how.get(name, "detected")
@@ -270,6 +273,14 @@ def _of_other(body: bytes, names: list[str], by_http: bool) -> tuple[str, str]:
             continue
     names = [name for name in order if name != "utf-8"]
     return body.decode(names[0] if names else detected or "utf-8", "replace"), "replaced"
+
+
+def _decodes(body: bytes, charset: str) -> bool:
+    try:
+        codecs.getincrementaldecoder(charset)().decode(body)  # whose last character may be cut
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _by_letters(body: bytes, names: list[str], detected: str | None) -> str | None:
