@@ -79,7 +79,8 @@ def finish(run: config.Curate, known: list[CurationStage]) -> None:
         content["mixture"] = mixture and sources.described(mixture, run.mixture, said)
     finally:
         summary.write(folder, content)
-        print(f"{summary.said(content)}\nreport: {page.write(folder, content)}")
+        print("\n".join([summary.said(content), *summary.warnings(content)]))
+        print(f"report: {page.write(folder, content)}")
     if mixture is None:
         left = folder / known[-1].name / "documents"
         documents = f"documents, as recipes.classify reads them: {left}/*.jsonl.zst"

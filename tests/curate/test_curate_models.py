@@ -89,7 +89,7 @@ def curated(models: Path, target: Path, pages: Path, *further: str) -> tuple[Pat
     known = stages.stages(run, folder.opened(run).tasks)
     local.execute(run, known, known)
     content = summary.summary(target, "x", known, 2)
-    assert "Encoder score" in page.html(content)
+    assert "Encoder score: quality_code" in page.html(content)
     return target, content
 
 

@@ -18,7 +18,8 @@ from llama31.command import entry
 from llama31.curate.mixing import advice, classes, knowledge, mixture, sources, water_filling, written
 from llama31.curate.mixing.sources import CountedSource
 from llama31.curate.outcome import sources as outcome
-from llama31.curate.running.shares import Shares, kept_classes
+from llama31.curate.outcome import summary
+from llama31.curate.running.shares import WARNING, Shares, kept_classes
 from llama31.data.mixture import parts
 
 NUMBERS = st.floats(0.01, 100)
@@ -157,8 +158,24 @@ def test_too_few_classes_for_a_share_lose_nothing(tmp_path: Path) -> None:
         asked = config.KnowledgeClasses("model", largest, single)
         block = Shares([counted], tmp_path / str(number), config.BestOfLanguage(), asked)
         assert [*block.run(None)] == [] and kept_classes(tmp_path / str(number)) == pytest.approx(kept)
-        few = [name for name in block.stats.stats if "3 classes are too few for largest_share" in name]
+        few = [name for name in block.stats.stats if "3 classes are too few for it" in name]
         assert len(few) == (number < 2)
+        for name in few:
+            assert name.startswith(f"{WARNING}knowledge.largest_share=0.2: ")
+            assert name.endswith(f"give {(0.34, 0.25)[number]} or more")
+
+
+def test_a_share_of_a_language_that_there_is_not_is_told(tmp_path: Path) -> None:
+    counted = tmp_path / "scores/00000.json"
+    counted.parent.mkdir()
+    counted.write_text(json.dumps({"tasks": 1, "unit": "documents", "counts": {"en": {"5000": 4}}}))
+    best = config.BestOfLanguage(score="cited", share=0.5, shares={"en": 0.25, "dk": 0.1})
+    block = Shares([counted], tmp_path / "out", best, config.KnowledgeClasses())
+    assert [*block.run(None)] == []
+    told = {f"{WARNING}best.shares.dk: no document is in this language"}
+    assert told == {name for name in block.stats.stats if name.startswith(WARNING)}
+    stage = {"blocks": [{"counts": dict.fromkeys([*told, "others"], 1)}]}
+    assert summary.warnings({"stages": [stage, stage, {"blocks": []}]}) == [*told]
 
 
 def test_a_part_of_a_class_is_kept_the_same_on_any_number_of_tasks() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from llama31.curate.outcome.summary import warnings
 from llama31.report.charts import Chart, Point, Series, draw
 from llama31.report.style import document
 from llama31.report.tables import Cell, bar, table
@@ -42,6 +43,7 @@ def html(summary: Summary) -> str:
         f"<h1>{escape(title)}</h1>",
         f'<p class="sub">{escape(summary["folder"])} · {plain(summary["shards"])} shards</p>',
         _unfinished(summary["stages"]),
+        *(f'<div class="verdict look">{escape(line)}</div>' for line in warnings(summary)),
         _tiles(summary, stages),
         f"<h2>What is left behind each block</h2>{_funnel(stages)}",
         f"<h2>What was removed, and why</h2>{_reasons(stages)}{_counts(stages)}",

@@ -16,6 +16,7 @@ from llama31.curate.outcome import sources
 from llama31.curate.passage.meters import size
 from llama31.curate.running import folder as begun
 from llama31.curate.running import ledger
+from llama31.curate.running.shares import WARNING
 from llama31.curate.running.stages import CurationStage
 from llama31.runs import files
 
@@ -176,6 +177,12 @@ def said(content: dict[str, Any]) -> str:
     lost = sum(one["documents"] for block in blocks if not block["reads"] for one in block["removed"].values())
     most = ", ".join(f"{reason} {documents:,}" for reason, documents in gone.most_common(3))
     return f"{read:,} documents read, {read - lost:,} left" + (f"; of the others most: {most}" if most else "")
+
+
+def warnings(content: dict[str, Any]) -> list[str]:
+    """What blocks warn of, once."""
+    counted = [name for stage in content["stages"] for block in stage["blocks"] for name in block["counts"]]
+    return sorted({name for name in counted if name.startswith(WARNING)})
 
 
 def write(folder: Path, content: dict[str, Any]) -> Path:

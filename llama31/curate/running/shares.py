@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from llama31.curate.scoring import ranking
 from llama31.runs import files
 
 CLASSES = "classes.json"
+WARNING = "warning: "  # what a count begins with that people should see
 
 
 class ClassCounter(PipelineStep):
@@ -58,7 +60,9 @@ class Shares(PipelineStep):
             scores = [path for path in self.counted if path.parent.name == "scores"]
             for path in scores:
                 shutil.copy(path, self.out / path.name)
-            ranking.merge(self.out, self.best.share, self.best.shares)
+            found = ranking.merge(self.out, self.best.share, self.best.shares)["languages"]
+            for language in self.best.shares.keys() - found.keys():
+                self.stat_update(f"{WARNING}best.shares.{language}: no document is in this language")
             for path in scores:
                 (self.out / path.name).unlink()
         if self.classes.model:
@@ -75,7 +79,12 @@ class Shares(PipelineStep):
         shares = [single.get(name, most) for name, count in total.items() if count]
         if sum(shares) >= 1 or set(total) <= set(single):
             return most
-        self.stat_update(f"{len(shares)} classes are too few for largest_share; none of the others is made smaller")
+        free = [name for name, count in total.items() if count and name not in single]
+        least = (1 - sum(single.get(name, 0.0) for name, count in total.items() if count)) / len(free)
+        self.stat_update(
+            f"{WARNING}knowledge.largest_share={most:g}: {len(shares)} classes are too few for it, and none of the "
+            f"others is made smaller; give {math.ceil(100 * least) / 100:g} or more"
+        )
         return 1.0
 
 

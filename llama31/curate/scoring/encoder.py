@@ -233,6 +233,7 @@ class EncoderFilter(BaseFilter):
         super().__init__(exclusion_writer)
         if window < 1 or batch_tokens < 1:
             raise ValueError(f"window={window}, batch_tokens={batch_tokens}: give positive numbers")
+        self.name = f"{type(self).name}: {key}"  # several stand in a pipeline
         self.model, self.key, self.label, self.window = model, key, label, window
         self.threshold, self.thresholds, self.only = threshold, dict(thresholds or {}), dict(only or {})
         self.settings = {"max_tokens": max_tokens, "batch_tokens": batch_tokens, "threads": threads, "device": device}

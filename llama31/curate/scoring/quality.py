@@ -62,6 +62,7 @@ class FastTextFilter(BaseFilter):
         exclusion_writer: DiskWriter | None = None,
     ) -> None:
         super().__init__(exclusion_writer)
+        self.name = f"{type(self).name}: {key}"  # several may stand in a pipeline
         self.model, self.label, self.key, self.characters = model, label, key, characters
         self.threshold, self.thresholds, self.by_words = threshold, dict(thresholds or {}), by_words
         self._loaded: FastText | None = None
