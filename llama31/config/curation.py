@@ -170,6 +170,7 @@ class TokenDivergence:
     """Documents whose words are unlike those of their language in the corpus (report, 3.1.1: token-distribution KL)."""
 
     enabled: bool = key(True, "remove them; extraction.count_tokens has to count first")
+    prose_only: bool = key(True, "leave pages of code and mathematics alone (the report has rules of their own)")
     max_excess: float = key(2.5, "nats above what a text of that length has", low=0)
     deviations: float = key(4.0, "standard deviations of such a text more", low=0)
     min_tokens: int = key(100_000, "tokens that a language has to have in the corpus to be judged", low=1)

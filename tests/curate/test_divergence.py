@@ -10,14 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datatrove.data import Document
+from datatrove.pipeline.filters.base_filter import BaseFilter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llama31 import config
+from llama31.command import entry
 from llama31.curate import spans, words
 from llama31.curate.heuristics import token_counts
 from llama31.curate.heuristics.coverage import RepeatedContentFilter, coverage, repeated_words
 from llama31.curate.heuristics.divergence import Distribution, DivergenceFilter
 from llama31.curate.heuristics.token_counts import BUCKETS, MergeTokenCounts, TokenCounts
+from llama31.curate.running import blocks, stages
+from llama31.curate.running.assignment import Assignment
 from tests.curate import debian
 
 # --- lines of repeated content ---
@@ -221,3 +226,24 @@ def test_expectation_is_that_of_draws() -> None:
         error = 4 * np.std(drawn) / math.sqrt(len(drawn))
         assert abs(known.expected(n) - np.mean(drawn)) < error + 0.02, n
         assert np.std(drawn) < 1.5 * known.deviation(n)
+
+
+def test_rules_of_prose_leave_pages_of_code_alone_unless_asked(corpus: list[Document], tmp_path: Path) -> None:
+    """Of the words of no language, in two lines that repeat: each rule alone would drop it."""
+    counted(tmp_path / "token_counts/merged", corpus, 1)
+    text = "\n".join([" ".join(f"zq{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(400))] * 2)
+    for prose_only in ("true", "false"):
+        keys = [f"{name}.prose_only={prose_only}" for name in ("repetition", "quality", "divergence")]
+        keys += ["name=x", f"folder={tmp_path}", "divergence.min_tokens=20000"]
+        run = entry.compose(config.Curate, "curate", keys)
+        (stage,) = (one for one in stages.stages(run, 1) if one.name == "filter")
+        rules = [one for one in blocks.build(Assignment(run, stage, 0, tmp_path, [])) if isinstance(one, BaseFilter)][
+            1:4
+        ]
+        assert [rule.name for rule in rules] == ["Gopher repetition", "Gopher quality", "Divergence"]
+        for rule in rules:
+            verdicts = {}
+            for path in ("technical", ""):
+                document = Document(text=text, id="", metadata={"language": "en", "extraction": path})
+                verdicts[path] = rule.filter(document) is True
+            assert verdicts == {"technical": prose_only == "true", "": False}, rule.name

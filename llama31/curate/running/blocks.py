@@ -183,7 +183,8 @@ def _rules(given: Assignment) -> list[PipelineStep]:
         quality = ProseQuality if run.quality.prose_only else QualityFilter
         blocks.append(quality(QualityLimits(**_limits(run.quality))))
     if run.divergence.enabled:
-        blocks.append(DivergenceFilter(str(given.folder / "token_counts/merged"), **_limits(run.divergence)))
+        divergence = ProseDivergence if run.divergence.prose_only else DivergenceFilter
+        blocks.append(divergence(str(given.folder / "token_counts/merged"), **_limits(run.divergence)))
     if run.adult.lists:  # before lines go: words of adult pages stand in lists of links and tags
         blocks.append(AdultWordsFilter(run.adult.lists, run.adult.min_distinct, run.adult.min_per_1000_words))
     if run.repeated.enabled:
@@ -214,6 +215,10 @@ class ProseRepetition(_ProseAlone, RepetitionFilter):
 
 class ProseQuality(_ProseAlone, QualityFilter):
     """Rules on quality for prose."""
+
+
+class ProseDivergence(_ProseAlone, DivergenceFilter):
+    """Divergence of prose: words of code are unlike those of any language."""
 
 
 def reader(run: config.Curate, name: str) -> CountingReader:
