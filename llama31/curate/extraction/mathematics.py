@@ -13,10 +13,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from llama31.curate.extraction import structure
+from llama31.curate.extraction import marks, structure
 
 # By what a page with one must hold.
-MATH = re.compile("math(?:(?<=<math)|/tex|/mml|/ascii|ml=)")
+TAGS = ("<math", "<mjx-", "<mjx-container")
+MATH = re.compile("math(?:/tex|/mml|/ascii|ml=)")
+PREFIXED = ("<m:", "<mml:", "<math")  # the last for <mathml:
 PREFIX = re.compile(r"<(/?)(?:m|mml|mathml):(?=[a-z])", re.IGNORECASE)
 DEEPEST = 100  # levels of MathML that are read as elements; below, their bare text
 DRAWN = (
@@ -33,9 +35,10 @@ def unprefixed(html: str) -> str:
     return PREFIX.sub(r"<\1", html)
 
 
-def rewrite(tree: Any, lower: str) -> int:
-    """Put the formulas of a parsed page, `lower` its source in lower case, in as text; how many there were."""
-    if not (("math" in lower and MATH.search(lower)) or "katex" in lower or "<mjx-" in lower):
+def rewrite(tree: Any, source: marks.PageMarks) -> int:
+    """Put the formulas of a parsed page in as text; how many there were."""
+    tagged = any(tag in source.tags for tag in TAGS)
+    if not tagged and "katex" not in source.lower and not ("math" in source.lower and MATH.search(source.lower)):
         return 0
     body, count = tree.body, 0
     scripts = body.query_selector_all(SCRIPTS).values()

@@ -18,19 +18,12 @@ from datatrove.utils.typeshelper import StatHints
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.html import HTMLParserException, HTMLTree
 
-from llama31.curate.extraction import markdown, mathematics, structure
+from llama31.curate.extraction import markdown, marks, mathematics, structure
 
-# Marks of code and formulas, by what a page must hold to have one: most pages hold none of these.
-TECHNICAL = {
-    "<pre": ("<pre",),
-    "math": ('class="math', "<math", "math/tex"),
-    "katex": ('class="katex',),
-    "<mjx": ("<mjx-container",),
-    "\\": (r"\(",),
-    "$": ("$$",),
-    "highlight": ('class="highlight',),
-}
-IN_SCRIPTS = ("\\", "$")  # which stand in many a page's programs, and there are no formula's
+# What begins blocks of code and formulas: tags, what stands in them, and what stands in the text.
+TECHNICAL_TAGS = ("<pre", "<math", "<mjx-container")
+TECHNICAL = ('class="highlight', 'class="math', 'class="katex', "math/tex")
+DELIMITERS = (r"\(", "$$")  # which stand in many a page's programs as well, and there are no formula's
 BOILERPLATE = (
     'nav, footer, aside, form, [role="navigation"], [role="search"], [role="banner"], [role="contentinfo"], .related, '
     ".sphinxsidebar, .sidebar, .navbar, .breadcrumb, .breadcrumbs, .footer, .cookie-banner, .site-header, .site-footer"
@@ -42,7 +35,6 @@ MAIN_LENGTH, MAIN_SHARE = 5000, 0.25
 # Choosing main content takes time by the square of the depth (seconds at 10,000 levels); browsers stop at 512.
 DEEPEST = 512
 TOO_DEEP = " > ".join(["*"] * DEEPEST)
-UPPER = re.compile("</[HBS]|<P")  # one of them in every page that writes its tags so
 MARKS = re.compile(f"({structure.OPEN}|{structure.CLOSE})")
 KEPT = re.compile("\ufdd0(\\d+)\ufdd0")
 ITEM = re.compile(r" *(?:•|\d+\.)")
@@ -57,18 +49,17 @@ class Extracted:
     formulas: int
 
 
-def is_technical(lower: str, marks: int) -> bool:
-    """Whether a page, in lower case, holds as many blocks of code and formulas; with 0 every page does."""
-    if not marks:
-        return True
-    count = 0
-    for common, technical in TECHNICAL.items():
-        if common in lower:
-            seen = lower if common not in IN_SCRIPTS else _without_scripts(lower)
-            count += sum(map(seen.count, technical))
-            if count >= marks:
-                return True
-    return False
+def is_technical(source: marks.PageMarks, least: int) -> bool:
+    """Whether a page holds as many blocks of code and formulas; with 0 every page does."""
+    count = sum(source.tags[tag] for tag in TECHNICAL_TAGS)
+    for begin in TECHNICAL:
+        if count >= least:
+            return True
+        count += source.lower.count(begin)
+    for begin in DELIMITERS:
+        if marks.holds(source.lower, begin):
+            count += _without_scripts(source.lower).count(begin)
+    return count >= least
 
 
 def _without_scripts(lower: str) -> str:
@@ -88,34 +79,39 @@ def extract(html: str, *, remove_markdown: bool = True, technical_marks: int = 3
         technical_marks: from how many blocks of code and formulas on a page takes the path of its own; ours. 0: all do.
     """
     html = html.replace("\ufdd0", "\ufffd") if "\ufdd0" in html else html
-    if not html.isascii():
-        html = html.encode("utf-8", "replace").decode()  # half of a surrogate pair is no text
-    upper = UPPER.search(html) is not None
-    lower = html.lower() if upper else html
-    if ":math" in lower:
+    source = marks.of(html)
+    if any(tag in source.tags for tag in mathematics.PREFIXED) and ":math" in source.lower:
         html = mathematics.unprefixed(html)
-        lower = html.lower() if upper else html
-    technical = is_technical(lower, technical_marks)
-    source = structure.cells(structure.marked(html, upper))
-    tree = HTMLTree.parse(source if technical else structure.padded(source))
+        source = marks.of(html)
+    technical = is_technical(source, technical_marks)
+    mended = structure.cells(structure.marked(html, source), source)
+    try:
+        tree = HTMLTree.parse(mended if technical else structure.padded(mended))
+    except UnicodeEncodeError:  # half of a surrogate pair is no text
+        html = html.encode("utf-8", "replace").decode()
+        return extract(html, remove_markdown=remove_markdown, technical_marks=technical_marks)
     if tree.body is None:
         return Extracted("", False, 0)
-    main_content = not technical and not (lower.count("<") > DEEPEST and tree.body.query_selector(TOO_DEEP) is not None)
-    formulas = mathematics.rewrite(tree, lower)
-    skipped = [PERMALINKS] if "headerlink" in lower or "anchor" in lower else []
+    main_content = not technical and not _too_deep(tree, source)
+    formulas = mathematics.rewrite(tree, source)
+    skipped = [PERMALINKS] if "headerlink" in source.lower or "anchor" in source.lower else []
     if not main_content:
         skipped += [structure.HIDDEN, BOILERPLATE]
-        _narrow(tree, lower)
-    structure.code(tree, lower)
-    structure.lists(tree, lower, main_content)
-    structure.raised(tree, lower)
+        _narrow(tree, source)
+    structure.code(tree, source)
+    structure.lists(tree, source, main_content)
+    structure.raised(tree, source)
     text = extract_plain_text(tree, main_content=main_content, alt_texts=True, skip_elements=skipped or None)
     return Extracted(_finished(text, remove_markdown), technical, formulas)
 
 
-def _narrow(tree: Any, lower: str) -> None:
+def _too_deep(tree: Any, source: marks.PageMarks) -> bool:
+    return source.lower.count("<") > DEEPEST and tree.body.query_selector(TOO_DEEP) is not None
+
+
+def _narrow(tree: Any, source: marks.PageMarks) -> None:
     """The body without what stands around its `main`, where there is one and it has the content."""
-    if "main" not in lower and "<article" not in lower:
+    if "<article" not in source.tags and "main" not in source.lower:
         return
     outer = [element for element in structure.all_of(tree.body, MAIN) if element.parent.closest(MAIN) is None]
     if len(outer) != 1:

@@ -17,6 +17,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from llama31.curate.extraction import marks
+
 # A noncharacter of Unicode, which no page may use; resiliparse drops a text node that is one such character alone.
 OPEN, CLOSE, PAD = "\ufdd0A", "\ufdd0E", "\ufdd0L"
 # A text between tags of three bytes of UTF-8, the last beyond ASCII, as it stands or as an entity; not what it means to
@@ -42,7 +44,7 @@ LINES += "div.fragment > div.line, div.page_body > div.pre"
 BLOCKS_OF_LINES = "table, div.fragment, div.page_body"
 # One of these stands in every page with numbers or elements of lines.
 NUMBERED = re.compile('line(?:n[our]|-num|s-(?:code|num)| number|(?<=["-]line)")')
-NUMBER_MARKS = ("gutter", "blob-", "hljs-ln", '"ln')
+NUMBERED_CELLS = ("gutter", "blob-", "hljs-ln")
 SHALLOW = "body > ul, body > * > ul, body > * > * > ul"
 ORDINAL = re.compile(
     r"(st|nd|rd|th|n?de|ers?|re|ère|èmes?|e|es|(?:m|t|ll)e|lles|r?os|r?as|o|a|ª|º|tm|sm|™|®|©|[*†‡§¶]+)\.?",
@@ -57,15 +59,15 @@ def all_of(element: Any, selector: str) -> list[Any]:
     return list(element.query_selector_all(selector).values())
 
 
-def marked(html: str, upper: bool) -> str:
-    """The source with code between OPEN and CLOSE, so that what follows leaves it alone; `upper` where tags may be.
+def marked(html: str, source: marks.PageMarks) -> str:
+    """The page with code between OPEN and CLOSE, so that what follows leaves it alone.
 
     All blocks, and what stands in a line where it could be taken for Markdown.
     """
     for tag in CODE:
-        for name in (tag, tag.upper()) if upper else (tag,):
-            if (end := f"</{name}>") in html:
-                html = _marked(html, f"<{name}", end, tag == "pre")
+        if f"<{tag}" in source.tags:
+            for name in (tag, tag.upper()) if source.upper else (tag,):
+                html = _marked(html, f"<{name}", f"</{name}>", tag == "pre")
     return html
 
 
@@ -88,13 +90,15 @@ def padded(html: str) -> str:
     return LONE.sub(rf">\1{PAD}", html) if "&" in html or not html.isascii() else html
 
 
-def code(tree: Any, lower: str) -> None:
+def code(tree: Any, source: marks.PageMarks) -> None:
     """Code without line numbers."""
-    if NUMBERED.search(lower) is None and not any(mark in lower for mark in NUMBER_MARKS):
+    lower, tables = source.lower, "<table" in source.tags
+    cells_alone = tables and any(mark in lower for mark in NUMBERED_CELLS)
+    if NUMBERED.search(lower) is None and '"ln' not in lower and not cells_alone:
         return
     for element in all_of(tree.body, NUMBERS):
         element.remove()
-    for element in all_of(tree.body, BESIDE_NUMBERS):
+    for element in all_of(tree.body, BESIDE_NUMBERS) if tables else ():
         blocks = [block for block in all_of(element, "pre") if block.text.strip(f"{OPEN}{CLOSE} \n\t")]
         if len(blocks) == 1:
             element.replace_with(blocks[0])
@@ -119,13 +123,14 @@ def _lines_as_elements(tree: Any, lower: str) -> None:
             table.replace_with(text)
 
 
-def lists(tree: Any, lower: str, main_content: bool) -> None:
+def lists(tree: Any, source: marks.PageMarks, main_content: bool) -> None:
     """Lists that the choice of main content would drop, and the numbers of lists."""
-    if main_content and "<ul" in lower:
+    lower, tags = source.lower, source.tags
+    if main_content and "<ul" in tags:
         for element in all_of(tree.body, SHALLOW):
             if not _navigates(element):
                 _lower(tree, element)
-    if "<ol" in lower and ("start=" in lower or "value=" in lower or "reversed" in lower):
+    if "<ol" in tags and ("start=" in lower or "value=" in lower or "reversed" in lower):
         for element in all_of(tree.body, "ol"):
             _numbered(tree, element)
 
@@ -177,9 +182,9 @@ def _integer(text: str | None, otherwise: int) -> int:
     return int(text) if text and re.fullmatch(r"\s*-?\d{1,9}\s*", text, re.ASCII) else otherwise
 
 
-def raised(tree: Any, lower: str) -> None:
+def raised(tree: Any, source: marks.PageMarks) -> None:
     """Powers and indices."""
-    if "<su" not in lower or ("<sup" not in lower and "<sub" not in lower):
+    if "<sup" not in source.tags and "<sub" not in source.tags:
         return
     for element in all_of(tree.body, "sup, sub"):
         text = element.text.replace(PAD, "").strip()
@@ -212,9 +217,11 @@ def _fraction(tree: Any, element: Any) -> bool:
     return True
 
 
-def cells(html: str) -> str:
-    """The source with cells of tables whose only content is a paragraph without its tags."""
+def cells(html: str, source: marks.PageMarks) -> str:
+    """The page with cells of tables whose only content is a paragraph without its tags."""
     for start, end in (("<td", "</td"), ("<th", "</th")):
+        if start not in source.tags:
+            continue
         parts = html.split(start)
         for i in range(1, len(parts)):
             part = parts[i]
@@ -222,5 +229,5 @@ def cells(html: str) -> str:
                 inner = part.find("<p", opened.end(), to)
                 if (inner < 0 or part[inner + 2 : inner + 3] not in "> ") and part[to + 4 :].lstrip().startswith(end):
                     parts[i] = f"{opened[1]}{part[opened.end() : to]}{part[to + 4 :]}"
-        html = start.join(parts) if len(parts) > 1 else html
+        html = start.join(parts)
     return html
