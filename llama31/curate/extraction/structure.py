@@ -27,7 +27,8 @@ LONE = re.compile(
     r">(\s*+(?:[\u0800-\udfff\uf900-\uffff]|[!-;=-~][\u0080-\u07ff]|"
     r"[!-%'-;=-~]?&(?!nbsp;|amp;|lt;|gt;|quot;|para;|#[Xx][EFef][0-9A-Fa-f]{3};)#?\w{2,8};))(?=\s*<)"
 )
-AMBIGUOUS = re.compile(r"[*`|]|__|~~|\]\(|# |&gt;")
+# Not with [*`|]: where each alternative begins with a character, re looks for those, twice as fast.
+AMBIGUOUS = re.compile(r"\*|`|\||__|~~|\]\(|# |&gt;")
 PARAGRAPH = re.compile(r"((?:\s[^>]*)?>)\s*<p(?:\s[^>]*)?>")  # behind `<td`
 CODE = ("pre", "code", "tt", "kbd", "samp")
 HIDDEN = '[hidden], [style*="display:none" i], [style*="display: none" i]'
