@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import re
 
+from llama31.curate.extraction import marks
+
 FENCED = re.compile(r"^ {0,3}(```+|~~~+)[^\n`]*\n(.*?)(?:^ {0,3}\1[`~]*[ \t]*(?:\n|\Z)|\Z)", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(?<!``)(`{0,2})(?!`)([^`\n]+?)`\1(?!`)")
 # From a mark to the next: what would try every end from every beginning takes minutes for megabytes of beginnings.
@@ -63,19 +65,19 @@ def remove(text: str) -> str:
         return f"\ufdd1{len(kept) - 1}\ufdd1"
 
     text = text.replace("\ufdd1", "\ufffd")
-    if r"\(" in text or r"\[" in text or "$$" in text:
+    if marks.holds(text, r"\(") or marks.holds(text, r"\[") or marks.holds(text, "$$"):
         text = FORMULA.sub(lambda match: keep(match[0]), text)
-    if "```" in text or "~~~" in text:
+    if marks.holds(text, "```") or marks.holds(text, "~~~"):
         text = FENCED.sub(lambda match: keep(match[2]), text)
     if "`" in text:
         text = INLINE.sub(lambda match: keep(match[2]), text)
     if "|" in text and "--" in text and SEPARATOR.search(text):
         text = _tables(text)
     text = "\n" + text
-    if "# " in text:
+    if marks.holds(text, "# "):
         text = _headings(text)
     for needed, pattern, instead in RULES:
-        if needed in text:
+        if marks.holds(text, needed):
             text = pattern.sub(instead, text)
     text = text[1:]
     while kept and KEPT.search(text):  # a fence may hold a mark
