@@ -34,7 +34,7 @@ MAIN = 'main, [role="main"], article'
 MAIN_LENGTH, MAIN_SHARE = 5000, 0.25
 # Choosing main content takes time by the square of the depth (seconds at 10,000 levels); browsers stop at 512.
 DEEPEST = 512
-TOO_DEEP = " > ".join(["*"] * DEEPEST)
+TOO_DEEP = " > ".join(["*"] * (DEEPEST - 1) + [":first-child"])  # which a level has if it has any
 MARKS = re.compile(f"({structure.OPEN}|{structure.CLOSE})")
 KEPT = re.compile("\ufdd0(\\d+)\ufdd0")
 ITEM = re.compile(r" *(?:•|\d+\.)")
