@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from llama31 import config
 from llama31.data.mixture import Decision, to_record
 from llama31.parallel.collectives import on_first_rank, rank_of
 from llama31.resilience import resume
-from llama31.runs import attempts, files
+from llama31.runs import attempts, commit, files
 
 PACKAGES = ("torch", "megatron-core", "deepspeed", "transformer-engine", "transformers", "numpy", "hydra-core")
 
@@ -160,7 +159,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES if _installed(name)},
-        "commit": _commit(),
+        "commit": commit.commit(),
     }
 
 
@@ -170,14 +169,3 @@ def _installed(name: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _commit() -> str | None:
-    """Commit of the code, marked where files differ from it; None outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None

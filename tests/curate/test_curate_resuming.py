@@ -17,7 +17,7 @@ from datatrove.data import Document
 from llama31 import config
 from llama31.command import entry
 from llama31.curate.mixing.sources import of_folder
-from llama31.curate.outcome import sources
+from llama31.curate.outcome import page, sources, summary
 from llama31.curate.running import attempts, folder, ledger, progress, tasks
 from llama31.curate.scoring import quality
 from llama31.tokens import tokenizers
@@ -250,6 +250,30 @@ def test_memory_and_tasks_for_clusters_do_not_make_the_filters_anew(pages: Path,
     made, known = opened(words(pages, tmp_path, *more, "minhash.cluster_tasks=3", "overwrite=true"))
     missing = tasks.missing(made, known)
     assert not missing["filter"] and not missing["minhash_buckets"] and missing["minhash_edges"] == [0, 1, 2]
+
+
+def test_another_release_of_a_library_makes_again_what_it_decides_and_other_code_is_told(
+    pages: Path,
+    several: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(several, tmp_path, dirs_exist_ok=True)
+    given, installed = words(pages, tmp_path, *SEVERAL), ledger.release
+    for code in ("one", "another", "another"):
+        monkeypatch.setattr(folder.commit, "commit", lambda code=code: code)
+        assert not any(tasks.missing(*opened(given)).values())
+    told = capsys.readouterr().out
+    assert told.count("goes on with") == 2 and "was made by the code of one and goes on with another: what is" in told
+    _, known = opened(given)
+    content = summary.summary(tmp_path, "x", known, 1)
+    assert content["commits"][-2:] == ["one", "another"] and "one → another" in page.html(content)
+    monkeypatch.setattr(ledger, "release", lambda name: "9.9" if name == "tokenizers" else installed(name))
+    with pytest.raises(ValueError, match="versions.tokenizers=9.9: .* was made with"):
+        opened(given)
+    missing = tasks.missing(*opened([*given, "overwrite=true"]))
+    assert [name for name, ranks in missing.items() if ranks] == ["vocabulary", "tokenize", "tokens"]
 
 
 def test_files_of_another_time_are_looked_into_and_of_other_content_refused(

@@ -287,9 +287,10 @@ def clean(text: str) -> str:
 
 def _made_with(summary: Summary) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+    commits = "code: " + (" → ".join(summary["commits"]) or "not in a checkout")
     rows = [[Cell(key), Cell(plain(value))] for key, value in summary["keys"].items()]
     order = " → ".join(stage["name"] for stage in summary["stages"])
     return (
-        f'<p class="sub">{escape(order)}</p><p class="sub">{escape(versions)}</p>'
+        f'<p class="sub">{escape(order)}</p><p class="sub">{escape(versions)}</p><p class="sub">{escape(commits)}</p>'
         f"<details><summary>{len(rows)} keys</summary>{table(['key', 'value'], rows, wide=True)}</details>"
     )

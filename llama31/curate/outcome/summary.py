@@ -41,6 +41,7 @@ def summary(
         "shards": record.get("tasks"),
         "keys": {key: value for key, value in record.get("keys", {}).items() if not key.startswith("versions.")},
         "versions": {k.removeprefix("versions."): v for k, v in record.get("keys", {}).items() if "versions." in k},
+        "commits": record.get("commits", []),
         "inputs": record.get("inputs", {}),
         "stages": [_stage(folder, stage, samples, encode) for stage in known],
         "mixture": None,

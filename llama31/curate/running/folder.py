@@ -1,6 +1,6 @@
 """What a folder of curation was begun with: its keys, versions and files; a run with others is refused, key by key.
 
-curation.json             keys, versions, stages in their order, number of shards
+curation.json             keys, versions, commits of the code, stages in their order, number of shards
 inputs/00003.json         which files task 3 reads, by source
 STAGE/documents, files    what a stage leaves
 STAGE/manifests           what each of its tasks left, with size and xxh64
@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import heapq
-import importlib.metadata
 import json
 import os
 import re
@@ -25,8 +24,8 @@ from datatrove.io import DataFolder, get_datafolder
 from llama31 import config
 from llama31.curate.reading.files import DatasetReader, FolderReader, LinesReader, ParquetReader
 from llama31.curate.reading.warc import ArchiveReader
-from llama31.curate.running import attempts, stages
-from llama31.runs import files
+from llama31.curate.running import attempts, ledger, stages
+from llama31.runs import commit, files
 
 NAME = "curation.json"
 # What says where, how fast or how it is shown, and not what comes out.
@@ -34,7 +33,7 @@ FREE = frozenset({"name", "folder", "workers", "stage", "task", "stride", "overw
 FREE |= {"submit", "job", "mixture", "minhash.memory_gb"}
 CHANGES = ("mtime", "ETag", "etag", "LastModified")  # what file systems call it
 Listed = dict[str, list[Any]]  # files with their bytes and when they were changed
-VERSIONS = ("datatrove", "resiliparse", "fastwarc", "faust-cchardet", "fasttext-numpy2-wheel", "tiktoken", "tokenizers")
+VERSIONS = tuple(dict.fromkeys(name for several in ledger.LIBRARIES.values() for name in several))
 READERS: dict[str, Any] = {
     "warc": ArchiveReader,
     "html": FolderReader,
@@ -61,7 +60,7 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 def versions() -> dict[str, str]:
     """Releases of the libraries that decide what comes out."""
-    return {f"versions.{name}": importlib.metadata.version(name) for name in VERSIONS}
+    return {f"versions.{name}": ledger.release(name) for name in VERSIONS}
 
 
 @dataclass(frozen=True)
@@ -94,6 +93,7 @@ def opened(run: config.Curate) -> Begun:
         _refuse_other_files(run, known["inputs"], inputs)
     order = stages.stages(run, tasks)
     content = {"tasks": tasks, "keys": now, "stages": [stage.name for stage in order], "inputs": inputs}
+    content["commits"] = _commits(run.folder, (known or {}).get("commits", []))
     if not run.dry_run:
         _share(Path(run.folder) / "inputs", listed, tasks)
     if not run.dry_run and content != known:
@@ -101,6 +101,16 @@ def opened(run: config.Curate) -> Begun:
             _forget_others(Path(run.folder), stage)
         files.write_whole(path, json.dumps(content, indent=1) + "\n")
     return Begun(tasks, inputs)
+
+
+def _commits(name: str, before: list[str]) -> list[str]:
+    """Of the code that worked on the folder, in their order; says where it is another one than before."""
+    code = commit.commit()
+    if code is None or code in before[-1:]:
+        return before
+    if before:
+        print(f"{name} was made by the code of {before[-1]} and goes on with {code}: what is done stays", flush=True)
+    return [*before, code]
 
 
 def _forget_others(folder: Path, stage: stages.CurationStage) -> None:

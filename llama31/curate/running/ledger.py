@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import json
 import operator
 from collections.abc import Iterable, Iterator
@@ -22,8 +23,14 @@ from llama31 import config
 from llama31.curate.running.stages import CurationStage
 from llama31.runs import files
 
-VERSION = 1  # of what stages leave; raised where the same keys give other files
+VERSION = 2  # of what stages leave; raised where the same keys give other files
 PIECE = 1 << 22
+# What decides beside our own code what a stage leaves.
+LIBRARIES = {
+    "extract": ("datatrove", "resiliparse", "fastwarc", "faust-cchardet", "fasttext-numpy2-wheel"),
+    "score": ("fasttext-numpy2-wheel",),
+    **dict.fromkeys(("vocabulary", "tokenize", "tokens"), ("tiktoken", "tokenizers")),
+}
 
 
 @dataclass(frozen=True)
@@ -88,8 +95,15 @@ def left(record: dict[str, Any]) -> list[Left]:
 
 
 def sections(run: config.Curate, stage: CurationStage) -> dict[str, Any]:
-    """The keys that decide what a stage leaves, and hashes of the files that they name."""
-    return {name: _plain(operator.attrgetter(name)(run), name) for name in stage.keys}
+    """The keys that decide what a stage leaves, hashes of the files that they name, and releases of libraries."""
+    releases = {name: release(name) for name in LIBRARIES.get(stage.name, ())}
+    return {name: _plain(operator.attrgetter(name)(run), name) for name in stage.keys} | {"versions": releases}
+
+
+@functools.cache
+def release(library: str) -> str:
+    """The release of a library that is installed."""
+    return importlib.metadata.version(library)
 
 
 def key(decisive: dict[str, Any], stage: CurationStage, rank: int, before: Iterable[dict[str, Any]]) -> str:
