@@ -172,6 +172,13 @@ def test_lines_that_went_out_of_pages_are_counted_and_shown(made: tuple[Path, di
     assert html.escape(SEVEN) in page.html(made[1]) and "lines of documents that stay" in page.html(made[1])
 
 
+def test_each_source_has_languages_and_lengths_of_its_own(made: tuple[Path, dict[str, Any]]) -> None:
+    readers = [block for block in made[1]["stages"][0]["blocks"] if block["reads"]]
+    assert [block["documents"] for block in readers][1:] == [2, 1]
+    for block in readers:
+        assert block["documents"] == sum(block["languages"].values()) == sum(block["lengths"].values())
+
+
 def test_columns_of_others_are_theirs(made: tuple[Path, dict[str, Any]]) -> None:
     (one,) = [one for one in documents(made[0], "lines") if one.id == "c"]
     assert one.metadata["class"] == "code" and one.metadata["format"] == "text"

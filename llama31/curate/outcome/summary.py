@@ -97,7 +97,7 @@ def _blocks(records: list[dict[str, Any]], drawn: Mapping[str, Any], encode: Enc
     """Every block once, in the order of the pipeline; readers of several sources stand before the others."""
     together: dict[str, dict[str, Any]] = {}
     for record in records:
-        before = (0, 0)
+        before, source = (0, 0), dict[str, Any]()
         for block in record["blocks"]:
             into = together.setdefault(block["name"], _empty(block))
             into["documents_in"] += before[0]
@@ -106,6 +106,10 @@ def _blocks(records: list[dict[str, Any]], drawn: Mapping[str, Any], encode: Enc
                 into[key] += block[key]
             for key in ("languages", "lengths", "counts"):
                 _add(into[key], block[key])
+            if into["reads"]:  # a reader hands on what those before it read
+                for key in ("languages", "lengths"):
+                    _add(into[key], {name: -number for name, number in source.get(key, {}).items()})
+                source = block
             for reason, one in block["removed"].items():
                 _add(into["removed"].setdefault(reason, {}), one)
             if "shortened" in block:
@@ -142,6 +146,8 @@ def _add(into: dict[str, Any], more: Mapping[str, Any]) -> None:
 def _finished(block: dict[str, Any], drawn: Mapping[str, Any], encode: Encode | None) -> dict[str, Any]:
     counts = block["counts"]
     if block["reads"]:  # behind those that read before it
+        for key in ("languages", "lengths"):
+            block[key] = {name: number for name, number in block[key].items() if number}
         block["documents"] -= block["documents_in"]
         block["bytes"] -= block["bytes_in"]
         block["documents_in"] = block["bytes_in"] = 0
