@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from datatrove.data import Document
 
 from llama31 import config
 from llama31.command import entry, inputs
+from llama31.curate.fast_text import model as fasttext_model
 from llama31.curate.fast_text.model import FastText
-from llama31.curate.scoring import language, quality
+from llama31.curate.scoring import knowledge, labels, language, quality
+from llama31.curate.scoring.criteria import KNOWLEDGE
 from recipes import classify
 from tests.sampling.scripted import Script, serving
 
+KNOWLEDGE_OF_TWO = replace(KNOWLEDGE, answers={"bread": "baking", "sea": "ships"})
 FLOUR, TIDE = "flour water salt oven bread crust", "tide ship sail harbour wave anchor"
 
 
@@ -130,6 +134,20 @@ def test_labels_of_another_kind_and_files_without_text_are_told(
         ValueError, match=r"others=.*pages\.jsonl: no document in it \(left out: without text: 2\); give"
     ):
         run(capsys, *words, f"others={tmp_path}/pages.jsonl")
+
+
+def test_words_of_classes_are_those_of_the_language(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """French puts its elided words apart: as the model is asked, so it learns."""
+    learned: list[tuple[str, str]] = []
+    monkeypatch.setattr(fasttext_model, "train", lambda lines, path, *_, **__: learned.extend(lines))
+    folder = tmp_path / "labels"
+    texts = {f"{i}": f"l'eau et l'air de {i}" for i in range(30)}
+    given = [Document(text=text, id=i, metadata={"language": "fr"}) for i, text in texts.items()]
+    with serving(Librarian()) as url:
+        labels.collect(folder, given, KNOWLEDGE_OF_TWO, config.Server(urls=[url]))
+    with pytest.raises(ValueError, match="no such file"):  # none was written
+        knowledge.train(labels.read(folder)[0], tmp_path / "x.bin")
+    assert learned and all(line.startswith("l' eau et l' air de ") for _, line in learned)
 
 
 def test_a_language_that_is_held_out_whole_and_nothing_to_judge_by_are_told(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from llama31 import config
 from llama31.command import entry
 from llama31.curate.scoring import encoder, knowledge, labels, language, training
 from llama31.curate.scoring.criteria import GENERAL
-from llama31.curate.scoring.encoder import Encoder, EncoderFilter
+from llama31.curate.scoring.encoder import Encoder, EncoderFilter, softmax
 from llama31.curate.scoring.labels import Labelled
 from llama31.curate.scoring.training import EncoderSettings
 from recipes import classify
@@ -91,6 +91,9 @@ def test_classes_are_told_apart(classes: Path, pages: list[tuple[str, str, str]]
         [*EncoderFilter(str(classes)).run(iter(given[:1]))]
     (one,) = EncoderFilter(str(classes), label="german", max_tokens=64).run(iter(given[:1]))
     assert one.metadata["quality"] == one.metadata["knowledge_probability"]
+    model = Encoder(classes)
+    calibrated = softmax(model.logits([german]) / described["temperature"])
+    assert described["temperature"] != 1 and np.allclose(model.probabilities([german]), calibrated)
 
 
 def test_the_same_seed_gives_the_same_bits(pages: list[tuple[str, str, str]], base: Path, tmp_path: Path) -> None:

@@ -242,7 +242,25 @@ def test_rules_of_other_languages() -> None:
     assert LineFilter(LineLimits(min_sentences=3)).filter(thai) is True and "เมนู" not in thai.text
 
 
+def test_a_phrase_of_a_language_without_spaces_is_no_more_repeated_than_one_of_english() -> None:
+    """ "Of Thailand" is five clusters in Thai, which English's rules would take for five words that repeat."""
+    text = (
+        "การศึกษาของประเทศไทย และการคมนาคมของประเทศไทย และการพาณิชย์ของประเทศไทย และการกีฬาของประเทศไทย ต่างก็สำคัญ "
+        "ประเทศไทยเป็นรัฐชาติที่ตั้งอยู่ในภูมิภาคเอเชียตะวันออกเฉียงใต้ "
+        "มีพรมแดนด้านตะวันออกติดกับประเทศลาวและกัมพูชา กรุงเทพมหานครเป็นเมืองหลวงและศูนย์กลางการปกครอง "
+        "การศึกษา การคมนาคมขนส่ง การเงินการธนาคาร การพาณิชย์ และการสื่อสาร "
+        "แม่น้ำเจ้าพระยาไหลผ่านเมืองและแบ่งออกเป็นสองฝั่ง คือฝั่งพระนครและฝั่งธนบุรี"
+    )
+    document = Document(text=text, id="", metadata={"language": "th"})
+    assert RepetitionFilter().filter(document) is True
+    for limits in ({}, {"th": {"separator": ""}}):
+        assert RepetitionFilter(by_language=limits).filter(document) == (False, "duplicated_5_n_grams")
+
+
 def test_a_stop_word_is_asked_for_where_a_language_has_a_list() -> None:
+    hindi = Document(text="किसान वर्षा सर्दी गेहूँ " * 30, id="", metadata={"language": "hi"})
+    assert QualityFilter().filter(hindi) == (False, "gopher_enough_stop_words")
+    assert QualityFilter(by_language={"hi": {"min_stop_words": None}}).filter(hindi) is True
     text = "kaksi sanaa tai enemmän " * 30
     assert QualityFilter().filter(Document(text=text, id="", metadata={"language": "fi"})) is True
     reason = (False, "gopher_enough_stop_words")
