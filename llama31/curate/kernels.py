@@ -135,6 +135,27 @@ def measured(codes: Codes, kinds: Kinds, edges: Ints) -> tuple[Ints, Kinds, Hash
 
 
 @compiled
+def joined(codes: Codes, table: Kinds, places: Ints, lengths: Ints) -> tuple[Codes, bool]:
+    """Words but those that are symbols, one space between two; their code points.
+
+    False where a symbol holds a character that is both: only `words` can say.
+    """
+    result, size, sure = np.empty(lengths.sum() + len(lengths), codes.dtype), 0, True
+    for word in range(len(places)):
+        begin, end = places[word], places[word] + lengths[word]
+        if table[codes[begin]] & (WORD | OTHER) != OTHER:
+            for i in range(begin, end):
+                result[size] = codes[i]
+                size += 1
+            result[size] = 32
+            size += 1
+        else:
+            for i in range(begin, end):
+                sure = sure and not table[codes[i]] & WORD
+    return result[: max(size - 1, 0)].copy(), sure
+
+
+@compiled
 def _power(base: np.uint64, exponent: int) -> np.uint64:
     result = ONE
     while exponent:

@@ -41,6 +41,8 @@ from llama31.curate.kernels import (
 
 BASE = int(kernels.BASE)
 LEAST_HARD = 0xAD  # the first character that words.HARD names
+UNASSIGNED = 0x40000  # from here on nothing is a character but for TAGS
+TAGS = (0xE0000, 0xE1000)
 PIECE = 1 << 20  # characters that are looked at together
 
 
@@ -82,6 +84,17 @@ def of(text: str, language: str) -> Spans:
     return Spans(text, language)
 
 
+def joined(text: str, language: str) -> bytes:
+    """The words of `words.split`, one space between two, in UTF-8."""
+    found, codes = Spans(text, language), _codes(text)
+    table = _classes(True, 128 if codes.dtype == np.uint8 else _table_size(codes))
+    result, sure = kernels.joined(codes, table, found.places, found.lengths)
+    if sure and codes.dtype == np.uint8:
+        return result.tobytes()
+    plain = result.tobytes().decode("utf-32-le", "surrogatepass") if sure else " ".join(words.split(text, language))
+    return plain.encode("utf-8", "surrogatepass")
+
+
 def pieces(text: str, size: int = PIECE) -> list[str]:
     """A text cut at white space into pieces of about `size` characters, longer where there is none."""
     result, begin = [], 0
@@ -109,7 +122,8 @@ def _classes(hard: bool, codes: int) -> Kinds:
     patterns |= {SPACE: r"\s", OTHER: r"[^\w\s]"}
     table = np.full(codes, SPOKEN, np.uint8)
     table[[code for code in map(ord, PUNCTUATION_SET) if code < codes]] = 0
-    table[np.fromiter(map(str.isalpha, map(chr, range(codes))), np.bool_, codes)] |= ALPHABETIC
+    letters = min(codes, UNASSIGNED)
+    table[:letters][np.fromiter(map(str.isalpha, map(chr, range(letters))), np.bool_, letters)] |= ALPHABETIC
     for kind, pattern in patterns.items():
         table[_table(pattern, hard, codes)] |= kind
     return table
@@ -118,10 +132,13 @@ def _classes(hard: bool, codes: int) -> Kinds:
 @functools.cache
 def _table(pattern: str, hard: bool, codes: int) -> npt.NDArray[np.bool_]:
     """Which code points an expression for one character matches, [codes]."""
-    table = np.zeros(codes, np.bool_)
     compiled = regex.compile(f"{pattern}+", regex.V1) if hard else re.compile(f"{pattern}+")
-    for match in compiled.finditer("".join(map(chr, range(codes)))):
-        table[match.start() : match.end()] = True
+    # Where Unicode has assigned nothing, or left it to private use, all are alike, and to look at each takes seconds.
+    table = np.full(codes, compiled.match(chr(UNASSIGNED)) is not None)
+    for begin, end in ((0, min(codes, UNASSIGNED)), *([TAGS] if codes > UNASSIGNED else [])):
+        table[begin:end] = False
+        for match in compiled.finditer("".join(map(chr, range(begin, end)))):
+            table[begin + match.start() : begin + match.end()] = True
     return table
 
 

@@ -111,9 +111,14 @@ def joined(documents: list[Document], pairs: Path, tasks: int) -> Pairs:
     return result
 
 
+def shingled(text: str) -> set[int]:
+    """Hashes of the shingles of a text."""
+    return set(hashed(" ".join(words.split(simplify(text), "en")).encode(), 5, 64).tolist())
+
+
 def similarities(documents: list[Document]) -> dict[tuple[str, str], float]:
     """The Jaccard similarity of all pairs that have a shingle in common."""
-    shingles = [set(hashed(words.split(simplify(one.text), "en") or [""], 5, 64).tolist()) for one in documents]
+    shingles = [shingled(one.text) for one in documents]
     result = {}
     for (one, a), (other, b) in itertools.combinations(zip(documents, shingles), 2):
         if common := len(a & b):
@@ -128,15 +133,14 @@ def planted(levels: list[float], each: int) -> list[Document]:
     pages = [text for text in help_pages("en-us", 700) if 150 < len(text.split()) < 600]
     for number, text in enumerate(pages[: each * len(levels)]):
         level, split = levels[number % len(levels)], re.split(r"(\s+)", text)
-        whole = words.split(simplify(text), "en")
-        wanted = set(hashed(whole, 5, 64).tolist())
+        wanted = shingled(text)
         places = list(range(0, len(split), 2))
         generator.shuffle(places)
         for step, place in enumerate(places):
             split[place] = f"planted{generator.randrange(10**6)}".translate(str.maketrans("0123456789", "abcdefghij"))
             if step % (1 if level > 0.7 else 3):
                 continue
-            other = set(hashed(words.split(simplify("".join(split)), "en"), 5, 64).tolist())
+            other = shingled("".join(split))
             if len(wanted & other) / len(wanted | other) <= level:
                 break
         result += [document(text, f"{number}a", language="en"), document("".join(split), f"{number}b", language="en")]

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
+import regex
 from datatrove.data import Document
 from datatrove.pipeline.filters import c4_filters, gopher_quality_filter, gopher_repetition_filter
 from datatrove.pipeline.filters.base_filter import BaseFilter
@@ -55,6 +57,8 @@ def compare_with_words(text: str, language: str) -> None:
     assert found.lengths.tolist() == [len(word) for word in split]
     assert found.hashes.tolist() == [spans.hash_of(word) for word in split]
     assert [text[at : at + length] for at, length in zip(found.places, found.lengths)] == split
+    plain = " ".join(words.split(text, language))
+    assert spans.joined(text, language) == plain.encode("utf-8", "surrogatepass")
     letters = [any(map(str.isalpha, word)) for word in split]
     spoken = [any(character not in PUNCTUATION_SET for character in word) for word in split]
     assert ((found.kinds & kernels.ALPHABETIC) != 0).tolist() == letters
@@ -64,6 +68,16 @@ def compare_with_words(text: str, language: str) -> None:
         sums, inverses = kernels.run_sums(found.hashes, found.lengths)
         runs = (sums[n:] - sums[:-n]) * inverses[: len(sums[n:])]
         assert runs.tolist() == [spans.hash_of(run) for run in joined]
+
+
+def test_classes_of_all_characters() -> None:
+    """Of planes without characters one stands for all."""
+    every = "".join(map(chr, range(sys.maxunicode + 1)))
+    assert not any(map(str.isalpha, every[spans.UNASSIGNED :]))
+    for pattern, hard in ((r"\w", False), (words.LETTER, True), (r"[^\w\s]", True), (words.HARD.pattern, False)):
+        matches = (regex.compile(pattern, regex.V1) if hard else re.compile(pattern)).findall(every)
+        table = spans._table(pattern, hard, len(every))
+        assert np.flatnonzero(table).tolist() == list(map(ord, matches))
 
 
 def test_spans_of_long_texts(monkeypatch: pytest.MonkeyPatch) -> None:

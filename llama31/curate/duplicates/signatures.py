@@ -28,7 +28,7 @@ from datatrove.io import DataFolderLike, get_datafolder
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.typeshelper import StatHints
 
-from llama31.curate import kernels, words
+from llama31.curate import kernels, spans
 from llama31.curate.duplicates import preference, shards
 from llama31.curate.duplicates.preference import Keep
 
@@ -55,9 +55,8 @@ def simplify(text: str) -> str:
     return unicodedata.normalize("NFC", DIACRITICS.sub("", unicodedata.normalize("NFD", text)))
 
 
-def hashed(split: list[str], ngram: int, precision: int) -> Hashes:
-    """xxHash of each run of `ngram` words with a space between; one of all words where they are fewer."""
-    data = shards.encoded(" ".join(split))
+def hashed(data: bytes, ngram: int, precision: int) -> Hashes:
+    """xxHash of each run of `ngram` words, which have a space between; one of all words where they are fewer."""
     spaces = np.flatnonzero(np.frombuffer(data, np.uint8) == ord(" "))
     starts = np.concatenate([[0], spaces + 1])
     ends = np.concatenate([spaces, [len(data)]])
@@ -138,10 +137,11 @@ class MinhashSignatures(PipelineStep):
         """The hashes of a text, shape (buckets * hashes_per_bucket), without the language's number."""
         if self._permutations is None:
             self._permutations = Permutations(self.buckets * self.hashes_per_bucket, self.seed, self.precision)
-        split = words.split(simplify(text), language)
-        if len(split) < self.ngram:
+        data = spans.joined(simplify(text), language)
+        if not data or data.count(b" ") + 1 < self.ngram:
             self.stat_update("short")
-        return self._permutations.smallest(hashed(split or text.split(), self.ngram, self.precision))
+        data = data or shards.encoded(" ".join(text.split()))
+        return self._permutations.smallest(hashed(data, self.ngram, self.precision))
 
     def _mask(self, language: str) -> int:
         bits = 61 if self.precision == 64 else 32
