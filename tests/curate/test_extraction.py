@@ -163,6 +163,14 @@ def test_mathml_without_tex_and_formulas_that_stand_alone() -> None:
     assert text('<p>a <img alt="x^2"> b</p>') == "a x^2 b"
 
 
+def test_formulas_that_are_drawn_alone_are_counted() -> None:
+    drawn = '<mjx-container jax="SVG"><svg><use data-c="1D465"></use></svg></mjx-container>'
+    block = PageExtractor()
+    (found,) = block.run([Document(f"<p>Let {drawn} and {NOTED} be, {drawn}.</p>", "1")])
+    counts = {name: stat.total for name, stat in block.stats.stats.items() if name.startswith("formulas")}
+    assert found.text == r"Let and \alpha*x*y be, ." and counts == {"formulas": 1, "formulas without text": 2}
+
+
 def test_code_without_its_line_numbers() -> None:
     code = "def f():\n\n\tif x:  # **not** bold\t\t_\n        return 1"
     gutter = '<table class="highlighttable"><tr><td class="linenos"><pre>1\n2\n3\n4</pre></td>'
@@ -345,6 +353,9 @@ def test_nothing_crashes_and_everything_is_counted() -> None:
         "<div>" * 20_000 + "x",
         "<p>\ufdd0A\ufdd00\ufdd0</p>",
         "<b><i>" * 2000 + "y",
+        "<ul><li>a" * 20_000,
+        "<pre class=linenums><ol><li>a" * 10_000,
+        "<script type='math/tex'>" + "<![CDATA[ " * 50_000 + "</script>",
         "<p>z</p>" * 200_000,
     ]
     documents = list(block.run(Document(text=page, id=str(i)) for i, page in enumerate(pages)))
@@ -354,4 +365,5 @@ def test_nothing_crashes_and_everything_is_counted() -> None:
     )
     assert stats["dropped"] == stats["empty"] + stats.get("unreadable", 0)
     assert len(documents[-1].text) >= 400_000, "nothing is cut"
+    assert all(len(document.text) < 1_000_000 for document in documents), "nothing grows by the square of its depth"
     assert documents[-1].metadata == {"extraction": "general", "format": "text"}

@@ -27,7 +27,6 @@ DRAWN = (
 # Containers whose formula is read from inside, outermost first, so that what is inside is gone when its turn comes.
 CONTAINERS = ".mwe-math-element, .katex, mjx-container, [data-mathml], math"
 SCRIPTS = 'script[type^="math/tex"], script[type^="math/mml"], script[type^="math/asciimath"]'
-CDATA = re.compile(r"(?:%\s*)?<!\[CDATA\[\s*(.*?)\s*(?:%\s*)?\]\]>", re.DOTALL)  # as kramdown writes them
 
 
 def unprefixed(html: str) -> str:
@@ -35,16 +34,19 @@ def unprefixed(html: str) -> str:
     return PREFIX.sub(r"<\1", html)
 
 
-def rewrite(tree: Any, source: marks.PageMarks) -> int:
-    """Put the formulas of a parsed page in as text; how many there were."""
+def rewrite(tree: Any, source: marks.PageMarks) -> tuple[int, int]:
+    """Put the formulas of a parsed page in as text.
+
+    Returns how many, and how many there are of which the page holds no text, only what is drawn.
+    """
     tagged = any(tag in source.tags for tag in TAGS)
     if not tagged and "katex" not in source.lower and not ("math" in source.lower and MATH.search(source.lower)):
-        return 0
-    body, count = tree.body, 0
+        return 0, 0
+    body, count, drawn_alone = tree.body, 0, 0
     scripts = body.query_selector_all(SCRIPTS).values()
     for script in scripts:
         of_mathml = "mml" in (script.getattr("type") or "")
-        formula = _parsed(tree, script.text) if of_mathml else CDATA.sub(r"\1", script.text).strip()
+        formula = _parsed(tree, script.text) if of_mathml else _unwrapped(script.text.strip())
         count += _replace(tree, script, formula, "mode=display" in (script.getattr("type") or ""))
     if scripts:
         for drawn in body.query_selector_all(DRAWN).values():
@@ -57,7 +59,9 @@ def rewrite(tree: Any, source: marks.PageMarks) -> int:
         formula = (_tex(math) if math is not None else "") or _attribute(tree, element)
         if formula:
             count += _replace(tree, element, formula, _is_block(element) or (math is not None and _is_block(math)))
-    return count
+        elif element.tag != "math":
+            drawn_alone += 1
+    return count, drawn_alone
 
 
 def _is_block(element: Any) -> bool:
@@ -114,6 +118,14 @@ def _tex(math: Any) -> str:
     if told := math.getattr("alttext"):
         return _clean(told)
     return re.sub(r"\s+", " ", _element(math, 0)).strip()
+
+
+def _unwrapped(text: str) -> str:
+    """TeX without `% <![CDATA[` and `%]]>` around it, which kramdown writes."""
+    before, begins, rest = text.partition("<![CDATA[")
+    if not begins or before.strip() not in ("", "%") or not rest.endswith("]]>"):
+        return text
+    return rest.removesuffix("]]>").rstrip().removesuffix("%").strip()
 
 
 def _group(text: str) -> str:

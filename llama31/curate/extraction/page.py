@@ -34,6 +34,7 @@ MAIN = 'main, [role="main"], article'
 MAIN_LENGTH, MAIN_SHARE = 5000, 0.25
 # Choosing main content takes time by the square of the depth (seconds at 10,000 levels); browsers stop at 512.
 DEEPEST = 512
+LISTS = 200  # which a page of code and formulas has that is looked at for its depth
 TOO_DEEP = " > ".join(["*"] * (DEEPEST - 1) + [":first-child"])  # which a level has if it has any
 MARKS = re.compile(f"({structure.OPEN}|{structure.CLOSE})")
 KEPT = re.compile("\ufdd0(\\d+)\ufdd0")
@@ -42,11 +43,12 @@ ITEM = re.compile(r" *(?:•|\d+\.)")
 
 @dataclass(frozen=True)
 class Extracted:
-    """The text of a page, whether it took the path of code and mathematics, and how many formulas were put in."""
+    """The text of a page, whether it took the path of code and mathematics, and how many formulas it has and lost."""
 
     text: str
     technical: bool
     formulas: int
+    lost_formulas: int = 0
 
 
 def is_technical(source: marks.PageMarks, least: int) -> bool:
@@ -92,20 +94,26 @@ def extract(html: str, *, remove_markdown: bool = True, technical_marks: int = 3
         return extract(html, remove_markdown=remove_markdown, technical_marks=technical_marks)
     if tree.body is None:
         return Extracted("", False, 0)
-    main_content = not technical and not _too_deep(tree, source)
-    formulas = mathematics.rewrite(tree, source)
+    deep = _too_deep(tree, source, technical)
+    if deep and (tree := HTMLTree.parse(structure.flat(mended))).body is None:
+        return Extracted("", technical, 0)
+    main_content = not technical and not deep
+    formulas, lost = mathematics.rewrite(tree, source)
     skipped = [PERMALINKS] if "headerlink" in source.lower or "anchor" in source.lower else []
     if not main_content:
         skipped += [structure.HIDDEN, BOILERPLATE]
         _narrow(tree, source)
-    structure.code(tree, source)
+    if not deep:
+        structure.code(tree, source)
     structure.lists(tree, source, main_content)
     structure.raised(tree, source)
     text = extract_plain_text(tree, main_content=main_content, alt_texts=True, skip_elements=skipped or None)
-    return Extracted(_finished(text, remove_markdown), technical, formulas)
+    return Extracted(_finished(text, remove_markdown), technical, formulas, lost)
 
 
-def _too_deep(tree: Any, source: marks.PageMarks) -> bool:
+def _too_deep(tree: Any, source: marks.PageMarks, technical: bool) -> bool:
+    if technical and source.tags["<ul"] + source.tags["<ol"] <= LISTS:
+        return False
     return source.lower.count("<") > DEEPEST and tree.body.query_selector(TOO_DEEP) is not None
 
 
@@ -160,8 +168,9 @@ class PageExtractor(BaseExtractor):
     "text" are text already (WET files, most JSON lines); Markdown's markers alone go. Those whose metadata say `class`
     "code" or "mathematics", because all of their source is that, take the technical path. Text of code, and what an
     earlier run has called technical, stays as it is: a heading in Markdown is a comment there. Sets metadata:
-    extraction, "technical" or "general", and format, "text". Counts: `technical`, `formulas`, and, of what is dropped,
-    `empty` (no text) and `unreadable` (the parser refused it; one is logged).
+    extraction, "technical" or "general", and format, "text". Counts: `technical`, `formulas`, `formulas without text`
+    (drawn alone, and lost), and, of what is dropped, `empty` (no text) and `unreadable` (the parser refused it; one is
+    logged).
     """
 
     name = "Pages"
@@ -201,6 +210,8 @@ class PageExtractor(BaseExtractor):
                         self._warned = True
                     continue
             self.stat_update("formulas", value=page.formulas)
+            if page.lost_formulas:
+                self.stat_update("formulas without text", value=page.lost_formulas)
             if not page.text.strip():
                 self.stat_update("empty", StatHints.dropped)
                 continue

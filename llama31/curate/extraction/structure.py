@@ -46,6 +46,7 @@ BLOCKS_OF_LINES = "table, div.fragment, div.page_body"
 # One of these stands in every page with numbers or elements of lines.
 NUMBERED = re.compile('line(?:n[our]|-num|s-(?:code|num)| number|(?<=["-]line)")')
 NUMBERED_CELLS = ("gutter", "blob-", "hljs-ln")
+LISTED = re.compile(r"<(/?)(?:[uo]l|li|menu|dir)\b", re.IGNORECASE)
 SHALLOW = "body > ul, body > * > ul, body > * > * > ul"
 ORDINAL = re.compile(
     r"(st|nd|rd|th|n?de|ers?|re|ère|èmes?|e|es|(?:m|t|ll)e|lles|r?os|r?as|o|a|ª|º|tm|sm|™|®|©|[*†‡§¶]+)\.?",
@@ -91,6 +92,11 @@ def padded(html: str) -> str:
     return LONE.sub(rf">\1{PAD}", html) if "&" in html or not html.isascii() else html
 
 
+def flat(html: str) -> str:
+    """The source without lists, each level of which indents all below: unclosed ones would make a text its square."""
+    return LISTED.sub(r"<\1div", html)
+
+
 def code(tree: Any, source: marks.PageMarks) -> None:
     """Code without line numbers."""
     lower, tables = source.lower, "<table" in source.tags
@@ -108,7 +114,9 @@ def code(tree: Any, source: marks.PageMarks) -> None:
 
 def _lines_as_elements(tree: Any, lower: str) -> None:
     for block in all_of(tree.body, "pre ol") if "linenums" in lower else ():
-        lines = [item.text.strip("\n") for item in all_of(block, "li")]
+        if block.parent is None or block.parent.closest("ol") is not None:
+            continue
+        lines = [item.text.strip("\n") for item in block.children.values() if item.tag == "li"]
         block.replace_with(tree.create_text_node("\n".join(lines)))
     tables: dict[Any, list[str]] = {}
     for cell in all_of(tree.body, LINES):
