@@ -354,6 +354,7 @@ def test_nothing_crashes_and_everything_is_counted() -> None:
         "<p>\ufdd0A\ufdd00\ufdd0</p>",
         "<b><i>" * 2000 + "y",
         "<ul><li>a" * 20_000,
+        '<table class="lntable"><tr><td><pre>a' * 1000,
         "<pre class=linenums><ol><li>a" * 10_000,
         "<script type='math/tex'>" + "<![CDATA[ " * 50_000 + "</script>",
         "<p>z</p>" * 200_000,

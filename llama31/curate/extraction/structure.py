@@ -106,6 +106,8 @@ def code(tree: Any, source: marks.PageMarks) -> None:
     for element in all_of(tree.body, NUMBERS):
         element.remove()
     for element in all_of(tree.body, BESIDE_NUMBERS) if tables else ():
+        if element.query_selector("table") is not None:  # nobody's; a page of unclosed ones would take its cube
+            continue
         blocks = [block for block in all_of(element, "pre") if block.text.strip(f"{OPEN}{CLOSE} \n\t")]
         if len(blocks) == 1:
             element.replace_with(blocks[0])
