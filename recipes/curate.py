@@ -54,7 +54,7 @@ def submit(run: config.Curate, known: list[CurationStage], inputs: dict[str, Any
 
     missing = tasks.missing(run, known)
     size = costs.input_bytes(run.sources, inputs)
-    asked = costs.models(run.language, run.cited, run.encoders, run.knowledge)
+    asked = costs.models(run.language, run.cited, run.encoders, run.knowledge, run.minhash)
     print("\n".join(costs.table(known, missing, size, asked)), flush=True)
     if run.submit:
         report = CurationStage("report", "the page", 1, 4.0, needs=tuple(stage.name for stage in known))

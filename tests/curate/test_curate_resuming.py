@@ -18,13 +18,13 @@ from llama31 import config
 from llama31.command import entry
 from llama31.curate.mixing.sources import of_folder
 from llama31.curate.outcome import page, sources, summary
-from llama31.curate.running import attempts, folder, ledger, progress, tasks
+from llama31.curate.running import attempts, folder, ledger, progress, stages, tasks
 from llama31.curate.scoring import quality
 from llama31.tokens import tokenizers
 from llama31.tokens.indexed import IndexedReader
 from recipes.curate import finish
 from tests import processes
-from tests.curate.curated import opened, outputs, run, texts
+from tests.curate.curated import composed, opened, outputs, run, texts
 
 SYLLABLES = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
 WORDS = [first + second for first in SYLLABLES[:12] for second in SYLLABLES[::7]]
@@ -230,6 +230,9 @@ def test_a_vocabulary_that_is_gone_is_made_again_and_another_one_makes_other_tok
     assert [name for name, ranks in tasks.missing(made, known).items() if ranks] == ["vocabulary", "tokenize", "tokens"]
     run(given)
     assert file.read_bytes() == trained and outputs(tmp_path) == left
+    file.write_text("{")
+    with pytest.raises(ValueError, match="tokenizer.path=.*; fetch it again, or take it away: it is trained anew"):
+        run(given)
     tokenizers.train_bpe([text(n, True) for n in range(60)], 540, tmp_path / "bpe")
     other = file.read_bytes()
     run(given)
@@ -272,8 +275,28 @@ def test_another_release_of_a_library_makes_again_what_it_decides_and_other_code
     monkeypatch.setattr(ledger, "release", lambda name: "9.9" if name == "tokenizers" else installed(name))
     with pytest.raises(ValueError, match="versions.tokenizers=9.9: .* was made with"):
         opened(given)
-    missing = tasks.missing(*opened([*given, "overwrite=true"]))
-    assert [name for name, ranks in missing.items() if ranks] == ["vocabulary", "tokenize", "tokens"]
+    made, known = opened([*given, "overwrite=true", "dry_run=true"])
+    assert [name for name, ranks in tasks.missing(made, known).items() if ranks] == ["vocabulary", "tokenize", "tokens"]
+    # What ends an address and words that C4 looks for come of libraries, and no model of fastText is asked but `cited`.
+    for library, first in (("tldextract", "filter"), ("fasttext-numpy2-wheel", "score"), ("torch", None)):
+        monkeypatch.setattr(ledger, "release", lambda name, other=library: "9" if name == other else installed(name))
+        assert next((name for name, ranks in tasks.missing(made, known).items() if ranks), None) == first
+    monkeypatch.setattr(ledger, "release", installed)
+    monkeypatch.setattr(ledger, "VERSION", 99)
+    monkeypatch.setattr(folder.commit, "commit", lambda: "third")
+    with pytest.raises(ValueError, match="versions.stages=99: .* was made with [0-9]+; give that, or overwrite=true"):
+        opened(given)
+    capsys.readouterr()
+    opened([*given, "overwrite=true"])
+    assert "goes on with third\n" in capsys.readouterr().out
+
+
+def test_of_models_those_decide_that_a_stage_asks(pages: Path, tmp_path: Path) -> None:
+    given = ["tokens.enabled=false", "minhash.keep=best", "minhash.score=cited", f"encoders.a.model={pages}"]
+    made = composed(words(pages, tmp_path, *given))
+    found = {stage.name: {*ledger.libraries(made, stage)} for stage in stages.stages(made, 2)}
+    assert {name for name, several in found.items() if {*ledger.FAST_TEXT} <= several} == {"filter", "score"}
+    assert {name for name, several in found.items() if {*ledger.ENCODERS} <= several} == {"score"}
 
 
 def test_files_of_another_time_are_looked_into_and_of_other_content_refused(

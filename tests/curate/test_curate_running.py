@@ -139,7 +139,7 @@ def test_a_task_refuses_input_that_is_not_what_was_written(pages: Path, done: Pa
         ("extraction.technical_marks=5", "extraction.technical_marks=5: .* was made with 3; give that, or overwrite"),
         ("tasks=2", "tasks=2: .* has 4 shards"),
         ("tokens.bos=false", "tokens.bos=false: .* was made with true"),
-        ("sources.more.input=/tmp", "sources.more.input=/tmp: .* was made with not there"),
+        ("sources.more.input=/tmp", "sources.more.input=/tmp: .* was made without it; leave it out, or overwrite=true"),
     ],
 )
 def test_another_config_on_the_same_folder_is_refused(further: str, said: str, pages: Path, done: Path) -> None:
@@ -166,7 +166,7 @@ def test_every_stage_has_a_rate_in_the_bill(tmp_path: Path) -> None:
     given += ["sources.t.input=x", "sources.t.format=jsonl", "language.model=no.bin", "knowledge.model=no.bin"]
     made = composed(words(tmp_path, tmp_path, *given))
     known = stages.stages(made, 600)
-    asked = costs.models(made.language, made.cited, made.encoders, made.knowledge)
+    asked = costs.models(made.language, made.cited, made.encoders, made.knowledge, made.minhash)
     size = costs.PageBytes(2e9, 1e9)
     assert asked == costs.Models(True, 2, 0)
     assert costs.input_bytes(made.sources, {"help": {"bytes": 2_000_000_000}, "t": {"bytes": 1_000_000_000}}) == size
@@ -176,9 +176,12 @@ def test_every_stage_has_a_rate_in_the_bill(tmp_path: Path) -> None:
     # A byte of text takes what 5.6 of HTML do, but for reading it; and what an encoder takes, all of the rest is not.
     html = costs.PageBytes(7.6e9)
     assert hours["filter"] == pytest.approx(costs.core_hours("filter", html, asked))
+    best = config.DocumentDeduplication(keep="best", score="cited")
+    copies = costs.models(made.language, made.cited, {}, made.knowledge, best)
+    assert copies.copies and costs.core_hours("filter", size, copies) > hours["filter"]
     assert hours["extract"] < 0.6 * costs.core_hours("extract", html, asked)
     knowledge = config.KnowledgeClasses(str(tmp_path))
-    encoders = costs.models(made.language, made.cited, {"code": config.EncoderScore("no")}, knowledge)
+    encoders = costs.models(made.language, made.cited, {"code": config.EncoderScore("no")}, knowledge, made.minhash)
     assert encoders == costs.Models(True, 1, 2) and costs.core_hours("score", size, encoders) > 40 * sum(hours.values())
     lines = costs.table(known, {stage.name: [*range(0, stage.tasks, 2)] for stage in known}, size, asked)
     half = sum(hours[one.name] * -(-one.tasks // 2) / one.tasks for one in known)

@@ -10,6 +10,7 @@ from datatrove.data import Document
 
 from llama31 import config
 from llama31.command import curating, entry
+from llama31.curate.outcome import summary
 from llama31.curate.passage.shards import ShardReader
 from llama31.curate.running import folder, local, stages
 from llama31.curate.scoring import quality
@@ -64,6 +65,8 @@ def test_the_best_of_near_duplicates_stays_by_a_field_or_by_a_model(tmp_path: Pa
         pages[-2]["text"] += " and more of it"
     (tmp_path / "pages/a.jsonl").write_text("".join(json.dumps({**one, "language": "en"}) + "\n" for one in pages))
 
+    told = dict[str, list[str]]()
+
     def left(name: str, *further: str) -> set[str]:
         words = ["name=x", f"folder={tmp_path / name}", f"sources.a.input={tmp_path}/pages", "sources.a.format=jsonl"]
         words += [f"{name}.enabled=false" for name in ("repetition", "quality", "c4", "divergence", "tokens", "lines")]
@@ -71,6 +74,7 @@ def test_the_best_of_near_duplicates_stays_by_a_field_or_by_a_model(tmp_path: Pa
         assert not curating.problems(run)
         known = stages.stages(run, folder.opened(run).tasks)
         local.execute(run, known, known)
+        told[name] = summary.warnings(summary.summary(tmp_path / name, "x", known, 1))
         last = "score" if run.cited.model else "deduplicate"
         return {one.id for one in ShardReader(sorted((tmp_path / name).glob(f"{last}/documents/*"))).run(None)}
 
@@ -78,6 +82,9 @@ def test_the_best_of_near_duplicates_stays_by_a_field_or_by_a_model(tmp_path: Pa
     assert left("newest") == left("longest", "minhash.keep=longest") == newer
     assert left("field", "minhash.keep=best", "minhash.score=grade") == better
     assert left("model", "minhash.keep=best", "minhash.score=cited", f"cited.model={tmp_path}/cited.bin") == better
+    assert len(left("absent", "minhash.keep=best", "minhash.score=grades")) == 5
+    (line,) = told.pop("absent")
+    assert "minhash.score=grades: no document has a number there" in line and not any(told.values())
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,11 @@ def test_models_that_fit_are_taken(models: Path) -> None:
     checked(models, ["encoders.a.model=@others", "encoders.a.label=LABEL_1", "knowledge.model=@classes"])
 
 
+def test_no_model_is_asked_for_in_the_folder_of_one(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(models / "bare")
+    checked(models, [])
+
+
 def test_labels_are_those_that_the_library_reads(models: Path, tmp_path: Path) -> None:
     for use, labels in LABELS.items():
         assert whole.check(models / use) == FastText(models / use).labels == labels

@@ -163,6 +163,10 @@ def test_too_few_classes_for_a_share_lose_nothing(tmp_path: Path) -> None:
         for name in few:
             assert name.startswith(f"{WARNING}knowledge.largest_share=0.2: ")
             assert name.endswith(f"give {(0.34, 0.25)[number]} or more")
+    counted.write_text(json.dumps({"a": 900, "b": 0}))  # of texts without characters
+    asked = config.KnowledgeClasses("model", 0.2, {"a": 0.5})
+    with pytest.raises(ValueError, match="1 classes with at most so much each are less than the whole"):
+        [*Shares([counted], tmp_path / "none", config.BestOfLanguage(), asked).run(None)]
 
 
 def test_a_share_of_a_language_that_there_is_not_is_told(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def _spread(
             raise ValueError(f"language_shares={dict(language_shares)}: give one of them a number above 0")
         languages = {name: language_shares.get(name, 0.0) / whole for name in tokens}
         if empty := sorted(name for name, share in language_shares.items() if share > 0 and not tokens.get(name)):
-            raise ValueError(f"language_shares.{empty[0]}: there are no tokens of it; give it 0, or leave it out")
+            raise ValueError(f"language_shares.{empty[0]}: there are no tokens of it in this part; leave it out")
     return {one.name: languages[one.language] * one.tokens / (tokens[one.language] or 1) for one in sources}
 
 

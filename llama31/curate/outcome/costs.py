@@ -64,11 +64,15 @@ class PageBytes:
 
 @dataclass(frozen=True)
 class Models:
-    """What documents are asked about with: whether their language, and how many fastText models and encoders score."""
+    """What documents are asked about with: whether their language, and how many fastText models and encoders score.
+
+    `copies`: whether the best of near duplicates is one by a fastText score, which is asked before.
+    """
 
     language: bool = False
     fast_text: int = 0
     encoders: int = 0
+    copies: bool = False
 
 
 def models(
@@ -76,11 +80,12 @@ def models(
     cited: config.CitedScore,
     encoders: dict[str, config.EncoderScore],
     knowledge: config.KnowledgeClasses,
+    minhash: config.DocumentDeduplication,
 ) -> Models:
     """Those of a run: one for classes of knowledge is an encoder where it is a folder."""
     folders = len(encoders) + (bool(knowledge.model) and Path(knowledge.model).is_dir())
     single = bool(cited.model) + (bool(knowledge.model) and not Path(knowledge.model).is_dir())
-    return Models(bool(language.model), single, folders)
+    return Models(bool(language.model), single, folders, minhash.enabled and minhash.score == "cited")
 
 
 def input_bytes(sources: dict[str, config.PageSource], inputs: dict[str, Any]) -> PageBytes:
@@ -102,6 +107,8 @@ def core_hours(stage: str, size: PageBytes, asked: Models) -> float:
     seconds = rate * size.html + READ_TEXT_S * size.text if name == "extract" else rate * whole
     if name == "extract" and asked.language:
         seconds += 1.5 * FAST_TEXT * whole  # all pages are asked, also those that go later
+    if name == "filter" and asked.copies:
+        seconds += FAST_TEXT * whole
     if name == "score":
         seconds += (FAST_TEXT * asked.fast_text + ENCODER * asked.encoders) * whole
     return seconds / 1e9 / 3600

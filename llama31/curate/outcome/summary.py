@@ -25,6 +25,7 @@ NAME = "report.json"
 PLAIN = ("total", "forwarded", "dropped", "doc_len", "doc_len_tokens", "documents", "input_files")
 LOST = ("empty", "unreadable")  # what is counted where a block is no filter
 LEFT_OUT = "left out: "
+NO_SCORE = "no score"  # counted by MinHash's signatures of each document without one
 
 Encode = Callable[[str], int]  # how many tokens a text has
 
@@ -34,13 +35,14 @@ def summary(
 ) -> dict[str, Any]:
     """The whole report, as JSON can hold it. Stages that are not done are there without blocks."""
     record = files.read_object(folder / begun.NAME) or {}
+    keys = record.get("keys", {})
     packed = next((sources.packed_sources(folder, stage) for stage in known if stage.name == "tokens"), {})
     return {
         "name": name,
         "folder": str(folder),
         "shards": record.get("tasks"),
-        "keys": {key: value for key, value in record.get("keys", {}).items() if not key.startswith("versions.")},
-        "versions": {k.removeprefix("versions."): v for k, v in record.get("keys", {}).items() if "versions." in k},
+        "keys": {key: value for key, value in keys.items() if not key.startswith(begun.VERSION)},
+        "versions": {key.removeprefix(begun.VERSION): keys[key] for key in keys if key.startswith(begun.VERSION)},
         "commits": record.get("commits", []),
         "inputs": record.get("inputs", {}),
         "stages": [_stage(folder, stage, samples, encode) for stage in known],
@@ -187,9 +189,15 @@ def said(content: dict[str, Any]) -> str:
 
 
 def warnings(content: dict[str, Any]) -> list[str]:
-    """What blocks warn of, once."""
-    counted = [name for stage in content["stages"] for block in stage["blocks"] for name in block["counts"]]
-    return sorted({name for name in counted if name.startswith(WARNING)})
+    """What blocks warn of, once, and a score that no document has had."""
+    blocks = [block for stage in content["stages"] for block in stage["blocks"]]
+    found = {name for block in blocks for name in block["counts"] if name.startswith(WARNING)}
+    if any(0 < block["counts"].get(NO_SCORE, 0) == block["documents_in"] for block in blocks):
+        found.add(
+            f"{WARNING}minhash.score={content['keys'].get('minhash.score')}: no document has a number there, and of "
+            "near duplicates any stayed; give cited, or the field of records that holds one"
+        )
+    return sorted(found)
 
 
 def write(folder: Path, content: dict[str, Any]) -> Path:

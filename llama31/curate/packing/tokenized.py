@@ -237,7 +237,10 @@ class Vocabulary(PipelineStep):
             pieces = (piece for text in self._sample() for piece in pack.trainable(text))
             tokenizers.train_bpe(pieces, self.tokenizer.vocab_size, self.tokenizer.path)
         self.out.mkdir(parents=True, exist_ok=True)
-        vocabulary = tokenizers.load(self.tokenizer)
+        try:
+            vocabulary = tokenizers.load(self.tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{error}, or take it away: it is trained anew where there is none") from error
         known = {"fingerprint": vocabulary.fingerprint, "vocab_size": vocabulary.vocab_size}
         (self.out / "tokenizer.json").write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 

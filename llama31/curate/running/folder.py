@@ -31,9 +31,9 @@ NAME = "curation.json"
 # What says where, how fast or how it is shown, and not what comes out.
 FREE = frozenset({"name", "folder", "workers", "stage", "task", "stride", "overwrite", "dry_run", "report", "tasks"})
 FREE |= {"submit", "job", "mixture", "minhash.memory_gb"}
+VERSION = "versions."  # what names of libraries have before them among the keys
 CHANGES = ("mtime", "ETag", "etag", "LastModified")  # what file systems call it
 Listed = dict[str, list[Any]]  # files with their bytes and when they were changed
-VERSIONS = tuple(dict.fromkeys(name for several in ledger.LIBRARIES.values() for name in several))
 READERS: dict[str, Any] = {
     "warc": ArchiveReader,
     "html": FolderReader,
@@ -58,9 +58,10 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def versions() -> dict[str, str]:
-    """Releases of the libraries that decide what comes out."""
-    return {f"versions.{name}": ledger.release(name) for name in VERSIONS}
+def versions(run: config.Curate) -> dict[str, str]:
+    """Releases of the libraries that decide what comes out, and `stages`, the version of what our own code leaves."""
+    names = dict.fromkeys(name for stage in stages.stages(run, 1) for name in ledger.libraries(run, stage))
+    return {f"{VERSION}stages": str(ledger.VERSION)} | {f"{VERSION}{name}": ledger.release(name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def opened(run: config.Curate) -> Begun:
     not allow it, and where a source has no files.
     """
     path = Path(run.folder) / NAME
-    known, now = files.read_object(path), decisive(run) | versions()
+    known, now = files.read_object(path), decisive(run) | versions(run)
     tasks = int(run.tasks or (known or {}).get("tasks") or 4 * len(os.sched_getaffinity(0)))
     if known is None and path.is_file() and not run.overwrite:
         raise ValueError(
@@ -93,7 +94,7 @@ def opened(run: config.Curate) -> Begun:
         _refuse_other_files(run, known["inputs"], inputs)
     order = stages.stages(run, tasks)
     content = {"tasks": tasks, "keys": now, "stages": [stage.name for stage in order], "inputs": inputs}
-    content["commits"] = _commits(run.folder, (known or {}).get("commits", []))
+    content["commits"] = _commits(run.folder, known or {}, now)
     if not run.dry_run:
         _share(Path(run.folder) / "inputs", listed, tasks)
     if not run.dry_run and content != known:
@@ -103,13 +104,14 @@ def opened(run: config.Curate) -> Begun:
     return Begun(tasks, inputs)
 
 
-def _commits(name: str, before: list[str]) -> list[str]:
+def _commits(name: str, known: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Of the code that worked on the folder, in their order; says where it is another one than before."""
-    code = commit.commit()
+    code, before = commit.commit(), list[str](known.get("commits", []))
     if code is None or code in before[-1:]:
         return before
     if before:
-        print(f"{name} was made by the code of {before[-1]} and goes on with {code}: what is done stays", flush=True)
+        said = ": what is done stays" if known["keys"] == now else ""
+        print(f"{name} was made by the code of {before[-1]} and goes on with {code}{said}", flush=True)
     return [*before, code]
 
 
@@ -141,22 +143,29 @@ def joined(run: config.Curate) -> int:
     """
     known = files.read_object(Path(run.folder) / NAME)
     if known is None:
-        raise ValueError(f"folder={run.folder}: {NAME} is not there; begin with submit=true, or without task=")
+        raise ValueError(
+            f"folder={run.folder}: {NAME} is not there or cannot be read; begin with submit=true, or without task="
+        )
     if not run.overwrite:
-        refuse_others(run, known, decisive(run) | versions(), run.tasks or known["tasks"])
+        refuse_others(run, known, decisive(run) | versions(run), run.tasks or known["tasks"])
     return int(known["tasks"])
 
 
 def refuse_others(run: config.Curate, known: dict[str, Any], now: dict[str, Any], tasks: int) -> None:
     """Raise ValueError where a folder was made with other keys than `now`."""
     before = known["keys"]
-    remedy = "or overwrite=true to make again what it changes, or another folder"
+    remedy = "overwrite=true to make again what it changes, or another folder"
     for key in dict.fromkeys([*before, *now]):
-        if before.get(key) != now.get(key):
-            given, made = (_shown(side[key]) if key in side else "not there" for side in (now, before))
-            raise ValueError(f"{key}={given}: {run.folder} was made with {made}; give that, {remedy}")
+        if before.get(key) == now.get(key):
+            continue
+        given = f"{key}={_shown(now[key])}" if key in now else f"{key} is not given"
+        if key in before:
+            made = f"with {_shown(before[key])}; give that, or"
+        else:
+            made = "without it; give" if key.startswith(VERSION) else "without it; leave it out, or"
+        raise ValueError(f"{given}: {run.folder} was made {made} {remedy}")
     if tasks != known["tasks"]:
-        raise ValueError(f"tasks={tasks}: {run.folder} has {known['tasks']} shards; give that, {remedy}")
+        raise ValueError(f"tasks={tasks}: {run.folder} has {known['tasks']} shards; give that, or {remedy}")
 
 
 def _shown(value: Any) -> str:

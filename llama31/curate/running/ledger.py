@@ -23,14 +23,16 @@ from llama31 import config
 from llama31.curate.running.stages import CurationStage
 from llama31.runs import files
 
-VERSION = 2  # of what stages leave; raised where the same keys give other files
+VERSION = 3  # of what stages leave; raised where the same keys give other files
 PIECE = 1 << 22
-# What decides beside our own code what a stage leaves.
+# What decides beside our own code what a stage leaves; of `filter` datatrove's stop words and C4's patterns, and
+# tldextract's domains in which an address may end.
 LIBRARIES = {
-    "extract": ("datatrove", "resiliparse", "fastwarc", "faust-cchardet", "fasttext-numpy2-wheel"),
-    "score": ("fasttext-numpy2-wheel",),
+    "extract": ("datatrove", "resiliparse", "fastwarc", "faust-cchardet"),
+    "filter": ("datatrove", "tldextract"),
     **dict.fromkeys(("vocabulary", "tokenize", "tokens"), ("tiktoken", "tokenizers")),
 }
+FAST_TEXT, ENCODERS = ("fasttext-numpy2-wheel",), ("torch", "transformers", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,18 @@ def left(record: dict[str, Any]) -> list[Left]:
 
 def sections(run: config.Curate, stage: CurationStage) -> dict[str, Any]:
     """The keys that decide what a stage leaves, hashes of the files that they name, and releases of libraries."""
-    releases = {name: release(name) for name in LIBRARIES.get(stage.name, ())}
+    releases = {name: release(name) for name in libraries(run, stage)}
     return {name: _plain(operator.attrgetter(name)(run), name) for name in stage.keys} | {"versions": releases}
+
+
+def libraries(run: config.Curate, stage: CurationStage) -> tuple[str, ...]:
+    """Those whose releases decide what a stage leaves; fastText and what runs encoders where it asks such a model."""
+    asked = [run.language.model] if "language" in stage.keys else []
+    asked += [run.cited.model] if {"cited", "cited.model"} & {*stage.keys} else []
+    asked += [run.knowledge.model, *(one.model for one in run.encoders.values())] if "encoders" in stage.keys else []
+    folders = {Path(one).is_dir() for one in asked if one}
+    models = [*(FAST_TEXT if False in folders else ()), *(ENCODERS if True in folders else ())]
+    return tuple(dict.fromkeys([*LIBRARIES.get(stage.name, ()), *models]))
 
 
 @functools.cache

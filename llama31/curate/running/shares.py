@@ -61,7 +61,7 @@ class Shares(PipelineStep):
             for path in scores:
                 shutil.copy(path, self.out / path.name)
             found = ranking.merge(self.out, self.best.share, self.best.shares)["languages"]
-            for language in self.best.shares.keys() - found.keys():
+            for language in sorted(self.best.shares.keys() - found.keys()):
                 self.stat_update(f"{WARNING}best.shares.{language}: no document is in this language")
             for path in scores:
                 (self.out / path.name).unlink()
@@ -76,13 +76,13 @@ class Shares(PipelineStep):
     def _largest(self, total: Counter[str]) -> float:
         """The share that no class may exceed; 1, counted, where there are too few classes for such a share of each."""
         single, most = self.classes.largest_shares, self.classes.largest_share
-        shares = [single.get(name, most) for name, count in total.items() if count]
-        if sum(shares) >= 1 or set(total) <= set(single):
+        there = [name for name, count in total.items() if count]
+        free = [name for name in there if name not in single]
+        if sum(single.get(name, most) for name in there) >= 1 or not free:
             return most
-        free = [name for name, count in total.items() if count and name not in single]
-        least = (1 - sum(single.get(name, 0.0) for name, count in total.items() if count)) / len(free)
+        least = (1 - sum(single.get(name, 0.0) for name in there)) / len(free)
         self.stat_update(
-            f"{WARNING}knowledge.largest_share={most:g}: {len(shares)} classes are too few for it, and none of the "
+            f"{WARNING}knowledge.largest_share={most:g}: {len(there)} classes are too few for it, and none of the "
             f"others is made smaller; give {math.ceil(100 * least) / 100:g} or more"
         )
         return 1.0

@@ -73,7 +73,7 @@ def _cited(path: str) -> Iterator[Issue]:
 
 def _knowledge(given: KnowledgeClasses) -> Iterator[Issue]:
     key, path = "knowledge.model", given.model
-    if Path(path).is_dir():
+    if path and Path(path).is_dir():
         yield from _encoder_of_classes(given, key, Path(path))
         return
     labels, broken = _labels(key, path)
