@@ -302,7 +302,9 @@ class Curate:
     task: int | None = key(None, "run this task of the stage alone, as a task of a Slurm array does", low=0)
     stride: int | None = key(None, "and every so many-th after it, where an array has fewer elements than tasks", low=1)
     overwrite: bool = key(
-        False, "take over a folder that was made with other keys: what they change is made again, the rest stays"
+        False,
+        "take over a folder that was made with other keys, inputs or libraries: what they change is made again, the "
+        "rest stays",
     )
     submit: bool = key(False, "submit every stage to Slurm as an array, instead of running it here")
     job: CurationJobs = field(default_factory=CurationJobs)

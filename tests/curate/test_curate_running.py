@@ -161,6 +161,9 @@ def test_other_files_are_refused_and_taken_over(pages: Path, tmp_path: Path) -> 
     assert len(texts(target, "extract")) == before + 1
 
 
+TEXT = ("sources.t.format=jsonl", "tokens.enabled=false", "dry_run=true")
+
+
 def test_every_stage_has_a_rate_in_the_bill(tmp_path: Path) -> None:
     given = ["cited.model=no.bin", "best.score=cited", "minhash.cluster_tasks=2", "minhash.cluster_rounds=2"]
     given += ["sources.t.input=x", "sources.t.format=jsonl", "language.model=no.bin", "knowledge.model=no.bin"]
@@ -169,7 +172,15 @@ def test_every_stage_has_a_rate_in_the_bill(tmp_path: Path) -> None:
     asked = costs.models(made.language, made.cited, made.encoders, made.knowledge, made.minhash)
     size = costs.PageBytes(2e9, 1e9)
     assert asked == costs.Models(True, 2, 0)
-    assert costs.input_bytes(made.sources, {"help": {"bytes": 2_000_000_000}, "t": {"bytes": 1_000_000_000}}) == size
+    there = {"help": {"bytes": 2_000_000_000, "packed": 0}, "t": {"bytes": 400_000_000, "packed": 200_000_000}}
+    assert costs.input_bytes(made.sources, there) == size
+    (tmp_path / "two").mkdir()
+    for name in ("a.jsonl.zst", "b.jsonl"):
+        (tmp_path / "two" / name).write_bytes(b"12345")
+    found = folder.opened(composed(["name=x", f"folder={tmp_path}", f"sources.t.input={tmp_path}/two", *TEXT])).inputs
+    assert costs.input_bytes(made.sources, found) == costs.PageBytes(0, 25)
+    sets = {"help": config.PageSource(format="dataset"), "t": config.PageSource(format="parquet")}  # Arrow as it is
+    assert costs.input_bytes(sets, there) == costs.PageBytes(0, 2e9 + 1.6e9)
     hours = {stage.name: costs.core_hours(stage.name, size, asked) for stage in known}
     assert {*hours} == {*blocks.BUILDERS, "minhash_round_1", "minhash_round_2"} - {"minhash_round"}
     assert all(value > 0 for value in hours.values())

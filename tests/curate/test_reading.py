@@ -137,10 +137,12 @@ def test_what_is_no_page_is_counted_by_kind(tmp_path: Path) -> None:
     image = record(0, b"\x89PNG").replace(b"Content-Type: text/html", b"Content-Type: image/png")
     cut = record(0, PAGE).replace(b"WARC-Date", b"WARC-Truncated: length\r\nWARC-Date")
     records = [record(0, PAGE, status=b"404 Not Found"), record(0, b""), record(0, PAGE, kind=b"request"), image, cut]
+    # An archive is no page, and is not unpacked to say so.
+    records.append(record(0, gzip.compress(PAGE)[:-9]).replace(b"Content-Type: text/html", b"Content-Type: image/tgz"))
     content = b"".join(map(gzip.compress, [*records, record(0, PAGE, b"Content-Encoding: compress\r\n"), RECORDS[1]]))
     documents, left_out = archive(tmp_path, content)
-    kinds = ("status: 404", "empty", "record: request", "no page: image/png", "cut by the crawler", "content encoding")
-    assert len(documents) == 1 and left_out == dict.fromkeys(kinds, 1)
+    kinds = ["status: 404", "empty", "record: request", "no page: image/png", "cut by the crawler", "content encoding"]
+    assert len(documents) == 1 and left_out == dict.fromkeys([*kinds, "no page: image/tgz"], 1)
 
 
 def raw_deflate(body: bytes) -> bytes:

@@ -43,7 +43,8 @@ OTHERS: dict[str, float] = {
 # encoder of DistilRoBERTa's shape 4.3 (docs/curation.md).
 FAST_TEXT, ENCODER = 10.0, 9300.0
 VOCABULARY_S = 30.0  # however much text there is: it reads tokenizer.train_bytes of it
-EXPANDED = {"warc": 4.5, "parquet": 4.0, "dataset": 4.0}  # bytes of pages for each byte of a compressed file
+# Bytes of pages or text for each byte of a compressed file; of archives without what else stands in them.
+EXPANDED, ARCHIVED = 4.0, 4.5
 TEXT, READ_TEXT_S = (
     5.6,
     140.0,
@@ -94,7 +95,8 @@ def input_bytes(sources: dict[str, config.PageSource], inputs: dict[str, Any]) -
     for name, one in inputs.items():
         source = sources[name]
         is_text = source.format not in ("warc", "html") and source.content == "text"
-        found[is_text] += float(one["bytes"]) * EXPANDED.get(source.format, 1.0)
+        packed = one["bytes"] if source.format == "parquet" else one["packed"]
+        found[is_text] += one["bytes"] - packed + packed * (ARCHIVED if source.format == "warc" else EXPANDED)
     return PageBytes(found[False], found[True])
 
 

@@ -74,6 +74,7 @@ class ArchiveReader(CountingReader):
         if kind == "response":
             headers, block = _http(block)
             media = headers.get("content-type", "")
+            self._page(kind, media)
             sent = [one.strip().lower() for one in headers.get("transfer-encoding", "").split(",")]
             if "chunked" in sent:
                 block = bodies.joined(block)
@@ -97,7 +98,8 @@ class ArchiveReader(CountingReader):
             format="text" if kind == "conversion" else "html",
         )
 
-    def _page(self, kind: str, media: str, body: bytes) -> None:
+    def _page(self, kind: str, media: str, body: bytes = b"<") -> None:
+        """Raise Unreadable for what is no page: before archives and others are unpacked, and with the body after it."""
         name = media.split(";")[0].strip().lower()
         if kind == "conversion" or name in PAGES:
             return

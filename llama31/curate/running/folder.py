@@ -31,6 +31,7 @@ NAME = "curation.json"
 # What says where, how fast or how it is shown, and not what comes out.
 FREE = frozenset({"name", "folder", "workers", "stage", "task", "stride", "overwrite", "dry_run", "report", "tasks"})
 FREE |= {"submit", "job", "mixture", "minhash.memory_gb"}
+PACKED = (".gz", ".zst", ".bz2", ".xz")
 VERSION = "versions."  # what names of libraries have before them among the keys
 CHANGES = ("mtime", "ETag", "etag", "LastModified")  # what file systems call it
 Listed = dict[str, list[Any]]  # files with their bytes and when they were changed
@@ -66,7 +67,10 @@ def versions(run: config.Curate) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Begun:
-    """A folder that was begun: its number of shards, and of every source files, bytes and a hash of both."""
+    """A folder that was begun: its number of shards, and of every source files, bytes and a hash.
+
+    `packed` of a source: the bytes of its compressed files among them.
+    """
 
     tasks: int
     inputs: dict[str, Any]
@@ -213,6 +217,7 @@ def _described(listed: dict[str, Listed]) -> dict[str, Any]:
         name: {
             "files": len(found),
             "bytes": sum(size for size, _ in found.values()),
+            "packed": sum(size for path, (size, _) in found.items() if path.endswith(PACKED)),
             "sha256": hashlib.sha256(json.dumps(found).encode()).hexdigest(),
         }
         for name, found in listed.items()
