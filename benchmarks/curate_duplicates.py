@@ -159,7 +159,7 @@ def merging(folder: str) -> dict[str, float]:
 def main(folders: list[str]) -> None:
     """Print a row for each folder, and the rates of the other stages."""
     logger.remove()
-    lines = ("A line.\n", "A líne.\n", "Han: \u0939\u093f\U00020000.\n")
+    lines = ("A line.\n", "A \u2013 line.\n", "Han: \u0939\u093f\U00020000.\n")
     few = [Document(text=9 * line, id=line, metadata={"language": "en"}) for line in lines]
     with tempfile.TemporaryDirectory() as place:  # functions are compiled
         rate(MinhashSignatures(f"{place}/signatures"), len(few), few)

@@ -1,9 +1,9 @@
 """What stages will cost, in hours of a core, by what they were measured to cost per byte of the pages that came in.
 
-Seconds of one core of an EPYC without AVX-512 for a gigabyte of HTML, out of the report.json of a run on the help of
-LibreOffice in English and German and the documentation of SymPy: 5,431 pages, 90 MB of HTML with 16 MB of text. What
+Seconds of one core of an EPYC (family 25, model 17) for a gigabyte of HTML, out of the report.json of a run on the help
+of LibreOffice in English and German and the documentation of SymPy: 5,431 pages, 90 MB of HTML with 16 MB of text. What
 only some runs have (`OTHERS`): of one on 108 MB of text, the help in three languages and variants of it, three in ten
-documents near duplicates, on an EPYC (family 25, model 17) that others worked on too.
+documents near duplicates, while others worked on that machine too.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from llama31 import config
 from llama31.curate.running.stages import CurationStage
 
 SECONDS_PER_GB: dict[str, float] = {
-    "extract": 155.0,
+    "extract": 86.0,
     "url_duplicates": 0.1,
-    "token_counts": 0.1,
-    "filter": 120.0,
-    "minhash_buckets": 0.6,
-    "minhash_clusters": 0.2,
-    "deduplicate": 6.0,
+    "token_counts": 0.4,
+    "filter": 41.0,
+    "minhash_buckets": 0.2,
+    "minhash_clusters": 0.1,
+    "deduplicate": 3.5,
     "line_duplicates": 0.1,
-    "lines": 5.0,
-    "tokenize": 16.0,
-    "tokens": 10.0,
+    "lines": 2.4,
+    "tokenize": 8.6,
+    "tokens": 4.3,
 }
 OTHERS: dict[str, float] = {
     "minhash_edges": 0.1,
@@ -45,10 +45,8 @@ FAST_TEXT, ENCODER = 10.0, 9300.0
 VOCABULARY_S = 30.0  # however much text there is: it reads tokenizer.train_bytes of it
 # Bytes of pages or text for each byte of a compressed file; of archives without what else stands in them.
 EXPANDED, ARCHIVED = 4.0, 4.5
-TEXT, READ_TEXT_S = (
-    5.6,
-    140.0,
-)  # bytes of HTML with as much text as a byte of text; seconds that a gigabyte of it is read
+TEXT = 5.6  # bytes of HTML with as much text as a byte of text
+READ_TEXT_S = 110.0  # for a gigabyte of text that is read, in place of pages
 
 
 @dataclass(frozen=True)
