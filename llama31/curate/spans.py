@@ -119,7 +119,7 @@ def hash_of(word: str) -> int:
 def _classes(hard: bool, codes: int) -> Kinds:
     """Class of each code point, as one of the two expressions of `words` sees it, [codes]."""
     patterns = {WORD: words.LETTER if hard else r"\w", DIGIT: r"\d", JOIN: r"['\u2019\-]", POINT: "[.,:]"}
-    patterns |= {SPACE: r"\s", OTHER: r"[^\w\s]"}
+    patterns |= {kind: words.alike(one) if hard else one for kind, one in ((SPACE, words.SPACE), (OTHER, words.OTHER))}
     table = np.full(codes, SPOKEN, np.uint8)
     table[[code for code in map(ord, PUNCTUATION_SET) if code < codes]] = 0
     letters = min(codes, UNASSIGNED)
@@ -193,7 +193,7 @@ def _with_stretches(found: Words, text: str, apart: Ints, language: str) -> Word
 @functools.cache
 def _elision(language: str, hard: bool) -> re.Pattern[str]:
     pattern = words.ELISIONS[language]
-    return regex.compile(pattern, regex.V1) if hard else re.compile(pattern)
+    return regex.compile(words.alike(pattern), regex.V1) if hard else re.compile(pattern)
 
 
 def _elided(text: str, kinds: Kinds, edges: Ints, elision: re.Pattern[str]) -> Ints:
@@ -208,11 +208,7 @@ def _elided(text: str, kinds: Kinds, edges: Ints, elision: re.Pattern[str]) -> I
 def _by_strings(text: str, language: str) -> Words:
     """The same of words that an expression of `words` finds."""
     pattern = words.pattern(language if language in words.ELISIONS else "", True, True)
-    found = [(match.start(), match[0]) for match in pattern.finditer(text)]
-    lengths = np.fromiter((len(word) for _, word in found), np.int64, len(found))
-    ends = np.cumsum(lengths)
-    codes = _codes(f" {''.join(word for _, word in found)} ")
+    borders = (at for match in pattern.finditer(text) for at in match.span())
+    edges, codes = np.fromiter(borders, np.int64) - 1, _codes(text)
     kinds = _classes(False, 128 if codes.dtype == np.uint8 else _table_size(codes))[codes]
-    edges = np.stack([ends - lengths, ends], 1).ravel()
-    places = np.fromiter((at for at, _ in found), np.int64, len(found)) - 1
-    return Words(*kernels.measured(codes, kinds, edges), places)
+    return Words(*kernels.measured(codes, kinds, edges), edges[::2])

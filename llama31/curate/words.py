@@ -34,27 +34,32 @@ SPACELESS = frozenset(PIECES)
 UNPOINTED = frozenset({"th", "lo"})
 # Closed in French, where `aujourd'hui` is a word; in Italian and Catalan an apostrophe within a word is an elision.
 ELISIONS = {
-    "fr": r"(?<![\w'’\-])(?:[cdjlmnstCDJLMNST]|(?:[Jj]us|[Ll]ors|[Pp]uis|[Qq]uoi)?[Qq]u)['’](?=\w)",
-    "it": r"(?<![\w'’\-])\w+['’](?=\w)",
-    "ca": r"(?<![\w'’\-])\w+['’](?=\w)",
+    "fr": r"(?<![\w'’\-])(?:[cdjlmnstCDJLMNST]|(?:[Jj]us|[Ll]ors|[Pp]uis|[Qq]uoi)?[Qq]u)['’](?=[\w])",
+    "it": r"(?<![\w'’\-])[\w]+['’](?=[\w])",
+    "ca": r"(?<![\w'’\-])[\w]+['’](?=[\w])",
 }
 JOINED = r"(?:['’\-]|(?<=\d)[.,:](?=\d))"
-SYMBOLS = r"(?<!\S)[^\w\s]+(?!\S)"
+SPACE, OTHER = r"[\s]", r"[^\w\s]"
+SYMBOLS = r"(?<![^\s])[^\w\s]+(?![^\s])"
 
 # What `re` takes apart: it counts no mark as part of a word, and knows no script. The gaps are Greek, Cyrillic and
-# Armenian, Latin with two diacritics (Vietnamese), polytonic Greek and punctuation.
-HARD = re.compile("[\u00ad\u0300-\u036f\u0483-\u0489\u0591-\u1dff\u200c\u200d\u20d0-\u20f0\u2cef-\U0010ffff]")
+# Armenian, Latin with two diacritics (Vietnamese), polytonic Greek and punctuation. Of the other characters there are
+# a few that `regex` sees otherwise (circled letters); `alike` tells it what `re` thinks of ½ and of separators.
+HARD = re.compile(
+    "[\u00ad\u0300-\u036f\u0483-\u0489\u0558\u058b\u058c\u0591-\u1dff\u200c\u200d\u203f\u2040\u2054\u208f\u209d-\u209f"
+    "\u20d0-\u20f0\u24b6-\u24e9\u2cef-\U0010ffff]"
+)
 BY_CHARACTER = r"\p{Han}\p{Hiragana}\p{Katakana}\u30fc\uff70"
 BY_CLUSTER = r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
 CLUSTERS = (
     r"[\u0e40-\u0e44]?[\u0e01-\u0e2e][\u0e30-\u0e3a\u0e45\u0e47-\u0e4e]*",
-    r"[\u0ec0-\u0ec4]?[\u0e81-\u0eae\u0edc-\u0edf][\u0eb0-\u0ebd\u0ec8-\u0ece]*",
+    r"[\u0ec0-\u0ec4]?[[\u0e81-\u0eae\u0edc-\u0edf]&&\p{Lao}][\u0eb0-\u0ebd\u0ec8-\u0ece]*",
     # U+17D2 and U+1039 stack the next consonant below.
     r"[[\p{Khmer}\p{Myanmar}\p{Tibetan}]&&\p{L}](?:\p{M}|(?<=[\u17d2\u1039])\p{L})*",
     r"[[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]&&\p{Nd}]+",
-    rf"[[{BY_CHARACTER}{BY_CLUSTER}]&&\w]",
+    rf"[[{BY_CHARACTER}{BY_CLUSTER}]&&[\w\p{{No}}]]",
 )
-LETTER = rf"[[\w\u00ad\u200c\u200d]--[{BY_CHARACTER}{BY_CLUSTER}]]"
+LETTER = rf"[[\w\p{{No}}\u00ad\u200c\u200d]--[{BY_CHARACTER}{BY_CLUSTER}]]"
 
 CLOSING = "\"'”’»)\\]」』"
 MARKS = ".!?…؟。！？｡।॥"
@@ -69,15 +74,20 @@ ENDED = re.compile(
 SPACED = re.compile(r"\s+")
 
 
+def alike(expression: str) -> str:
+    r"""An expression for `regex` that sees characters which are not HARD as `re` does; \w and \s stand in brackets."""
+    return expression.replace(r"\w", r"\w\p{No}").replace(r"\s", r"\s\x1c-\x1f")
+
+
 @cache
 def pattern(language: str, hard: bool, symbols: bool) -> re.Pattern[str]:
     """The expression whose matches are the words; `hard` for texts with characters that only `regex` knows."""
     letter = LETTER if hard else r"\w"
     word = rf"{letter}+(?:{JOINED}{letter}+)*"
-    parts = [ELISIONS[language]] if language in ELISIONS else []
-    parts += [word, *CLUSTERS] if hard else [word]
-    parts += [SYMBOLS] if symbols else []
-    return regex.compile("|".join(parts), regex.V1) if hard else re.compile("|".join(parts))
+    before, behind = [ELISIONS[language]] if language in ELISIONS else [], [SYMBOLS] if symbols else []
+    if not hard:
+        return re.compile("|".join([*before, word, *behind]))
+    return regex.compile("|".join([*map(alike, before), word, *CLUSTERS, *map(alike, behind)]), regex.V1)
 
 
 def split(text: str, language: str, symbols: bool = False) -> list[str]:

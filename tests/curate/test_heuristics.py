@@ -31,7 +31,7 @@ from tests.curate.test_words import CASES
 
 LANGUAGES = ("en", "fr", "it", "th", "hi", "")
 # What words, joints, symbols and scripts are made of, and what a table might forget.
-CHARACTERS = "ab lL'’-.,:12_|#… \n\t\x00\x1c\u00ad\u200d\u0301é¶१हि。中あกาเ၁\ud800\U00020000\U000e0041１٣()"
+CHARACTERS = "ab lL'’-.,:12²①_|#… \n\t\x00\x1c\u00ad\u200d\u0301é¶१हि。中あกาเ၁\ud800\U00020000\U000e0041１٣()"
 TEXTS = st.text(st.sampled_from(CHARACTERS), max_size=40)
 
 
@@ -78,6 +78,13 @@ def test_classes_of_all_characters() -> None:
         matches = (regex.compile(pattern, regex.V1) if hard else re.compile(pattern)).findall(every)
         table = spans._table(pattern, hard, len(every))
         assert np.flatnonzero(table).tolist() == list(map(ord, matches))
+
+
+def test_both_expressions_see_alike_what_needs_none_of_them() -> None:
+    """A word is the same whatever stands elsewhere in a text, and in each piece of a long one."""
+    size = 1 << 17
+    differing = spans._classes(True, size) != spans._classes(False, size)
+    assert differing.any() and not (differing & (spans._scripts(size) == 0)).any()
 
 
 def test_spans_of_long_texts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,9 @@ CASES = [
     ("vi", "Việt Nam", ["Việt", "Nam"]),
     ("ar", "مُحَمَّد كتب", ["مُحَمَّد", "كتب"]),
     ("ko", "한국어 문장", ["한국어", "문장"]),
+    ("en", "½ cup, x² and ②", ["½", "cup", "x²", "and", "②"]),
+    ("fr", "l'½ et l’②", ["l'", "½", "et", "l’", "②"]),
+    ("lo", "\u0e83ກ", ["ກ"]),
     ("xx", "", []),
     ("en", " \n\t--- \u200b", []),
 ]
@@ -64,6 +67,8 @@ def test_symbols_that_stand_alone_are_words_on_demand() -> None:
     text = "| a | -- 'b' ... है | #"
     assert words.split(text, "en", symbols=True) == ["|", "a", "|", "--", "b", "...", "है", "|", "#"]
     assert words.split(text[:13], "en", symbols=True) == ["|", "a", "|", "--", "b"]
+    for other in ("", " है"):  # separators are white space for `re` alone
+        assert words.split(f"|\x1c#{other}", "en", symbols=True)[:2] == ["|", "#"]
 
 
 def test_marks_cut_no_word_in_any_script() -> None:
