@@ -1,8 +1,8 @@
 """Loops over characters, words and lines, compiled by numba: what has no form in arrays that is as fast or as short.
 
 numba compiles a function at its first call and keeps the result beside this file, or in the user's cache where it may
-not write here, so that the next process takes it from there. It compiles anew what changes here, and would not see a
-change elsewhere: so all of them, and the numbers that they use, stand in this module.
+not write here, so that the next process takes it from there (`Kept`). It compiles anew where this file is another, and
+would not see a change elsewhere: so all of them, and the numbers that they use, stand in this module.
 
 Arrays are of one dimension. Hashes are taken modulo 2^64; equal ones of different things are an accident of about
 2^-63, or somebody's design.
@@ -10,12 +10,17 @@ Arrays are of one dimension. Hashes are taken modulo 2^64; equal ones of differe
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import pickle
 import string
 from collections.abc import Callable
+from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
+from numba.core import caching
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -43,12 +48,55 @@ SAME[[*string.digits.encode()]] = ord("0")
 FACTORS = np.where(SAME > 0, BASE, ONE)
 
 
+class KeptFiles(caching.IndexDataCacheFile):
+    """numba's files of one function, of which each says what it holds: what is not as it should be is not there.
+
+    numba writes its index first, and numbers the files by it. Two processes that begin at once may give one number to
+    two functions; where the disk is full or a process ends, the index tells of a file of the code before. Such a file
+    would be run for another one.
+    """
+
+    def save(self, key: Any, data: Any) -> None:
+        """Keep what was compiled for arguments and a processor."""
+        content = self._dump(data)
+        super().save(key, (self._source_stamp, key, hashlib.sha256(content).digest(), content))
+
+    def load(self, key: Any) -> Any:
+        """What was kept, or None."""
+        try:
+            stamp, of, digest, content = super().load(key) or (None, None, None, b"")
+        except Exception:  # noqa: BLE001 - what was cut off or is not ours has errors of any kind
+            return None
+        whole = (stamp, of, digest) == (self._source_stamp, key, hashlib.sha256(content).digest())
+        return pickle.loads(content) if whole else None
+
+    def _load_index(self) -> dict[Any, str]:
+        try:
+            return dict(super()._load_index())
+        except Exception:  # noqa: BLE001 - as above; the next one to keep something writes it anew
+            return {}
+
+
+class Kept(caching.FunctionCache):
+    """What was compiled of a function; where nothing can be written, each process compiles for itself."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        super().__init__(function)
+        locator = self._impl.locator
+        self._cache_file = KeptFiles(self._cache_path, self._impl.filename_base, locator.get_source_stamp())
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep what was compiled, where that can be done."""
+        with contextlib.suppress(OSError):
+            super().save_overload(sig, data)
+
+
 def compiled[F: Callable[..., object]](function: F) -> F:
     """A function that numba compiles; again in each process where no folder can keep it."""
-    try:
-        return numba.njit(function, cache=True)
-    except RuntimeError:  # "no locator available"
-        return numba.njit(function)
+    result = numba.njit(function)
+    with contextlib.suppress(RuntimeError):  # "no locator available"
+        result._cache = Kept(function)
+    return result
 
 
 @compiled
@@ -330,16 +378,18 @@ def without(data: Kinds, gone: Flags) -> Kinds:
     Blank lines behind them become one where none stands before, and none at the text's beginning and end.
     """
     kept, size, last = np.empty(len(data) + 1, np.uint8), 0, 0  # last: where the last line that is kept begins
-    at, after = 0, False
+    at, after, room = 0, False, False  # room: for a blank line, behind one that is kept and is not blank
     for out in gone:
         begin, to = at, size
         while at < len(data) and data[at] != LINE_FEED:
             kept[to] = data[at]
             at, to = at + 1, to + 1
         kept[to] = LINE_FEED
+        if out and not after:
+            room = size > 0 and not _blank(kept, last, size - 1)
         after = out or (after and _blank(data, begin, at))
-        if not out and (not after or (size and not _blank(kept, last, size - 1))):
-            last, size = size, to + 1
+        if not out and (room or not after):
+            last, size, room = size, to + 1, False
         at += 1
     while after and size and _blank(kept, last, size - 1):
         size, last = last, last - 1

@@ -180,6 +180,15 @@ def test_lines_are_taken_out_as_with_strings(lines: list[tuple[str, bool]]) -> N
     assert cut("\n".join(texts), gone) == without_lines(texts, gone)
 
 
+def test_a_long_blank_line_is_looked_at_once() -> None:
+    """Not for each of the blank lines behind it, which takes minutes."""
+    blank, many = " " * 3_000_000, "\n" * 300_000
+    for before, last in (("a\nx\n", f"a\n{blank}\nb"), ("", f"{blank}\nb")):
+        text = f"{before}{blank}{many}b" if before else f"{blank}\nx{many}b"
+        gone = [line == "x" for line in text.split("\n")]
+        assert cut(text, gone) == last
+
+
 def test_blank_is_what_python_says() -> None:
     for code in (*range(0x3100), 0xD800, 0xFEFF, 0x1F600):
         data = np.frombuffer(shards.encoded(chr(code)), np.uint8)

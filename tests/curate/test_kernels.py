@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,6 +51,46 @@ def test_without_a_folder_to_keep_it_a_function_is_compiled_all_the_same() -> No
     scope: dict[str, object] = {}
     exec("def twice(number):\n    return 2 * number", scope)  # of no file: numba finds no place beside it
     assert kernels.compiled(scope["twice"])(21) == 42  # type: ignore[type-var, operator]
+
+
+def twice_of(folder: Path, source: str = "2 * number") -> Any:
+    """A function as a process that begins has it, of a file in a folder."""
+    path, scope = folder / "twice.py", {"__name__": __name__}
+    path.write_text(f"def twice(number):\n    return {source}\n")
+    exec(compile(path.read_text(), str(path), "exec"), scope)
+    return kernels.compiled(scope["twice"])  # type: ignore[type-var]
+
+
+def test_a_file_that_is_not_what_the_index_says_is_compiled_anew(tmp_path: Path) -> None:
+    """As of two processes that began at once, of a machine that broke down, of numba itself."""
+    twice = twice_of(tmp_path)
+    assert (twice(1), twice(1.5)) == (2, 3.0)
+    (index,), files = tmp_path.glob("__pycache__/*.nbi"), sorted(tmp_path.glob("__pycache__/*.nbc"))
+    assert len(files) == 2
+    whole = {path: path.read_bytes() for path in (index, *files)}
+    damages = [(files[0], whole[files[1]])]
+    damages += [(path, whole[path][:length]) for path in whole for length in (0, 30, len(whole[path]) - 30)]
+    middle = len(whole[files[1]]) // 2
+    damages.append((files[1], whole[files[1]][:middle] + bytes(512) + whole[files[1]][middle + 512 :]))
+    for path, content in damages:
+        path.write_bytes(content)
+        for _ in range(2):  # the second takes what the first one compiled
+            twice = twice_of(tmp_path)
+            assert (twice(1), twice(1.5)) == (2, 3.0), path
+        assert sum(twice.stats.cache_hits.values()) == 2 and not twice.stats.cache_misses, path
+
+
+def test_on_a_full_disk_nothing_is_kept_and_no_older_code_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert twice_of(tmp_path)(2) == 4
+    with monkeypatch.context() as patch:
+        patch.setattr("numba.core.caching.IndexDataCacheFile._save_data", full)  # the index, written before, fits
+        assert twice_of(tmp_path, "3 * number")(2) == 6
+    assert twice_of(tmp_path, "3 * number")(2) == 6
 
 
 def test_a_process_takes_what_another_compiled(tmp_path: Path) -> None:
