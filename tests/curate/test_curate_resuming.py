@@ -289,6 +289,10 @@ def test_another_release_of_a_library_makes_again_what_it_decides_and_other_code
     capsys.readouterr()
     opened([*given, "overwrite=true"])
     assert "goes on with third\n" in capsys.readouterr().out
+    attempts.begin(tmp_path, "minhash_buckets", 0)  # in an array, while all is submitted again by other code
+    monkeypatch.setattr(folder.commit, "commit", lambda: "fourth")
+    opened(given)
+    assert ledger.reopen(tmp_path, "minhash_buckets", 0)
 
 
 def test_of_models_those_decide_that_a_stage_asks(pages: Path, tmp_path: Path) -> None:

@@ -102,7 +102,8 @@ def opened(run: config.Curate) -> Begun:
     if not run.dry_run:
         _share(Path(run.folder) / "inputs", listed, tasks)
     if not run.dry_run and content != known:
-        for stage in order:
+        # Where the code alone is another one, tasks of an array may be at work.
+        for stage in order if content != (known or {}) | {"commits": content["commits"]} else ():
             _forget_others(Path(run.folder), stage)
         files.write_whole(path, json.dumps(content, indent=1) + "\n")
     return Begun(tasks, inputs)
