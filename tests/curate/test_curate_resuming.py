@@ -293,6 +293,11 @@ def test_another_release_of_a_library_makes_again_what_it_decides_and_other_code
     monkeypatch.setattr(folder.commit, "commit", lambda: "fourth")
     opened(given)
     assert ledger.reopen(tmp_path, "minhash_buckets", 0)
+    record = json.loads((tmp_path / folder.NAME).read_text())
+    del record["keys"]["versions.stages"]  # as of code that wrote none
+    (tmp_path / folder.NAME).write_text(json.dumps({**record, "keys": {"versions.before": "1", **record["keys"]}}))
+    with pytest.raises(ValueError, match="versions.stages=99: .* was made without it; give overwrite=true to make"):
+        opened(given)
 
 
 def test_of_models_those_decide_that_a_stage_asks(pages: Path, tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def refuse_others(run: config.Curate, known: dict[str, Any], now: dict[str, Any]
     """Raise ValueError where a folder was made with other keys than `now`."""
     before = known["keys"]
     remedy = "overwrite=true to make again what it changes, or another folder"
-    for key in dict.fromkeys([*before, *now]):
+    for key in dict.fromkeys([f"{VERSION}stages", *before, *now]):  # other code may have other keys
         if before.get(key) == now.get(key):
             continue
         given = f"{key}={_shown(now[key])}" if key in now else f"{key} is not given"

@@ -23,7 +23,7 @@ from llama31 import config
 from llama31.curate.running.stages import CurationStage
 from llama31.runs import files
 
-VERSION = 3  # of what stages leave; raised where the same keys give other files
+VERSION = 4  # of what stages leave; raised where the same keys give other files
 PIECE = 1 << 22
 # What decides beside our own code what a stage leaves; of `filter` datatrove's stop words and C4's patterns, and
 # tldextract's domains in which an address may end.
