@@ -74,8 +74,9 @@ def finish(run: config.Curate, known: list[CurationStage]) -> None:
     encode = tokenizers.load(run.tokenizer).encode if there else None
     length = None if encode is None else lambda text: len(encode(text))
     content = summary.summary(folder, run.name, known, run.report.samples, length)
+    packed = content["packed"]
     try:
-        mixture, said = sources.mixed(folder, run.mixture) if content["packed"] else (None, [])
+        mixture, said = sources.mixed(folder, run.mixture, packed) if packed else (None, [])
         content["mixture"] = mixture and sources.described(mixture, run.mixture, said)
     finally:
         summary.write(folder, content)

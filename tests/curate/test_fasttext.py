@@ -22,6 +22,7 @@ from llama31.curate import codes
 from llama31.curate.fast_text import model as fasttext_model
 from llama31.curate.fast_text import whole
 from llama31.curate.fast_text.model import FastText, FastTextSettings
+from llama31.curate.running import ledger
 from llama31.curate.scoring import language, quality
 from tests.curate import debian, multilingual
 
@@ -259,7 +260,9 @@ def test_a_record_belongs_to_its_model(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.bin"
     shutil.copy(model, path)
     assert fasttext_model.record(path) == {}
+    alone = ledger.content(path)
     shutil.copy(whole.record_path(model), whole.record_path(path))
+    assert [*alone, *ledger.content(path)[1:]] == ledger.content(path) != alone  # a curation asks for both
     assert fasttext_model.record(path)["use"] == "language"
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     with pytest.raises(ValueError, match="the record of another file"):

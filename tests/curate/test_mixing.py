@@ -238,6 +238,8 @@ def test_keys_of_the_mixture_give_shares_to_languages(tmp_path: Path) -> None:
     assert said == ["mixture.mathematics=0.25: there is no text of it; the other parts share it"]
     told = outcome.described(mixed, config.MixtureShares(most_epochs=0.5), said)
     assert told["keys"]["most_epochs"] == 0.5 and told["sources"]["general-hi"]["weight"] == weights["general-hi"]
+    few, _ = outcome.mixed(folder, config.MixtureShares(), ["general-en", "code-en"])
+    assert [one.source.name for one in few.sources] == ["code-en", "general-en"]
     for shares, wrong in (({"th": 1.0}, "language_shares.th: there are no tokens"), ({"de": 0.0}, "language_shares={")):
         with pytest.raises(ValueError, match=f"^mixture.{wrong}"):
             outcome.mixed(folder, config.MixtureShares(language_shares=shares))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,17 @@ def packed_sources(folder: Path, stage: CurationStage) -> dict[str, dict[str, An
     return dict(sorted(found.items()))
 
 
-def mixed(folder: Path, asked: config.MixtureShares) -> tuple[mixture.SourceMixture, list[str]]:
+def mixed(
+    folder: Path, asked: config.MixtureShares, names: Collection[str] | None = None
+) -> tuple[mixture.SourceMixture, list[str]]:
     """The mixture of what is packed in `folder`/tokens, and a line for each part that there is no text of.
+
+    With `names` of these sources alone: others may be left of a run with more tasks.
 
     Raises ValueError where nothing is packed, or where no part with a share has text.
     """
     there = packed.of_folder(folder / "tokens", asked.main_languages)
+    there = [one for one in there if names is None or one.name in names]
     wanted = {name: getattr(asked, name) for name in packed.SHARES}
     tokens = {part: sum(one.tokens for one in there if one.part == part) for part in wanted}
     shares = {part: share for part, share in wanted.items() if tokens[part]}

@@ -20,6 +20,7 @@ from typing import Any
 import xxhash
 
 from llama31 import config
+from llama31.curate.fast_text import whole
 from llama31.curate.running.stages import CurationStage
 from llama31.runs import files
 
@@ -145,8 +146,12 @@ def _plain(section: Any, name: str) -> Any:
 
 
 def content(model: Path) -> list[list[Any]]:
-    """Files of a model or a list with bytes and, up to a gigabyte, hashes: others may stand at the same path later."""
-    paths = sorted(path for path in (model.rglob("*") if model.is_dir() else [model]) if path.is_file())
+    """Files of a model or a list with bytes and, up to a gigabyte, hashes: others may stand at the same path later.
+
+    With a fastText model goes its record, which says how texts are prepared for it.
+    """
+    named = model.rglob("*") if model.is_dir() else [model, whole.record_path(model)]
+    paths = sorted(path for path in named if path.is_file())
     return [[path.name, path.stat().st_size, _known_digest(path, path.stat().st_mtime_ns)] for path in paths]
 
 
