@@ -4,7 +4,7 @@
 # stages, each after those that it needs, with the memory that it states; nothing waits behind a stage that failed.
 #
 # bill: --nodes=1 bytes=1e12
-#       0 GPUs, 87 core-h for 1 TB of HTML
+#       0 GPUs, 41 core-h for 1 TB of HTML
 #
 #SBATCH --job-name=curate
 #SBATCH --nodes=1 --ntasks=1 --cpus-per-task=1
