@@ -87,7 +87,7 @@ def of(text: str, language: str) -> Spans:
 def joined(text: str, language: str) -> bytes:
     """The words of `words.split`, one space between two, in UTF-8."""
     found, codes = Spans(text, language), _codes(text)
-    table = _classes(True, 128 if codes.dtype == np.uint8 else _table_size(codes))
+    table = _classes(True, _table_size(codes))
     result, sure = kernels.joined(codes, table, found.places, found.lengths)
     if sure and codes.dtype == np.uint8:
         return result.tobytes()
@@ -157,7 +157,9 @@ def _codes(text: str) -> Codes:
 
 
 def _table_size(codes: Codes) -> int:
-    """How far a table need reach: the first two planes hold all scripts but rare Chinese characters."""
+    """How far a table need reach: ASCII, two planes with all scripts but rare Chinese characters, or all of them."""
+    if codes.dtype == np.uint8:
+        return 128
     return 1 << 17 if codes.max() < 1 << 17 else sys.maxunicode + 1
 
 
@@ -165,7 +167,7 @@ def measured(text: str, language: str) -> Words:
     """Words of a text that is looked at in one go."""
     text = f" {text} "  # a border for the first and the last character
     codes = _codes(text)
-    size = 128 if codes.dtype == np.uint8 else _table_size(codes)
+    size = _table_size(codes)
     script = kernels.highest(codes, _scripts(size), LEAST_HARD) if size > 128 else 0
     classes, apart = _classes(script > 0, size), np.zeros((0, 2), np.int64)
     if script > 1:
@@ -210,5 +212,5 @@ def _by_strings(text: str, language: str) -> Words:
     pattern = words.pattern(language if language in words.ELISIONS else "", True, True)
     borders = (at for match in pattern.finditer(text) for at in match.span())
     edges, codes = np.fromiter(borders, np.int64) - 1, _codes(text)
-    kinds = _classes(False, 128 if codes.dtype == np.uint8 else _table_size(codes))[codes]
+    kinds = _classes(False, _table_size(codes))[codes]
     return Words(*kernels.measured(codes, kinds, edges), edges[::2])

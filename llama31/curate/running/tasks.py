@@ -110,9 +110,8 @@ def execute(run: config.Curate, stage: CurationStage, rank: int, known: dict[str
             if ledger.doubtful(folder, record):
                 ledger.confirm(folder, record)
             return Outcome(True, *_passed(record))
-        print(
-            f"{stage.name}, task {rank}: {wrong}; it is made again\n", end="", flush=True
-        )  # a line, of many processes
+        # One write with its end, for many processes have the same terminal.
+        print(f"{stage.name}, task {rank}: {wrong}; it is made again\n", end="", flush=True)
     _refuse_damage(stage, rank, folder, inputs)
     for share in mine:
         if wrong := sharing.changed(run, share["left"]):

@@ -6,6 +6,8 @@ out. Sources stand with each; forms without a checksum (US SSN, UK NINO, Indian 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 CONTROL = "TRWAGMYFPDXBNJZSQVHLCKE"  # Spain: letter by remainder of 23 (Real Decreto 1553/2005)
 # Italy: values of characters at odd places (decreto ministeriale of 23 December 1976); digits count as A to J.
 ODD = dict(
@@ -37,6 +39,11 @@ IBAN_LENGTHS = {
     "LC": 32,
     "RU": 33,
 }
+
+
+def _weighted(digits: str, weights: Sequence[int]) -> int:
+    """The sum of the first digits, each times its weight."""
+    return sum(int(digit) * weight for digit, weight in zip(digits, weights))
 
 
 def luhn(digits: str) -> bool:
@@ -178,7 +185,7 @@ def german_pension(characters: str) -> bool:
 
 def austrian_svnr(digits: str) -> bool:
     """Austrian social insurance number of 10 digits: the fourth is the rest of the weighted others modulo 11."""
-    total = sum(int(digit) * weight for digit, weight in zip(digits, (3, 7, 9, 0, 5, 8, 4, 2, 1, 6)))
+    total = _weighted(digits, (3, 7, 9, 0, 5, 8, 4, 2, 1, 6))
     return digits[0] != "0" and total % 11 == int(digits[3])
 
 
@@ -202,10 +209,8 @@ def curp(characters: str) -> bool:
 
 def cuil(digits: str) -> bool:
     """Argentine CUIL of a person, 11 digits: check digit modulo 11 (ANSES)."""
-    total = sum(int(digit) * weight for digit, weight in zip(digits, (5, 4, 3, 2, 7, 6, 5, 4, 3, 2)))
-    return digits[:2] in ("20", "23", "24", "27") and {10: 9, 11: 0}.get(11 - total % 11, 11 - total % 11) == int(
-        digits[10]
-    )
+    check = 11 - _weighted(digits, (5, 4, 3, 2, 7, 6, 5, 4, 3, 2)) % 11
+    return digits[:2] in ("20", "23", "24", "27") and {10: 9, 11: 0}.get(check, check) == int(digits[10])
 
 
 def rut(characters: str) -> bool:
@@ -221,7 +226,7 @@ def canadian_sin(digits: str) -> bool:
 
 def australian_tfn(digits: str) -> bool:
     """Australian tax file number of 9 digits: weighted sum divisible by 11."""
-    return sum(int(digit) * weight for digit, weight in zip(digits, (1, 4, 3, 7, 5, 8, 6, 9, 10))) % 11 == 0
+    return _weighted(digits, (1, 4, 3, 7, 5, 8, 6, 9, 10)) % 11 == 0
 
 
 def thai_id(digits: str) -> bool:
